@@ -1,3 +1,11 @@
-//! bimip
-#[allow(missing_docs)]
-pub mod proto { include!(concat!(env!("OUT_DIR"), "/bimip.v1.rs")); }
+//! BIMip over QUIC: a 1:1 messaging and presence server for mobile networks, and the device's side of it.
+//!
+//! Floors, from the ground up; a module uses only floors below its own (`tests/tidy.rs` holds it):
+//! [`wire`], then `store`, `auth` and `observe`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+#[cfg(feature = "server")]
+pub mod store;
+
+pub mod limits;
+pub mod wire;

@@ -1,0 +1,83 @@
+//! Every bound of the server in one place, each with its reason. What an operator may want to change is a
+//! configuration field whose default stands here; the rest is the protocol's or the house's own.
+
+use std::time::Duration;
+
+// --- The protocol's (profile) ---------------------------------------------------------------------------------------
+
+/// Longest frame (profile 2): a 16 KiB text with its envelope fits four times.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Longest text (profile 7).
+pub const TEXT_BYTES_MAX: usize = 16 * 1024;
+/// Longest media caption (profile 7).
+pub const CAPTION_BYTES_MAX: usize = 1024;
+/// Longest media or thumbnail address: what browsers and proxies take without trouble.
+pub const URL_BYTES_MAX: usize = 2048;
+/// Largest media file that metadata may speak of (profile 7): 4 GiB.
+pub const MEDIA_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
+/// Devices of one user (profile 3).
+pub const DEVICES_PER_USER_MAX: usize = 16;
+/// Entries of one user's subscriber list (profile 6); blocks count beside it.
+pub const SUBSCRIBERS_PER_USER_MAX: usize = 5_000;
+/// `SessionOpen` must have come by then (profile 3).
+pub const SESSION_OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// A sender that does not answer its VersionUpdate holds its message back no longer (profile 7).
+pub const RELEASE_WITHIN: Duration = Duration::from_secs(1);
+/// Silence after which the server pings (profile 4).
+pub const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Clock difference that token times forgive (profile 3).
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
+/// A page of history (profile 8).
+pub const HISTORY_PAGE_MAX: usize = 200;
+/// A page of history when the client does not say (profile 8).
+pub const HISTORY_PAGE_DEFAULT: usize = 50;
+/// `message_id_local`s are remembered at least as long (profile 7).
+pub const LOCAL_IDS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+// --- Sessions -------------------------------------------------------------------------------------------------------
+
+/// Store calls that one session may have under way; at the bound its lanes are not read until one returns.
+/// 64 fill a commit group from a single busy sender, and cost at most 64 frames of memory.
+pub const SESSION_CALLS_MAX: usize = 64;
+/// Messages of one session that wait for their VersionUpdate's answer; at the bound chat is not read further.
+pub const SESSION_UNRELEASED_MAX: usize = 256;
+/// Bytes queued on one lane before its sources (tail, replies) pause. One frame may go over it.
+pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
+/// Frames taken from one connection before others get their turn.
+pub const FRAMES_PER_TURN: usize = 64;
+/// Entries that one tail reads from the store at once: amortises the read, and bounds what a session holds.
+pub const TAIL_READ_ENTRIES: usize = 128;
+/// Notices (replaced, revoked, relayed pings) that wait for one session; they are acted on at once, so few suffice.
+pub const SESSION_NOTICES_MAX: usize = 64;
+/// How long a closing connection may take to hand over its last error.
+pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
+
+// --- Hub ------------------------------------------------------------------------------------------------------------
+
+/// Entries of one connected user that are kept in memory for live tails; who falls behind reads the store.
+pub const RECENT_ENTRIES_MAX: usize = 64;
+/// Bytes of the same.
+pub const RECENT_BYTES_MAX: usize = 128 * 1024;
+
+// --- Store ----------------------------------------------------------------------------------------------------------
+
+/// Operations that wait for the store's writer; a caller that finds it full waits, then is told 503.
+pub const STORE_QUEUE_MAX: usize = 8 * 1024;
+/// How long a caller waits for a place in the writer's queue.
+pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(2);
+/// Operations in one durable commit: bounds the commit's memory and the latency of its first.
+pub const COMMIT_OPERATIONS_MAX: usize = 1024;
+/// Reads of the store that run at once; more wait their turn. They are short, and mostly from memory.
+pub const STORE_READERS_MAX: usize = 4;
+
+// --- Transport ------------------------------------------------------------------------------------------------------
+
+/// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and
+/// answered instead of stalling. quinn allocates stream state up to this limit at once (quinn issue 2600).
+pub const STREAMS_MAX: u32 = 5;
+/// Handshakes under way at once; further connection attempts are refused until one is through.
+pub const HANDSHAKES_MAX: usize = 512;
+/// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).
+pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
+/// A handshake takes no longer: two lost flights on a slow mobile path.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);

@@ -1,0 +1,145 @@
+//! What must survive: every user's log, chats, acknowledgments, contacts, blocks, revocations and cursors.
+//!
+//! [`Store`] says what the families need, in their words; no engine's type leaks through it, so that a second
+//! implementation over PostgreSQL can stand beside [`embedded`]. A call that changes something returns once the change
+//! is durable, unless it says otherwise. Time comes in as an argument.
+
+mod types;
+
+pub use types::{
+    Accepted, AcceptOutcome, Acknowledged, Acknowledgment, AckTarget, Contact, Content, DeviceState, EntryBody,
+    HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
+};
+
+use std::sync::Arc;
+
+use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};
+
+/// Why the store did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The sender used this `message_id_local` for something else (409).
+    #[error("this message_id_local was used for another message")]
+    Conflict,
+    /// No such message (404).
+    #[error("no such message")]
+    NoSuchMessage,
+    /// The caller is not the message's recipient (403).
+    #[error("only the recipient acknowledges a message")]
+    NotRecipient,
+    /// The recipient has blocked the sender, or the other way round (403).
+    #[error("not allowed to write to this user")]
+    Blocked,
+    /// The user has as many devices as it may (403).
+    #[error("the user has too many devices")]
+    TooManyDevices,
+    /// The list is full (403).
+    #[error("the list is full")]
+    ListFull,
+    /// More waits than the writer takes (503).
+    #[error("the store is overloaded")]
+    Overloaded,
+    /// The store is shutting down (503).
+    #[error("the store is closed")]
+    Closed,
+    /// The engine failed (503). The writer takes nothing more until the server is restarted.
+    #[error("storage failed: {0}")]
+    Engine(String),
+}
+
+/// Told of every entry that became durable, in order, by the store's writer before the caller is answered.
+///
+/// Called on the writer's thread: it must not block.
+pub trait LogObserver: Send + Sync + 'static {
+    /// `entry` was appended to `user`'s log.
+    fn appended(&self, user: &Eid, entry: &Arc<LogEntry>);
+}
+
+/// The durable state. All calls may run at once; calls of one caller that do not wait for each other take effect in
+/// the order in which they were first polled.
+#[async_trait::async_trait]
+pub trait Store: Send + Sync + 'static {
+    // --- Chat (profile 7) ---
+
+    /// Accepts a message: numbers it, makes it durable, and enters its VersionUpdate into the sender's log.
+    ///
+    /// The same sender and `message_id_local` again returns what was accepted then, changing nothing. With `release`
+    /// set the message is released in the same commit, unless an earlier one of the chat still waits.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`], [`StoreError::Blocked`], and the store's own.
+    async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
+
+    /// Releases an accepted message to the recipient and the sender's other devices. Within a chat messages are
+    /// released in the order of their versions: one whose predecessor still waits is released right after it.
+    /// Releasing again does nothing.
+    async fn release(&self, message: MessageId) -> Result<(), StoreError>;
+
+    /// Moves the state of one message, or of all up to a version, forward; enters it into both users' logs if that
+    /// changed anything, and moves the acknowledging device's cursor up to the message.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchMessage`], [`StoreError::NotRecipient`], and the store's own.
+    async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError>;
+
+    /// A page of one chat, oldest first.
+    async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError>;
+
+    // --- Log (profile 8) ---
+
+    /// Entries of `user`'s log that follow `after`, at most `limit`, in order. Empty: `after` is the head, or what
+    /// followed has been trimmed.
+    async fn read_log(&self, user: &Eid, after: Sequence, limit: usize) -> Result<Vec<Arc<LogEntry>>, StoreError>;
+
+    /// Registers the device if it is new, and says where it and its log stand.
+    ///
+    /// # Errors
+    /// [`StoreError::TooManyDevices`] for a new one beyond the bound, and the store's own.
+    async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError>;
+
+    /// Moves the device's cursor forward, never back. Not waited for and not synced: what a crash forgets is
+    /// delivered once more. [`Store::open_device`] sees it at once.
+    fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence);
+
+    /// Forgets the device and its cursor.
+    async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError>;
+
+    // --- Contacts and blocks (profile 6) ---
+
+    /// Adds or changes an entry of the owner's list; `true` if it was there before.
+    ///
+    /// # Errors
+    /// [`StoreError::ListFull`], and the store's own.
+    async fn put_contact(&self, owner: &Eid, contact: Contact) -> Result<bool, StoreError>;
+
+    /// Removes an entry; `true` if it was there.
+    async fn remove_contact(&self, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError>;
+
+    /// Blocks or unblocks; `true` if that changed anything.
+    async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError>;
+
+    /// The owner's list, blocked users that are no subscribers included, ordered by eid.
+    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError>;
+
+    /// The users in whose lists `subscriber` stands, unblocked either way.
+    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<Eid>, StoreError>;
+
+    // --- Revocations (profile 6) ---
+
+    /// Records a revocation.
+    async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError>;
+
+    /// All revocations that still refuse something at `now_ms` (Unix milliseconds): read once at start-up.
+    async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError>;
+
+    // --- Life ---
+
+    /// The chat's newest version, zero if it has none.
+    async fn chat_version(&self, chat: ChatId) -> Result<crate::wire::Version, StoreError>;
+
+    /// Succeeds if the store takes writes.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// Commits what waits, writes out what was not synced, and stops. Later calls are refused.
+    async fn close(&self);
+}

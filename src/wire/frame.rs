@@ -1,0 +1,226 @@
+//! Framing: an unsigned varint length, then that many bytes of one envelope (profile 2).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use super::lane::Lane;
+use super::proto::MessageScheme;
+
+/// Longest length prefix that is looked at: five bytes hold any length that a 32-bit number can name.
+const PREFIX_BYTES_MAX: usize = 5;
+
+/// Why a byte stream cannot be cut into frames any further: the connection has to go (profile 2, error 413).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The length prefix says more than the limit, or is no length at all.
+    #[error("a frame is longer than the limit of {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+}
+
+/// Cuts one lane's bytes into frames, whatever way they were split on the road.
+///
+/// Memory: what has arrived of one frame, at most the limit and a prefix; a length that is only announced costs
+/// nothing. A frame that lies whole within what was fed is not copied.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    limit: usize,
+    /// Fed, not yet cut.
+    fresh: Bytes,
+    /// The beginning of a frame whose rest has not come yet, with its prefix.
+    partial: BytesMut,
+}
+
+impl FrameDecoder {
+    /// A decoder that refuses frames over `limit` bytes.
+    pub fn new(limit: usize) -> FrameDecoder {
+        FrameDecoder { limit, fresh: Bytes::new(), partial: BytesMut::new() }
+    }
+
+    /// Adds what arrived. Call [`FrameDecoder::next_frame`] until it gives `None` before feeding again.
+    pub fn feed(&mut self, chunk: Bytes) {
+        debug_assert!(self.fresh.is_empty(), "feed only once everything was cut");
+        self.fresh = chunk;
+    }
+
+    /// The next whole frame, without its prefix.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`]; the decoder is of no more use then.
+    pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
+        if self.partial.is_empty() {
+            return self.cut_fresh();
+        }
+        while self.fresh.has_remaining() {
+            match self.prefix(&self.partial)? {
+                None => self.partial.put_u8(self.fresh.get_u8()),
+                Some((prefix, len)) => {
+                    let missing = prefix + len - self.partial.len();
+                    let take = missing.min(self.fresh.len());
+                    self.partial.extend_from_slice(&self.fresh.split_to(take));
+                    break;
+                }
+            }
+        }
+        match self.prefix(&self.partial)? {
+            Some((prefix, len)) if self.partial.len() == prefix + len => {
+                let mut whole = std::mem::take(&mut self.partial).freeze();
+                whole.advance(prefix);
+                Ok(Some(whole))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Bytes held for a frame that is not whole yet.
+    pub fn pending(&self) -> usize {
+        self.partial.len() + self.fresh.len()
+    }
+
+    fn cut_fresh(&mut self) -> Result<Option<Bytes>, FrameError> {
+        match self.prefix(&self.fresh)? {
+            Some((prefix, len)) if self.fresh.len() >= prefix + len => {
+                self.fresh.advance(prefix);
+                Ok(Some(self.fresh.split_to(len)))
+            }
+            _ => {
+                // Copied, so that a small rest does not keep a whole packet's buffer alive.
+                self.partial.extend_from_slice(&std::mem::take(&mut self.fresh));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The prefix's own length and the length it names, once it is all there.
+    fn prefix(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
+        let too_large = FrameError::TooLarge { limit: self.limit };
+        let mut len = 0u64;
+        for (index, byte) in bytes.iter().take(PREFIX_BYTES_MAX).enumerate() {
+            len |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                let len = usize::try_from(len).map_err(|_| too_large)?;
+                return if len > self.limit { Err(too_large) } else { Ok(Some((index + 1, len))) };
+            }
+        }
+        if bytes.len() >= PREFIX_BYTES_MAX { Err(too_large) } else { Ok(None) }
+    }
+}
+
+/// One frame: length prefix and envelope.
+pub fn encode_frame(scheme: &MessageScheme) -> Bytes {
+    let mut frame = BytesMut::with_capacity(frame_len(scheme));
+    encode_into(scheme, &mut frame);
+    frame.freeze()
+}
+
+/// The lane byte and the first frame of that lane.
+pub fn encode_lane_frame(lane: Lane, scheme: &MessageScheme) -> Bytes {
+    let mut frame = BytesMut::with_capacity(1 + frame_len(scheme));
+    frame.put_u8(lane.byte());
+    encode_into(scheme, &mut frame);
+    frame.freeze()
+}
+
+/// Length of the frame that an envelope makes, prefix included.
+pub fn frame_len(scheme: &MessageScheme) -> usize {
+    let len = scheme.encoded_len();
+    len + prost::length_delimiter_len(len)
+}
+
+fn encode_into(scheme: &MessageScheme, frame: &mut BytesMut) {
+    scheme.encode_length_delimited(frame).expect("a BytesMut grows as needed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::proto::TextPayloadRequest;
+    use crate::wire::{Payload, envelope, open_envelope};
+    use proptest::prelude::*;
+
+    fn text(content: &str) -> MessageScheme {
+        envelope(Payload::TextPayloadRequest(TextPayloadRequest { content: content.into(), ..Default::default() }))
+    }
+
+    fn cut(decoder: &mut FrameDecoder, chunk: &[u8], frames: &mut Vec<Bytes>) -> Result<(), FrameError> {
+        decoder.feed(Bytes::copy_from_slice(chunk));
+        while let Some(frame) = decoder.next_frame()? {
+            frames.push(frame);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_split(
+            contents in proptest::collection::vec(".{0,300}", 1..6),
+            cuts in proptest::collection::vec(1usize..200, 1..40),
+        ) {
+            let sent: Vec<_> = contents.iter().map(|content| text(content)).collect();
+            let stream: Vec<u8> = sent.iter().flat_map(|scheme| encode_frame(scheme).to_vec()).collect();
+            let mut decoder = FrameDecoder::new(64 * 1024);
+            let mut frames = Vec::new();
+            let mut rest = &stream[..];
+            for len in cuts.iter().cycle() {
+                let (chunk, tail) = rest.split_at((*len).min(rest.len()));
+                cut(&mut decoder, chunk, &mut frames).unwrap();
+                rest = tail;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let got: Vec<_> = frames.iter().map(|frame| open_envelope(frame).unwrap()).collect();
+            prop_assert_eq!(got, sent);
+            prop_assert_eq!(decoder.pending(), 0);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_give_an_error_within_the_limit(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20),
+        ) {
+            let limit = 100;
+            let mut decoder = FrameDecoder::new(limit);
+            let mut frames = Vec::new();
+            for chunk in &chunks {
+                if cut(&mut decoder, chunk, &mut frames).is_err() {
+                    break;
+                }
+                prop_assert!(decoder.pending() <= limit + PREFIX_BYTES_MAX);
+                prop_assert!(decoder.partial.capacity() <= 4 * (limit + PREFIX_BYTES_MAX) + 200);
+            }
+            for frame in frames {
+                prop_assert!(frame.len() <= limit);
+                let _ = open_envelope(&frame);
+            }
+        }
+
+        #[test]
+        fn any_bytes_as_an_envelope_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = open_envelope(&bytes);
+        }
+    }
+
+    #[test]
+    fn the_limit_is_exact_and_an_announced_length_costs_nothing() {
+        let frames = &mut Vec::new();
+        let mut exact = vec![100];
+        exact.extend([0; 100]);
+        assert_eq!(cut(&mut FrameDecoder::new(100), &exact, frames), Ok(()));
+        assert_eq!(frames.len(), 1);
+        let refused = Err(FrameError::TooLarge { limit: 100 });
+        assert_eq!(cut(&mut FrameDecoder::new(100), &[101], frames), refused);
+        assert_eq!(cut(&mut FrameDecoder::new(100), &[0xff; 5], frames), refused);
+        let mut decoder = FrameDecoder::new(64 * 1024);
+        cut(&mut decoder, &[0x80, 0x80, 0x04], frames).unwrap();
+        assert!(decoder.partial.capacity() < 1024);
+    }
+
+    #[test]
+    fn an_empty_frame_is_a_frame() {
+        let frames = &mut Vec::new();
+        cut(&mut FrameDecoder::new(10), &[0, 0], frames).unwrap();
+        assert_eq!(frames.len(), 2);
+    }
+}

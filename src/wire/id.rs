@@ -1,0 +1,333 @@
+//! Identities and numbers, made by parsing at the edge (profile 3, 7 and 8).
+
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::proto::Identity;
+
+/// Longest user identifier, in bytes (profile 3).
+const EID_BYTES_MAX: usize = 254;
+/// Longest device identifier, in bytes (profile 3).
+const DEVICE_ID_BYTES_MAX: usize = 64;
+/// Longest `message_id_local`, in bytes (profile 7).
+const LOCAL_ID_BYTES_MAX: usize = 64;
+
+/// Why an identifier is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// The required field is absent or empty.
+    #[error("an identity is missing")]
+    Missing,
+    /// Not `local@domain` within its bounds.
+    #[error("an eid is local@domain, 3 to 254 bytes, without white space or control characters")]
+    Eid,
+    /// Not a device id.
+    #[error("a connection_resource_id is 1 to 64 of A-Z a-z 0-9 . _ -")]
+    Device,
+    /// Not a client's own message id.
+    #[error("a message_id_local is 1 to 64 bytes")]
+    Local,
+    /// Not a UUID.
+    #[error("a message_id is a UUID")]
+    Message,
+    /// Not a chat id.
+    #[error("a chat_id is 32 hexadecimal digits")]
+    Chat,
+}
+
+/// A user: `local@domain`, ASCII letters in lower case (profile 3). Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Eid(Arc<str>);
+
+impl Eid {
+    /// Parses and normalises.
+    pub fn parse(text: &str) -> Result<Eid, IdError> {
+        if text.is_empty() {
+            return Err(IdError::Missing);
+        }
+        if text.len() < 3 || text.len() > EID_BYTES_MAX {
+            return Err(IdError::Eid);
+        }
+        let (local, domain) = text.split_once('@').ok_or(IdError::Eid)?;
+        let clean =
+            |part: &str| !part.is_empty() && part.chars().all(|c| c != '@' && !c.is_whitespace() && !c.is_control());
+        if !clean(local) || !clean(domain) {
+            return Err(IdError::Eid);
+        }
+        Ok(Eid(text.to_ascii_lowercase().into()))
+    }
+
+    /// The user that a wire identity names.
+    pub fn from_identity(identity: Option<&Identity>) -> Result<Eid, IdError> {
+        Eid::parse(&identity.ok_or(IdError::Missing)?.eid)
+    }
+
+    /// The normalised text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What follows the `@`.
+    pub fn domain(&self) -> &str {
+        self.0.split_once('@').map_or("", |(_, domain)| domain)
+    }
+
+    /// The wire identity of the user, whichever device.
+    pub fn identity(&self) -> Identity {
+        Identity { eid: self.0.to_string(), connection_resource_id: String::new() }
+    }
+
+    /// The wire identity of one device of the user.
+    pub fn device_identity(&self, device: &DeviceId) -> Identity {
+        Identity { eid: self.0.to_string(), connection_resource_id: device.as_str().to_owned() }
+    }
+}
+
+/// One device of a user: `connection_resource_id` (profile 3). Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(Arc<str>);
+
+impl DeviceId {
+    /// Parses.
+    pub fn parse(text: &str) -> Result<DeviceId, IdError> {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if text.is_empty() || text.len() > DEVICE_ID_BYTES_MAX || !text.bytes().all(legal) {
+            return Err(IdError::Device);
+        }
+        Ok(DeviceId(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A client's own name for a message, unique for its sender (profile 7).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalId(Arc<str>);
+
+impl LocalId {
+    /// Parses.
+    pub fn parse(text: &str) -> Result<LocalId, IdError> {
+        if text.is_empty() || text.len() > LOCAL_ID_BYTES_MAX {
+            return Err(IdError::Local);
+        }
+        Ok(LocalId(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A conversation of two users: derived from their eids alone, the same for both, naming neither (profile 7).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChatId([u8; 16]);
+
+impl ChatId {
+    /// The chat of two users, in either order: the first 16 bytes of
+    /// `SHA-256("bimip chat v1" 0x00 lower 0x00 higher)`, the eids in byte order.
+    pub fn between(one: &Eid, other: &Eid) -> ChatId {
+        let (low, high) = if one <= other { (one, other) } else { (other, one) };
+        let mut hash = Sha256::new();
+        hash.update(b"bimip chat v1\0");
+        hash.update(low.as_str());
+        hash.update(b"\0");
+        hash.update(high.as_str());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash.finalize()[..16]);
+        ChatId(id)
+    }
+
+    /// Parses the 32 hexadecimal digits of the wire.
+    pub fn parse(text: &str) -> Result<ChatId, IdError> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(IdError::Chat);
+        }
+        u128::from_str_radix(text, 16).map(|number| ChatId(number.to_be_bytes())).map_err(|_| IdError::Chat)
+    }
+
+    /// The raw bytes, as stores keep them.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// From raw bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> ChatId {
+        ChatId(bytes)
+    }
+}
+
+impl fmt::Display for ChatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for ChatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A message's global name: UUIDv7, assigned by the server (profile 7).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId([u8; 16]);
+
+impl MessageId {
+    /// A new id from the time of acceptance and ten random bytes.
+    pub fn new(unix_ms: i64, entropy: [u8; 10]) -> MessageId {
+        let millis = u64::try_from(unix_ms).unwrap_or(0);
+        MessageId(*uuid::Builder::from_unix_timestamp_millis(millis, &entropy).as_uuid().as_bytes())
+    }
+
+    /// Parses the wire's text.
+    pub fn parse(text: &str) -> Result<MessageId, IdError> {
+        if text.len() != 36 {
+            return Err(IdError::Message);
+        }
+        uuid::Uuid::try_parse(text).map(|id| MessageId(*id.as_bytes())).map_err(|_| IdError::Message)
+    }
+
+    /// The raw bytes, as stores keep them: they sort by time of acceptance.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// From raw bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> MessageId {
+        MessageId(bytes)
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+macro_rules! text_id {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl std::str::FromStr for $name {
+            type Err = IdError;
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                $name::parse(text)
+            }
+        }
+    )*};
+}
+text_id!(Eid, DeviceId, LocalId);
+
+macro_rules! counting {
+    ($($(#[$doc:meta])* $name:ident),*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Before the first.
+            pub const ZERO: $name = $name(0);
+
+            /// The number itself.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+
+            /// The following one.
+            pub const fn next(self) -> $name {
+                $name(self.0 + 1)
+            }
+
+            /// As the wire has it.
+            pub fn wire(self) -> i64 {
+                i64::try_from(self.0).unwrap_or(i64::MAX)
+            }
+
+            /// From the wire; what is negative counts as zero.
+            pub fn from_wire(number: i64) -> $name {
+                $name(u64::try_from(number).unwrap_or(0))
+            }
+        }
+
+        impl From<u64> for $name {
+            fn from(number: u64) -> $name {
+                $name(number)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+counting!(
+    /// Position in a user's log: 1, 2, 3 … (profile 8).
+    Sequence,
+    /// Position in a chat: 1, 2, 3 … without a gap (profile 7).
+    Version
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eids_are_checked_and_lowered() {
+        assert_eq!(Eid::parse("Alice@LocalHost").unwrap().as_str(), "alice@localhost");
+        assert_eq!(Eid::parse("").unwrap_err(), IdError::Missing);
+        let long = format!("{}@b", "a".repeat(253));
+        for bad in ["a@", "@b", "ab", "a@b@c", "a b@c", "a\u{7}@c", "a\u{a0}@c", &long] {
+            assert_eq!(Eid::parse(bad).unwrap_err(), IdError::Eid, "{bad:?}");
+        }
+        assert_eq!(Eid::parse(&format!("{}@b", "a".repeat(252))).unwrap().as_str().len(), 254);
+    }
+
+    #[test]
+    fn device_ids_are_checked() {
+        assert!(DeviceId::parse("Phone-1._x").is_ok());
+        for bad in ["", "a b", "ä", &"x".repeat(65)] {
+            assert_eq!(DeviceId::parse(bad).unwrap_err(), IdError::Device);
+        }
+    }
+
+    #[test]
+    fn a_chat_is_the_same_from_both_sides() {
+        let (alice, bob) = (Eid::parse("alice@x").unwrap(), Eid::parse("bob@x").unwrap());
+        let chat = ChatId::between(&alice, &bob);
+        assert_eq!(chat, ChatId::between(&bob, &alice));
+        assert_eq!(ChatId::parse(&chat.to_string()).unwrap(), chat);
+        assert!(ChatId::parse("+0000000000000000000000000000001").is_err());
+    }
+
+    #[test]
+    fn message_ids_are_uuid_version_7_and_sort_by_time() {
+        let id = MessageId::new(1_700_000_000_000, [7; 10]);
+        let text = id.to_string();
+        assert_eq!(text.as_bytes()[14], b'7');
+        assert_eq!(MessageId::parse(&text).unwrap(), id);
+        assert!(id < MessageId::new(1_700_000_000_001, [0; 10]));
+        assert!(MessageId::parse("no").is_err());
+    }
+}
