@@ -5,6 +5,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 #[cfg(feature = "server")]
+pub mod hub;
+#[cfg(feature = "server")]
+pub mod observe;
+#[cfg(feature = "server")]
 pub mod store;
 
 pub mod limits;

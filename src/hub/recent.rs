@@ -1,0 +1,85 @@
+//! The newest entries of one connected user, in order and without gap, within bounds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::limits::{RECENT_BYTES_MAX, RECENT_ENTRIES_MAX};
+use crate::store::{Content, EntryBody, LogEntry};
+use crate::wire::Sequence;
+
+/// What an entry holds beside its content: ids, eids, counters.
+const ENTRY_OVERHEAD_BYTES: usize = 400;
+
+/// What the hub knows of a log after a position.
+#[derive(Debug)]
+pub enum Recent {
+    /// Nothing newer has been committed since the first device of the user joined.
+    Nothing,
+    /// The entries that follow, without a gap.
+    Entries(Vec<Arc<LogEntry>>),
+    /// There is more than the hub remembers: read the store.
+    Behind,
+}
+
+#[derive(Default)]
+pub(super) struct RecentEntries {
+    entries: VecDeque<Arc<LogEntry>>,
+    bytes: usize,
+    head: Sequence,
+}
+
+impl RecentEntries {
+    /// Appends the log's next entry; the oldest make room.
+    pub(super) fn push(&mut self, entry: Arc<LogEntry>) {
+        debug_assert!(self.head == Sequence::ZERO || entry.sequence == self.head.next(), "the log has no gaps");
+        self.head = entry.sequence;
+        self.bytes += weight(&entry);
+        self.entries.push_back(entry);
+        while self.entries.len() > RECENT_ENTRIES_MAX || self.bytes > RECENT_BYTES_MAX {
+            self.forget_oldest();
+        }
+    }
+
+    /// At most `limit` entries that follow `after`.
+    pub(super) fn after(&self, after: Sequence, limit: usize) -> Recent {
+        if self.head <= after {
+            return Recent::Nothing;
+        }
+        match self.entries.front() {
+            Some(oldest) if oldest.sequence <= after.next() => {
+                let skip = (after.next().get() - oldest.sequence.get()) as usize;
+                Recent::Entries(self.entries.iter().skip(skip).take(limit).cloned().collect())
+            }
+            _ => Recent::Behind,
+        }
+    }
+
+    /// Lets go of what every device has taken.
+    pub(super) fn forget_up_to(&mut self, passed: Sequence) {
+        while self.entries.front().is_some_and(|oldest| oldest.sequence <= passed) {
+            self.forget_oldest();
+        }
+        if self.entries.is_empty() {
+            // An idle user holds no buffer.
+            self.entries = VecDeque::new();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(oldest) = self.entries.pop_front() {
+            self.bytes -= weight(&oldest);
+        }
+    }
+}
+
+fn weight(entry: &LogEntry) -> usize {
+    let content = match &entry.body {
+        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => match &m.content {
+            Content::Text(text) => text.len(),
+            Content::Media { url, caption, thumbnail_url, .. } => url.len() + caption.len() + thumbnail_url.len(),
+        },
+        EntryBody::Acknowledged(_) => 0,
+    };
+    // Once for the message and once for its encoded frame.
+    2 * content + ENTRY_OVERHEAD_BYTES
+}

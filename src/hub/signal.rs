@@ -1,0 +1,67 @@
+//! How the rest of the server gets a session's attention without waiting for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::Waker;
+
+use futures_util::task::AtomicWaker;
+
+use crate::limits::SESSION_NOTICES_MAX;
+use crate::wire::CloseCode;
+
+/// What a session is told by somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Close with this code.
+    Close(CloseCode),
+    /// The server is shutting down: finish what is under way, then close.
+    Drain,
+}
+
+/// One session's mailbox: a flag that its log has advanced, and a bounded queue of notices.
+#[derive(Default)]
+pub struct Signal {
+    advanced: AtomicBool,
+    notices: Mutex<VecDeque<Notice>>,
+    waker: AtomicWaker,
+}
+
+impl Signal {
+    /// The user's log has a new entry.
+    pub fn advanced(&self) {
+        if !self.advanced.swap(true, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+
+    /// Queues a notice. When the queue is full the newest is dropped, unless it closes the session: a close makes
+    /// everything before it void, and takes the oldest's place.
+    pub fn notify(&self, notice: Notice) {
+        {
+            let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+            if notices.len() < SESSION_NOTICES_MAX {
+                notices.push_back(notice);
+            } else if matches!(notice, Notice::Close(_)) {
+                notices.pop_front();
+                notices.push_front(notice);
+            }
+        }
+        self.waker.wake();
+    }
+
+    /// Whether the log has advanced since the last call.
+    pub fn take_advanced(&self) -> bool {
+        self.advanced.swap(false, Ordering::AcqRel)
+    }
+
+    /// The oldest notice.
+    pub fn take_notice(&self) -> Option<Notice> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Whom to wake; register before looking.
+    pub fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+}
