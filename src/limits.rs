@@ -43,8 +43,12 @@ pub const SESSION_CALLS_MAX: usize = 64;
 pub const SESSION_UNRELEASED_MAX: usize = 256;
 /// Bytes queued on one lane before its sources (tail, replies) pause. One frame may go over it.
 pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
+/// Characters of a refused request's `message_id_local` that its error echoes: as many as a legal one may have.
+pub const LOCAL_ID_ECHO_MAX: usize = 64;
 /// Frames taken from one connection before others get their turn.
 pub const FRAMES_PER_TURN: usize = 64;
+/// Turns of one session before its thread serves others.
+pub const TURNS_PER_POLL: usize = 4;
 /// Entries that one tail reads from the store at once: amortises the read, and bounds what a session holds.
 pub const TAIL_READ_ENTRIES: usize = 128;
 /// Notices (replaced, revoked, relayed pings) that wait for one session; they are acted on at once, so few suffice.

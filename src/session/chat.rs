@@ -1,0 +1,376 @@
+//! The chat family: texts, version updates, acknowledgments, synchronisation, history (4.8, 5.9, 5.10, profile 7, 8).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::limits::{HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
+use crate::store::{
+    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, HistoryMessage, HistoryQuery, NewMessage,
+    StoreError,
+};
+use crate::wire::proto::{AcknowledgmentRequest, HistoryPage, HistoryRequest, SyncAck, TextPayloadRequest, VersionUpdate};
+use crate::wire::{
+    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Payload, Sequence, Version,
+    encode_frame,
+};
+
+use super::fault::{Fault, require_own};
+use super::{Call, Now, Open, Origin, Phase, Session, render};
+
+/// What a session remembers of its own messages on their way.
+pub(super) struct Chat {
+    /// The sender chose not to wait for its own answers to VersionUpdates.
+    pipelined: bool,
+    /// Accepted, not released, oldest first; bounded: at the bound the oldest is released at once.
+    unreleased: VecDeque<(Instant, MessageId)>,
+    /// Request ids of sends whose VersionUpdate has not gone out, oldest first; bounded by [`Session::wanted`].
+    requests: HashMap<LocalId, Vec<i64>>,
+    /// Second answers to one message, owed once the tail has brought the first, so that sequences stay in order.
+    owed: VecDeque<(Sequence, Bytes)>,
+}
+
+impl Chat {
+    pub(super) fn new(pipelined: bool) -> Chat {
+        Chat { pipelined, unreleased: VecDeque::new(), requests: HashMap::new(), owed: VecDeque::new() }
+    }
+
+    /// Sends that wait for their answer.
+    pub(super) fn unanswered(&self) -> usize {
+        self.requests.len() + self.owed.len()
+    }
+
+    /// When the oldest unreleased message has waited long enough.
+    pub(super) fn release_due(&self) -> Option<Instant> {
+        self.unreleased.front().map(|(due, _)| *due)
+    }
+
+    /// Takes all unreleased messages.
+    pub(super) fn unreleased(&mut self) -> impl Iterator<Item = MessageId> + use<> {
+        std::mem::take(&mut self.unreleased).into_iter().map(|(_, message)| message)
+    }
+
+    /// The request id that the VersionUpdate of this message answers; zero: none.
+    pub(super) fn answer(&mut self, local_id: &LocalId) -> i64 {
+        let Some(ids) = self.requests.get_mut(local_id) else { return 0 };
+        let id = if ids.is_empty() { 0 } else { ids.remove(0) };
+        if ids.is_empty() {
+            self.requests.remove(local_id);
+        }
+        id
+    }
+
+    /// The next answer that is owed now that the tail stands at `position`.
+    pub(super) fn pop_owed(&mut self, position: Sequence) -> Option<Bytes> {
+        let (_, frame) = self.owed.pop_front_if(|(sequence, _)| *sequence <= position)?;
+        Some(frame)
+    }
+
+    /// A message waits for its release. Returns one that has to go now to stay within the bound.
+    pub(super) fn wait_for_answer(&mut self, message: MessageId, due: Instant) -> Option<MessageId> {
+        if self.unreleased.iter().any(|(_, waiting)| *waiting == message) {
+            return None;
+        }
+        self.unreleased.push_back((due, message));
+        if self.unreleased.len() <= SESSION_UNRELEASED_MAX {
+            return None;
+        }
+        self.unreleased.pop_front().map(|(_, message)| message)
+    }
+}
+
+impl Session {
+    /// 5.9.1 TextPayloadRequest.
+    pub(super) fn text_payload(&mut self, origin: Origin, text: TextPayloadRequest, now: Now) -> Result<(), Fault> {
+        let local = echo(&text.message_id_local);
+        self.check_text(text, now)
+            .map_err(|fault| fault.details(local))
+            .map(|message| self.accept(origin, message))
+    }
+
+    fn check_text(&self, text: TextPayloadRequest, now: Now) -> Result<NewMessage, Fault> {
+        let (sender, device, recipient) = self.check_parties(text.from.as_ref(), &text.to)?;
+        let local_id = LocalId::parse(&text.message_id_local)?;
+        if text.content.is_empty() {
+            return Err(Fault::malformed("content is empty"));
+        }
+        if text.content.len() > TEXT_BYTES_MAX {
+            return Err(Fault::new(ErrorCode::TooLarge, "content is longer than 16 KiB"));
+        }
+        if !is_plausible_size(&text.text_size_count, text.content.len()) {
+            return Err(Fault::malformed("text_size_count is empty, or a decimal number up to the content's bytes"));
+        }
+        Ok(self.new_message((sender, device, recipient), local_id, Content::Text(text.content), text.created_at, now))
+    }
+
+    /// `from` is the session's own user, and there is exactly one recipient, somebody else, in a served domain.
+    pub(super) fn check_parties(
+        &self,
+        from: Option<&Identity>,
+        to: &[Identity],
+    ) -> Result<(Eid, DeviceId, Eid), Fault> {
+        let Phase::Open(open) = &self.phase else { return Err(Fault::new(ErrorCode::Unauthenticated, "not signed in")) };
+        require_own(from, &open.user, open.device.as_str())?;
+        let [to] = to else { return Err(Fault::malformed("exactly one recipient is needed")) };
+        let recipient = Eid::parse(&to.eid)?;
+        if recipient == open.user {
+            return Err(Fault::malformed("a message to oneself"));
+        }
+        if !self.services.settings.serves(&recipient) {
+            return Err(Fault::new(ErrorCode::NotFound, "the recipient's domain is not served here"));
+        }
+        Ok((open.user.clone(), open.device.clone(), recipient))
+    }
+
+    pub(super) fn new_message(
+        &self,
+        (sender, device, recipient): (Eid, DeviceId, Eid),
+        local_id: LocalId,
+        content: Content,
+        created_at: i64,
+        now: Now,
+    ) -> NewMessage {
+        let mut entropy = [0; 10];
+        (self.services.random)(&mut entropy);
+        NewMessage { sender, device, recipient, local_id, content, created_at, received_at: now.unix_ms, entropy }
+    }
+
+    pub(super) fn accept(&mut self, origin: Origin, message: NewMessage) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.chat.requests.entry(message.local_id.clone()).or_default().push(origin.request_id);
+        let release = open.chat.pipelined;
+        self.call(Call::Accept(origin, Box::new(message), release));
+    }
+
+    /// The store has accepted or refused. The VersionUpdate itself comes with the tail, in its place among the
+    /// sender's other entries.
+    pub(super) fn accepted(&mut self, origin: Origin, local: &LocalId, accepted: Result<Accepted, StoreError>, now: Now) {
+        let within = self.services.settings.release_within;
+        let Phase::Open(open) = &mut self.phase else { return self.release_orphan(accepted) };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                forget_request(open, local, origin.request_id);
+                if let StoreError::Engine(reason) = &error {
+                    tracing::error!(session = open.session_id, reason, "a message was not accepted");
+                }
+                return self.refuse(origin, Fault::from(&error).details(local.as_str()));
+            }
+        };
+        match accepted.outcome {
+            AcceptOutcome::Released => {}
+            AcceptOutcome::Waiting => {
+                let crowded = open.chat.wait_for_answer(accepted.message.id, now.at + within);
+                crowded.into_iter().for_each(|message| self.call(Call::Release(message)));
+            }
+            AcceptOutcome::Known => self.answer_again(origin, local, &accepted),
+        }
+    }
+
+    /// Only the lost connection of the sender released what it had in flight: what was accepted since must not wait.
+    fn release_orphan(&mut self, accepted: Result<Accepted, StoreError>) {
+        if let Ok(Accepted { message, outcome: AcceptOutcome::Waiting, .. }) = accepted {
+            self.call(Call::Release(message.id));
+        }
+    }
+
+    /// The same message again: the same VersionUpdate again, and nothing else (profile 7).
+    fn answer_again(&mut self, origin: Origin, local: &LocalId, accepted: &Accepted) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let passed = accepted.sequence <= open.tail.position();
+        let first_still_comes = !passed && accepted.message.device == open.device;
+        if first_still_comes && open.chat.requests.get(local).is_some_and(|ids| ids.len() == 1) {
+            return; // The tail answers it.
+        }
+        forget_request(open, local, origin.request_id);
+        let mut scheme = render::version_update(&accepted.message, accepted.sequence);
+        scheme.request_id = origin.request_id;
+        let frame = encode_frame(&scheme);
+        if passed {
+            self.send_frame(Lane::Chat, frame);
+        } else {
+            open.chat.owed.push_back((accepted.sequence, frame));
+            open.tail.look();
+        }
+    }
+
+    /// 5.10 VersionUpdate RESPONSE: the sender knows its message's version.
+    pub(super) fn version_update(&mut self, update: VersionUpdate) -> Result<(), Fault> {
+        if update.r#type != Exchange::Response.code() {
+            return Err(Fault::malformed("a client answers a VersionUpdate with type 2"));
+        }
+        let message = MessageId::parse(&update.message_id)?;
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let waiting = open.chat.unreleased.iter().position(|(_, waiting)| *waiting == message);
+        // Unknown: released meanwhile, or answered in an earlier connection.
+        if let Some((_, message)) = waiting.and_then(|index| open.chat.unreleased.remove(index)) {
+            self.call(Call::Release(message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_overdue(&mut self, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let mut overdue = Vec::new();
+        while let Some((_, message)) = open.chat.unreleased.pop_front_if(|(due, _)| *due <= now.at) {
+            overdue.push(message);
+        }
+        self.services.metrics.releases_overdue.increment(overdue.len() as u64);
+        overdue.into_iter().for_each(|message| self.call(Call::Release(message)));
+    }
+
+    pub(super) fn released(&mut self, message: MessageId, released: Result<(), StoreError>) {
+        if let Err(error) = released {
+            // It is accepted and durable; start-up releases it.
+            tracing::error!(%message, %error, "a message was not released");
+        }
+    }
+
+    /// 5.9.3 AcknowledgmentRequest.
+    pub(super) fn acknowledgment(&mut self, origin: Origin, request: AcknowledgmentRequest, now: Now) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        require_own(request.from.as_ref(), &open.user, open.device.as_str())?;
+        Eid::from_identity(request.to.as_ref())?;
+        let status = AckStatus::from_code(request.status)
+            .filter(|status| matches!(status, AckStatus::Delivered | AckStatus::Read))
+            .ok_or_else(|| Fault::malformed("status is 2 delivered or 3 read"))?;
+        let target = match (request.message_id.is_empty(), request.chat_id.is_empty()) {
+            (false, _) => AckTarget::Message(MessageId::parse(&request.message_id)?),
+            (true, false) if request.up_to_version > 0 => {
+                AckTarget::UpTo(ChatId::parse(&request.chat_id)?, Version::from_wire(request.up_to_version))
+            }
+            _ => return Err(Fault::malformed("message_id, or chat_id with up_to_version, is needed")),
+        };
+        // A device may have been off line when its user read; one whose clock is ahead has not read in the future.
+        let at = if request.timestamp > 0 { request.timestamp.min(now.unix_ms) } else { now.unix_ms };
+        let (reader, device) = (open.user.clone(), open.device.clone());
+        self.call(Call::Acknowledge(origin, Box::new(Acknowledgment { reader, device, target, status, at })));
+        Ok(())
+    }
+
+    pub(super) fn acknowledged(&mut self, origin: Origin, acknowledged: Result<Acknowledged, StoreError>) {
+        match acknowledged {
+            Ok(state) => self.send(Lane::Chat, origin.request_id, render::acknowledgment(&state)),
+            Err(error) => self.refuse(origin, Fault::from(&error)),
+        }
+    }
+
+    /// Profile 8 SyncAck: everything up to here is safe on the device.
+    pub(super) fn sync_ack(&mut self, ack: &SyncAck) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        if ack.sequence < 0 {
+            return Err(Fault::malformed("sequence is negative"));
+        }
+        self.services.store.advance_cursor(&open.user, &open.device, Sequence::from_wire(ack.sequence));
+        Ok(())
+    }
+
+    /// Profile 8 HistoryRequest.
+    pub(super) fn history(&mut self, origin: Origin, request: &HistoryRequest) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let peer = Eid::from_identity(request.peer.as_ref())?;
+        if peer == open.user {
+            return Err(Fault::malformed("a chat with oneself"));
+        }
+        let limit = match request.limit {
+            0 => HISTORY_PAGE_DEFAULT,
+            limit => usize::try_from(limit)
+                .ok()
+                .filter(|limit| *limit <= HISTORY_PAGE_MAX)
+                .ok_or_else(|| Fault::malformed("limit is 1 to 200"))?,
+        };
+        if request.before_version < 0 || request.after_version < 0 {
+            return Err(Fault::malformed("a version is negative"));
+        }
+        let bound = |version| (version > 0).then(|| Version::from_wire(version));
+        let (before, after) = (bound(request.before_version), bound(request.after_version));
+        // One more than asked for tells whether the page is the last.
+        let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit: limit + 1 };
+        self.call(Call::History(origin, Box::new(query)));
+        Ok(())
+    }
+
+    pub(super) fn history_page(
+        &mut self,
+        origin: Origin,
+        query: &HistoryQuery,
+        page: Result<Vec<HistoryMessage>, StoreError>,
+    ) {
+        match page {
+            Err(error) => self.refuse(origin, Fault::from(&error)),
+            Ok(mut messages) => {
+                let limit = query.limit - 1;
+                let complete = messages.len() <= limit;
+                if !complete {
+                    // The surplus one lies at the far end of the direction asked for.
+                    let forwards = query.after.is_some() && query.before.is_none();
+                    messages.remove(if forwards { messages.len() - 1 } else { 0 });
+                }
+                let page = HistoryPage {
+                    chat_id: ChatId::between(&query.reader, &query.peer).to_string(),
+                    messages: messages.iter().map(|message| render::history(message, &query.reader)).collect(),
+                    complete,
+                };
+                self.send(Lane::Chat, origin.request_id, Payload::HistoryPage(page));
+            }
+        }
+    }
+}
+
+/// Errors echo the client's own id, cut to a length that any legal one has.
+pub(super) fn echo(local_id: &str) -> String {
+    local_id.chars().take(LOCAL_ID_ECHO_MAX).collect()
+}
+
+fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) {
+    if let Some(ids) = open.chat.requests.get_mut(local_id) {
+        if let Some(index) = ids.iter().rposition(|id| *id == request_id) {
+            ids.remove(index);
+        }
+        if ids.is_empty() {
+            open.chat.requests.remove(local_id);
+        }
+    }
+}
+
+/// Clients count characters differently: any decimal number up to the content's bytes will do (profile 7).
+fn is_plausible_size(count: &str, content_bytes: usize) -> bool {
+    count.is_empty()
+        || count.bytes().all(|byte| byte.is_ascii_digit()) && count.parse().is_ok_and(|count: usize| count <= content_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_sizes_are_plausible_or_refused() {
+        for good in ["", "0", "8", "08"] {
+            assert!(is_plausible_size(good, 8), "{good}");
+        }
+        for bad in ["9", "-1", "+8", "8.0", " 8", "99999999999999999999999"] {
+            assert!(!is_plausible_size(bad, 8), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_request_for_the_same_message_gets_its_own_answer() {
+        let mut chat = Chat::new(true);
+        let local = LocalId::parse("local-1").unwrap();
+        chat.requests.insert(local.clone(), vec![7, 8]);
+        assert_eq!((chat.answer(&local), chat.answer(&local), chat.answer(&local)), (7, 8, 0));
+        assert_eq!(chat.unanswered(), 0);
+    }
+
+    #[test]
+    fn the_oldest_unreleased_message_makes_room() {
+        let mut chat = Chat::new(false);
+        let now = Instant::now();
+        let id = |n: usize| MessageId::new(n as i64, [0; 10]);
+        assert!((0..SESSION_UNRELEASED_MAX).all(|n| chat.wait_for_answer(id(n), now).is_none()));
+        assert_eq!(chat.wait_for_answer(id(5), now), None);
+        assert_eq!(chat.wait_for_answer(id(SESSION_UNRELEASED_MAX), now), Some(id(0)));
+        assert_eq!(chat.unreleased().count(), SESSION_UNRELEASED_MAX);
+    }
+}

@@ -1,0 +1,189 @@
+//! Connects a session to a link and a store: one task, one loop, nothing shared.
+//!
+//! A turn takes in whatever is ready (notices, finished store calls, a bounded number of frames, the time), lets the
+//! session answer, and writes once. It never waits for one lane, one call or one frame.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Sleep, sleep_until, timeout};
+
+use crate::limits::{CLOSE_LINGER, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TURNS_PER_POLL};
+use crate::observe::CloseReason;
+use crate::store::Store;
+use crate::wire::{CloseCode, Lane};
+
+use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, Services, Session, run};
+
+/// Serves one connection to its end, which is the return value. What the session accepted is released before it
+/// returns.
+pub async fn drive<L: Link>(link: L, services: Arc<Services>) -> CloseReason {
+    let session = Session::new(services.clone(), link.kind(), Now::system());
+    let store = services.store.clone();
+    let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), timer: None };
+    let ending = poll_fn(|cx| driver.poll(cx)).await;
+
+    let signed_in = driver.session.identity().map(|(user, device, id, since)| {
+        (user.clone(), device.clone(), id.to_owned(), since)
+    });
+    let remaining = driver.session.end();
+    let reason = match ending {
+        Ending::Theirs(reason) => reason,
+        Ending::Ours(code, reason) => {
+            // The last error has to arrive before the close does.
+            let _ = timeout(CLOSE_LINGER, poll_fn(|cx| driver.link.poll_drained(cx))).await;
+            driver.link.close(code, reason);
+            code.into()
+        }
+    };
+    if let Some((user, device, session, since)) = signed_in {
+        services.metrics.sessions(driver.link.kind()).decrement(1);
+        services.metrics.closed(reason);
+        let seconds = since.elapsed().as_secs_f64();
+        tracing::info!(session, %user, %device, reason = reason.name(), seconds, "session closed");
+    }
+    driver.finish(remaining).await;
+    reason
+}
+
+enum Ending {
+    Ours(CloseCode, &'static str),
+    Theirs(CloseReason),
+}
+
+struct Driver<L> {
+    link: L,
+    session: Session,
+    store: Arc<dyn Store>,
+    /// Bounded by the session.
+    calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    timer: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl<L: Link> Driver<L> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        for _ in 0..TURNS_PER_POLL {
+            self.session.signal().register(cx.waker());
+            let now = Now::system();
+            let mut progress = self.take_notices() | self.take_calls(cx, now);
+            match self.take_frames(cx, now) {
+                Err(ending) => return Poll::Ready(ending),
+                Ok(some) => progress |= some,
+            }
+            progress |= self.take_time(cx, now);
+            self.session.pump(self.link.queued(Lane::Chat), now);
+            if let Some(ending) = self.perform() {
+                return Poll::Ready(ending);
+            }
+            let written_all = self.link.poll_flush(cx).is_ready();
+            // What was written made room: the tail may go on.
+            if !progress && !(written_all && self.session.has_backlog()) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn take_notices(&mut self) -> bool {
+        let mut some = false;
+        while let Some(notice) = self.session.signal().take_notice() {
+            self.session.notice(notice);
+            some = true;
+        }
+        if self.session.signal().take_advanced() {
+            self.session.advanced();
+            some = true;
+        }
+        some
+    }
+
+    fn take_calls(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
+        let mut some = false;
+        while let Poll::Ready(Some(done)) = self.calls.poll_next_unpin(cx) {
+            self.session.done(done, now);
+            some = true;
+        }
+        some
+    }
+
+    fn take_frames(&mut self, cx: &mut Context<'_>, now: Now) -> Result<bool, Ending> {
+        let mut some = false;
+        for _ in 0..FRAMES_PER_TURN {
+            let Poll::Ready(event) = self.link.poll_event(cx, self.wanted()) else { break };
+            some = true;
+            if let LinkEvent::Closed(reason) = event {
+                return Err(Ending::Theirs(reason));
+            }
+            self.session.event(event, now);
+            if let Some(ending) = self.perform() {
+                return Err(ending);
+            }
+        }
+        Ok(some)
+    }
+
+    /// A lane whose answers pile up is not read: its peer is not reading.
+    fn wanted(&self) -> LaneSet {
+        let wanted = self.session.wanted();
+        Lane::ALL
+            .into_iter()
+            .filter(|lane| wanted.contains(*lane) && self.link.queued(*lane) < LANE_QUEUE_BYTES)
+            .fold(LaneSet::NONE, LaneSet::with)
+    }
+
+    /// The timer is only moved when it would fire too late; one that fires too early is set anew.
+    fn take_time(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
+        let Some(deadline) = self.session.deadline() else { return false };
+        if deadline <= now.at {
+            self.session.tick(now);
+            return true;
+        }
+        if self.timer.as_ref().is_none_or(|(at, _)| *at > deadline) {
+            self.timer = Some((deadline, Box::pin(sleep_until(deadline.into()))));
+        }
+        if let Some((at, sleep)) = &mut self.timer
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            *at = deadline;
+            sleep.as_mut().reset(deadline.into());
+            // Registers the waker for the new time.
+            return true;
+        }
+        false
+    }
+
+    fn perform(&mut self) -> Option<Ending> {
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Send(lane, frame) => self.link.push(lane, frame),
+                Output::Call(call) => self.calls.push(Box::pin(run(self.store.clone(), call))),
+                Output::Close(code, reason) => return Some(Ending::Ours(code, reason)),
+            }
+        }
+        None
+    }
+
+    /// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
+    async fn finish(mut self, remaining: Vec<Call>) {
+        self.calls.extend(remaining.into_iter().map(|call| {
+            let call: BoxFuture<'static, Done> = Box::pin(run(self.store.clone(), call));
+            call
+        }));
+        drop(self.link);
+        while let Some(done) = self.calls.next().await {
+            self.session.done(done, Now::system());
+            while let Some(output) = self.session.poll_output() {
+                if let Output::Call(call) = output {
+                    self.calls.push(Box::pin(run(self.store.clone(), call)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Why a request is refused, and the protocol's code for it, in one place (profile 9).
+
+use crate::store::StoreError;
+use crate::wire::{Eid, ErrorCode, IdError, Identity};
+
+/// A refusal. The message is for the peer: it never repeats content or tokens.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) code: ErrorCode,
+    pub(super) message: &'static str,
+    pub(super) details: String,
+}
+
+impl Fault {
+    pub(super) fn new(code: ErrorCode, message: &'static str) -> Fault {
+        Fault { code, message, details: String::new() }
+    }
+
+    pub(super) fn malformed(message: &'static str) -> Fault {
+        Fault::new(ErrorCode::Malformed, message)
+    }
+
+    /// With `details`, unless it has some.
+    pub(super) fn details(mut self, details: impl Into<String>) -> Fault {
+        if self.details.is_empty() {
+            self.details = details.into();
+        }
+        self
+    }
+}
+
+impl From<IdError> for Fault {
+    fn from(error: IdError) -> Fault {
+        let message = match error {
+            IdError::Missing => "an identity is missing",
+            IdError::Eid => "not an eid: local@domain, 3 to 254 bytes",
+            IdError::Device => "not a connection_resource_id: 1 to 64 of A-Z a-z 0-9 . _ -",
+            IdError::Local => "not a message_id_local: 1 to 64 bytes",
+            IdError::Message => "not a message_id: a UUID",
+            IdError::Chat => "not a chat_id",
+        };
+        Fault::malformed(message)
+    }
+}
+
+impl From<&StoreError> for Fault {
+    fn from(error: &StoreError) -> Fault {
+        match error {
+            StoreError::Conflict => Fault::new(ErrorCode::Conflict, "this message_id_local has other content"),
+            StoreError::NoSuchMessage => Fault::new(ErrorCode::NotFound, "no such message"),
+            StoreError::NotRecipient => Fault::new(ErrorCode::Forbidden, "only the recipient acknowledges a message"),
+            StoreError::Blocked => Fault::new(ErrorCode::Forbidden, "not allowed to write to this user"),
+            StoreError::TooManyDevices => Fault::new(ErrorCode::Forbidden, "the user has too many devices"),
+            StoreError::ListFull => Fault::new(ErrorCode::Forbidden, "the list is full"),
+            StoreError::Overloaded => Fault::new(ErrorCode::Unavailable, "overloaded, try again"),
+            StoreError::Closed => Fault::new(ErrorCode::Unavailable, "the server is shutting down"),
+            StoreError::Engine(_) => Fault::new(ErrorCode::Unavailable, "storage is unavailable"),
+        }
+    }
+}
+
+/// `from`, `owner` or `entity`: the session's own user, with its own or an empty resource id (profile 3).
+pub(super) fn require_own(identity: Option<&Identity>, user: &Eid, device: &str) -> Result<(), Fault> {
+    let claimed = Eid::from_identity(identity)?;
+    let resource = identity.map_or("", |identity| identity.connection_resource_id.as_str());
+    if claimed != *user || !(resource.is_empty() || resource == device) {
+        return Err(Fault::new(ErrorCode::Forbidden, "not your own identity"));
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The media family: metadata of media messages (5.9.1 MediaPayloadRequest, profile 7). The files are elsewhere.
+
+use crate::limits::{CAPTION_BYTES_MAX, MEDIA_BYTES_MAX, URL_BYTES_MAX};
+use crate::store::{Content, NewMessage};
+use crate::wire::proto::MediaPayloadRequest;
+use crate::wire::{ChatId, ErrorCode, LocalId, MediaType};
+
+use super::chat::echo;
+use super::fault::Fault;
+use super::{Now, Origin, Session};
+
+impl Session {
+    /// Accepted as a text is; its VersionUpdate and ChatMessage go on the chat lane.
+    pub(super) fn media_payload(&mut self, origin: Origin, media: MediaPayloadRequest, now: Now) -> Result<(), Fault> {
+        let local = echo(&media.message_id_local);
+        self.check_media(media, now)
+            .map_err(|fault| fault.details(local))
+            .map(|message| self.accept(origin, message))
+    }
+
+    fn check_media(&self, media: MediaPayloadRequest, now: Now) -> Result<NewMessage, Fault> {
+        let parties = self.check_parties(media.from.as_ref(), &media.to)?;
+        let local_id = LocalId::parse(&media.message_id_local)?;
+        let kind = MediaType::from_code(media.r#type)
+            .ok_or_else(|| Fault::malformed("type is 1 image, 2 audio, 3 video or 4 file"))?;
+        if !media.chat_id.is_empty() && ChatId::parse(&media.chat_id)? != ChatId::between(&parties.0, &parties.2) {
+            return Err(Fault::malformed("chat_id is another chat's"));
+        }
+        if media.caption.len() > CAPTION_BYTES_MAX {
+            return Err(Fault::new(ErrorCode::TooLarge, "caption is longer than 1 KiB"));
+        }
+        if !(0..=MEDIA_BYTES_MAX).contains(&media.media_size_bytes) {
+            return Err(Fault::malformed("media_size_bytes is 0 to 4 GiB"));
+        }
+        if !media.thumbnail_url.is_empty() && !is_https(&media.thumbnail_url) {
+            return Err(Fault::malformed("thumbnail_url is empty or an https address"));
+        }
+        let url = resolve(&media.cdn_url_id, self.services.settings.media_base.as_deref())?;
+        let content = Content::Media {
+            kind,
+            url,
+            caption: media.caption,
+            thumbnail_url: media.thumbnail_url,
+            size_bytes: media.media_size_bytes,
+        };
+        Ok(self.new_message(parties, local_id, content, media.created_at, now))
+    }
+}
+
+/// An https address stays; an id is appended to the configured base.
+fn resolve(cdn_url_id: &str, base: Option<&str>) -> Result<String, Fault> {
+    if cdn_url_id.is_empty() {
+        return Err(Fault::malformed("cdn_url_id is missing"));
+    }
+    if is_https(cdn_url_id) {
+        return Ok(cdn_url_id.to_owned());
+    }
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'~' | b'/');
+    let is_id = cdn_url_id.len() <= URL_BYTES_MAX
+        && cdn_url_id.bytes().all(legal)
+        && !cdn_url_id.starts_with('/')
+        && cdn_url_id.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    match base {
+        Some(base) if is_id => Ok(format!("{}/{cdn_url_id}", base.trim_end_matches('/'))),
+        None if is_id => Err(Fault::malformed("cdn_url_id is an id, but the server has no media.cdn_base; send an https address")),
+        _ => Err(Fault::malformed("cdn_url_id is an https address or an id")),
+    }
+}
+
+fn is_https(url: &str) -> bool {
+    let host = url.strip_prefix("https://").map_or("", |rest| rest.split(['/', '?', '#']).next().unwrap_or(""));
+    !host.is_empty() && url.len() <= URL_BYTES_MAX && url.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_stay_and_ids_are_resolved() {
+        let base = Some("https://cdn.example/media/");
+        assert_eq!(resolve("https://x.example/a?b=c", base).unwrap(), "https://x.example/a?b=c");
+        assert_eq!(resolve("2026/11/cat.png", base).unwrap(), "https://cdn.example/media/2026/11/cat.png");
+        for bad in ["", "http://x.example/a", "https://", "/etc", "a/../b", "a b", "javascript:alert(1)", "a//b"] {
+            assert!(resolve(bad, base).is_err(), "{bad}");
+        }
+        assert!(resolve("cat.png", None).is_err());
+    }
+}

@@ -1,0 +1,409 @@
+//! One signed-in device: what each frame means, as a state machine without I/O.
+//!
+//! Inputs are events of the link, finished store calls, notices of the hub and the time; outputs are frames to send,
+//! store calls to run, and the close. [`drive`] connects it to a [`Link`] and a store. The families have a file each:
+//! `control`, `chat`, `media`; `sign_in` comes before them, `tail` delivers the user's log.
+
+mod call;
+mod chat;
+mod control;
+mod driver;
+mod fault;
+mod link;
+mod media;
+mod render;
+mod sign_in;
+mod tail;
+
+pub use call::{Call, Done, Origin, run};
+pub use driver::drive;
+pub use link::{LaneSet, Link, LinkEvent};
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::auth::Verifier;
+use crate::hub::{Hub, Membership, Notice, Signal};
+use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
+use crate::observe::{Direction, Metrics, OpenResult, TransportKind};
+use crate::store::Store;
+use crate::wire::{
+    self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, encode_frame, lane_of,
+    open_envelope, payload_name,
+};
+
+use chat::Chat;
+use control::Pings;
+use fault::Fault;
+use sign_in::Opening;
+use tail::Tail;
+
+/// What a session is made with, shared by all sessions of a server.
+pub struct Services {
+    /// The durable state.
+    pub store: Arc<dyn Store>,
+    /// Who else is connected.
+    pub hub: Arc<Hub>,
+    /// Checks tokens.
+    pub verifier: Verifier,
+    /// What the operator sees.
+    pub metrics: Arc<Metrics>,
+    /// What the operator chose.
+    pub settings: Settings,
+    /// Fills with randomness; a seeded one makes a simulation repeatable.
+    pub random: Box<dyn Fn(&mut [u8]) + Send + Sync>,
+}
+
+/// What the operator chose, as sessions need it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Told to clients.
+    pub server_name: String,
+    /// Domains served; empty: all.
+    pub domains: Vec<String>,
+    /// What a media id is resolved against; `None`: only addresses are taken.
+    pub media_base: Option<String>,
+    /// `SessionOpen` must have come by then.
+    pub open_within: Duration,
+    /// A VersionUpdate that is not answered holds its message back no longer.
+    pub release_within: Duration,
+    /// Silence after which the server pings.
+    pub ping_interval: Duration,
+    /// Longest frame.
+    pub frame_bytes_max: usize,
+    /// The transport's, told to clients.
+    pub idle_timeout: Duration,
+}
+
+impl Settings {
+    /// Whether users of this domain are served here.
+    pub fn serves(&self, user: &Eid) -> bool {
+        self.domains.is_empty() || self.domains.iter().any(|domain| domain.eq_ignore_ascii_case(user.domain()))
+    }
+}
+
+/// The time, as an argument.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For durations and deadlines.
+    pub at: Instant,
+    /// Unix milliseconds, for the wire.
+    pub unix_ms: i64,
+}
+
+impl Now {
+    /// The system's clocks.
+    pub fn system() -> Now {
+        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Now { at: Instant::now(), unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX) }
+    }
+}
+
+/// What a session wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a frame.
+    Send(Lane, Bytes),
+    /// Run a store call and bring its result.
+    Call(Call),
+    /// Hand over what was sent, then close. Nothing follows.
+    Close(CloseCode, &'static str),
+}
+
+/// The state machine.
+pub struct Session {
+    services: Arc<Services>,
+    transport: TransportKind,
+    signal: Arc<Signal>,
+    phase: Phase,
+    lanes: LaneSet,
+    draining: bool,
+    /// Store calls under way.
+    calls: usize,
+    out: VecDeque<Output>,
+}
+
+enum Phase {
+    /// No SessionOpen yet.
+    Waiting { until: Instant },
+    /// The token is good; the store is asked where the device stands.
+    Opening(Box<Opening>),
+    /// Signed in.
+    Open(Box<Open>),
+    /// The close was asked for.
+    Closed,
+}
+
+/// A signed-in device.
+struct Open {
+    user: Eid,
+    device: DeviceId,
+    session_id: String,
+    /// For the log's last line.
+    since: Instant,
+    expires: Instant,
+    membership: Membership,
+    chat: Chat,
+    tail: Tail,
+    pings: Pings,
+}
+
+impl Session {
+    /// A session whose peer has not said anything yet.
+    pub fn new(services: Arc<Services>, transport: TransportKind, now: Now) -> Session {
+        let until = now.at + services.settings.open_within;
+        Session {
+            services,
+            transport,
+            signal: Arc::default(),
+            phase: Phase::Waiting { until },
+            lanes: LaneSet::NONE,
+            draining: false,
+            calls: 0,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// How others get its attention.
+    pub fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// Lanes whose frames it takes now. Before it is signed in only control; at its bounds none that make store calls.
+    pub fn wanted(&self) -> LaneSet {
+        match &self.phase {
+            _ if self.draining => LaneSet::NONE,
+            Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
+            Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
+            Phase::Open(open) => {
+                let mut wanted = LaneSet::NONE.with(Lane::Control).with(Lane::Presence);
+                if self.calls < SESSION_CALLS_MAX && open.chat.unanswered() < SESSION_UNRELEASED_MAX {
+                    wanted = wanted.with(Lane::Chat).with(Lane::Media);
+                }
+                wanted
+            }
+        }
+    }
+
+    /// When [`Session::tick`] has something to do next.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { until } => Some(*until),
+            Phase::Opening(_) | Phase::Closed => None,
+            Phase::Open(open) => {
+                let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
+                Some(open.chat.release_due().map_or(due, |release| release.min(due)))
+            }
+        }
+    }
+
+    /// Input: the link.
+    pub fn event(&mut self, event: LinkEvent, now: Now) {
+        match event {
+            LinkEvent::Opened(lane) => {
+                self.lanes = self.lanes.with(lane);
+                if let (Lane::Chat, Phase::Open(open)) = (lane, &mut self.phase) {
+                    open.tail.look();
+                }
+            }
+            LinkEvent::Frame(lane, frame) => self.frame(lane, &frame, now),
+            LinkEvent::Oversized(lane) => {
+                let limit = self.services.settings.frame_bytes_max;
+                let fault = Fault::new(ErrorCode::TooLarge, "the frame is too large").details(format!("at most {limit} bytes"));
+                self.refuse(Origin { lane, request_id: 0, payload: "" }, fault);
+                self.close(CloseCode::ProtocolViolation, "oversized frame");
+            }
+            LinkEvent::Violation(what) => self.close(CloseCode::ProtocolViolation, what),
+            LinkEvent::Closed(_) => self.phase = Phase::Closed,
+        }
+    }
+
+    /// Input: the hub's notices.
+    pub fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Close(code) => self.close(code, code.name()),
+            Notice::Drain => self.draining = true,
+        }
+    }
+
+    /// Input: the user's log has advanced.
+    pub fn advanced(&mut self) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.tail.look();
+        }
+    }
+
+    /// Input: a store call returned.
+    pub fn done(&mut self, done: Done, now: Now) {
+        self.calls = self.calls.saturating_sub(1);
+        match done {
+            Done::OpenDevice(state) => self.opened(state, now),
+            Done::Accept(origin, local_id, accepted) => self.accepted(origin, &local_id, accepted, now),
+            Done::Release(message, released) => self.released(message, released),
+            Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged),
+            Done::History(origin, query, page) => self.history_page(origin, &query, page),
+            Done::ReadLog(entries) => self.log_read(entries, now),
+        }
+    }
+
+    /// Input: time passed.
+    pub fn tick(&mut self, now: Now) {
+        match &mut self.phase {
+            Phase::Waiting { until } if *until <= now.at => {
+                self.services.metrics.opened(self.transport, OpenResult::Late);
+                let fault = Fault::new(ErrorCode::Unauthenticated, "no SessionOpen in time");
+                self.refuse(Origin { lane: Lane::Control, request_id: 0, payload: "session_open" }, fault);
+                self.close(CloseCode::Unauthenticated, "no SessionOpen in time");
+            }
+            Phase::Open(open) if open.expires <= now.at => {
+                let fault = Fault::new(ErrorCode::Unauthenticated, "token expired");
+                self.refuse(Origin { lane: Lane::Control, request_id: 0, payload: "session_open" }, fault);
+                self.close(CloseCode::Unauthenticated, "token expired");
+            }
+            Phase::Open(_) => {
+                self.ping_if_due(now);
+                self.release_overdue(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Moves the tail on as far as the chat lane takes it, `queued` being what that lane still holds. Call after every
+    /// other input.
+    pub fn pump(&mut self, queued: usize, now: Now) {
+        self.pump_tail(queued, now);
+        if self.draining && self.calls == 0 && !matches!(self.phase, Phase::Closed) {
+            self.close(CloseCode::Draining, "the server is shutting down");
+        }
+    }
+
+    /// Whether the tail stopped for want of room on its lane.
+    pub fn has_backlog(&self) -> bool {
+        matches!(&self.phase, Phase::Open(open) if self.lanes.contains(Lane::Chat) && open.tail.is_held())
+    }
+
+    /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
+    pub fn end(&mut self) -> Vec<Call> {
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Open(mut open) => open.chat.unreleased().map(Call::Release).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// For the log: who this is.
+    pub fn identity(&self) -> Option<(&Eid, &DeviceId, &str, Instant)> {
+        match &self.phase {
+            Phase::Open(open) => Some((&open.user, &open.device, &open.session_id, open.since)),
+            _ => None,
+        }
+    }
+
+    /// A frame came in on a lane.
+    fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
+        self.services.metrics.frames(lane, Direction::In, 1);
+        if let Phase::Open(open) = &mut self.phase {
+            open.pings.heard(now);
+        }
+        let scheme = match open_envelope(frame) {
+            Ok(scheme) => scheme,
+            Err((error, scheme)) => return self.refuse_envelope(lane, error, scheme.as_deref()),
+        };
+        let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
+        let origin = Origin { lane, request_id, payload: payload_name(&payload) };
+        if lane_of(&payload).is_some_and(|right| right != lane) {
+            return self.refuse(origin, Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane"));
+        }
+        if let Err(fault) = self.dispatch(origin, payload, now) {
+            self.refuse(origin, fault);
+        }
+    }
+
+    fn dispatch(&mut self, origin: Origin, payload: Payload, now: Now) -> Result<(), Fault> {
+        match (&mut self.phase, payload) {
+            (Phase::Closed | Phase::Opening(_), _) => Ok(()),
+            (_, Payload::SessionOpen(open)) => {
+                self.session_open(origin, open, now);
+                Ok(())
+            }
+            (Phase::Waiting { .. }, _) => {
+                self.services.metrics.opened(self.transport, OpenResult::BadRequest);
+                self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the first frame is SessionOpen"));
+                self.close(CloseCode::Unauthenticated, "not signed in");
+                Ok(())
+            }
+            (Phase::Open(_), payload) => match payload {
+                Payload::PingpongMessage(ping) => self.pingpong(origin, ping, now),
+                Payload::TextPayloadRequest(text) => self.text_payload(origin, text, now),
+                Payload::MediaPayloadRequest(media) => self.media_payload(origin, media, now),
+                Payload::VersionUpdate(update) => self.version_update(update),
+                Payload::AcknowledgmentRequest(request) => self.acknowledgment(origin, request, now),
+                Payload::SyncAck(ack) => self.sync_ack(&ack),
+                Payload::HistoryRequest(request) => self.history(origin, &request),
+                // An answer to an error would be answered in turn.
+                Payload::ErrorMessage(_) => Ok(()),
+                _ => Err(Fault::new(ErrorCode::Unsupported, "this payload is not served")),
+            },
+        }
+    }
+
+    fn refuse_envelope(&mut self, lane: Lane, error: RouteError, scheme: Option<&MessageScheme>) {
+        let code = match error {
+            RouteError::Undecodable | RouteError::Mismatch => ErrorCode::Malformed,
+            RouteError::NoPayload => ErrorCode::Unsupported,
+        };
+        let message = match error {
+            RouteError::Undecodable => "not a valid envelope",
+            RouteError::Mismatch => "route does not match the payload",
+            RouteError::NoPayload => "no known payload",
+        };
+        let payload = scheme.and_then(|scheme| scheme.payload.as_ref()).map_or("", payload_name);
+        let request_id = scheme.map_or(0, |scheme| scheme.request_id);
+        self.refuse(Origin { lane, request_id, payload }, Fault::new(code, message));
+    }
+
+    /// Answers with an error on the lane of the request (profile 2 and 9).
+    fn refuse(&mut self, origin: Origin, fault: Fault) {
+        self.services.metrics.error(fault.code, origin.payload);
+        let error = wire::ErrorMessage {
+            code: fault.code.code(),
+            message: fault.message.to_owned(),
+            route: origin.payload.to_owned(),
+            details: fault.details,
+        };
+        self.send(origin.lane, origin.request_id, Payload::ErrorMessage(error));
+    }
+
+    /// Sends a payload that is not from the log; `request_id` zero: not a direct reply.
+    fn send(&mut self, lane: Lane, request_id: i64, payload: Payload) {
+        let mut scheme = wire::envelope(payload);
+        scheme.request_id = request_id;
+        self.send_frame(lane, encode_frame(&scheme));
+    }
+
+    fn send_frame(&mut self, lane: Lane, frame: Bytes) {
+        self.services.metrics.frames(lane, Direction::Out, 1);
+        self.out.push_back(Output::Send(lane, frame));
+    }
+
+    fn call(&mut self, call: Call) {
+        self.calls += 1;
+        self.out.push_back(Output::Call(call));
+    }
+
+    fn close(&mut self, code: CloseCode, reason: &'static str) {
+        if !matches!(self.phase, Phase::Closed) {
+            self.out.push_back(Output::Close(code, reason));
+        }
+    }
+}
+
+/// What of a closing session may still be on its way: bounds the driver's wait.
+const _: () = assert!(CLOSE_LINGER.as_secs() < 5, "a shutdown waits for lingering closes");

@@ -1,0 +1,168 @@
+//! SessionOpen: from a token to a signed-in device (profile 3).
+
+use std::time::{Duration, Instant};
+
+use crate::auth::Claims;
+use crate::hub::Membership;
+use crate::limits::TOKEN_LEEWAY;
+use crate::observe::OpenResult;
+use crate::store::{DeviceState, StoreError};
+use crate::wire::proto::{SessionAccept, SessionOpen};
+use crate::wire::{CloseCode, DeviceId, Eid, ErrorCode, Lane, Payload, Sequence};
+
+use super::chat::Chat;
+use super::control::Pings;
+use super::fault::Fault;
+use super::tail::Tail;
+use super::{Call, Now, Open, Origin, Phase, Session};
+
+/// Signing in, waiting for the store.
+pub(super) struct Opening {
+    origin: Origin,
+    user: Eid,
+    device: DeviceId,
+    claims: Claims,
+    resume_from: Option<Sequence>,
+    pipelined: bool,
+    client: String,
+    /// Joined before the store is asked, so that no entry falls between its answer and the first wake-up.
+    membership: Membership,
+}
+
+impl Session {
+    pub(super) fn session_open(&mut self, origin: Origin, open: SessionOpen, now: Now) {
+        match self.authenticate(&open, now) {
+            Err((result, fault)) => {
+                self.services.metrics.opened(self.transport, result);
+                self.refuse(origin, fault);
+                self.close(CloseCode::Unauthenticated, "refused");
+            }
+            Ok((user, device, claims)) => match &mut self.phase {
+                Phase::Open(_) => self.renew(origin, &user, &device, &claims, now),
+                _ => {
+                    let membership = self.services.hub.join(&user, &device, self.signal.clone());
+                    self.call(Call::OpenDevice(user.clone(), device.clone()));
+                    self.phase = Phase::Opening(Box::new(Opening {
+                        origin,
+                        user,
+                        device,
+                        claims,
+                        resume_from: open.resume_from.map(Sequence::from_wire),
+                        pipelined: open.pipelined,
+                        client: open.client.chars().filter(|c| !c.is_control()).take(64).collect(),
+                        membership,
+                    }));
+                }
+            },
+        }
+    }
+
+    fn authenticate(&self, open: &SessionOpen, now: Now) -> Result<(Eid, DeviceId, Claims), (OpenResult, Fault)> {
+        let bad = |error| (OpenResult::BadRequest, Fault::from(error));
+        let user = Eid::from_identity(open.identity.as_ref()).map_err(bad)?;
+        let resource = open.identity.as_ref().map_or("", |identity| identity.connection_resource_id.as_str());
+        let device = DeviceId::parse(resource).map_err(bad)?;
+        let refused = |message: &'static str| Fault::new(ErrorCode::Unauthenticated, message);
+        let claims = self.services.verifier.verify(&open.token, now.unix_ms.div_euclid(1000)).map_err(|error| {
+            (OpenResult::BadToken, refused("the token is refused").details(error.to_string()))
+        })?;
+        if claims.eid != user {
+            return Err((OpenResult::BadToken, refused("the token is for another user")));
+        }
+        if claims.device.as_ref().is_some_and(|bound| *bound != device) {
+            return Err((OpenResult::WrongDevice, refused("the token is for another device")));
+        }
+        Ok((user, device, claims))
+    }
+
+    /// A SessionOpen on an open session brings a new token for the same device, and changes nothing else.
+    fn renew(&mut self, origin: Origin, user: &Eid, device: &DeviceId, claims: &Claims, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if open.user != *user || open.device != *device {
+            self.services.metrics.opened(self.transport, OpenResult::WrongDevice);
+            self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
+            return self.close(CloseCode::Unauthenticated, "refused");
+        }
+        open.expires = expiry(claims, now);
+        let accept = SessionAccept {
+            session_id: open.session_id.clone(),
+            log_head: open.tail.head().wire(),
+            resume_from: open.tail.position().wire(),
+            ..self.accept_for(user, device, claims, now)
+        };
+        self.services.metrics.opened(self.transport, OpenResult::Renewed);
+        self.send(Lane::Control, origin.request_id, Payload::SessionAccept(accept));
+    }
+
+    /// The store has answered: the session is open, or refused.
+    pub(super) fn opened(&mut self, state: Result<DeviceState, StoreError>, now: Now) {
+        if !matches!(self.phase, Phase::Opening(_)) {
+            return; // Closed meanwhile.
+        }
+        let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Waiting { until: now.at }) else { return };
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                let full = error == StoreError::TooManyDevices;
+                let result = if full { OpenResult::TooManyDevices } else { OpenResult::Unavailable };
+                self.services.metrics.opened(self.transport, result);
+                self.refuse(opening.origin, Fault::from(&error));
+                let code = if full { CloseCode::Unauthenticated } else { CloseCode::Internal };
+                return self.close(code, "refused");
+            }
+        };
+        let Opening { origin, user, device, claims, resume_from, pipelined, client, membership } = *opening;
+        let from = resume_from.unwrap_or(state.cursor).clamp(state.log.trimmed, state.log.head);
+        let mut id = [0; 12];
+        (self.services.random)(&mut id);
+        let session_id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let accept = SessionAccept {
+            session_id: session_id.clone(),
+            log_head: state.log.head.wire(),
+            resume_from: from.wire(),
+            ..self.accept_for(&user, &device, &claims, now)
+        };
+        tracing::info!(
+            session = session_id, %user, %device, client, transport = self.transport.name(), resume_from = %from,
+            log_head = %state.log.head, pipelined, "session open"
+        );
+        self.services.metrics.opened(self.transport, OpenResult::Accepted);
+        self.services.metrics.sessions(self.transport).increment(1);
+        self.phase = Phase::Open(Box::new(Open {
+            user,
+            device,
+            session_id,
+            since: now.at,
+            expires: expiry(&claims, now),
+            membership,
+            chat: Chat::new(pipelined),
+            tail: Tail::new(from, state.log.head),
+            pings: Pings::new(now),
+        }));
+        self.send(Lane::Control, origin.request_id, Payload::SessionAccept(accept));
+    }
+
+    fn accept_for(&self, user: &Eid, device: &DeviceId, claims: &Claims, now: Now) -> SessionAccept {
+        let settings = &self.services.settings;
+        let millis = |duration: Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
+        SessionAccept {
+            identity: Some(user.device_identity(device)),
+            server_time: now.unix_ms,
+            ping_interval_ms: millis(settings.ping_interval),
+            max_frame_bytes: i32::try_from(settings.frame_bytes_max).unwrap_or(i32::MAX),
+            token_expires_at: claims.expires_at.saturating_mul(1000),
+            server: settings.server_name.clone(),
+            idle_timeout_ms: millis(settings.idle_timeout),
+            ..SessionAccept::default()
+        }
+    }
+}
+
+/// When an open session's token runs out: at `exp`. A token taken within the leeway after it lasts to the leeway's end.
+fn expiry(claims: &Claims, now: Now) -> Instant {
+    let left = claims.expires_at.saturating_mul(1000).saturating_sub(now.unix_ms);
+    let left = if left > 0 { left } else { left + i64::try_from(TOKEN_LEEWAY.as_millis()).unwrap_or(0) };
+    // A year is as good as any longer time, and surely fits an Instant.
+    let left = u64::try_from(left).unwrap_or(0).min(365 * 24 * 3600 * 1000);
+    now.at + Duration::from_millis(left)
+}

@@ -1,0 +1,195 @@
+//! The tail: delivers the user's log to the device, from its cursor on, in order (profile 8).
+//!
+//! Live delivery, the returning phone and the second device are this one loop: take the next entries from the hub's
+//! memory, or from the store when the hub no longer has them, for as long as the chat lane takes frames. A lane that is
+//! full simply stops the loop; nothing is queued for it.
+//!
+//! The seam is the hand-over from reading the store to following live. It holds because the session joins the hub
+//! before the store tells it the head, and because every wake-up makes the loop look again: an entry is either in what
+//! the store returned, or announced after it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::hub::Recent;
+use crate::limits::{LANE_QUEUE_BYTES, RECENT_ENTRIES_MAX, TAIL_READ_ENTRIES};
+use crate::observe::DeliveryKind;
+use crate::store::{EntryBody, LogEntry, Message, StoreError};
+use crate::wire::{self, Author, DeviceId, Lane, MessageScheme, Sequence, encode_frame};
+
+use super::{Call, Now, Open, Phase, Session, render};
+
+/// Where a device's tail stands.
+pub(super) struct Tail {
+    /// Everything up to here was sent, or is not for this device.
+    position: Sequence,
+    /// The log's newest entry as far as this session knows.
+    head: Sequence,
+    /// Entries taken from the store, not sent yet; at most one read's worth.
+    fetched: std::collections::VecDeque<Arc<LogEntry>>,
+    /// A store read is under way.
+    reading: bool,
+    /// There may be something new.
+    look: bool,
+}
+
+impl Tail {
+    pub(super) fn new(position: Sequence, head: Sequence) -> Tail {
+        Tail { position, head, fetched: Default::default(), reading: false, look: true }
+    }
+
+    pub(super) fn look(&mut self) {
+        self.look = true;
+    }
+
+    pub(super) fn position(&self) -> Sequence {
+        self.position
+    }
+
+    /// Whether there is something it could send now.
+    pub(super) fn is_held(&self) -> bool {
+        !self.fetched.is_empty() || self.look && !self.reading
+    }
+
+    pub(super) fn head(&self) -> Sequence {
+        self.head.max(self.position)
+    }
+}
+
+impl Session {
+    pub(super) fn pump_tail(&mut self, queued: usize, now: Now) {
+        if !self.lanes.contains(Lane::Chat) {
+            return;
+        }
+        let mut room = LANE_QUEUE_BYTES.saturating_sub(queued);
+        while room > 0 {
+            let Phase::Open(open) = &mut self.phase else { return };
+            if let Some(frame) = open.chat.pop_owed(open.tail.position) {
+                room = room.saturating_sub(frame.len());
+                self.send_frame(Lane::Chat, frame);
+                continue;
+            }
+            match next_entry(open) {
+                Next::Entry(entry) => room = room.saturating_sub(self.deliver(&entry, now)),
+                Next::Read => {
+                    let (user, after) = (open.user.clone(), open.tail.position);
+                    self.services.metrics.tail_reads.increment(1);
+                    return self.call(Call::ReadLog(user, after, TAIL_READ_ENTRIES));
+                }
+                Next::Nothing => return,
+            }
+        }
+    }
+
+    pub(super) fn log_read(&mut self, entries: Result<Vec<Arc<LogEntry>>, StoreError>, _now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.tail.reading = false;
+        match entries {
+            // What was announced has been trimmed meanwhile.
+            Ok(entries) if entries.is_empty() => open.tail.position = open.tail.head(),
+            Ok(entries) => open.tail.fetched.extend(entries),
+            Err(error) => {
+                tracing::error!(session = open.session_id, %error, "the log could not be read");
+                return self.close(wire::CloseCode::Internal, "storage is unavailable");
+            }
+        }
+        open.tail.look = true;
+    }
+
+    /// Sends the device's form of an entry, if it has one; returns the frame's bytes.
+    fn deliver(&mut self, entry: &Arc<LogEntry>, now: Now) -> usize {
+        let within = self.services.settings.release_within;
+        let Phase::Open(open) = &mut self.phase else { return 0 };
+        open.tail.position = entry.sequence;
+        let mut crowded = None;
+        let frame = match form(entry, &open.device) {
+            Form::Nothing => return 0,
+            Form::Shared(encode) => entry.frame.get_or_init(|| encode_frame(&encode())).clone(),
+            Form::VersionUpdate(message) => {
+                if matches!(entry.body, EntryBody::Accepted(_)) && entry.committed.is_some() {
+                    crowded = open.chat.wait_for_answer(message.id, now.at + within);
+                }
+                let mut scheme = render::version_update(message, entry.sequence);
+                scheme.request_id = open.chat.answer(&message.local_id);
+                encode_frame(&scheme)
+            }
+        };
+        if let EntryBody::Received(message) = &entry.body {
+            self.measure(entry, message, now);
+        }
+        crowded.into_iter().for_each(|message| self.call(Call::Release(message)));
+        self.emit(frame)
+    }
+
+    fn emit(&mut self, frame: Bytes) -> usize {
+        let len = frame.len();
+        self.send_frame(Lane::Chat, frame);
+        len
+    }
+
+    fn measure(&self, entry: &LogEntry, message: &Message, now: Now) {
+        let (kind, latency) = match entry.committed {
+            Some(_) => (DeliveryKind::Live, now.unix_ms.saturating_sub(message.received_at)),
+            None => (DeliveryKind::Backlog, now.unix_ms.saturating_sub(message.received_at)),
+        };
+        self.services.metrics.delivered(kind, Duration::from_millis(u64::try_from(latency).unwrap_or(0)));
+    }
+}
+
+enum Next {
+    Entry(Arc<LogEntry>),
+    Read,
+    Nothing,
+}
+
+/// The entry after the tail's position, from what was fetched, the hub's memory, or the store.
+fn next_entry(open: &mut Open) -> Next {
+    let tail = &mut open.tail;
+    if let Some(entry) = tail.fetched.pop_front() {
+        return Next::Entry(entry);
+    }
+    if tail.reading || !tail.look {
+        return Next::Nothing;
+    }
+    match open.membership.recent(tail.position, RECENT_ENTRIES_MAX) {
+        Recent::Entries(entries) => {
+            tail.fetched.extend(entries);
+            return tail.fetched.pop_front().map_or(Next::Nothing, Next::Entry);
+        }
+        Recent::Nothing if tail.position >= tail.head => {
+            tail.look = false;
+            return Next::Nothing;
+        }
+        Recent::Nothing | Recent::Behind => {}
+    }
+    tail.reading = true;
+    Next::Read
+}
+
+/// What a device sees of an entry: the table at [`EntryBody`].
+enum Form<'a> {
+    Nothing,
+    VersionUpdate(&'a Message),
+    /// The same for every device that sees it.
+    Shared(Box<dyn FnOnce() -> MessageScheme + 'a>),
+}
+
+fn form<'a>(entry: &'a LogEntry, device: &DeviceId) -> Form<'a> {
+    let own = entry.origin.as_ref() == Some(device);
+    let sequence = entry.sequence;
+    match &entry.body {
+        EntryBody::Received(m) => Form::Shared(Box::new(move || render::chat_message(m, Author::Receiver, sequence))),
+        EntryBody::Accepted(m) | EntryBody::Sent(m) if own => Form::VersionUpdate(m),
+        EntryBody::Accepted(_) => Form::Nothing,
+        EntryBody::Copy(_) | EntryBody::Acknowledged(_) if own => Form::Nothing,
+        EntryBody::Copy(m) | EntryBody::Sent(m) => {
+            Form::Shared(Box::new(move || render::chat_message(m, Author::Sender, sequence)))
+        }
+        EntryBody::Acknowledged(state) => Form::Shared(Box::new(move || MessageScheme {
+            sequence: sequence.wire(),
+            ..wire::envelope(render::acknowledgment(state))
+        })),
+    }
+}
