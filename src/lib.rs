@@ -4,6 +4,8 @@
 //! [`wire`], then `store`, `auth` and `observe`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "server")]
+pub mod auth;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "server")]
@@ -11,7 +13,13 @@ pub mod hub;
 #[cfg(feature = "server")]
 pub mod observe;
 #[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod session;
+#[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
+pub mod transport;
 
 pub mod limits;
 pub mod wire;

@@ -56,6 +56,9 @@ pub const SESSION_NOTICES_MAX: usize = 64;
 /// How long a closing connection may take to hand over its last error.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
 
+/// Most bytes taken from a lane at once; a packet holds far less.
+pub const READ_CHUNK_BYTES: usize = 16 * 1024;
+
 // --- Hub ------------------------------------------------------------------------------------------------------------
 
 /// Entries of one connected user that are kept in memory for live tails; who falls behind reads the store.
@@ -73,6 +76,31 @@ pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(2);
 pub const COMMIT_OPERATIONS_MAX: usize = 1024;
 /// Reads of the store that run at once; more wait their turn. They are short, and mostly from memory.
 pub const STORE_READERS_MAX: usize = 4;
+/// Rows from which on a commit takes no further operation: a bulk acknowledgment may touch very many.
+pub const COMMIT_ROWS_MAX: usize = 16 * 1024;
+/// Rows that one bulk acknowledgment looks at; it reports how far it came. A few ten milliseconds of the writer.
+pub const ACKNOWLEDGED_ROWS_MAX: usize = 10_000;
+/// Messages that wait for their release over all sessions; more are told 503. Some ten MiB of memory.
+pub const STORE_UNRELEASED_MAX: usize = 128 * 1024;
+/// A moved cursor is written by then even if nothing else is.
+pub const CURSOR_WRITTEN_WITHIN: Duration = Duration::from_millis(200);
+/// Moved cursors that are kept in memory before they are written.
+pub const CURSORS_UNWRITTEN_MAX: usize = 8 * 1024;
+/// Logs and chats each whose newest number the writer keeps in memory; others cost one read.
+pub const STORE_ENDS_CACHED: usize = 64 * 1024;
+/// Subscriber lists whose length the writer keeps in memory; others are counted again.
+pub const STORE_LISTS_CACHED: usize = 4 * 1024;
+/// Lists read in which one user stands. Others put a user into their lists, so the user cannot keep it small; who
+/// stands in more lists misses the presence of some.
+pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
+/// Rows read in one go where all of something is read.
+pub const STORE_PAGE_ROWS: usize = 512;
+/// Memory that each large space of the embedded engine fills before it writes a file.
+pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.
+pub const STORE_JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Threads of the embedded engine that write and merge files behind the writer's back.
+pub const STORE_WORKERS: usize = 2;
 
 // --- Transport ------------------------------------------------------------------------------------------------------
 
@@ -122,3 +150,11 @@ pub const KEY_FILE_BYTES_MAX: u64 = 256 * 1024;
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
 /// Shortest RSA modulus (RFC 7518, 3.3).
 pub const RSA_BITS_MIN: usize = 2048;
+
+// --- Server ---------------------------------------------------------------------------------------------------------
+
+/// How long sessions may take to finish when the server drains: a commit, a last flight, and its acknowledgment over a
+/// slow mobile path.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them.
+pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);

@@ -5,15 +5,19 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::limits::{HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
-use crate::store::{
-    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, HistoryMessage, HistoryQuery, NewMessage,
-    StoreError,
+use crate::limits::{
+    HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX,
 };
-use crate::wire::proto::{AcknowledgmentRequest, HistoryPage, HistoryRequest, SyncAck, TextPayloadRequest, VersionUpdate};
+use crate::store::{
+    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, HistoryMessage, HistoryQuery,
+    NewMessage, StoreError,
+};
+use crate::wire::proto::{
+    AcknowledgmentRequest, HistoryPage, HistoryRequest, SyncAck, TextPayloadRequest, VersionUpdate,
+};
 use crate::wire::{
-    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Payload, Sequence, Version,
-    encode_frame,
+    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Payload, Sequence,
+    Version, encode_frame,
 };
 
 use super::fault::{Fault, require_own};
@@ -84,9 +88,7 @@ impl Session {
     /// 5.9.1 TextPayloadRequest.
     pub(super) fn text_payload(&mut self, origin: Origin, text: TextPayloadRequest, now: Now) -> Result<(), Fault> {
         let local = echo(&text.message_id_local);
-        self.check_text(text, now)
-            .map_err(|fault| fault.details(local))
-            .map(|message| self.accept(origin, message))
+        self.check_text(text, now).map_err(|fault| fault.details(local)).map(|message| self.accept(origin, message))
     }
 
     fn check_text(&self, text: TextPayloadRequest, now: Now) -> Result<NewMessage, Fault> {
@@ -110,7 +112,9 @@ impl Session {
         from: Option<&Identity>,
         to: &[Identity],
     ) -> Result<(Eid, DeviceId, Eid), Fault> {
-        let Phase::Open(open) = &self.phase else { return Err(Fault::new(ErrorCode::Unauthenticated, "not signed in")) };
+        let Phase::Open(open) = &self.phase else {
+            return Err(Fault::new(ErrorCode::Unauthenticated, "not signed in"));
+        };
         require_own(from, &open.user, open.device.as_str())?;
         let [to] = to else { return Err(Fault::malformed("exactly one recipient is needed")) };
         let recipient = Eid::parse(&to.eid)?;
@@ -145,7 +149,13 @@ impl Session {
 
     /// The store has accepted or refused. The VersionUpdate itself comes with the tail, in its place among the
     /// sender's other entries.
-    pub(super) fn accepted(&mut self, origin: Origin, local: &LocalId, accepted: Result<Accepted, StoreError>, now: Now) {
+    pub(super) fn accepted(
+        &mut self,
+        origin: Origin,
+        local: &LocalId,
+        accepted: Result<Accepted, StoreError>,
+        now: Now,
+    ) {
         let within = self.services.settings.release_within;
         let Phase::Open(open) = &mut self.phase else { return self.release_orphan(accepted) };
         let accepted = match accepted {
@@ -228,7 +238,12 @@ impl Session {
     }
 
     /// 5.9.3 AcknowledgmentRequest.
-    pub(super) fn acknowledgment(&mut self, origin: Origin, request: AcknowledgmentRequest, now: Now) -> Result<(), Fault> {
+    pub(super) fn acknowledgment(
+        &mut self,
+        origin: Origin,
+        request: AcknowledgmentRequest,
+        now: Now,
+    ) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(request.from.as_ref(), &open.user, open.device.as_str())?;
         Eid::from_identity(request.to.as_ref())?;
@@ -337,7 +352,8 @@ fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) {
 /// Clients count characters differently: any decimal number up to the content's bytes will do (profile 7).
 fn is_plausible_size(count: &str, content_bytes: usize) -> bool {
     count.is_empty()
-        || count.bytes().all(|byte| byte.is_ascii_digit()) && count.parse().is_ok_and(|count: usize| count <= content_bytes)
+        || count.bytes().all(|byte| byte.is_ascii_digit())
+            && count.parse().is_ok_and(|count: usize| count <= content_bytes)
 }
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ impl Session {
             }
             Some(Exchange::Request) => {
                 if let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty()) {
-                    let own_device = to.connection_resource_id.is_empty() || to.connection_resource_id == open.device.as_str();
+                    let own_device =
+                        to.connection_resource_id.is_empty() || to.connection_resource_id == open.device.as_str();
                     if Eid::parse(&to.eid)? != open.user || !own_device {
                         return Err(Fault::new(ErrorCode::Unsupported, "pings to other devices are not served"));
                     }

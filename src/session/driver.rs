@@ -29,9 +29,8 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>) -> CloseReason {
     let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), timer: None };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
-    let signed_in = driver.session.identity().map(|(user, device, id, since)| {
-        (user.clone(), device.clone(), id.to_owned(), since)
-    });
+    let signed_in =
+        driver.session.identity().map(|(user, device, id, since)| (user.clone(), device.clone(), id.to_owned(), since));
     let remaining = driver.session.end();
     let reason = match ending {
         Ending::Theirs(reason) => reason,

@@ -13,9 +13,7 @@ impl Session {
     /// Accepted as a text is; its VersionUpdate and ChatMessage go on the chat lane.
     pub(super) fn media_payload(&mut self, origin: Origin, media: MediaPayloadRequest, now: Now) -> Result<(), Fault> {
         let local = echo(&media.message_id_local);
-        self.check_media(media, now)
-            .map_err(|fault| fault.details(local))
-            .map(|message| self.accept(origin, message))
+        self.check_media(media, now).map_err(|fault| fault.details(local)).map(|message| self.accept(origin, message))
     }
 
     fn check_media(&self, media: MediaPayloadRequest, now: Now) -> Result<NewMessage, Fault> {
@@ -62,7 +60,9 @@ fn resolve(cdn_url_id: &str, base: Option<&str>) -> Result<String, Fault> {
         && cdn_url_id.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     match base {
         Some(base) if is_id => Ok(format!("{}/{cdn_url_id}", base.trim_end_matches('/'))),
-        None if is_id => Err(Fault::malformed("cdn_url_id is an id, but the server has no media.cdn_base; send an https address")),
+        None if is_id => {
+            Err(Fault::malformed("cdn_url_id is an id, but the server has no media.cdn_base; send an https address"))
+        }
         _ => Err(Fault::malformed("cdn_url_id is an https address or an id")),
     }
 }

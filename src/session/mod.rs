@@ -217,7 +217,8 @@ impl Session {
             LinkEvent::Frame(lane, frame) => self.frame(lane, &frame, now),
             LinkEvent::Oversized(lane) => {
                 let limit = self.services.settings.frame_bytes_max;
-                let fault = Fault::new(ErrorCode::TooLarge, "the frame is too large").details(format!("at most {limit} bytes"));
+                let fault =
+                    Fault::new(ErrorCode::TooLarge, "the frame is too large").details(format!("at most {limit} bytes"));
                 self.refuse(Origin { lane, request_id: 0, payload: "" }, fault);
                 self.close(CloseCode::ProtocolViolation, "oversized frame");
             }

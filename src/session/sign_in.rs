@@ -63,9 +63,11 @@ impl Session {
         let resource = open.identity.as_ref().map_or("", |identity| identity.connection_resource_id.as_str());
         let device = DeviceId::parse(resource).map_err(bad)?;
         let refused = |message: &'static str| Fault::new(ErrorCode::Unauthenticated, message);
-        let claims = self.services.verifier.verify(&open.token, now.unix_ms.div_euclid(1000)).map_err(|error| {
-            (OpenResult::BadToken, refused("the token is refused").details(error.to_string()))
-        })?;
+        let claims = self
+            .services
+            .verifier
+            .verify(&open.token, now.unix_ms.div_euclid(1000))
+            .map_err(|error| (OpenResult::BadToken, refused("the token is refused").details(error.to_string())))?;
         if claims.eid != user {
             return Err((OpenResult::BadToken, refused("the token is for another user")));
         }
@@ -99,7 +101,9 @@ impl Session {
         if !matches!(self.phase, Phase::Opening(_)) {
             return; // Closed meanwhile.
         }
-        let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Waiting { until: now.at }) else { return };
+        let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Waiting { until: now.at }) else {
+            return;
+        };
         let state = match state {
             Ok(state) => state,
             Err(error) => {

@@ -1,0 +1,203 @@
+//! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
+
+mod http;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Endpoint;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{self, AuthError, Verifier};
+use crate::config::Config;
+use crate::hub::{Hub, Notice};
+use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
+use crate::observe::Metrics;
+use crate::session::{Services, Settings};
+use crate::store::{Embedded, Options};
+use crate::store::{Store, StoreError};
+use crate::transport::quic::{self, QuicError};
+use crate::wire::{ALPN, CloseCode};
+
+/// Why a server does not start; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Keys or certificates.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// No certificate is configured.
+    #[error("no certificate: set tls.certificate and tls.key, or start with --dev")]
+    NoCertificate,
+    /// The certificate and key cannot be used together.
+    #[error("the certificate cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The store does not open.
+    #[error("cannot open the store in {directory}: {source}")]
+    Store {
+        /// The data directory.
+        directory: String,
+        /// Why.
+        source: StoreError,
+    },
+    /// The QUIC endpoint does not open.
+    #[error(transparent)]
+    Quic(#[from] QuicError),
+    /// The metrics listener does not open.
+    #[error("cannot listen on TCP {address} for metrics: {source}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A running server. Stop it with [`Server::shutdown`]; dropping it stops it at once.
+pub struct Server {
+    /// Where QUIC listens.
+    pub quic_address: SocketAddr,
+    /// Where the metrics listener is.
+    pub metrics_address: SocketAddr,
+    services: Arc<Services>,
+    endpoint: Endpoint,
+    sessions: TaskTracker,
+    stop: CancellationToken,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens the store, recovers what a crash left, and listens.
+    pub async fn start(config: Config) -> Result<Server, StartError> {
+        let (tls, verifier) = identity(&config)?;
+        let metrics = Arc::new(Metrics::new());
+        let hub = Arc::new(Hub::new());
+        let store = open_store(&config, &metrics, &hub)?;
+        let services = Arc::new(Services {
+            store: store.clone(),
+            hub,
+            verifier,
+            metrics: metrics.clone(),
+            settings: settings(&config),
+            random: Box::new(fill_random),
+        });
+
+        let endpoint = quic::bind(config.listen, &config.quic, tls)?;
+        let quic_address =
+            endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
+        let address = config.metrics_listen;
+        let unbound = |source| StartError::Metrics { address, source };
+        let http = TcpListener::bind(address).await.map_err(unbound)?;
+        let metrics_address = http.local_addr().map_err(unbound)?;
+
+        let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
+        let accepting = quic::serve(endpoint.clone(), config.quic, services.clone(), sessions.clone(), stop.clone());
+        let background = vec![
+            tokio::spawn(accepting),
+            tokio::spawn(http::serve(http, services.clone(), stop.clone())),
+            tokio::spawn(upkeep(metrics)),
+        ];
+        tracing::info!(quic = %quic_address, metrics = %metrics_address, "listening");
+        Ok(Server { quic_address, metrics_address, services, endpoint, sessions, stop, background })
+    }
+
+    /// Metrics and store, for those who embed the server.
+    pub fn services(&self) -> &Arc<Services> {
+        &self.services
+    }
+
+    /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
+    /// everything durable, and returns, within [`DRAIN_WITHIN`] and the store's last commit.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        self.endpoint.set_server_config(None);
+        tracing::info!(sessions = self.services.hub.connected(), "draining");
+        self.services.hub.broadcast(&Notice::Drain);
+        self.sessions.close();
+        if tokio::time::timeout(DRAIN_WITHIN, self.sessions.wait()).await.is_err() {
+            tracing::warn!(sessions = self.sessions.len(), "sessions cut off at the end of draining");
+        }
+        let code = CloseCode::Draining;
+        self.endpoint.close(code.code().unsigned_abs().into(), code.name().as_bytes());
+        let _ = tokio::time::timeout(DRAIN_WITHIN, self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(DRAIN_WITHIN, self.sessions.wait()).await;
+        self.services.store.close().await;
+        self.stop_background();
+    }
+
+    fn stop_background(&mut self) {
+        self.background.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.stop_background();
+    }
+}
+
+/// What the server proves itself with, and whom it believes.
+fn identity(config: &Config) -> Result<(rustls::ServerConfig, Verifier), StartError> {
+    let dev = if config.dev { Some(auth::dev::ensure(&config.data_dir)?) } else { None };
+    let (certificate, key) = match (&config.tls.certificate, &config.tls.key, &dev) {
+        (Some(certificate), Some(key), _) => (certificate, key),
+        (_, _, Some(dev)) => (&dev.certificate, &dev.key),
+        _ => return Err(StartError::NoCertificate),
+    };
+    let (chain, key) = auth::load_tls(certificate, key)?;
+    let verifier = Verifier::from_config(&config.auth, dev.as_ref().map(|dev| dev.token_public.as_path()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    Ok((tls, verifier))
+}
+
+fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {
+    let directory = config.data_dir.join("store");
+    let commits = metrics.clone();
+    let options = Options {
+        cache_bytes: config.store.cache_bytes,
+        on_commit: Box::new(move |operations, took| {
+            commits.commit.record(took);
+            commits.commit_batch.record(operations as f64);
+        }),
+    };
+    let store = Embedded::open(&directory, options, hub.clone())
+        .map_err(|source| StartError::Store { directory: directory.display().to_string(), source })?;
+    Ok(Arc::new(store))
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        server_name: config.server_name.clone(),
+        domains: config.domains.clone(),
+        media_base: config.media.cdn_base.clone(),
+        open_within: Duration::from_millis(config.session.open_within_ms),
+        release_within: Duration::from_millis(config.session.release_within_ms),
+        ping_interval: Duration::from_millis(config.session.ping_interval_ms),
+        frame_bytes_max: config.session.max_frame_bytes,
+        idle_timeout: Duration::from_millis(config.quic.idle_timeout_ms),
+    }
+}
+
+fn fill_random(bytes: &mut [u8]) {
+    // The kernel's generator fails only where it does not exist; ids must not repeat, so there is no going on.
+    getrandom::fill(bytes).expect("the operating system gives randomness");
+}
+
+/// The exporter's histograms collect samples until somebody drains them; a scrape may never come.
+async fn upkeep(metrics: Arc<Metrics>) {
+    let handle = metrics.prometheus();
+    let mut every = tokio::time::interval(METRICS_UPKEEP);
+    loop {
+        every.tick().await;
+        handle.run_upkeep();
+    }
+}
