@@ -11,20 +11,27 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::session::Services;
+use crate::store::Store;
 
 #[derive(Clone)]
 struct Health {
     services: Arc<Services>,
+    store: Arc<dyn Store>,
     draining: CancellationToken,
 }
 
 /// Serves until the task is aborted; draining only turns `/readyz` red, so that the last figures can be read.
-pub(super) async fn serve(listener: TcpListener, services: Arc<Services>, draining: CancellationToken) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    services: Arc<Services>,
+    store: Arc<dyn Store>,
+    draining: CancellationToken,
+) {
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .with_state(Health { services, draining });
+        .with_state(Health { services, store, draining });
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the metrics listener stopped");
     }
@@ -40,7 +47,7 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
     if health.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
-    match health.services.store.check().await {
+    match health.store.check().await {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     }

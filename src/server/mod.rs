@@ -63,6 +63,7 @@ pub struct Server {
     /// Where the metrics listener is.
     pub metrics_address: SocketAddr,
     services: Arc<Services>,
+    store: Arc<dyn Store>,
     endpoint: Endpoint,
     sessions: TaskTracker,
     stop: CancellationToken,
@@ -77,7 +78,6 @@ impl Server {
         let hub = Arc::new(Hub::new());
         let store = open_store(&config, &metrics, &hub)?;
         let services = Arc::new(Services {
-            store: store.clone(),
             hub,
             verifier,
             metrics: metrics.clone(),
@@ -94,19 +94,15 @@ impl Server {
         let metrics_address = http.local_addr().map_err(unbound)?;
 
         let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
-        let accepting = quic::serve(endpoint.clone(), config.quic, services.clone(), sessions.clone(), stop.clone());
+        let accepting =
+            quic::serve(endpoint.clone(), config.quic, services.clone(), store.clone(), sessions.clone(), stop.clone());
         let background = vec![
             tokio::spawn(accepting),
-            tokio::spawn(http::serve(http, services.clone(), stop.clone())),
+            tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
             tokio::spawn(upkeep(metrics)),
         ];
         tracing::info!(quic = %quic_address, metrics = %metrics_address, "listening");
-        Ok(Server { quic_address, metrics_address, services, endpoint, sessions, stop, background })
-    }
-
-    /// Metrics and store, for those who embed the server.
-    pub fn services(&self) -> &Arc<Services> {
-        &self.services
+        Ok(Server { quic_address, metrics_address, services, store, endpoint, sessions, stop, background })
     }
 
     /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
@@ -124,7 +120,7 @@ impl Server {
         self.endpoint.close(code.code().unsigned_abs().into(), code.name().as_bytes());
         let _ = tokio::time::timeout(DRAIN_WITHIN, self.endpoint.wait_idle()).await;
         let _ = tokio::time::timeout(DRAIN_WITHIN, self.sessions.wait()).await;
-        self.services.store.close().await;
+        self.store.close().await;
         self.stop_background();
     }
 

@@ -21,7 +21,7 @@ use crate::wire::{
 };
 
 use super::fault::{Fault, require_own};
-use super::{Call, Now, Open, Origin, Phase, Session, render};
+use super::{Call, Now, Open, Origin, Output, Phase, Session, render};
 
 /// What a session remembers of its own messages on their way.
 pub(super) struct Chat {
@@ -277,7 +277,8 @@ impl Session {
         if ack.sequence < 0 {
             return Err(Fault::malformed("sequence is negative"));
         }
-        self.services.store.advance_cursor(&open.user, &open.device, Sequence::from_wire(ack.sequence));
+        let synced = Output::Synced(open.user.clone(), open.device.clone(), Sequence::from_wire(ack.sequence));
+        self.out.push_back(synced);
         Ok(())
     }
 

@@ -23,9 +23,8 @@ use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, Services, Session
 
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
 /// returns.
-pub async fn drive<L: Link>(link: L, services: Arc<Services>) -> CloseReason {
+pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
     let session = Session::new(services.clone(), link.kind(), Now::system());
-    let store = services.store.clone();
     let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), timer: None };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
@@ -163,6 +162,7 @@ impl<L: Link> Driver<L> {
             match output {
                 Output::Send(lane, frame) => self.link.push(lane, frame),
                 Output::Call(call) => self.calls.push(Box::pin(run(self.store.clone(), call))),
+                Output::Synced(user, device, sequence) => self.store.advance_cursor(&user, &device, sequence),
                 Output::Close(code, reason) => return Some(Ending::Ours(code, reason)),
             }
         }

@@ -29,10 +29,9 @@ use crate::auth::Verifier;
 use crate::hub::{Hub, Membership, Notice, Signal};
 use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, Metrics, OpenResult, TransportKind};
-use crate::store::Store;
 use crate::wire::{
-    self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, encode_frame, lane_of,
-    open_envelope, payload_name,
+    self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, Sequence, encode_frame,
+    lane_of, open_envelope, payload_name,
 };
 
 use chat::Chat;
@@ -43,8 +42,6 @@ use tail::Tail;
 
 /// What a session is made with, shared by all sessions of a server.
 pub struct Services {
-    /// The durable state.
-    pub store: Arc<dyn Store>,
     /// Who else is connected.
     pub hub: Arc<Hub>,
     /// Checks tokens.
@@ -109,6 +106,8 @@ pub enum Output {
     Send(Lane, Bytes),
     /// Run a store call and bring its result.
     Call(Call),
+    /// Move the device's stored cursor; there is no result.
+    Synced(Eid, DeviceId, Sequence),
     /// Hand over what was sent, then close. Nothing follows.
     Close(CloseCode, &'static str),
 }

@@ -23,6 +23,7 @@ use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
 use crate::observe::{CloseReason, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 /// Lanes in the order in which they are read and written (profile 2).
@@ -81,6 +82,7 @@ pub async fn serve(
     endpoint: Endpoint,
     config: QuicConfig,
     services: Arc<Services>,
+    store: Arc<dyn Store>,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
@@ -106,7 +108,7 @@ pub async fn serve(
             }
         } else {
             let entry = gate.clone().enter();
-            tasks.spawn(connect(incoming, entry, services.settings.frame_bytes_max, services.clone()));
+            tasks.spawn(connect(incoming, entry, services.clone(), store.clone()));
         }
     }
 }
@@ -131,7 +133,7 @@ impl Drop for Entry {
     }
 }
 
-async fn connect(incoming: Incoming, entry: Entry, frame_bytes_max: usize, services: Arc<Services>) {
+async fn connect(incoming: Incoming, entry: Entry, services: Arc<Services>, store: Arc<dyn Store>) {
     let began = Instant::now();
     let remote = incoming.remote_address();
     let handshake = async { incoming.accept()?.await };
@@ -139,7 +141,8 @@ async fn connect(incoming: Incoming, entry: Entry, frame_bytes_max: usize, servi
         Ok(Ok(connection)) => {
             drop(entry);
             services.metrics.handshake(TransportKind::Quic, began.elapsed());
-            drive(QuicLink::new(connection, frame_bytes_max), services).await;
+            let link = QuicLink::new(connection, services.settings.frame_bytes_max);
+            drive(link, services, store).await;
         }
         Ok(Err(error)) => tracing::debug!(%remote, %error, "handshake failed"),
         Err(_) => tracing::debug!(%remote, "handshake took too long"),
