@@ -69,6 +69,33 @@ pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(2);
 pub const COMMIT_OPERATIONS_MAX: usize = 1024;
 /// Reads of the store that run at once; more wait their turn. They are short, and mostly from memory.
 pub const STORE_READERS_MAX: usize = 4;
+/// Rows from which on a commit takes no further operation: a bulk acknowledgment may touch very many.
+pub const COMMIT_ROWS_MAX: usize = 16 * 1024;
+/// Rows that one bulk acknowledgment looks at; it reports how far it came. A few ten milliseconds of the writer.
+pub const ACKNOWLEDGED_ROWS_MAX: usize = 10_000;
+/// Messages that wait for their release over all sessions; more are told 503. Some ten MiB of memory.
+pub const STORE_UNRELEASED_MAX: usize = 128 * 1024;
+/// A moved cursor is written by then even if nothing else is.
+pub const CURSOR_WRITTEN_WITHIN: Duration = Duration::from_millis(200);
+/// Moved cursors that are kept in memory before they are written.
+pub const CURSORS_UNWRITTEN_MAX: usize = 8 * 1024;
+/// Logs and chats each whose newest number the writer keeps in memory; others cost one read.
+pub const STORE_ENDS_CACHED: usize = 64 * 1024;
+/// Subscriber lists whose length the writer keeps in memory; others are counted again.
+pub const STORE_LISTS_CACHED: usize = 4 * 1024;
+/// Lists read in which one user stands. Others put a user into their lists, so the user cannot keep it small; who
+/// stands in more lists misses the presence of some.
+pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
+/// Rows read in one go where all of something is read.
+pub const STORE_PAGE_ROWS: usize = 512;
+/// Cache of the embedded engine's blocks, unless configured.
+pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Memory that each large space of the embedded engine fills before it writes a file.
+pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.
+pub const STORE_JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Threads of the embedded engine that write and merge files behind the writer's back.
+pub const STORE_WORKERS: usize = 2;
 
 // --- Transport ------------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,26 @@
 //! implementation over PostgreSQL can stand beside [`embedded`]. A call that changes something returns once the change
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
+mod embedded;
+mod fjall;
+mod key;
+mod kv;
+mod ledger;
+mod memory;
+mod read;
+mod record;
 mod types;
+mod writer;
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod testing;
+
+pub use embedded::{Embedded, OnCommit, Options};
+pub use memory::{Fault, Memory};
 pub use types::{
-    Accepted, AcceptOutcome, Acknowledged, Acknowledgment, AckTarget, Contact, Content, DeviceState, EntryBody,
+    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Contact, Content, DeviceState, EntryBody,
     HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
 

@@ -1,0 +1,258 @@
+//! The store in this process: an engine on the local disk, one thread that writes, a few that read.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::fjall::Fjall;
+use super::kv::{Kv, View};
+use super::ledger::{Ledger, Op, Reply, chat_version};
+use super::memory::Memory;
+use super::types::{
+    Accepted, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry, NewMessage,
+    Revocation,
+};
+use super::writer::{Job, Writer, unobserved};
+use super::{LogObserver, Store, StoreError, read};
+use crate::limits;
+use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
+
+/// Told of each durable commit on the writer's thread: how many operations it had, and how long it took. It must not block.
+pub type OnCommit = Box<dyn Fn(usize, Duration) + Send>;
+
+/// How the store is run.
+pub struct Options {
+    /// For metrics.
+    pub on_commit: OnCommit,
+    /// Memory for what is read from disk.
+    pub cache_bytes: u64,
+    /// How long a call waits for a place in the writer's queue.
+    pub queue_wait: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            on_commit: Box::new(unobserved),
+            cache_bytes: limits::STORE_CACHE_BYTES,
+            queue_wait: limits::STORE_QUEUE_WAIT,
+        }
+    }
+}
+
+/// [`Store`] over an embedded engine.
+///
+/// Changes go through one thread that commits what waits as a group; reads run beside it and see every commit whose
+/// caller has been answered.
+pub struct Embedded {
+    jobs: mpsc::Sender<Job>,
+    /// `None` once closed.
+    engine: Mutex<Option<Arc<dyn Kv>>>,
+    queue_wait: Duration,
+    readers: Arc<Semaphore>,
+    /// Its sender goes when the writer has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Embedded {
+    /// Opens the store in `dir`, or makes it; releases what an earlier process had accepted but not released.
+    ///
+    /// Blocks while the engine replays its journal.
+    ///
+    /// # Errors
+    /// The engine's, also if another process has the store open.
+    pub fn open(dir: &Path, options: Options, observer: Arc<dyn LogObserver>) -> Result<Embedded, StoreError> {
+        let engine = Fjall::open(dir, options.cache_bytes)?;
+        Embedded::start(Arc::new(engine), options, observer)
+    }
+
+    /// Opens a store over rows in memory: for tests and simulations.
+    ///
+    /// # Errors
+    /// As the rows make no sense.
+    pub fn open_memory(
+        memory: Memory,
+        options: Options,
+        observer: Arc<dyn LogObserver>,
+    ) -> Result<Embedded, StoreError> {
+        Embedded::start(Arc::new(memory), options, observer)
+    }
+
+    fn start(engine: Arc<dyn Kv>, options: Options, observer: Arc<dyn LogObserver>) -> Result<Embedded, StoreError> {
+        let failed = |error: std::io::Error| StoreError::Engine(format!("starting the writer: {error}"));
+        let (ledger, committed) = Ledger::open(engine.clone(), Instant::now())?;
+        for (user, entry) in &committed.appended {
+            observer.appended(user, entry);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+        let (jobs, queue) = mpsc::channel(limits::STORE_QUEUE_MAX);
+        let (ending, ended) = watch::channel(());
+        let writer = Writer { ledger, jobs: queue, observer, on_commit: options.on_commit, runtime };
+        let run = move || {
+            writer.run();
+            drop(ending);
+        };
+        std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(failed)?;
+        let readers = Arc::new(Semaphore::new(limits::STORE_READERS_MAX));
+        Ok(Embedded { jobs, engine: Mutex::new(Some(engine)), queue_wait: options.queue_wait, readers, ended })
+    }
+
+    /// Has the writer do it, and waits for that.
+    async fn write(&self, op: Op) -> Result<Reply, StoreError> {
+        let (reply, outcome) = oneshot::channel();
+        self.enqueue(Job::Do(op, Some(reply))).await?;
+        // The writer drops a reply only when it ends.
+        outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn enqueue(&self, job: Job) -> Result<(), StoreError> {
+        use mpsc::error::{SendTimeoutError, TrySendError};
+        let job = match self.jobs.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(StoreError::Closed),
+            Err(TrySendError::Full(job)) => job,
+        };
+        self.jobs.send_timeout(job, self.queue_wait).await.map_err(|error| match error {
+            SendTimeoutError::Timeout(_) => StoreError::Overloaded,
+            SendTimeoutError::Closed(_) => StoreError::Closed,
+        })
+    }
+
+    /// Reads beside the writer, not on the caller's thread: it may wait for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let turn = self.readers.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let engine = self.engine().clone().ok_or(StoreError::Closed)?;
+        let task = tokio::task::spawn_blocking(move || {
+            let result = read(&*engine.view());
+            // In this order: who has all turns knows that no reader holds the engine.
+            drop(engine);
+            drop(turn);
+            result
+        });
+        task.await.unwrap_or_else(|error| Err(StoreError::Engine(format!("reading: {error}"))))
+    }
+
+    fn engine(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Kv>>> {
+        // Nothing in here panics half-way through a change.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reply of another kind than the operation has: only a slip in [`super::ledger`] could cause it.
+fn mismatch(reply: Reply) -> StoreError {
+    StoreError::Engine(format!("not an answer to this: {reply:?}"))
+}
+
+impl Reply {
+    fn flag(self) -> Result<bool, StoreError> {
+        match self {
+            Reply::Flag(flag) => Ok(flag),
+            other => Err(mismatch(other)),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Embedded {
+    async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError> {
+        match self.write(Op::Accept { message: Box::new(message), release }).await? {
+            Reply::Accepted(accepted) => Ok(accepted),
+            other => Err(mismatch(other)),
+        }
+    }
+
+    async fn release(&self, message: MessageId) -> Result<(), StoreError> {
+        self.write(Op::Release(message)).await.map(drop)
+    }
+
+    async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError> {
+        match self.write(Op::Acknowledge(acknowledgment)).await? {
+            Reply::Acknowledged(acknowledged) => Ok(acknowledged),
+            other => Err(mismatch(other)),
+        }
+    }
+
+    async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
+        self.read(move |view| read::history(view, &query)).await
+    }
+
+    async fn read_log(&self, user: &Eid, after: Sequence, limit: usize) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+        let user = user.clone();
+        self.read(move |view| read::log(view, &user, after, limit)).await
+    }
+
+    async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError> {
+        match self.write(Op::OpenDevice(user.clone(), device.clone())).await? {
+            Reply::Device(state) => Ok(state),
+            other => Err(mismatch(other)),
+        }
+    }
+
+    fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
+        let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
+        // A full queue loses it: what lies behind is delivered once more, or the next one moves it.
+        let _ = self.jobs.try_send(Job::Do(op, None));
+    }
+
+    async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError> {
+        self.write(Op::ForgetDevice(user.clone(), device.clone())).await.map(drop)
+    }
+
+    async fn put_contact(&self, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
+        self.write(Op::PutContact(owner.clone(), Box::new(contact))).await?.flag()
+    }
+
+    async fn remove_contact(&self, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError> {
+        self.write(Op::RemoveContact { owner: owner.clone(), subscriber: subscriber.clone() }).await?.flag()
+    }
+
+    async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError> {
+        self.write(Op::SetBlock { owner: owner.clone(), subscriber: subscriber.clone(), blocked }).await?.flag()
+    }
+
+    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
+        let owner = owner.clone();
+        self.read(move |view| read::contacts(view, &owner)).await
+    }
+
+    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<Eid>, StoreError> {
+        let subscriber = subscriber.clone();
+        self.read(move |view| read::owners(view, &subscriber)).await
+    }
+
+    async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError> {
+        self.write(Op::Revoke(revocation)).await.map(drop)
+    }
+
+    async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
+        let (valid, expired) = self.read(move |view| read::revocations(view, now_ms)).await?;
+        if expired {
+            // Nobody needs to wait for it.
+            let _ = self.jobs.try_send(Job::Do(Op::DropRevocations { expired_at: now_ms }, None));
+        }
+        Ok(valid)
+    }
+
+    async fn chat_version(&self, chat: ChatId) -> Result<Version, StoreError> {
+        self.read(move |view| chat_version(view, chat)).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.write(Op::Check).await.map(drop)
+    }
+
+    async fn close(&self) {
+        // Waits for a place however long it takes; refused if closed before.
+        let _ = self.jobs.send(Job::Close).await;
+        // An error: the writer has ended.
+        while self.ended.clone().changed().await.is_ok() {}
+        let _ = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;
+        self.readers.close();
+        *self.engine() = None;
+    }
+}

@@ -1,0 +1,103 @@
+//! The engine on disk: fjall 3, a log-structured tree with one journal for all spaces.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
+use bytes::Bytes;
+
+use super::StoreError;
+use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use crate::limits;
+
+pub(crate) struct Fjall {
+    database: Database,
+    /// In the order of [`Space::ALL`].
+    spaces: Arc<[Keyspace]>,
+}
+
+impl Fjall {
+    /// Opens or makes the database in `dir`; replays its journal. Fails if another process has it open.
+    pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Fjall, StoreError> {
+        let failed = |error| StoreError::Engine(format!("opening {}: {error}", dir.display()));
+        let database = Database::builder(dir)
+            .cache_size(cache_bytes)
+            .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)
+            .worker_threads(limits::STORE_WORKERS)
+            .open()
+            .map_err(failed)?;
+        let spaces = Space::ALL
+            .iter()
+            .map(|space| database.keyspace(space.name(), || options(*space)))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        Ok(Fjall { database, spaces })
+    }
+}
+
+fn options(space: Space) -> KeyspaceCreateOptions {
+    let bytes = match space {
+        Space::Messages | Space::Chats | Space::Locals | Space::Logs => limits::STORE_MEMTABLE_BYTES_MAX,
+        // Small or short-lived rows: their deletions vanish in the memtable.
+        _ => limits::STORE_MEMTABLE_BYTES_MAX / 4,
+    };
+    KeyspaceCreateOptions::default().max_memtable_size(bytes)
+}
+
+fn failed(error: ::fjall::Error) -> StoreError {
+    StoreError::Engine(error.to_string())
+}
+
+impl Kv for Fjall {
+    fn view(&self) -> Box<dyn View> {
+        Box::new(FjallView { snapshot: self.database.snapshot(), spaces: self.spaces.clone() })
+    }
+
+    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
+        // A process that dies loses nothing that reached the kernel; only a power loss needs the fdatasync.
+        let mode = if durable { PersistMode::SyncData } else { PersistMode::Buffer };
+        if batch.is_empty() {
+            return self.database.persist(mode).map_err(failed);
+        }
+        let mut writes = self.database.batch().durability(Some(mode));
+        for (space, key, value) in batch {
+            let keyspace = &self.spaces[space.index()];
+            match value {
+                Some(value) => writes.insert(keyspace, Slice::from(&key[..]), Slice::from(&value[..])),
+                None => writes.remove(keyspace, Slice::from(&key[..])),
+            }
+        }
+        writes.commit().map_err(failed)
+    }
+}
+
+/// A snapshot: fjall's plain reads would show rows of a commit that is just being applied, some before others.
+struct FjallView {
+    snapshot: Snapshot,
+    spaces: Arc<[Keyspace]>,
+}
+
+impl View for FjallView {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self.snapshot.get(&self.spaces[space.index()], key).map_err(failed)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+        if span.from >= span.to {
+            return Ok(Vec::new());
+        }
+        let mut rows = self.snapshot.range(&self.spaces[space.index()], span.from.as_slice()..span.to.as_slice());
+        let mut taken = Vec::new();
+        while taken.len() < limit {
+            let row = match order {
+                Order::Ascending => rows.next(),
+                Order::Descending => rows.next_back(),
+            };
+            let Some(row) = row else { break };
+            let (key, value) = row.into_inner().map_err(failed)?;
+            taken.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)));
+        }
+        Ok(taken)
+    }
+}

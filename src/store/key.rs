@@ -1,0 +1,177 @@
+//! Where a row lies: keys of each space, and the spans that a read covers.
+//!
+//! What belongs to a user begins with the eid and a zero byte, which no eid contains; numbers are big-endian, so that
+//! they sort.
+
+use super::kv::Span;
+use super::record::Corrupt;
+use super::types::RevocationTarget;
+use crate::wire::{ChatId, DeviceId, Eid, LocalId, MessageId, Sequence, Version};
+
+/// Ends the eid in a key.
+const END: u8 = 0;
+
+fn joined(user: &Eid, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(user.as_str().len() + 1 + rest.len());
+    key.extend_from_slice(user.as_str().as_bytes());
+    key.push(END);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// Everything of one user in a space.
+pub(crate) fn all_of(user: &Eid) -> Span {
+    let mut to = joined(user, &[]);
+    if let Some(end) = to.last_mut() {
+        *end = END + 1;
+    }
+    Span { from: joined(user, &[]), to }
+}
+
+/// Everything in a space: no key begins with this many of the highest byte.
+pub(crate) fn all() -> Span {
+    Span { from: Vec::new(), to: vec![u8::MAX; 32] }
+}
+
+/// The same without what lies up to and with `key`.
+pub(crate) fn following(span: Span, key: &[u8]) -> Span {
+    let mut from = key.to_vec();
+    from.push(0);
+    Span { from, to: span.to }
+}
+
+pub(crate) fn message(id: MessageId) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+pub(crate) fn chat(chat: ChatId, version: Version) -> Vec<u8> {
+    let mut key = chat.as_bytes().to_vec();
+    key.extend_from_slice(&version.get().to_be_bytes());
+    key
+}
+
+/// The versions of a chat after `after` and before `before`.
+pub(crate) fn versions(chat_id: ChatId, after: Version, before: Option<Version>) -> Span {
+    let mut from = chat(chat_id, after);
+    from.push(0);
+    let to = match before {
+        Some(version) => chat(chat_id, version),
+        None => {
+            let mut to = chat(chat_id, Version::from(u64::MAX));
+            to.push(0);
+            to
+        }
+    };
+    Span { from, to }
+}
+
+pub(crate) fn version_of(key: &[u8]) -> Result<Version, Corrupt> {
+    number_of(key).map(Version::from)
+}
+
+pub(crate) fn local(sender: &Eid, local_id: &LocalId) -> Vec<u8> {
+    joined(sender, local_id.as_str().as_bytes())
+}
+
+pub(crate) fn log(user: &Eid, sequence: Sequence) -> Vec<u8> {
+    joined(user, &sequence.get().to_be_bytes())
+}
+
+/// The entries of a log after `after`.
+pub(crate) fn entries(user: &Eid, after: Sequence) -> Span {
+    following(all_of(user), &log(user, after))
+}
+
+pub(crate) fn sequence_of(key: &[u8]) -> Result<Sequence, Corrupt> {
+    number_of(key).map(Sequence::from)
+}
+
+pub(crate) fn device(user: &Eid, device: &DeviceId) -> Vec<u8> {
+    joined(user, device.as_str().as_bytes())
+}
+
+pub(crate) fn log_floor(user: &Eid) -> Vec<u8> {
+    let mut key = b"l".to_vec();
+    key.extend_from_slice(user.as_str().as_bytes());
+    key
+}
+
+pub(crate) fn chat_floor(chat: ChatId) -> Vec<u8> {
+    let mut key = b"c".to_vec();
+    key.extend_from_slice(chat.as_bytes());
+    key
+}
+
+pub(crate) fn mark(chat: ChatId, reader: &Eid) -> Vec<u8> {
+    let mut key = chat.as_bytes().to_vec();
+    key.extend_from_slice(reader.as_str().as_bytes());
+    key
+}
+
+/// In [`super::kv::Space::Contacts`] of the owner; the other way round in [`super::kv::Space::Owners`].
+pub(crate) fn pair(of: &Eid, with: &Eid) -> Vec<u8> {
+    joined(of, with.as_str().as_bytes())
+}
+
+/// The second user of a [`pair`].
+pub(crate) fn other_of(of: &Eid, key: &[u8]) -> Result<Eid, Corrupt> {
+    key.get(of.as_str().len() + 1..)
+        .and_then(|rest| std::str::from_utf8(rest).ok())
+        .and_then(|text| Eid::parse(text).ok())
+        .ok_or(Corrupt("not a user"))
+}
+
+pub(crate) fn revocation(target: &RevocationTarget) -> Vec<u8> {
+    let (kind, rest) = match target {
+        RevocationTarget::Token(digest) => (1, digest.to_vec()),
+        RevocationTarget::Device(user, id) => (2, device(user, id)),
+        RevocationTarget::User(user) => (3, user.as_str().as_bytes().to_vec()),
+    };
+    let mut key = vec![kind];
+    key.extend_from_slice(&rest);
+    key
+}
+
+fn number_of(key: &[u8]) -> Result<u64, Corrupt> {
+    key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes)).ok_or(Corrupt("a key too short"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eid(text: &str) -> Eid {
+        Eid::parse(text).unwrap()
+    }
+
+    #[test]
+    fn rows_of_one_user_lie_apart_from_those_of_another_whose_name_goes_on() {
+        let (short, long) = (eid("a@b"), eid("a@bc"));
+        let span = all_of(&short);
+        let inside = |key: Vec<u8>| key >= span.from && key < span.to;
+        assert!(inside(log(&short, Sequence::from(u64::MAX))));
+        assert!(inside(log(&short, Sequence::ZERO)));
+        assert!(!inside(log(&long, Sequence::from(1))));
+    }
+
+    #[test]
+    fn numbers_sort_and_come_back() {
+        let alice = eid("alice@x");
+        assert!(log(&alice, Sequence::from(255)) < log(&alice, Sequence::from(256)));
+        assert_eq!(sequence_of(&log(&alice, Sequence::from(77))).unwrap(), Sequence::from(77));
+        assert_eq!(other_of(&alice, &pair(&alice, &eid("bob@x"))).unwrap(), eid("bob@x"));
+        assert!(sequence_of(b"short").is_err());
+        assert!(other_of(&alice, b"").is_err());
+    }
+
+    #[test]
+    fn a_span_of_versions_excludes_both_ends() {
+        let id = ChatId::between(&eid("a@x"), &eid("b@x"));
+        let span = versions(id, Version::from(2), Some(Version::from(5)));
+        let inside = |number: u64| {
+            let key = chat(id, Version::from(number));
+            key >= span.from && key < span.to
+        };
+        assert_eq!((1..=6).filter(|v| inside(*v)).collect::<Vec<_>>(), [3, 4]);
+    }
+}

@@ -1,0 +1,98 @@
+//! The little that the ledger asks of an engine: ordered spaces, consistent views, atomic commits.
+
+use bytes::Bytes;
+
+use super::StoreError;
+
+/// The ordered spaces; what lies in each is in [`super::record`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Space {
+    Messages,
+    Chats,
+    Locals,
+    Logs,
+    Pending,
+    Devices,
+    Floors,
+    Marks,
+    Contacts,
+    Owners,
+    Revocations,
+}
+
+impl Space {
+    pub(crate) const COUNT: usize = 11;
+    pub(crate) const ALL: [Space; Space::COUNT] = [
+        Space::Messages,
+        Space::Chats,
+        Space::Locals,
+        Space::Logs,
+        Space::Pending,
+        Space::Devices,
+        Space::Floors,
+        Space::Marks,
+        Space::Contacts,
+        Space::Owners,
+        Space::Revocations,
+    ];
+
+    /// The name on disk: renaming a variant must not lose its rows.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Space::Messages => "messages",
+            Space::Chats => "chats",
+            Space::Locals => "locals",
+            Space::Logs => "logs",
+            Space::Pending => "pending",
+            Space::Devices => "devices",
+            Space::Floors => "floors",
+            Space::Marks => "marks",
+            Space::Contacts => "contacts",
+            Space::Owners => "owners",
+            Space::Revocations => "revocations",
+        }
+    }
+
+    /// Position in [`Space::ALL`].
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Keys from and with `from`, up to and without `to`; empty if they are the wrong way round.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    pub(crate) from: Vec<u8>,
+    pub(crate) to: Vec<u8>,
+}
+
+/// From which end of a span rows are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Ascending,
+    Descending,
+}
+
+/// A key and its value.
+pub(crate) type Row = (Bytes, Bytes);
+
+/// A state between two commits: later commits do not show in it, and no commit shows in part.
+pub(crate) trait View: Send {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// The first `limit` rows of the span in that order.
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError>;
+}
+
+/// The writes of one commit: `None` deletes. No key comes twice.
+pub(crate) type Batch = Vec<(Space, Bytes, Option<Bytes>)>;
+
+/// An engine. One thread commits, any number reads.
+pub(crate) trait Kv: Send + Sync + 'static {
+    fn view(&self) -> Box<dyn View>;
+
+    /// Takes effect as a whole or not at all. Durable: survives a power loss from the return on, with every commit
+    /// before it. Else a crash may lose it, but never without losing all that followed. After an error the engine is
+    /// not used for writing again, as nobody knows what became of the batch.
+    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError>;
+}

@@ -1,0 +1,176 @@
+//! Acknowledgments of one message, and of all up to a version (profile 7).
+
+use super::books::Books;
+use super::txn::Txn;
+use crate::limits;
+use crate::store::kv::{Order, Space, View};
+use crate::store::record::{self, ChatRecord, MarkRecord, corrupt};
+use crate::store::types::{AckTarget, Acknowledged, Acknowledgment, EntryBody};
+use crate::store::{StoreError, key};
+use crate::wire::{AckStatus, ChatId, MessageId, Sequence, Version};
+
+impl Books {
+    pub(super) fn acknowledge(&mut self, txn: &mut Txn, ack: Acknowledgment) -> Result<Acknowledged, StoreError> {
+        let (acknowledged, sequence) = match ack.target {
+            AckTarget::Message(id) => self.acknowledge_one(txn, &ack, id)?,
+            AckTarget::UpTo(chat, version) => self.acknowledge_up_to(txn, &ack, chat, version)?,
+        };
+        if acknowledged.changed {
+            let body = || EntryBody::Acknowledged(acknowledged.clone());
+            self.append(txn, &acknowledged.sender, None, body())?;
+            self.append(txn, &acknowledged.reader, Some(ack.device.clone()), body())?;
+        }
+        self.advance_cursor(txn, &ack.reader, &ack.device, sequence)?;
+        Ok(acknowledged)
+    }
+
+    /// The state, and where the message stands in the reader's log.
+    fn acknowledge_one(
+        &mut self,
+        txn: &mut Txn,
+        ack: &Acknowledgment,
+        id: MessageId,
+    ) -> Result<(Acknowledged, Sequence), StoreError> {
+        if self.unreleased.contains(id) {
+            return Err(StoreError::NoSuchMessage);
+        }
+        let message = record::message(txn, id)?.ok_or(StoreError::NoSuchMessage)?;
+        if message.recipient != ack.reader {
+            return Err(StoreError::NotRecipient);
+        }
+        let row_key = key::chat(message.chat, message.version);
+        let Some(mut row) = record::read::<ChatRecord>(txn, &row_key)? else {
+            return Err(corrupt(Space::Chats, &row_key, "its message is there, and it is not"));
+        };
+        let changed = row.advance(ack.status, ack.at);
+        if changed {
+            txn.put(row_key.clone(), &row);
+        }
+        let (status, at) = stored(&row_key, &row)?.unwrap_or((ack.status, ack.at));
+        let (reader, sender, chat) = (ack.reader.clone(), message.sender, message.chat);
+        let target = AckTarget::Message(id);
+        let acknowledged = Acknowledged { reader, sender, target, chat, status, at, changed };
+        Ok((acknowledged, Sequence::from(row.recipient_sequence)))
+    }
+
+    fn acknowledge_up_to(
+        &mut self,
+        txn: &mut Txn,
+        ack: &Acknowledgment,
+        chat: ChatId,
+        wanted: Version,
+    ) -> Result<(Acknowledged, Sequence), StoreError> {
+        let end = self.chat(txn, chat)?.ok_or(StoreError::NoSuchMessage)?;
+        let (low, high) = &end.parties;
+        let (sender, from_high) = match &ack.reader {
+            reader if reader == low => (high.clone(), true),
+            reader if reader == high => (low.clone(), false),
+            _ => return Err(StoreError::NoSuchMessage),
+        };
+        let last = wanted.min(self.unreleased.released(chat, end.version));
+        if last == Version::ZERO {
+            return Err(StoreError::NoSuchMessage);
+        }
+        let forward = go_forward(txn, ack, chat, from_high, last)?;
+        let newest = match forward.newest {
+            Some(row) => Some(row),
+            None => newest_for_reader(txn, chat, from_high, forward.covered)?,
+        };
+        let (status, at) = match (&newest, forward.changed) {
+            (Some((key, row)), false) => stored(key, row)?.unwrap_or((ack.status, ack.at)),
+            _ => (ack.status, ack.at),
+        };
+        let target = AckTarget::UpTo(chat, forward.covered);
+        let (reader, changed) = (ack.reader.clone(), forward.changed);
+        let acknowledged = Acknowledged { reader, sender, target, chat, status, at, changed };
+        let sequence = newest.map_or(0, |(_, row)| row.recipient_sequence);
+        Ok((acknowledged, Sequence::from(sequence)))
+    }
+}
+
+/// What a bulk acknowledgment came to.
+struct Forward {
+    /// Up to here every message for the reader is at least in the state asked for.
+    covered: Version,
+    changed: bool,
+    /// The last row for the reader that it looked at.
+    newest: Option<(Vec<u8>, ChatRecord)>,
+}
+
+/// Moves the rows up to `last`, all released, forward; begins where an earlier one has ended.
+fn go_forward(
+    txn: &mut Txn,
+    ack: &Acknowledgment,
+    chat: ChatId,
+    from_high: bool,
+    last: Version,
+) -> Result<Forward, StoreError> {
+    let mark_key = key::mark(chat, &ack.reader);
+    let mut mark = record::read::<MarkRecord>(txn, &mark_key)?.unwrap_or_default();
+    let done = Version::from(if ack.status == AckStatus::Read { mark.read } else { mark.delivered });
+    let mut forward = Forward { covered: done.min(last), changed: false, newest: None };
+    let mut looked_at = 0;
+    while forward.covered < last && looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
+        let span = key::versions(chat, forward.covered, Some(last.next()));
+        let page = limits::STORE_PAGE_ROWS.min(limits::ACKNOWLEDGED_ROWS_MAX - looked_at);
+        let rows = txn.range(Space::Chats, &span, Order::Ascending, page)?;
+        looked_at += rows.len();
+        // Fewer than a page: the rest has been trimmed.
+        if rows.len() < page {
+            forward.covered = last;
+        }
+        for (key, value) in rows {
+            let mut row = record::decode::<ChatRecord>(&key, &value)?;
+            let version = key::version_of(&key).map_err(|why| corrupt(Space::Chats, &key, why))?;
+            forward.covered = forward.covered.max(version);
+            if row.from_high != from_high {
+                continue;
+            }
+            if row.advance(ack.status, ack.at) {
+                txn.put(key.to_vec(), &row);
+                forward.changed = true;
+            }
+            forward.newest = Some((key.to_vec(), row));
+        }
+    }
+    if forward.covered > done {
+        mark.delivered = mark.delivered.max(forward.covered.get());
+        if ack.status == AckStatus::Read {
+            mark.read = forward.covered.get();
+        }
+        // If it is lost, the next one looks at some rows again.
+        txn.put_unsynced(mark_key, &mark);
+    }
+    Ok(forward)
+}
+
+/// The newest row for the reader up to `last`, if not too many of the other's lie behind it.
+fn newest_for_reader(
+    txn: &Txn,
+    chat: ChatId,
+    from_high: bool,
+    last: Version,
+) -> Result<Option<(Vec<u8>, ChatRecord)>, StoreError> {
+    let mut before = last.next();
+    let mut looked_at = 0;
+    while looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
+        let span = key::versions(chat, Version::ZERO, Some(before));
+        // Usually the first one or the next is it.
+        let page = if looked_at == 0 { 8 } else { limits::STORE_PAGE_ROWS };
+        let rows = txn.range(Space::Chats, &span, Order::Descending, page)?;
+        looked_at += page;
+        let Some((oldest, _)) = rows.last() else { break };
+        before = key::version_of(oldest).map_err(|why| corrupt(Space::Chats, oldest, why))?;
+        for (key, value) in &rows {
+            let row = record::decode::<ChatRecord>(key, value)?;
+            if row.from_high == from_high {
+                return Ok(Some((key.to_vec(), row)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn stored(key: &[u8], row: &ChatRecord) -> Result<Option<(AckStatus, i64)>, StoreError> {
+    row.acknowledged().map_err(|why| corrupt(Space::Chats, key, why))
+}

@@ -1,0 +1,219 @@
+//! What the ledger knows without asking the engine: where logs and chats end, and what waits for its release.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+
+use super::txn::Txn;
+use crate::limits;
+use crate::store::kv::{Order, Space, View};
+use crate::store::record::{self, ChatRecord, FloorRecord, LogRecord, corrupt};
+use crate::store::types::{EntryBody, LogBounds};
+use crate::store::{StoreError, key};
+use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
+
+pub(super) struct Books {
+    pub(super) unreleased: Unreleased,
+    /// Cursors that have moved since they were written. At most [`limits::CURSORS_UNWRITTEN_MAX`] and a commit's.
+    pub(super) cursors: HashMap<(Eid, DeviceId), Sequence>,
+    pub(super) lists: LruCache<Eid, ListLength>,
+    logs: LruCache<Eid, LogBounds>,
+    chats: LruCache<ChatId, ChatEnd>,
+}
+
+/// Where a chat stands, and between whom it is.
+#[derive(Clone, Debug)]
+pub(super) struct ChatEnd {
+    pub(super) version: Version,
+    /// Lower eid first.
+    pub(super) parties: (Eid, Eid),
+}
+
+/// How many stand in a list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ListLength {
+    pub(super) subscribed: usize,
+    /// Blocked without being subscribed.
+    pub(super) only_blocked: usize,
+}
+
+impl Books {
+    pub(super) fn new() -> Books {
+        let cache = |entries| NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN);
+        Books {
+            unreleased: Unreleased::default(),
+            cursors: HashMap::new(),
+            lists: LruCache::new(cache(limits::STORE_LISTS_CACHED)),
+            logs: LruCache::new(cache(limits::STORE_ENDS_CACHED)),
+            chats: LruCache::new(cache(limits::STORE_ENDS_CACHED)),
+        }
+    }
+
+    /// Forgets what can be read again: an operation that failed may have moved it.
+    pub(super) fn forget_ends(&mut self) {
+        self.lists.clear();
+        self.logs.clear();
+        self.chats.clear();
+    }
+
+    /// Where `user`'s log begins and ends.
+    pub(super) fn log(&mut self, view: &dyn View, user: &Eid) -> Result<LogBounds, StoreError> {
+        if let Some(bounds) = self.logs.get(user) {
+            return Ok(*bounds);
+        }
+        let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
+        let newest = match newest.first() {
+            Some((key, _)) => key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?,
+            None => Sequence::ZERO,
+        };
+        let trimmed = Sequence::from(floor(view, &key::log_floor(user))?);
+        let bounds = LogBounds { trimmed, head: newest.max(trimmed) };
+        self.logs.put(user.clone(), bounds);
+        Ok(bounds)
+    }
+
+    /// Appends to `user`'s log.
+    pub(super) fn append(
+        &mut self,
+        txn: &mut Txn,
+        user: &Eid,
+        origin: Option<DeviceId>,
+        body: EntryBody,
+    ) -> Result<Sequence, StoreError> {
+        let mut bounds = self.log(txn, user)?;
+        bounds.head = bounds.head.next();
+        let entry = record::entry(bounds.head, origin, body);
+        txn.put(key::log(user, bounds.head), &LogRecord::from(&entry));
+        txn.appended(user.clone(), entry);
+        self.logs.put(user.clone(), bounds);
+        Ok(bounds.head)
+    }
+
+    /// The newest version of a chat between `one` and `other`.
+    pub(super) fn version(
+        &mut self,
+        view: &dyn View,
+        chat: ChatId,
+        one: &Eid,
+        other: &Eid,
+    ) -> Result<Version, StoreError> {
+        if let Some(end) = self.chats.get(&chat) {
+            return Ok(end.version);
+        }
+        let version = chat_version(view, chat)?;
+        let parties = if one <= other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) };
+        self.chats.put(chat, ChatEnd { version, parties });
+        Ok(version)
+    }
+
+    /// The chat has got `version`.
+    pub(super) fn advance_chat(&mut self, chat: ChatId, version: Version) {
+        if let Some(end) = self.chats.get_mut(&chat) {
+            end.version = version;
+        }
+    }
+
+    /// A chat of which only the id is known; `None` if it has no message.
+    pub(super) fn chat(&mut self, view: &dyn View, chat: ChatId) -> Result<Option<ChatEnd>, StoreError> {
+        if let Some(end) = self.chats.get(&chat) {
+            return Ok(Some(end.clone()));
+        }
+        let span = key::versions(chat, Version::ZERO, None);
+        let newest = view.range(Space::Chats, &span, Order::Descending, 1)?;
+        let Some((key, value)) = newest.first() else { return Ok(None) };
+        let wrong = |why| corrupt(Space::Chats, key, why);
+        let id = record::decode::<ChatRecord>(key, value)?.message().map_err(wrong)?;
+        let message = record::message_named(view, id)?;
+        let (one, other) = (message.sender.clone(), message.recipient.clone());
+        let end = ChatEnd {
+            version: chat_version(view, chat)?,
+            parties: if one <= other { (one, other) } else { (other, one) },
+        };
+        self.chats.put(chat, end.clone());
+        Ok(Some(end))
+    }
+}
+
+/// The newest version of a chat: the newest row, unless trimming has taken it.
+pub(crate) fn chat_version(view: &dyn View, chat: ChatId) -> Result<Version, StoreError> {
+    let span = key::versions(chat, Version::ZERO, None);
+    let newest = view.range(Space::Chats, &span, Order::Descending, 1)?;
+    let newest = match newest.first() {
+        Some((key, _)) => key::version_of(key).map_err(|why| corrupt(Space::Chats, key, why))?,
+        None => Version::ZERO,
+    };
+    Ok(newest.max(Version::from(floor(view, &key::chat_floor(chat))?)))
+}
+
+fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
+    Ok(record::read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
+}
+
+/// The messages that are accepted and not released. In a chat they are the newest ones without a gap, as releases keep
+/// the order of the versions.
+#[derive(Default)]
+pub(super) struct Unreleased {
+    chats: HashMap<ChatId, BTreeMap<Version, Waiting>>,
+    places: HashMap<MessageId, (ChatId, Version)>,
+}
+
+struct Waiting {
+    id: MessageId,
+    /// Asked to be released; an earlier one is not.
+    ready: bool,
+}
+
+impl Unreleased {
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(super) fn insert(&mut self, chat: ChatId, version: Version, id: MessageId, ready: bool) {
+        self.chats.entry(chat).or_default().insert(version, Waiting { id, ready });
+        self.places.insert(id, (chat, version));
+    }
+
+    pub(super) fn waits_in(&self, chat: ChatId) -> bool {
+        self.chats.contains_key(&chat)
+    }
+
+    pub(super) fn contains(&self, id: MessageId) -> bool {
+        self.places.contains_key(&id)
+    }
+
+    /// Up to which version of a chat that has got up to `newest` all are released.
+    pub(super) fn released(&self, chat: ChatId, newest: Version) -> Version {
+        let first = self.chats.get(&chat).and_then(|waiting| waiting.first_key_value());
+        first.map_or(newest, |(version, _)| Version::from(version.get().saturating_sub(1)))
+    }
+
+    /// What may be released now that `id` may be: nothing while an earlier one waits, else it and those behind it that
+    /// are ready. Only remembers; [`Unreleased::remove`] follows for each.
+    pub(super) fn make_ready(&mut self, id: MessageId) -> Vec<(ChatId, Version, MessageId)> {
+        let Some((chat, version)) = self.places.get(&id).copied() else { return Vec::new() };
+        let Some(waiting) = self.chats.get_mut(&chat) else { return Vec::new() };
+        if let Some(message) = waiting.get_mut(&version) {
+            message.ready = true;
+        }
+        let ready = waiting.iter().take_while(|(_, message)| message.ready);
+        ready.map(|(version, message)| (chat, *version, message.id)).collect()
+    }
+
+    pub(super) fn remove(&mut self, id: MessageId) {
+        let Some((chat, version)) = self.places.remove(&id) else { return };
+        if let Some(waiting) = self.chats.get_mut(&chat) {
+            waiting.remove(&version);
+            if waiting.is_empty() {
+                self.chats.remove(&chat);
+            }
+        }
+    }
+
+    /// Up to `limit` messages, those of a chat by version.
+    pub(super) fn in_order(&self, limit: usize) -> Vec<MessageId> {
+        let mut chats: Vec<_> = self.chats.iter().collect();
+        chats.sort_unstable_by_key(|(chat, _)| **chat);
+        chats.into_iter().flat_map(|(_, waiting)| waiting.values().map(|message| message.id)).take(limit).collect()
+    }
+}

@@ -1,0 +1,116 @@
+//! Accepting and releasing messages (profile 7).
+
+use std::sync::Arc;
+
+use super::books::Books;
+use super::txn::Txn;
+use crate::limits;
+use crate::store::kv::Space;
+use crate::store::record::{self, ChatRecord, ContactRecord, LocalRecord, MessageRecord, PendingRecord, corrupt};
+use crate::store::types::{AcceptOutcome, Accepted, EntryBody, Message, NewMessage};
+use crate::store::{StoreError, key};
+use crate::wire::{ChatId, MessageId, Sequence, Version};
+
+impl Books {
+    pub(super) fn accept(&mut self, txn: &mut Txn, new: NewMessage, release: bool) -> Result<Accepted, StoreError> {
+        let digest = record::digest(&new);
+        let local_key = key::local(&new.sender, &new.local_id);
+        if let Some(known) = record::read::<LocalRecord>(txn, &local_key)? {
+            return accepted_before(txn, &local_key, &known, &digest);
+        }
+        let block = record::read::<ContactRecord>(txn, &key::pair(&new.recipient, &new.sender))?;
+        if block.is_some_and(|contact| contact.blocked) {
+            return Err(StoreError::Blocked);
+        }
+        let chat = ChatId::between(&new.sender, &new.recipient);
+        let now = release && !self.unreleased.waits_in(chat);
+        if !now && self.unreleased.len() >= limits::STORE_UNRELEASED_MAX {
+            return Err(StoreError::Overloaded);
+        }
+        let version = self.version(txn, chat, &new.sender, &new.recipient)?.next();
+        let message = numbered(new, chat, version);
+        let origin = Some(message.device.clone());
+
+        let (sequence, recipient_sequence) = if now {
+            let sequence = self.append(txn, &message.sender, origin, EntryBody::Sent(message.clone()))?;
+            let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
+            (sequence, received.get())
+        } else {
+            let place = PendingRecord { chat: chat.as_bytes().to_vec(), version: version.get() };
+            txn.put(key::message(message.id), &place);
+            (self.append(txn, &message.sender, origin, EntryBody::Accepted(message.clone()))?, 0)
+        };
+        let id = message.id.as_bytes().to_vec();
+        let row = ChatRecord {
+            message: id.clone(),
+            from_high: message.sender > message.recipient,
+            sender_sequence: sequence.get(),
+            recipient_sequence,
+            ..ChatRecord::default()
+        };
+        let local = LocalRecord { message: id, digest: digest.to_vec(), sender_sequence: sequence.get() };
+        txn.put(key::message(message.id), &MessageRecord::from(&*message));
+        txn.put(key::chat(chat, version), &row);
+        txn.put(local_key, &local);
+        // From here on nothing fails.
+        self.advance_chat(chat, version);
+        if !now {
+            self.unreleased.insert(chat, version, message.id, release);
+        }
+        let outcome = if now { AcceptOutcome::Released } else { AcceptOutcome::Waiting };
+        Ok(Accepted { message, sequence, outcome })
+    }
+
+    pub(super) fn release(&mut self, txn: &mut Txn, id: MessageId) -> Result<(), StoreError> {
+        let ready = self.unreleased.make_ready(id);
+        for (chat, version, id) in &ready {
+            self.release_one(txn, *chat, *version, *id)?;
+        }
+        // From here on nothing fails.
+        for (_, _, id) in ready {
+            self.unreleased.remove(id);
+        }
+        Ok(())
+    }
+
+    fn release_one(&mut self, txn: &mut Txn, chat: ChatId, version: Version, id: MessageId) -> Result<(), StoreError> {
+        let message = record::message_named(txn, id)?;
+        let row_key = key::chat(chat, version);
+        let Some(mut row) = record::read::<ChatRecord>(txn, &row_key)? else {
+            return Err(corrupt(Space::Chats, &row_key, "its message waits, and it is not there"));
+        };
+        let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
+        let origin = Some(message.device.clone());
+        self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        row.recipient_sequence = received.get();
+        txn.put(row_key, &row);
+        txn.delete(Space::Pending, key::message(id));
+        Ok(())
+    }
+}
+
+/// The same sender has used the same `message_id_local`.
+fn accepted_before(txn: &Txn, key: &[u8], known: &LocalRecord, digest: &[u8]) -> Result<Accepted, StoreError> {
+    if known.digest != digest {
+        return Err(StoreError::Conflict);
+    }
+    let id = known.message().map_err(|why| corrupt(Space::Locals, key, why))?;
+    let message = record::message_named(txn, id)?;
+    let sequence = Sequence::from(known.sender_sequence);
+    Ok(Accepted { message, sequence, outcome: AcceptOutcome::Known })
+}
+
+fn numbered(new: NewMessage, chat: ChatId, version: Version) -> Arc<Message> {
+    Arc::new(Message {
+        id: MessageId::new(new.received_at, new.entropy),
+        chat,
+        version,
+        sender: new.sender,
+        device: new.device,
+        recipient: new.recipient,
+        local_id: new.local_id,
+        content: new.content,
+        created_at: new.created_at,
+        received_at: new.received_at,
+    })
+}

@@ -1,0 +1,137 @@
+//! Subscriber lists and blocks (profile 6), and who stands in whose list.
+
+use super::books::{Books, ListLength};
+use super::txn::Txn;
+use crate::limits::SUBSCRIBERS_PER_USER_MAX;
+use crate::store::kv::{Order, Space, View};
+use crate::store::record::{self, ContactRecord, OwnerRecord};
+use crate::store::types::Contact;
+use crate::store::{StoreError, key};
+use crate::wire::Eid;
+
+impl Books {
+    /// Leaves a block as it is; keeps the time at which the user was first added.
+    pub(super) fn put_contact(&mut self, txn: &mut Txn, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
+        let old = self.contact(txn, owner, &contact.subscriber)?;
+        let there = old.as_ref().filter(|old| old.subscribed);
+        let new = ContactRecord {
+            subscribed: true,
+            nickname: contact.nickname,
+            group: contact.group,
+            resource_id: contact.resource_id,
+            share_location: contact.share_location,
+            blocked: old.as_ref().is_some_and(|old| old.blocked),
+            added_at: there.map_or(contact.added_at, |old| old.added_at),
+        };
+        let was_there = there.is_some();
+        self.change_contact(txn, owner, &contact.subscriber, old, Some(new))?;
+        Ok(was_there)
+    }
+
+    pub(super) fn remove_contact(&mut self, txn: &mut Txn, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError> {
+        let old = self.contact(txn, owner, subscriber)?;
+        let Some(there) = old.as_ref().filter(|old| old.subscribed) else { return Ok(false) };
+        let new = there.blocked.then(only_blocked);
+        self.change_contact(txn, owner, subscriber, old, new)?;
+        Ok(true)
+    }
+
+    pub(super) fn set_block(
+        &mut self,
+        txn: &mut Txn,
+        owner: &Eid,
+        subscriber: &Eid,
+        blocked: bool,
+    ) -> Result<bool, StoreError> {
+        let old = self.contact(txn, owner, subscriber)?;
+        if old.as_ref().is_some_and(|old| old.blocked) == blocked {
+            return Ok(false);
+        }
+        let new = match &old {
+            Some(old) if old.subscribed => Some(ContactRecord { blocked, ..old.clone() }),
+            _ => blocked.then(only_blocked),
+        };
+        self.change_contact(txn, owner, subscriber, old, new)?;
+        Ok(true)
+    }
+
+    fn contact(&self, txn: &Txn, owner: &Eid, subscriber: &Eid) -> Result<Option<ContactRecord>, StoreError> {
+        record::read(txn, &key::pair(owner, subscriber))
+    }
+
+    fn change_contact(
+        &mut self,
+        txn: &mut Txn,
+        owner: &Eid,
+        subscriber: &Eid,
+        old: Option<ContactRecord>,
+        new: Option<ContactRecord>,
+    ) -> Result<(), StoreError> {
+        let mut length = self.list(txn, owner)?;
+        if let Some(place) = old.as_ref().and_then(|old| length.place(old)) {
+            *place = place.saturating_sub(1);
+        }
+        if let Some(place) = new.as_ref().and_then(|new| length.place(new)) {
+            if *place >= SUBSCRIBERS_PER_USER_MAX {
+                return Err(StoreError::ListFull);
+            }
+            *place += 1;
+        }
+        let row = key::pair(owner, subscriber);
+        match &new {
+            Some(record) => txn.put(row, record),
+            None => txn.delete(Space::Contacts, row),
+        }
+        self.index(txn, owner, subscriber)?;
+        // A block also hides the other's list from the one who blocks.
+        self.index(txn, subscriber, owner)?;
+        self.lists.put(owner.clone(), length);
+        Ok(())
+    }
+
+    /// Enters `owner` among those in whose lists `subscriber` stands, or takes it out.
+    fn index(&self, txn: &mut Txn, owner: &Eid, subscriber: &Eid) -> Result<(), StoreError> {
+        let entry = self.contact(txn, owner, subscriber)?;
+        let visible = entry.is_some_and(|entry| entry.subscribed && !entry.blocked)
+            && !self.contact(txn, subscriber, owner)?.is_some_and(|entry| entry.blocked);
+        let row = key::pair(subscriber, owner);
+        let there = txn.get(Space::Owners, &row)?.is_some();
+        match (there, visible) {
+            (false, true) => txn.put(row, &OwnerRecord {}),
+            (true, false) => txn.delete(Space::Owners, row),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, txn: &Txn, owner: &Eid) -> Result<ListLength, StoreError> {
+        if let Some(length) = self.lists.get(owner) {
+            return Ok(*length);
+        }
+        let mut length = ListLength::default();
+        // No list is longer than both of its bounds.
+        let rows = txn.range(Space::Contacts, &key::all_of(owner), Order::Ascending, 2 * SUBSCRIBERS_PER_USER_MAX)?;
+        for (key, value) in rows {
+            if let Some(place) = length.place(&record::decode(&key, &value)?) {
+                *place += 1;
+            }
+        }
+        self.lists.put(owner.clone(), length);
+        Ok(length)
+    }
+}
+
+impl ListLength {
+    /// Which bound an entry counts against.
+    fn place(&mut self, contact: &ContactRecord) -> Option<&mut usize> {
+        match (contact.subscribed, contact.blocked) {
+            (true, _) => Some(&mut self.subscribed),
+            (false, true) => Some(&mut self.only_blocked),
+            (false, false) => None,
+        }
+    }
+}
+
+fn only_blocked() -> ContactRecord {
+    ContactRecord { blocked: true, ..ContactRecord::default() }
+}

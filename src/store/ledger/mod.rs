@@ -1,0 +1,252 @@
+//! What the operations do to the rows: pure transactions over any [`Kv`], without a thread and without a clock.
+//!
+//! Operations are applied one after the other to one commit; they see each other's writes, nobody else does before the
+//! commit. A test or a simulation drives this a step at a time; [`super::writer`] drives it on its thread.
+
+mod acks;
+mod books;
+mod chat;
+mod contacts;
+mod devices;
+mod revocations;
+mod txn;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::StoreError;
+use super::kv::{Kv, Order, Space};
+use super::record::{self, PendingRecord, corrupt};
+use super::types::{Accepted, Acknowledged, Acknowledgment, Contact, DeviceState, LogEntry, NewMessage, Revocation};
+use super::{key, kv};
+use crate::limits;
+use crate::wire::{DeviceId, Eid, MessageId, Sequence};
+use books::Books;
+use txn::{Txn, Written};
+
+pub(crate) use books::chat_version;
+
+/// A request to the ledger: the calls of [`super::Store`] that change something or need the newest state.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Accept {
+        message: Box<NewMessage>,
+        release: bool,
+    },
+    Release(MessageId),
+    Acknowledge(Acknowledgment),
+    OpenDevice(Eid, DeviceId),
+    AdvanceCursor(Eid, DeviceId, Sequence),
+    ForgetDevice(Eid, DeviceId),
+    PutContact(Eid, Box<Contact>),
+    RemoveContact {
+        owner: Eid,
+        subscriber: Eid,
+    },
+    SetBlock {
+        owner: Eid,
+        subscriber: Eid,
+        blocked: bool,
+    },
+    Revoke(Revocation),
+    DropRevocations {
+        expired_at: i64,
+    },
+    /// Succeeds if the engine has not failed.
+    Check,
+}
+
+/// What an [`Op`] comes to.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Accepted(Accepted),
+    Acknowledged(Acknowledged),
+    Device(DeviceState),
+    /// Whether it was there before, or has changed, as the call says.
+    Flag(bool),
+    Done,
+}
+
+/// An answer.
+pub(crate) type Outcome = Result<Reply, StoreError>;
+
+/// What a commit comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Committed {
+    /// In the order of the operations.
+    pub(crate) outcomes: Vec<Outcome>,
+    /// The entries that are now in the logs, in order.
+    pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
+    /// Whether the disk was waited for.
+    pub(crate) synced: bool,
+}
+
+/// The one who writes. An engine must not have two.
+pub(crate) struct Ledger {
+    kv: Arc<dyn Kv>,
+    books: Books,
+    /// The commit that is being put together.
+    txn: Option<Txn>,
+    outcomes: Vec<Outcome>,
+    /// Why the engine is not written to any more.
+    failed: Option<StoreError>,
+}
+
+impl Ledger {
+    /// Takes over an engine's rows, and releases what was accepted but not released, in the order of the versions.
+    pub(crate) fn open(kv: Arc<dyn Kv>, now: Instant) -> Result<(Ledger, Committed), StoreError> {
+        let mut ledger = Ledger { kv, books: Books::new(), txn: None, outcomes: Vec::new(), failed: None };
+        let mut committed = Committed::default();
+        ledger.load_unreleased()?;
+        loop {
+            let waiting: Vec<_> = ledger.books.unreleased.in_order(limits::COMMIT_OPERATIONS_MAX);
+            if waiting.is_empty() {
+                return Ok((ledger, committed));
+            }
+            let step = ledger.run(waiting.into_iter().map(Op::Release).collect(), now);
+            for outcome in step.outcomes {
+                outcome?;
+            }
+            committed.appended.extend(step.appended);
+        }
+    }
+
+    fn load_unreleased(&mut self) -> Result<(), StoreError> {
+        let view = self.kv.view();
+        let mut span = key::all();
+        loop {
+            let rows = view.range(Space::Pending, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            span = key::following(span, last);
+            for (key, value) in &rows {
+                let wrong = |why| corrupt(Space::Pending, key, why);
+                let id = record::message_id(key).map_err(wrong)?;
+                let (chat, version) = record::decode::<PendingRecord>(key, value)?.place().map_err(wrong)?;
+                self.books.unreleased.insert(chat, version, id, false);
+            }
+        }
+    }
+
+    /// Applies operations and commits them together.
+    pub(crate) fn run(&mut self, ops: Vec<Op>, now: Instant) -> Committed {
+        for op in ops {
+            self.apply(op);
+        }
+        self.commit(|| now)
+    }
+
+    /// Adds an operation to the commit.
+    pub(crate) fn apply(&mut self, op: Op) {
+        let outcome = match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => self.perform(op),
+        };
+        self.outcomes.push(outcome);
+    }
+
+    fn perform(&mut self, op: Op) -> Outcome {
+        let txn = self.txn.get_or_insert_with(|| Txn::new(self.kv.view()));
+        let books = &mut self.books;
+        txn.begin_operation();
+        let outcome = match op {
+            Op::Accept { message, release } => books.accept(txn, *message, release).map(Reply::Accepted),
+            Op::Release(id) => books.release(txn, id).map(|()| Reply::Done),
+            Op::Acknowledge(acknowledgment) => books.acknowledge(txn, acknowledgment).map(Reply::Acknowledged),
+            Op::OpenDevice(user, device) => books.open_device(txn, &user, &device).map(Reply::Device),
+            Op::AdvanceCursor(user, device, to) => books.advance_cursor(txn, &user, &device, to).map(|()| Reply::Done),
+            Op::ForgetDevice(user, device) => books.forget_device(txn, user, device).map(|()| Reply::Done),
+            Op::PutContact(owner, contact) => books.put_contact(txn, &owner, *contact).map(Reply::Flag),
+            Op::RemoveContact { owner, subscriber } => books.remove_contact(txn, &owner, &subscriber).map(Reply::Flag),
+            Op::SetBlock { owner, subscriber, blocked } => {
+                books.set_block(txn, &owner, &subscriber, blocked).map(Reply::Flag)
+            }
+            Op::Revoke(revocation) => revocations::revoke(txn, revocation).map(|()| Reply::Done),
+            Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
+            Op::Check => Ok(Reply::Done),
+        };
+        if outcome.is_err() {
+            txn.roll_back();
+            books.forget_ends();
+        }
+        outcome
+    }
+
+    /// Whether the commit should take no more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.outcomes.len() >= limits::COMMIT_OPERATIONS_MAX
+            || self.txn.as_ref().is_some_and(|txn| txn.rows() >= limits::COMMIT_ROWS_MAX)
+    }
+
+    /// Whether the engine has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// Whether a cursor has moved that is not written and still can be.
+    pub(crate) fn has_unwritten_cursors(&self) -> bool {
+        self.failed.is_none() && !self.books.cursors.is_empty()
+    }
+
+    /// Makes what was applied durable, if it has to be; `now` is asked for after that. If the engine fails, so does
+    /// every operation, and all later ones.
+    pub(crate) fn commit(&mut self, now: impl FnOnce() -> Instant) -> Committed {
+        let durable = self.txn.as_ref().is_some_and(Txn::durable);
+        if durable || self.books.cursors.len() >= limits::CURSORS_UNWRITTEN_MAX {
+            self.write_cursors();
+        }
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
+        let Written { batch, durable, appended } = txn.finish();
+        match self.write(batch, durable) {
+            Err(error) => {
+                let outcomes = outcomes.iter().map(|_| Err(error.clone())).collect();
+                Committed { outcomes, ..Committed::default() }
+            }
+            Ok(()) => {
+                let committed = Some(now());
+                let published = |(user, entry)| (user, Arc::new(LogEntry { committed, ..entry }));
+                Committed { outcomes, appended: appended.into_iter().map(published).collect(), synced: durable }
+            }
+        }
+    }
+
+    /// Writes the moved cursors, without waiting for the disk.
+    pub(crate) fn flush_cursors(&mut self) -> Result<(), StoreError> {
+        self.write_cursors();
+        let Some(txn) = self.txn.take() else { return Ok(()) };
+        let Written { batch, durable, .. } = txn.finish();
+        self.write(batch, durable)
+    }
+
+    /// Writes and syncs all that was not; nothing may have been applied since the last commit.
+    pub(crate) fn close(&mut self) -> Result<(), StoreError> {
+        self.flush_cursors()?;
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => self.kv.commit(Vec::new(), true),
+        }
+    }
+
+    fn write_cursors(&mut self) {
+        if self.failed.is_none() && !self.books.cursors.is_empty() {
+            let txn = self.txn.get_or_insert_with(|| Txn::new(self.kv.view()));
+            self.books.write_cursors(txn);
+        }
+    }
+
+    fn write(&mut self, batch: kv::Batch, durable: bool) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let result = self.kv.commit(batch, durable);
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+}

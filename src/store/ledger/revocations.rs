@@ -1,0 +1,36 @@
+//! Revocations of tokens, devices and users (profile 6).
+
+use super::txn::Txn;
+use crate::limits;
+use crate::store::kv::{Order, Space, View};
+use crate::store::record::{self, RevocationRecord};
+use crate::store::types::Revocation;
+use crate::store::{StoreError, key};
+
+/// A later revocation of the same never refuses less than the earlier one.
+pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreError> {
+    let row = key::revocation(&revocation.target);
+    let mut record = RevocationRecord::from(&revocation);
+    if let Some(old) = record::read::<RevocationRecord>(txn, &row)? {
+        record.issued_until = record.issued_until.max(old.issued_until);
+        record.expires_at = record.expires_at.max(old.expires_at);
+    }
+    txn.put(row, &record);
+    Ok(())
+}
+
+/// Removes those that refuse nothing any more; what is over a commit's bound is left for the next time.
+pub(super) fn drop_expired(txn: &mut Txn, now_ms: i64) -> Result<(), StoreError> {
+    let mut span = key::all();
+    while txn.rows() < limits::COMMIT_ROWS_MAX {
+        let rows = txn.range(Space::Revocations, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+        let Some((last, _)) = rows.last() else { break };
+        span = key::following(span, last);
+        for (key, value) in &rows {
+            if record::decode::<RevocationRecord>(key, value)?.expires_at <= now_ms {
+                txn.delete(Space::Revocations, key.to_vec());
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! A commit being put together: its operations see each other's writes, nobody else does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use crate::store::StoreError;
+use crate::store::kv::{Batch, Order, Row, Space, Span, View};
+use crate::store::record::Record;
+use crate::store::types::LogEntry;
+use crate::wire::Eid;
+
+/// `None`: deleted.
+type Value = Option<Bytes>;
+
+pub(crate) struct Txn {
+    base: Box<dyn View>,
+    writes: [BTreeMap<Bytes, Value>; Space::COUNT],
+    rows: usize,
+    durable: bool,
+    appended: Vec<(Eid, LogEntry)>,
+    /// What the running operation has replaced, for [`Txn::roll_back`].
+    undo: Vec<(Space, Bytes, Option<Value>)>,
+    before: Before,
+}
+
+/// How things stood before the running operation.
+#[derive(Default)]
+struct Before {
+    durable: bool,
+    appended: usize,
+}
+
+/// What a transaction comes to.
+pub(crate) struct Written {
+    pub(crate) batch: Batch,
+    pub(crate) durable: bool,
+    pub(crate) appended: Vec<(Eid, LogEntry)>,
+}
+
+impl Txn {
+    pub(crate) fn new(base: Box<dyn View>) -> Txn {
+        Txn {
+            base,
+            writes: Default::default(),
+            rows: 0,
+            durable: false,
+            appended: Vec::new(),
+            undo: Vec::new(),
+            before: Before::default(),
+        }
+    }
+
+    /// Writes since it began, some perhaps to the same row.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn durable(&self) -> bool {
+        self.durable
+    }
+
+    pub(crate) fn put<R: Record>(&mut self, key: Vec<u8>, record: &R) {
+        self.durable = true;
+        self.write(R::SPACE, key, Some(record.encode_to_vec().into()));
+    }
+
+    /// As [`Txn::put`], for what may be lost in a crash.
+    pub(crate) fn put_unsynced<R: Record>(&mut self, key: Vec<u8>, record: &R) {
+        self.write(R::SPACE, key, Some(record.encode_to_vec().into()));
+    }
+
+    pub(crate) fn delete(&mut self, space: Space, key: Vec<u8>) {
+        self.durable = true;
+        self.write(space, key, None);
+    }
+
+    pub(crate) fn appended(&mut self, user: Eid, entry: LogEntry) {
+        self.appended.push((user, entry));
+    }
+
+    fn write(&mut self, space: Space, key: Vec<u8>, value: Value) {
+        let key = Bytes::from(key);
+        let previous = self.writes[space.index()].insert(key.clone(), value);
+        self.undo.push((space, key, previous));
+        self.rows += 1;
+    }
+
+    /// The next operation begins: what was done before stays.
+    pub(crate) fn begin_operation(&mut self) {
+        self.undo.clear();
+        self.before = Before { durable: self.durable, appended: self.appended.len() };
+    }
+
+    /// Takes back what the running operation wrote.
+    pub(crate) fn roll_back(&mut self) {
+        while let Some((space, key, previous)) = self.undo.pop() {
+            let writes = &mut self.writes[space.index()];
+            match previous {
+                Some(value) => writes.insert(key, value),
+                None => writes.remove(&key),
+            };
+            self.rows -= 1;
+        }
+        self.durable = self.before.durable;
+        self.appended.truncate(self.before.appended);
+    }
+
+    /// Ends it, letting go of the view.
+    pub(crate) fn finish(self) -> Written {
+        let batch = Space::ALL
+            .into_iter()
+            .zip(self.writes)
+            .flat_map(|(space, writes)| writes.into_iter().map(move |(key, value)| (space, key, value)))
+            .collect();
+        Written { batch, durable: self.durable, appended: self.appended }
+    }
+}
+
+impl View for Txn {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.writes[space.index()].get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.base.get(space, key),
+        }
+    }
+
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+        if span.from >= span.to {
+            return Ok(Vec::new());
+        }
+        let bounds = (Bound::Included(span.from.as_slice()), Bound::Excluded(span.to.as_slice()));
+        let writes = self.writes[space.index()].range::<[u8], _>(bounds);
+        // Each write hides at most one row of the base, so with that many more the limit is still met.
+        let mut hidden: HashMap<&Bytes, &Value> = writes.collect();
+        let base = self.base.range(space, span, order, limit.saturating_add(hidden.len()))?;
+        let mut rows = Vec::with_capacity(base.len());
+        for row in base {
+            if !hidden.contains_key(&row.0) {
+                rows.push(row);
+            }
+        }
+        let new = hidden.drain().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+        let before = rows.len();
+        rows.extend(new);
+        if rows.len() > before {
+            match order {
+                Order::Ascending => rows.sort_unstable_by(|one, other| one.0.cmp(&other.0)),
+                Order::Descending => rows.sort_unstable_by(|one, other| other.0.cmp(&one.0)),
+            }
+        }
+        rows.truncate(limit);
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::key;
+    use crate::store::kv::Kv;
+    use crate::store::memory::Memory;
+    use crate::store::record::{FloorRecord, read};
+
+    fn numbers(txn: &Txn, order: Order, limit: usize) -> Vec<u8> {
+        let span = Span { from: vec![0], to: vec![100] };
+        txn.range(Space::Floors, &span, order, limit).unwrap().iter().map(|(key, _)| key[0]).collect()
+    }
+
+    #[test]
+    fn operations_of_one_commit_see_each_other() {
+        let memory = Memory::new();
+        let mut first = Txn::new(memory.view());
+        for key in [1, 3, 5, 7] {
+            first.put(vec![key], &FloorRecord { last: 1 });
+        }
+        memory.commit(first.finish().batch, true).unwrap();
+
+        let mut txn = Txn::new(memory.view());
+        txn.delete(Space::Floors, vec![3]);
+        txn.put(vec![4], &FloorRecord { last: 9 });
+        txn.put(vec![5], &FloorRecord { last: 9 });
+        assert_eq!(numbers(&txn, Order::Ascending, 3), [1, 4, 5]);
+        assert_eq!(numbers(&txn, Order::Descending, 3), [7, 5, 4]);
+        assert_eq!(numbers(&txn, Order::Ascending, 1), [1]);
+        assert_eq!(read::<FloorRecord>(&txn, &[5]).unwrap().unwrap().last, 9);
+        assert_eq!(read::<FloorRecord>(&txn, &[3]).unwrap(), None);
+        let none = txn.range(Space::Floors, &key::following(key::all(), &[255; 40]), Order::Ascending, 9).unwrap();
+        assert!(none.is_empty());
+    }
+
+    #[test]
+    fn an_operation_that_fails_leaves_nothing() {
+        let memory = Memory::new();
+        let mut txn = Txn::new(memory.view());
+        txn.begin_operation();
+        txn.put_unsynced(vec![1], &FloorRecord { last: 1 });
+        txn.begin_operation();
+        txn.put(vec![1], &FloorRecord { last: 2 });
+        txn.put(vec![2], &FloorRecord { last: 2 });
+        txn.roll_back();
+        assert_eq!(read::<FloorRecord>(&txn, &[1]).unwrap().unwrap().last, 1);
+        assert_eq!(numbers(&txn, Order::Ascending, 9), [1]);
+        assert!(!txn.durable());
+        assert_eq!(txn.rows(), 1);
+    }
+}

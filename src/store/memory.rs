@@ -1,0 +1,147 @@
+//! An engine that keeps everything in memory and crashes on demand: for simulations and tests.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::StoreError;
+use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+
+type Spaces = [BTreeMap<Bytes, Bytes>; Space::COUNT];
+
+/// What a commit that is told to fail leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    Before,
+    /// Everything: only the answer is lost.
+    After,
+}
+
+/// The rows of an embedded store that lives in memory. Clones share them, so that a store opened over one of them can
+/// be crashed and opened again.
+#[derive(Clone, Default)]
+pub struct Memory(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    live: Arc<Spaces>,
+    /// What a crash leaves.
+    durable: Spaces,
+    /// Committed, not yet durable.
+    unsynced: Vec<Batch>,
+    /// Commits until one fails, and how.
+    fault: Option<(usize, Fault)>,
+    failed: bool,
+    commits: usize,
+}
+
+impl Memory {
+    /// Without any rows.
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// The commit after the next `commits` ones fails, and all after it, until [`Memory::crash`].
+    pub fn fail_after(&self, commits: usize, fault: Fault) {
+        self.state().fault = Some((commits, fault));
+    }
+
+    /// As a power loss: of what was not durable only the oldest `kept` commits remain. Faults are cleared.
+    pub fn crash(&self, kept: usize) {
+        let mut state = self.state();
+        let state = &mut *state;
+        for batch in state.unsynced.drain(..).take(kept) {
+            write(&mut state.durable, &batch);
+        }
+        state.live = Arc::new(state.durable.clone());
+        state.fault = None;
+        state.failed = false;
+    }
+
+    /// How many commits took effect.
+    pub fn commits(&self) -> usize {
+        self.state().commits
+    }
+
+    /// How many of them a crash could still lose.
+    pub fn unsynced(&self) -> usize {
+        self.state().unsynced.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write(spaces: &mut Spaces, batch: &Batch) {
+    for (space, key, value) in batch {
+        let rows = &mut spaces[space.index()];
+        match value {
+            Some(value) => rows.insert(key.clone(), value.clone()),
+            None => rows.remove(key),
+        };
+    }
+}
+
+impl Kv for Memory {
+    fn view(&self) -> Box<dyn View> {
+        Box::new(Frozen(self.state().live.clone()))
+    }
+
+    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if state.failed {
+            return Err(StoreError::Engine("failed before".into()));
+        }
+        let fault = match &mut state.fault {
+            Some((0, fault)) => Some(*fault),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        };
+        state.failed = fault.is_some();
+        if fault == Some(Fault::Before) {
+            return Err(StoreError::Engine("told to fail before".into()));
+        }
+        // Copies the rows only while somebody holds a view.
+        write(Arc::make_mut(&mut state.live), &batch);
+        state.commits += 1;
+        state.unsynced.push(batch);
+        if durable {
+            for batch in state.unsynced.drain(..) {
+                write(&mut state.durable, &batch);
+            }
+        }
+        match fault {
+            Some(_) => Err(StoreError::Engine("told to fail after".into())),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Frozen(Arc<Spaces>);
+
+impl View for Frozen {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.0[space.index()].get(key).cloned())
+    }
+
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+        if span.from >= span.to {
+            return Ok(Vec::new());
+        }
+        let bounds = (Bound::Included(span.from.as_slice()), Bound::Excluded(span.to.as_slice()));
+        let rows = self.0[space.index()].range::<[u8], _>(bounds).map(|(key, value)| (key.clone(), value.clone()));
+        Ok(match order {
+            Order::Ascending => rows.take(limit).collect(),
+            Order::Descending => rows.rev().take(limit).collect(),
+        })
+    }
+}

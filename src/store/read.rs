@@ -1,0 +1,99 @@
+//! Reads that need nothing but a view: logs, history, lists, revocations.
+
+use std::sync::Arc;
+
+use super::kv::{Order, Space, View};
+use super::record::{self, ChatRecord, ContactRecord, LogRecord, RevocationRecord, corrupt};
+use super::types::{Contact, HistoryMessage, HistoryQuery, LogEntry, Revocation};
+use super::{StoreError, key};
+use crate::limits;
+use crate::wire::{ChatId, Eid, Sequence, Version};
+
+pub(crate) fn log(
+    view: &dyn View,
+    user: &Eid,
+    after: Sequence,
+    limit: usize,
+) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+    let rows = view.range(Space::Logs, &key::entries(user, after), Order::Ascending, limit)?;
+    rows.iter()
+        .map(|(key, value)| record::decode::<LogRecord>(key, value)?.into_entry(view, key).map(Arc::new))
+        .collect()
+}
+
+pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
+    let chat = ChatId::between(&query.reader, &query.peer);
+    let order = match (query.after, query.before) {
+        (Some(_), None) => Order::Ascending,
+        _ => Order::Descending,
+    };
+    let (mut after, mut before) = (query.after.unwrap_or(Version::ZERO), query.before);
+    let mut page = Vec::new();
+    while page.len() < query.limit {
+        let wanted = query.limit - page.len();
+        let rows = view.range(Space::Chats, &key::versions(chat, after, before), order, wanted)?;
+        let Some((last, _)) = rows.last() else { break };
+        let last = key::version_of(last).map_err(|why| corrupt(Space::Chats, last, why))?;
+        match order {
+            Order::Ascending => after = last,
+            Order::Descending => before = Some(last),
+        }
+        for (key, value) in &rows {
+            let row = record::decode::<ChatRecord>(key, value)?;
+            if row.released() {
+                page.push(message(view, key, &row)?);
+            }
+        }
+        if rows.len() < wanted {
+            break;
+        }
+    }
+    if order == Order::Descending {
+        page.reverse();
+    }
+    Ok(page)
+}
+
+fn message(view: &dyn View, key: &[u8], row: &ChatRecord) -> Result<HistoryMessage, StoreError> {
+    let wrong = |why| corrupt(Space::Chats, key, why);
+    let message = record::message_named(view, row.message().map_err(wrong)?)?;
+    Ok(HistoryMessage { message, acknowledged: row.acknowledged().map_err(wrong)? })
+}
+
+pub(crate) fn contacts(view: &dyn View, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
+    // Both bounds of a list together.
+    let limit = 2 * limits::SUBSCRIBERS_PER_USER_MAX;
+    let rows = view.range(Space::Contacts, &key::all_of(owner), Order::Ascending, limit)?;
+    rows.iter()
+        .map(|(key, value)| {
+            let subscriber = key::other_of(owner, key).map_err(|why| corrupt(Space::Contacts, key, why))?;
+            Ok(record::decode::<ContactRecord>(key, value)?.into_contact(subscriber))
+        })
+        .collect()
+}
+
+pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<Eid>, StoreError> {
+    let span = key::all_of(subscriber);
+    let rows = view.range(Space::Owners, &span, Order::Ascending, limits::OWNERS_READ_MAX)?;
+    rows.iter().map(|(key, _)| key::other_of(subscriber, key).map_err(|why| corrupt(Space::Owners, key, why))).collect()
+}
+
+/// Those that refuse something at `now_ms`, and whether there are others.
+pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<(Vec<Revocation>, bool), StoreError> {
+    let (mut valid, mut expired) = (Vec::new(), false);
+    let mut span = key::all();
+    loop {
+        let rows = view.range(Space::Revocations, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+        let Some((last, _)) = rows.last() else { return Ok((valid, expired)) };
+        span = key::following(span, last);
+        for (key, value) in &rows {
+            let record = record::decode::<RevocationRecord>(key, value)?;
+            if record.expires_at > now_ms {
+                let wrong = |why| corrupt(Space::Revocations, key, why);
+                valid.push(Revocation::try_from(record).map_err(wrong)?);
+            } else {
+                expired = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! What lies on disk: one record for each space, in protobuf so that fields can join later, and its meaning.
+//!
+//! | space | key | record |
+//! |---|---|---|
+//! | messages | message id | [`MessageRecord`] |
+//! | chats | chat, version | [`ChatRecord`] |
+//! | locals | sender, 0, `message_id_local` | [`LocalRecord`] |
+//! | logs | user, 0, sequence | [`LogRecord`] |
+//! | pending | message id | [`PendingRecord`]: accepted, not released |
+//! | devices | user, 0, device | [`DeviceRecord`] |
+//! | floors | `l`, user or `c`, chat | [`FloorRecord`]: numbers that trimming took and that must not come again |
+//! | marks | chat, reader | [`MarkRecord`]: where bulk acknowledgments go on |
+//! | contacts | owner, 0, subscriber | [`ContactRecord`] |
+//! | owners | subscriber, 0, owner | [`OwnerRecord`]: only where neither has blocked the other |
+//! | revocations | kind, target | [`RevocationRecord`] |
+//!
+//! Chat and message ids are 16 bytes, numbers in keys 8 bytes big-endian, eids and devices their text.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::StoreError;
+use super::kv::{Space, View};
+use super::types::{
+    AckTarget, Acknowledged, Contact, Content, EntryBody, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
+};
+use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
+
+/// Why a row makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Corrupt(pub(crate) &'static str);
+
+/// A record knows where it lies.
+pub(crate) trait Record: prost::Message + Default {
+    const SPACE: Space;
+}
+
+/// The failure to make sense of a row, with its place for the operator.
+pub(crate) fn corrupt(space: Space, key: &[u8], why: impl std::fmt::Display) -> StoreError {
+    StoreError::Engine(format!("corrupt row in {} at {}: {why}", space.name(), key.escape_ascii()))
+}
+
+/// Decodes a row's value.
+pub(crate) fn decode<R: Record>(key: &[u8], value: &[u8]) -> Result<R, StoreError> {
+    R::decode(value).map_err(|error| corrupt(R::SPACE, key, error))
+}
+
+/// Reads one row.
+pub(crate) fn read<R: Record>(view: &dyn View, key: &[u8]) -> Result<Option<R>, StoreError> {
+    view.get(R::SPACE, key)?.map(|value| decode(key, &value)).transpose()
+}
+
+macro_rules! records {
+    ($($(#[$doc:meta])* $space:ident $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty => [$($prost:tt)*]),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, prost::Message)]
+        pub(crate) struct $name { $($(#[$field_doc])* #[prost($($prost)*)] pub(crate) $field: $type),* }
+
+        impl Record for $name {
+            const SPACE: Space = Space::$space;
+        }
+    )*};
+}
+
+records! {
+    /// What does not change about a message.
+    Messages MessageRecord {
+        chat: Vec<u8> => [bytes = "vec", tag = "1"],
+        version: u64 => [uint64, tag = "2"],
+        sender: String => [string, tag = "3"],
+        device: String => [string, tag = "4"],
+        recipient: String => [string, tag = "5"],
+        local_id: String => [string, tag = "6"],
+        created_at: i64 => [int64, tag = "7"],
+        received_at: i64 => [int64, tag = "8"],
+        /// Either this or `media`.
+        text: Option<String> => [string, optional, tag = "9"],
+        media: Option<MediaRecord> => [message, optional, tag = "10"],
+    }
+
+    /// What changes about a message, found by its version.
+    Chats ChatRecord {
+        message: Vec<u8> => [bytes = "vec", tag = "1"],
+        /// Whether the sender's eid is the higher of the chat's two: who may acknowledge is known from the row alone.
+        from_high: bool => [bool, tag = "2"],
+        sender_sequence: u64 => [uint64, tag = "3"],
+        /// Zero: not released yet.
+        recipient_sequence: u64 => [uint64, tag = "4"],
+        /// Zero: unread.
+        status: i32 => [int32, tag = "5"],
+        delivered_at: i64 => [int64, tag = "6"],
+        read_at: i64 => [int64, tag = "7"],
+    }
+
+    /// That a sender has used this `message_id_local`, and for what.
+    Locals LocalRecord {
+        message: Vec<u8> => [bytes = "vec", tag = "1"],
+        digest: Vec<u8> => [bytes = "vec", tag = "2"],
+        sender_sequence: u64 => [uint64, tag = "3"],
+    }
+
+    /// An entry of a user's log.
+    Logs LogRecord {
+        /// 1 received, 2 accepted, 3 copy, 4 sent, 5 acknowledged.
+        kind: u32 => [uint32, tag = "1"],
+        message: Vec<u8> => [bytes = "vec", tag = "2"],
+        acknowledged: Option<AcknowledgedRecord> => [message, optional, tag = "3"],
+        /// Empty: none of the user's devices.
+        origin: String => [string, tag = "4"],
+        /// When it happened, for the retention.
+        at: i64 => [int64, tag = "5"],
+    }
+
+    /// A message that waits for its release: its place, so that start-up need not read the message.
+    Pending PendingRecord {
+        chat: Vec<u8> => [bytes = "vec", tag = "1"],
+        version: u64 => [uint64, tag = "2"],
+    }
+
+    /// A registered device.
+    Devices DeviceRecord {
+        cursor: u64 => [uint64, tag = "1"],
+    }
+
+    /// The highest number that trimming has removed.
+    Floors FloorRecord {
+        last: u64 => [uint64, tag = "1"],
+    }
+
+    /// Up to where every message for the reader is at least in that state.
+    Marks MarkRecord {
+        delivered: u64 => [uint64, tag = "1"],
+        read: u64 => [uint64, tag = "2"],
+    }
+
+    /// An entry of the owner's list.
+    Contacts ContactRecord {
+        subscribed: bool => [bool, tag = "1"],
+        nickname: String => [string, tag = "2"],
+        group: String => [string, tag = "3"],
+        resource_id: String => [string, tag = "4"],
+        share_location: bool => [bool, tag = "5"],
+        blocked: bool => [bool, tag = "6"],
+        added_at: i64 => [int64, tag = "7"],
+    }
+
+    /// Nothing yet: the key says it.
+    Owners OwnerRecord {}
+
+    /// What is revoked: the token's digest, or the user with or without device.
+    Revocations RevocationRecord {
+        token: Vec<u8> => [bytes = "vec", tag = "1"],
+        user: String => [string, tag = "2"],
+        device: String => [string, tag = "3"],
+        issued_until: i64 => [int64, tag = "4"],
+        expires_at: i64 => [int64, tag = "5"],
+    }
+}
+
+/// What a media message says.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MediaRecord {
+    #[prost(int32, tag = "1")]
+    kind: i32,
+    #[prost(string, tag = "2")]
+    url: String,
+    #[prost(string, tag = "3")]
+    caption: String,
+    #[prost(string, tag = "4")]
+    thumbnail_url: String,
+    #[prost(int64, tag = "5")]
+    size_bytes: i64,
+}
+
+/// An acknowledgment, complete, as its message may have been trimmed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AcknowledgedRecord {
+    #[prost(string, tag = "1")]
+    reader: String,
+    #[prost(string, tag = "2")]
+    sender: String,
+    #[prost(bytes = "vec", tag = "3")]
+    chat: Vec<u8>,
+    /// Empty: up to a version.
+    #[prost(bytes = "vec", tag = "4")]
+    message: Vec<u8>,
+    #[prost(uint64, tag = "5")]
+    up_to: u64,
+    #[prost(int32, tag = "6")]
+    status: i32,
+    #[prost(int64, tag = "7")]
+    at: i64,
+}
+
+pub(crate) fn message_id(bytes: &[u8]) -> Result<MessageId, Corrupt> {
+    bytes.try_into().map(MessageId::from_bytes).map_err(|_| Corrupt("not a message id"))
+}
+
+fn chat_id(bytes: &[u8]) -> Result<ChatId, Corrupt> {
+    bytes.try_into().map(ChatId::from_bytes).map_err(|_| Corrupt("not a chat id"))
+}
+
+fn eid(text: &str) -> Result<Eid, Corrupt> {
+    Eid::parse(text).map_err(|_| Corrupt("not an eid"))
+}
+
+fn device_id(text: &str) -> Result<DeviceId, Corrupt> {
+    DeviceId::parse(text).map_err(|_| Corrupt("not a device"))
+}
+
+impl From<&Message> for MessageRecord {
+    fn from(message: &Message) -> MessageRecord {
+        let (text, media) = match &message.content {
+            Content::Text(text) => (Some(text.clone()), None),
+            Content::Media { kind, url, caption, thumbnail_url, size_bytes } => {
+                let media = MediaRecord {
+                    kind: kind.code(),
+                    url: url.clone(),
+                    caption: caption.clone(),
+                    thumbnail_url: thumbnail_url.clone(),
+                    size_bytes: *size_bytes,
+                };
+                (None, Some(media))
+            }
+        };
+        MessageRecord {
+            chat: message.chat.as_bytes().to_vec(),
+            version: message.version.get(),
+            sender: message.sender.to_string(),
+            device: message.device.to_string(),
+            recipient: message.recipient.to_string(),
+            local_id: message.local_id.to_string(),
+            created_at: message.created_at,
+            received_at: message.received_at,
+            text,
+            media,
+        }
+    }
+}
+
+impl MessageRecord {
+    pub(crate) fn into_message(self, id: MessageId) -> Result<Message, Corrupt> {
+        let content = match (self.text, self.media) {
+            (Some(text), None) => Content::Text(text),
+            (None, Some(media)) => Content::Media {
+                kind: MediaType::from_code(media.kind).ok_or(Corrupt("not a media type"))?,
+                url: media.url,
+                caption: media.caption,
+                thumbnail_url: media.thumbnail_url,
+                size_bytes: media.size_bytes,
+            },
+            _ => return Err(Corrupt("neither text nor media")),
+        };
+        Ok(Message {
+            id,
+            chat: chat_id(&self.chat)?,
+            version: Version::from(self.version),
+            sender: eid(&self.sender)?,
+            device: device_id(&self.device)?,
+            recipient: eid(&self.recipient)?,
+            local_id: LocalId::parse(&self.local_id).map_err(|_| Corrupt("not a message_id_local"))?,
+            content,
+            created_at: self.created_at,
+            received_at: self.received_at,
+        })
+    }
+}
+
+/// Reads a message.
+pub(crate) fn message(view: &dyn View, id: MessageId) -> Result<Option<Message>, StoreError> {
+    let key = id.as_bytes();
+    let Some(record) = read::<MessageRecord>(view, key)? else { return Ok(None) };
+    record.into_message(id).map(Some).map_err(|why| corrupt(Space::Messages, key, why))
+}
+
+/// Reads a message that another row speaks of.
+pub(crate) fn message_named(view: &dyn View, id: MessageId) -> Result<Arc<Message>, StoreError> {
+    match message(view, id)? {
+        Some(message) => Ok(Arc::new(message)),
+        None => Err(corrupt(Space::Messages, id.as_bytes(), "a row speaks of it, and it is not there")),
+    }
+}
+
+impl ChatRecord {
+    pub(crate) fn message(&self) -> Result<MessageId, Corrupt> {
+        message_id(&self.message)
+    }
+
+    pub(crate) fn released(&self) -> bool {
+        self.recipient_sequence != 0
+    }
+
+    /// Where its acknowledgment stands, and since when.
+    pub(crate) fn acknowledged(&self) -> Result<Option<(AckStatus, i64)>, Corrupt> {
+        match self.status {
+            0 => Ok(None),
+            code => match AckStatus::from_code(code) {
+                Some(AckStatus::Delivered) => Ok(Some((AckStatus::Delivered, self.delivered_at))),
+                Some(AckStatus::Read) => Ok(Some((AckStatus::Read, self.read_at))),
+                _ => Err(Corrupt("not an acknowledgment")),
+            },
+        }
+    }
+
+    /// Moves the state forward; `false` if it was there or further.
+    pub(crate) fn advance(&mut self, status: AckStatus, at: i64) -> bool {
+        if self.status >= status.code() {
+            return false;
+        }
+        if self.status == 0 {
+            self.delivered_at = at;
+        }
+        if status == AckStatus::Read {
+            self.read_at = at;
+        }
+        self.status = status.code();
+        true
+    }
+}
+
+impl LocalRecord {
+    pub(crate) fn message(&self) -> Result<MessageId, Corrupt> {
+        message_id(&self.message)
+    }
+}
+
+/// Tells a repeated message from another one: the first 16 bytes of a SHA-256 over everything but the clocks, the
+/// device and the name.
+pub(crate) fn digest(message: &NewMessage) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    let mut field = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    field(message.recipient.as_str().as_bytes());
+    match &message.content {
+        Content::Text(text) => {
+            field(b"text");
+            field(text.as_bytes());
+        }
+        Content::Media { kind, url, caption, thumbnail_url, size_bytes } => {
+            field(b"media");
+            field(&kind.code().to_be_bytes());
+            for text in [url, caption, thumbnail_url] {
+                field(text.as_bytes());
+            }
+            field(&size_bytes.to_be_bytes());
+        }
+    }
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash.finalize()[..16]);
+    digest
+}
+
+impl PendingRecord {
+    pub(crate) fn place(&self) -> Result<(ChatId, Version), Corrupt> {
+        Ok((chat_id(&self.chat)?, Version::from(self.version)))
+    }
+}
+
+impl From<&LogEntry> for LogRecord {
+    fn from(entry: &LogEntry) -> LogRecord {
+        let (kind, message, acknowledged, at) = match &entry.body {
+            EntryBody::Received(message) => (1, Some(message.id), None, message.received_at),
+            EntryBody::Accepted(message) => (2, Some(message.id), None, message.received_at),
+            EntryBody::Copy(message) => (3, Some(message.id), None, message.received_at),
+            EntryBody::Sent(message) => (4, Some(message.id), None, message.received_at),
+            EntryBody::Acknowledged(acknowledged) => (5, None, Some(acknowledged.into()), acknowledged.at),
+        };
+        LogRecord {
+            kind,
+            message: message.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
+            acknowledged,
+            origin: entry.origin.as_ref().map(DeviceId::to_string).unwrap_or_default(),
+            at,
+        }
+    }
+}
+
+impl LogRecord {
+    /// The entry, its message read from `view`.
+    pub(crate) fn into_entry(self, view: &dyn View, key: &[u8]) -> Result<LogEntry, StoreError> {
+        let wrong = |why| corrupt(Space::Logs, key, why);
+        let message = || message_named(view, message_id(&self.message).map_err(wrong)?);
+        let body = match (self.kind, &self.acknowledged) {
+            (1, _) => EntryBody::Received(message()?),
+            (2, _) => EntryBody::Accepted(message()?),
+            (3, _) => EntryBody::Copy(message()?),
+            (4, _) => EntryBody::Sent(message()?),
+            (5, Some(record)) => EntryBody::Acknowledged(Acknowledged::try_from(record).map_err(wrong)?),
+            _ => return Err(wrong(Corrupt("not a kind of entry"))),
+        };
+        let origin = match self.origin.as_str() {
+            "" => None,
+            text => Some(device_id(text).map_err(wrong)?),
+        };
+        let sequence = super::key::sequence_of(key).map_err(wrong)?;
+        Ok(entry(sequence, origin, body))
+    }
+}
+
+/// An entry that nobody has seen yet.
+pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, body: EntryBody) -> LogEntry {
+    LogEntry { sequence, origin, body, committed: None, frame: std::sync::OnceLock::new() }
+}
+
+impl From<&Acknowledged> for AcknowledgedRecord {
+    fn from(acknowledged: &Acknowledged) -> AcknowledgedRecord {
+        let (message, up_to) = match &acknowledged.target {
+            AckTarget::Message(id) => (id.as_bytes().to_vec(), 0),
+            AckTarget::UpTo(_, version) => (Vec::new(), version.get()),
+        };
+        AcknowledgedRecord {
+            reader: acknowledged.reader.to_string(),
+            sender: acknowledged.sender.to_string(),
+            chat: acknowledged.chat.as_bytes().to_vec(),
+            message,
+            up_to,
+            status: acknowledged.status.code(),
+            at: acknowledged.at,
+        }
+    }
+}
+
+impl TryFrom<&AcknowledgedRecord> for Acknowledged {
+    type Error = Corrupt;
+
+    fn try_from(record: &AcknowledgedRecord) -> Result<Acknowledged, Corrupt> {
+        let chat = chat_id(&record.chat)?;
+        let target = match record.message.as_slice() {
+            [] => AckTarget::UpTo(chat, Version::from(record.up_to)),
+            bytes => AckTarget::Message(message_id(bytes)?),
+        };
+        Ok(Acknowledged {
+            reader: eid(&record.reader)?,
+            sender: eid(&record.sender)?,
+            target,
+            chat,
+            status: AckStatus::from_code(record.status).ok_or(Corrupt("not an acknowledgment"))?,
+            at: record.at,
+            changed: true,
+        })
+    }
+}
+
+impl ContactRecord {
+    pub(crate) fn into_contact(self, subscriber: Eid) -> Contact {
+        Contact {
+            subscriber,
+            subscribed: self.subscribed,
+            nickname: self.nickname,
+            group: self.group,
+            resource_id: self.resource_id,
+            share_location: self.share_location,
+            blocked: self.blocked,
+            added_at: self.added_at,
+        }
+    }
+}
+
+impl From<&Revocation> for RevocationRecord {
+    fn from(revocation: &Revocation) -> RevocationRecord {
+        let (token, user, device) = match &revocation.target {
+            RevocationTarget::Token(digest) => (digest.to_vec(), String::new(), String::new()),
+            RevocationTarget::Device(user, device) => (Vec::new(), user.to_string(), device.to_string()),
+            RevocationTarget::User(user) => (Vec::new(), user.to_string(), String::new()),
+        };
+        let (issued_until, expires_at) = (revocation.issued_until, revocation.expires_at);
+        RevocationRecord { token, user, device, issued_until, expires_at }
+    }
+}
+
+impl TryFrom<RevocationRecord> for Revocation {
+    type Error = Corrupt;
+
+    fn try_from(record: RevocationRecord) -> Result<Revocation, Corrupt> {
+        let target = match (record.token.as_slice(), record.user.as_str(), record.device.as_str()) {
+            ([], user, "") => RevocationTarget::User(eid(user)?),
+            ([], user, device) => RevocationTarget::Device(eid(user)?, device_id(device)?),
+            (token, ..) => RevocationTarget::Token(token.try_into().map_err(|_| Corrupt("not a token's digest"))?),
+        };
+        Ok(Revocation { target, issued_until: record.issued_until, expires_at: record.expires_at })
+    }
+}
