@@ -95,6 +95,8 @@ pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
 /// Rows read in one go where all of something is read.
 pub const STORE_PAGE_ROWS: usize = 512;
+/// Cache of the embedded engine's blocks, unless configured.
+pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Memory that each large space of the embedded engine fills before it writes a file.
 pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.

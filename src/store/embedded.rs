@@ -19,7 +19,7 @@ use super::{LogObserver, Store, StoreError, read};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
-/// Told of each commit on the writer's thread: how many operations it had, and how long it took. It must not block.
+/// Told of each durable commit on the writer's thread: how many operations it had, and how long it took. It must not block.
 pub type OnCommit = Box<dyn Fn(usize, Duration) + Send>;
 
 /// How the store is run.
@@ -28,11 +28,17 @@ pub struct Options {
     pub on_commit: OnCommit,
     /// Memory for what is read from disk.
     pub cache_bytes: u64,
+    /// How long a call waits for a place in the writer's queue.
+    pub queue_wait: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { on_commit: Box::new(unobserved), cache_bytes: limits::STORE_CACHE_BYTES }
+        Options {
+            on_commit: Box::new(unobserved),
+            cache_bytes: limits::STORE_CACHE_BYTES,
+            queue_wait: limits::STORE_QUEUE_WAIT,
+        }
     }
 }
 
@@ -44,6 +50,7 @@ pub struct Embedded {
     jobs: mpsc::Sender<Job>,
     /// `None` once closed.
     engine: Mutex<Option<Arc<dyn Kv>>>,
+    queue_wait: Duration,
     readers: Arc<Semaphore>,
     /// Its sender goes when the writer has ended.
     ended: watch::Receiver<()>,
@@ -89,7 +96,7 @@ impl Embedded {
         };
         std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(failed)?;
         let readers = Arc::new(Semaphore::new(limits::STORE_READERS_MAX));
-        Ok(Embedded { jobs, engine: Mutex::new(Some(engine)), readers, ended })
+        Ok(Embedded { jobs, engine: Mutex::new(Some(engine)), queue_wait: options.queue_wait, readers, ended })
     }
 
     /// Has the writer do it, and waits for that.
@@ -107,7 +114,7 @@ impl Embedded {
             Err(TrySendError::Closed(_)) => return Err(StoreError::Closed),
             Err(TrySendError::Full(job)) => job,
         };
-        self.jobs.send_timeout(job, limits::STORE_QUEUE_WAIT).await.map_err(|error| match error {
+        self.jobs.send_timeout(job, self.queue_wait).await.map_err(|error| match error {
             SendTimeoutError::Timeout(_) => StoreError::Overloaded,
             SendTimeoutError::Closed(_) => StoreError::Closed,
         })

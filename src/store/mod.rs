@@ -15,6 +15,11 @@ mod record;
 mod types;
 mod writer;
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod testing;
+
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};
 pub use types::{

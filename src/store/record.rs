@@ -18,7 +18,6 @@
 
 use std::sync::Arc;
 
-use prost::Message as _;
 use sha2::{Digest, Sha256};
 
 use super::StoreError;

@@ -116,7 +116,9 @@ impl Writer {
         if self.ledger.has_failed() && !was_failed {
             tracing::error!(outcome = ?committed.outcomes.first(), "the store failed and takes no more; restart the server");
         }
-        (self.on_commit)(waiting.len(), began.elapsed());
+        if committed.synced {
+            (self.on_commit)(waiting.len(), began.elapsed());
+        }
         for (user, entry) in &committed.appended {
             self.observer.appended(user, entry);
         }

@@ -11,6 +11,11 @@ mod devices;
 mod revocations;
 mod txn;
 
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,6 +82,8 @@ pub(crate) struct Committed {
     pub(crate) outcomes: Vec<Outcome>,
     /// The entries that are now in the logs, in order.
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
+    /// Whether the disk was waited for.
+    pub(crate) synced: bool,
 }
 
 /// The one who writes. An engine must not have two.
@@ -180,9 +187,9 @@ impl Ledger {
         self.failed.is_some()
     }
 
-    /// Whether a cursor has moved that is not written.
+    /// Whether a cursor has moved that is not written and still can be.
     pub(crate) fn has_unwritten_cursors(&self) -> bool {
-        !self.books.cursors.is_empty()
+        self.failed.is_none() && !self.books.cursors.is_empty()
     }
 
     /// Makes what was applied durable, if it has to be; `now` is asked for after that. If the engine fails, so does
@@ -193,17 +200,17 @@ impl Ledger {
             self.write_cursors();
         }
         let outcomes = std::mem::take(&mut self.outcomes);
-        let Some(txn) = self.txn.take() else { return Committed { outcomes, appended: Vec::new() } };
+        let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
         let Written { batch, durable, appended } = txn.finish();
         match self.write(batch, durable) {
             Err(error) => {
                 let outcomes = outcomes.iter().map(|_| Err(error.clone())).collect();
-                Committed { outcomes, appended: Vec::new() }
+                Committed { outcomes, ..Committed::default() }
             }
             Ok(()) => {
                 let committed = Some(now());
                 let published = |(user, entry)| (user, Arc::new(LogEntry { committed, ..entry }));
-                Committed { outcomes, appended: appended.into_iter().map(published).collect() }
+                Committed { outcomes, appended: appended.into_iter().map(published).collect(), synced: durable }
             }
         }
     }

@@ -1,0 +1,312 @@
+//! What every [`Store`] does: one suite, run over each implementation.
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use super::testing::{ack, contact, device, eid, kinds, text, told};
+use super::*;
+use crate::wire::{AckStatus, Sequence, Version};
+
+/// Remembers what it was told.
+#[derive(Default)]
+struct Seen(Mutex<Vec<(Eid, Arc<LogEntry>)>>);
+
+impl LogObserver for Seen {
+    fn appended(&self, user: &Eid, entry: &Arc<LogEntry>) {
+        self.0.lock().unwrap().push((user.clone(), entry.clone()));
+    }
+}
+
+async fn kinds_of(store: &dyn Store, name: &str) -> Vec<&'static str> {
+    let log = store.read_log(&eid(name), Sequence::ZERO, 1000).await.unwrap();
+    kinds(log.iter().map(|entry| &**entry))
+}
+
+fn page(before: Option<u64>, after: Option<u64>, limit: usize) -> HistoryQuery {
+    let (before, after) = (before.map(Version::from), after.map(Version::from));
+    HistoryQuery { reader: eid("alice"), peer: eid("bob"), before, after, limit }
+}
+
+/// The whole suite, over a store without any rows.
+async fn conforms(store: &dyn Store) {
+    messages_are_numbered_released_and_read_back(store).await;
+    acknowledgments_move_forward_on_both_sides(store).await;
+    history_pages_both_ways(store).await;
+    devices_keep_their_place(store).await;
+    lists_and_blocks_hold(store).await;
+    revocations_last_until_they_expire(store).await;
+    store.check().await.unwrap();
+}
+
+async fn messages_are_numbered_released_and_read_back(store: &dyn Store) {
+    let first = store.accept(text("alice", "bob", 1), true).await.unwrap();
+    assert_eq!((first.outcome, first.message.version.get()), (AcceptOutcome::Released, 1));
+    let second = store.accept(text("bob", "alice", 2), false).await.unwrap();
+    assert_eq!((second.outcome, second.message.version.get()), (AcceptOutcome::Waiting, 2));
+    assert_eq!(kinds_of(store, "bob").await, ["received", "accepted"]);
+    store.release(second.message.id).await.unwrap();
+    store.release(second.message.id).await.unwrap();
+    assert_eq!(kinds_of(store, "bob").await, ["received", "accepted", "copy"]);
+    assert_eq!(kinds_of(store, "alice").await, ["sent", "received"]);
+
+    let again = store.accept(text("alice", "bob", 1), true).await.unwrap();
+    assert_eq!((again.outcome, again.sequence), (AcceptOutcome::Known, first.sequence));
+    assert_eq!(again.message, first.message);
+    let other = NewMessage { content: Content::Text("other".into()), ..text("alice", "bob", 1) };
+    assert_eq!(store.accept(other, true).await.unwrap_err(), StoreError::Conflict);
+
+    let media = Content::Media {
+        kind: crate::wire::MediaType::Audio,
+        url: "https://cdn/x".into(),
+        caption: "hear".into(),
+        thumbnail_url: String::new(),
+        size_bytes: 77,
+    };
+    let third = store.accept(NewMessage { content: media.clone(), ..text("alice", "bob", 3) }, true).await.unwrap();
+    let log = store.read_log(&eid("bob"), Sequence::from(3), 10).await.unwrap();
+    let [entry] = log.as_slice() else { panic!("{log:?}") };
+    assert!(matches!(&entry.body, EntryBody::Received(message) if *message == third.message));
+    assert_eq!(third.message.content, media);
+    assert_eq!(entry.committed, None);
+    assert_eq!(store.chat_version(third.message.chat).await.unwrap(), Version::from(3));
+    assert!(store.read_log(&eid("bob"), Sequence::from(4), 10).await.unwrap().is_empty());
+}
+
+async fn acknowledgments_move_forward_on_both_sides(store: &dyn Store) {
+    let message = store.accept(text("alice", "bob", 4), true).await.unwrap().message;
+    let one = AckTarget::Message(message.id);
+    let delivered = store.acknowledge(ack("bob", one.clone(), AckStatus::Delivered, 100)).await.unwrap();
+    assert_eq!((delivered.status, delivered.at, delivered.changed), (AckStatus::Delivered, 100, true));
+    assert_eq!((&delivered.sender, delivered.chat), (&message.sender, message.chat));
+    let again = store.acknowledge(ack("bob", one.clone(), AckStatus::Delivered, 101)).await.unwrap();
+    assert_eq!((again.at, again.changed), (100, false));
+    assert_eq!(
+        store.acknowledge(ack("alice", one, AckStatus::Read, 102)).await.unwrap_err(),
+        StoreError::NotRecipient
+    );
+    let all = AckTarget::UpTo(message.chat, Version::from(99));
+    let read = store.acknowledge(ack("bob", all, AckStatus::Read, 103)).await.unwrap();
+    assert_eq!(read.target, AckTarget::UpTo(message.chat, Version::from(4)));
+    for name in ["alice", "bob"] {
+        let log = store.read_log(&eid(name), Sequence::ZERO, 1000).await.unwrap();
+        let newest: Vec<_> = log.iter().rev().take(2).map(|entry| entry.body.clone()).collect();
+        let [EntryBody::Acknowledged(last), EntryBody::Acknowledged(first)] = newest.as_slice() else {
+            panic!("{newest:?}")
+        };
+        assert_eq!((first, last), (&delivered, &read));
+    }
+}
+
+async fn history_pages_both_ways(store: &dyn Store) {
+    let versions = async |query| {
+        let page: Vec<HistoryMessage> = store.history(query).await.unwrap();
+        page.iter().map(|message| message.message.version.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(versions(page(None, None, 50)).await, [1, 2, 3, 4]);
+    assert_eq!(versions(page(None, None, 2)).await, [3, 4]);
+    assert_eq!(versions(page(Some(3), None, 1)).await, [2]);
+    assert_eq!(versions(page(None, Some(1), 2)).await, [2, 3]);
+    assert_eq!(versions(page(Some(4), Some(1), 1)).await, [3]);
+    let states = store.history(page(None, None, 50)).await.unwrap();
+    let states: Vec<_> = states.iter().map(|message| message.acknowledged).collect();
+    let read = Some((AckStatus::Read, 103));
+    assert_eq!(states, [read, None, read, read]);
+}
+
+async fn devices_keep_their_place(store: &dyn Store) {
+    let (bob, tablet) = (eid("bob"), device("tablet"));
+    let new = store.open_device(&bob, &tablet).await.unwrap();
+    assert_eq!((new.cursor, new.log.trimmed), (Sequence::ZERO, Sequence::ZERO));
+    store.advance_cursor(&bob, &tablet, Sequence::from(2));
+    store.advance_cursor(&bob, &tablet, Sequence::from(1));
+    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::from(2));
+    store.advance_cursor(&bob, &tablet, Sequence::from(u64::MAX));
+    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, new.log.head);
+    store.forget_device(&bob, &tablet).await.unwrap();
+    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::ZERO);
+}
+
+async fn lists_and_blocks_hold(store: &dyn Store) {
+    let (alice, bob, eve) = (eid("alice"), eid("bob"), eid("eve"));
+    assert!(!store.put_contact(&alice, contact("bob")).await.unwrap());
+    assert!(store.put_contact(&alice, contact("bob")).await.unwrap());
+    assert!(store.set_block(&alice, &eve, true).await.unwrap());
+    assert_eq!(store.accept(text("eve", "alice", 90), true).await.unwrap_err(), StoreError::Blocked);
+    let list = store.contacts(&alice).await.unwrap();
+    assert_eq!(list[0], contact("bob"));
+    assert_eq!((&list[1].subscriber, list[1].subscribed, list[1].blocked), (&eve, false, true));
+    assert_eq!(store.owners_of(&bob).await.unwrap(), std::slice::from_ref(&alice));
+    assert!(store.owners_of(&eve).await.unwrap().is_empty());
+    assert!(store.set_block(&alice, &eve, false).await.unwrap());
+    assert!(store.remove_contact(&alice, &bob).await.unwrap());
+    assert!(store.contacts(&alice).await.unwrap().is_empty());
+}
+
+async fn revocations_last_until_they_expire(store: &dyn Store) {
+    let targets = [
+        RevocationTarget::Token([7; 32]),
+        RevocationTarget::Device(eid("bob"), device("phone")),
+        RevocationTarget::User(eid("bob")),
+    ];
+    for (number, target) in (1..).zip(&targets) {
+        store.revoke(Revocation { target: target.clone(), issued_until: 10, expires_at: 100 * number }).await.unwrap();
+    }
+    assert_eq!(store.revocations(99).await.unwrap().len(), 3);
+    let left = store.revocations(200).await.unwrap();
+    let last = Revocation { target: targets[2].clone(), issued_until: 10, expires_at: 300 };
+    assert_eq!(left, [last]);
+}
+
+fn options() -> Options {
+    Options { cache_bytes: 1 << 20, ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_store_in_memory_conforms() {
+    let store = Embedded::open_memory(Memory::new(), options(), Arc::new(Seen::default())).unwrap();
+    conforms(&store).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_on_disk_conforms_and_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = Arc::new(Seen::default());
+    let store = Embedded::open(dir.path(), options(), seen.clone()).unwrap();
+    conforms(&store).await;
+    let waiting = store.accept(text("alice", "bob", 70), false).await.unwrap().message;
+    store.open_device(&eid("bob"), &device("watch")).await.unwrap();
+    store.advance_cursor(&eid("bob"), &device("watch"), Sequence::from(3));
+    let before = store.read_log(&eid("bob"), Sequence::ZERO, 1000).await.unwrap();
+    store.close().await;
+
+    let store = Embedded::open(dir.path(), options(), seen).unwrap();
+    let after = store.read_log(&eid("bob"), Sequence::ZERO, 1000).await.unwrap();
+    let lines = |log: &[Arc<LogEntry>]| log.iter().map(|entry| told(entry)).collect::<Vec<_>>();
+    assert_eq!(lines(&after[..before.len()]), lines(&before));
+    // Start-up has released what waited.
+    let [released] = &after[before.len()..] else { panic!("{after:?}") };
+    assert!(matches!(&released.body, EntryBody::Received(message) if message.id == waiting.id));
+    let state = store.open_device(&eid("bob"), &device("watch")).await.unwrap();
+    assert_eq!((state.cursor, state.log.head), (Sequence::from(3), released.sequence));
+    let next = store.accept(text("alice", "bob", 71), true).await.unwrap().message;
+    assert_eq!(next.version, waiting.version.next());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_observer_is_told_in_order_before_the_caller() {
+    let seen = Arc::new(Seen::default());
+    let store = Embedded::open_memory(Memory::new(), options(), seen.clone()).unwrap();
+    for number in 1..=20 {
+        store.accept(text("alice", "bob", number), true).await.unwrap();
+        let seen = seen.0.lock().unwrap();
+        let sent: Vec<_> = seen.iter().filter(|(user, _)| *user == eid("alice")).collect();
+        assert_eq!(sent.len() as u64, number);
+        assert!(sent.iter().zip(1..).all(|((_, entry), at)| entry.sequence.get() == at && entry.committed.is_some()));
+    }
+}
+
+/// Holds the writer in `appended` until told to go on, once for each entry.
+struct Gate(Mutex<mpsc::Receiver<()>>, tokio::sync::Semaphore);
+
+impl LogObserver for Gate {
+    fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {
+        self.1.add_permits(1);
+        // The test has ended: go on.
+        let _ = self.0.lock().unwrap().recv();
+    }
+}
+
+#[tokio::test]
+async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused() {
+    let (go_on, told) = mpsc::channel();
+    let gate = Arc::new(Gate(Mutex::new(told), tokio::sync::Semaphore::new(0)));
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let on_commit = {
+        let sizes = sizes.clone();
+        Box::new(move |operations, _: Duration| sizes.lock().unwrap().push(operations))
+    };
+    let options = Options { on_commit, queue_wait: Duration::ZERO, ..options() };
+    let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
+    let accept = |number| {
+        let store = store.clone();
+        tokio::spawn(async move { store.accept(text("alice", "bob", number), true).await })
+    };
+    let first = accept(1);
+    gate.1.acquire().await.unwrap().forget();
+    // The writer stands. All places but one are taken by cursors, the last one by a message.
+    for _ in 0..crate::limits::STORE_QUEUE_MAX - 1 {
+        store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));
+    }
+    let second = {
+        let store = store.clone();
+        let accepted = tokio::spawn(async move { store.accept(text("alice", "bob", 2), true).await });
+        tokio::task::yield_now().await;
+        accepted
+    };
+    assert_eq!(store.accept(text("alice", "bob", 3), true).await.unwrap_err(), StoreError::Overloaded);
+    drop(go_on);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    store.close().await;
+    assert_eq!(*sizes.lock().unwrap(), [1, crate::limits::COMMIT_OPERATIONS_MAX]);
+}
+
+#[tokio::test]
+async fn a_closed_store_has_written_its_cursors_and_refuses() {
+    let memory = Memory::new();
+    let store = Embedded::open_memory(memory.clone(), options(), Arc::new(Seen::default())).unwrap();
+    store.accept(text("alice", "bob", 1), true).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    store.advance_cursor(&eid("bob"), &device("phone"), Sequence::from(1));
+    store.close().await;
+    store.close().await;
+    assert_eq!(store.accept(text("alice", "bob", 2), true).await.unwrap_err(), StoreError::Closed);
+    assert_eq!(store.contacts(&eid("bob")).await.unwrap_err(), StoreError::Closed);
+    assert_eq!(store.check().await.unwrap_err(), StoreError::Closed);
+    memory.crash(0);
+    let store = Embedded::open_memory(memory, options(), Arc::new(Seen::default())).unwrap();
+    let state = store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    assert_eq!(state.cursor, Sequence::from(1));
+}
+
+#[tokio::test]
+async fn an_idle_store_writes_its_cursors() {
+    let memory = Memory::new();
+    let store = Embedded::open_memory(memory.clone(), options(), Arc::new(Seen::default())).unwrap();
+    store.accept(text("alice", "bob", 1), true).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    let before = memory.commits();
+    store.advance_cursor(&eid("bob"), &device("phone"), Sequence::from(1));
+    while memory.commits() == before {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(memory.unsynced(), 1, "written, and not waited for");
+}
+
+#[tokio::test]
+async fn after_a_failed_commit_nothing_is_taken_but_reads_go_on() {
+    let memory = Memory::new();
+    let seen = Arc::new(Seen::default());
+    let store = Embedded::open_memory(memory.clone(), options(), seen.clone()).unwrap();
+    store.accept(text("alice", "bob", 1), true).await.unwrap();
+    memory.fail_after(0, Fault::Before);
+    for number in 2..4 {
+        let error = store.accept(text("alice", "bob", number), true).await.unwrap_err();
+        assert!(matches!(error, StoreError::Engine(_)), "{error}");
+    }
+    assert!(store.check().await.is_err());
+    assert_eq!(kinds_of(&store, "bob").await, ["received"]);
+    assert_eq!(seen.0.lock().unwrap().len(), 2);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn two_processes_cannot_open_one_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path(), options(), Arc::new(Seen::default())).unwrap();
+    assert!(Embedded::open(dir.path(), options(), Arc::new(Seen::default())).is_err());
+    store.close().await;
+    assert!(Embedded::open(dir.path(), options(), Arc::new(Seen::default())).is_ok());
+}

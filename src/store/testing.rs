@@ -1,0 +1,73 @@
+//! Users, devices and messages for the store's tests.
+
+use super::types::{AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage};
+use crate::wire::{AckStatus, DeviceId, Eid, LocalId};
+
+pub(crate) fn eid(name: &str) -> Eid {
+    Eid::parse(&format!("{name}@x")).unwrap()
+}
+
+pub(crate) fn device(name: &str) -> DeviceId {
+    DeviceId::parse(name).unwrap()
+}
+
+/// From the sender's phone; `number` makes it unique and is its time.
+pub(crate) fn text(sender: &str, recipient: &str, number: u64) -> NewMessage {
+    let mut entropy = [0; 10];
+    entropy[..8].copy_from_slice(&number.to_be_bytes());
+    NewMessage {
+        sender: eid(sender),
+        device: device("phone"),
+        recipient: eid(recipient),
+        local_id: LocalId::parse(&format!("local-{number}")).unwrap(),
+        content: Content::Text(format!("text {number}")),
+        created_at: number as i64,
+        received_at: number as i64,
+        entropy,
+    }
+}
+
+/// From the reader's phone.
+pub(crate) fn ack(reader: &str, target: AckTarget, status: AckStatus, at: i64) -> Acknowledgment {
+    Acknowledgment { reader: eid(reader), device: device("phone"), target, status, at }
+}
+
+pub(crate) fn contact(subscriber: &str) -> Contact {
+    Contact {
+        subscriber: eid(subscriber),
+        subscribed: true,
+        nickname: format!("nick of {subscriber}"),
+        group: "friends".into(),
+        resource_id: "r1".into(),
+        share_location: true,
+        blocked: false,
+        added_at: 5,
+    }
+}
+
+/// An entry in a line: position, kind, what it is about, origin.
+pub(crate) fn told(entry: &LogEntry) -> String {
+    let body = match &entry.body {
+        EntryBody::Received(message) => format!("received {}", message.id),
+        EntryBody::Accepted(message) => format!("accepted {}", message.id),
+        EntryBody::Copy(message) => format!("copy {}", message.id),
+        EntryBody::Sent(message) => format!("sent {}", message.id),
+        EntryBody::Acknowledged(ack) => {
+            format!("{} {} {:?} by {} of {}", ack.status.name(), ack.at, ack.target, ack.reader, ack.sender)
+        }
+    };
+    let origin = entry.origin.as_ref().map_or("none", |device| device.as_str());
+    format!("{} {body} from {origin}", entry.sequence)
+}
+
+/// The kinds of entries alone.
+pub(crate) fn kinds<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Vec<&'static str> {
+    let kind = |entry: &LogEntry| match &entry.body {
+        EntryBody::Received(_) => "received",
+        EntryBody::Accepted(_) => "accepted",
+        EntryBody::Copy(_) => "copy",
+        EntryBody::Sent(_) => "sent",
+        EntryBody::Acknowledged(_) => "acknowledged",
+    };
+    entries.into_iter().map(kind).collect()
+}
