@@ -81,3 +81,40 @@ pub const HANDSHAKES_MAX: usize = 512;
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 /// A handshake takes no longer: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+// --- Transport defaults, each a field of `[quic]` --------------------------------------------------------------------
+
+/// Silence after which a connection is given up: four of the server's pings unanswered. Shorter, and a phone that
+/// sleeps or rides through a tunnel pays a handshake each time; longer, and a dead one holds its memory for nothing.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes of one lane that a client may send ahead of the server's reading: two of the longest frames, so that the next
+/// arrives while the last is worked on. At 100 ms round trip that is 10 Mbit/s of text upwards.
+pub const STREAM_RECEIVE_WINDOW: u32 = 2 * 64 * 1024;
+/// The same over all lanes of a connection: what a client that outruns the server can make it hold.
+pub const CONNECTION_RECEIVE_WINDOW: u32 = 2 * STREAM_RECEIVE_WINDOW;
+/// Bytes sent to a device and not yet acknowledged: what a slow or dead device can make the server hold. At 100 ms
+/// round trip it lets a returning device catch up at 20 Mbit/s.
+pub const SEND_WINDOW: u32 = 256 * 1024;
+/// Connections at once: about 5 GiB when all of them are idle.
+pub const CONNECTIONS_MAX: usize = 100_000;
+/// Round-trip time assumed before the first measurement: a mobile network's, below QUIC's cautious 333 ms, so that a
+/// lost first flight is repeated sooner.
+pub const INITIAL_RTT: Duration = Duration::from_millis(200);
+
+// --- Store defaults, each a field of `[store]` -----------------------------------------------------------------------
+
+/// Memory for the store's cache of blocks that it read.
+pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+// --- Signing in -----------------------------------------------------------------------------------------------------
+
+/// Longest token: the largest that identity providers issue, and it still leaves room in a frame.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Verification keys at most: bounds the signatures that are tried for a token without a `kid`.
+pub const TOKEN_KEYS_MAX: usize = 32;
+/// Largest key or JWKS file that is read.
+pub const KEY_FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Shortest HS256 secret: below the hash's own 256 bits it is the weakest part (RFC 7518, 3.2).
+pub const HS256_SECRET_BYTES_MIN: usize = 32;
+/// Shortest RSA modulus (RFC 7518, 3.3).
+pub const RSA_BITS_MIN: usize = 2048;

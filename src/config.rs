@@ -1,0 +1,325 @@
+//! The server's configuration: its fields, their defaults, and the layers they come from.
+//!
+//! Later layers win, key by key: defaults, the TOML file, `BIMIP_*` environment variables, command-line flags. In the
+//! environment a key's levels are parted by two underscores (`BIMIP_QUIC__IDLE_TIMEOUT_MS`), lists by commas, and an
+//! empty variable counts as not set. Paths are relative to the working directory.
+
+mod check;
+mod layers;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{limits, wire};
+
+/// Everything an operator can set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// UDP address of QUIC, and TCP address of the fallback. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Address of the Prometheus endpoint and the health checks, over plain HTTP: keep it off the internet.
+    pub metrics_listen: SocketAddr,
+    /// Where messages, and in development the keys and certificates, are kept.
+    pub data_dir: PathBuf,
+    /// Domains whose users live here: a recipient elsewhere is refused with 404. Empty: any domain is served.
+    pub domains: Vec<String>,
+    /// Development: create the certificates and the token key that are missing in `data_dir`, and use them.
+    pub dev: bool,
+    /// The name that `SessionAccept` tells clients.
+    pub server_name: String,
+    /// The server's certificate.
+    pub tls: TlsConfig,
+    /// Who may sign tokens.
+    pub auth: AuthConfig,
+    /// The QUIC transport.
+    pub quic: QuicConfig,
+    /// Signed-in devices.
+    pub session: SessionConfig,
+    /// The message store.
+    pub store: StoreConfig,
+    /// Media messages.
+    pub media: MediaConfig,
+    /// What is written to standard error.
+    pub log: LogConfig,
+    /// Defaults of the client commands.
+    pub client: ClientConfig,
+}
+
+/// `[tls]`: both or neither; without them only `dev` can start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// PEM file with the certificate chain, the server's own first.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its private key.
+    pub key: Option<PathBuf>,
+}
+
+/// `[auth]`: whose tokens are believed (profile 3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    /// PEM files with public keys: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).
+    pub keys: Vec<PathBuf>,
+    /// JWKS file with public keys of the same kinds.
+    pub jwks: Option<PathBuf>,
+    /// File with the shared secret of HS256 tokens, at least 32 bytes. Absent: HS256 is refused.
+    pub hs256_secret_file: Option<PathBuf>,
+    /// What `iss` must be. Absent: not looked at.
+    pub issuer: Option<String>,
+    /// What `aud` must be or contain. Absent: not looked at.
+    pub audience: Option<String>,
+}
+
+/// `[quic]`: the transport, with defaults for phones and chat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuicConfig {
+    /// Milliseconds of silence after which a connection is given up; the client's own value may be lower.
+    pub idle_timeout_ms: u64,
+    /// Milliseconds of silence after which the server sends a keep-alive packet; 0: never, since clients know their
+    /// network and keep its bindings alive, and a packet from here would wake a sleeping phone's radio.
+    pub keep_alive_ms: u64,
+    /// Bytes of one lane that a client may send ahead of the server's reading.
+    pub stream_receive_window: u32,
+    /// The same over all lanes of a connection.
+    pub connection_receive_window: u32,
+    /// Bytes sent to a device and not yet acknowledged by it.
+    pub send_window: u32,
+    /// Connections at once; further ones are refused.
+    pub max_connections: usize,
+    /// Handshakes under way at once; further ones are refused.
+    pub handshakes_max: usize,
+    /// Handshakes under way from which on a newcomer has to prove its address first; 0: always.
+    pub handshakes_before_retry: usize,
+    /// Milliseconds of round-trip time assumed before the first measurement.
+    pub initial_rtt_ms: u64,
+    /// Congestion control towards devices.
+    pub congestion: Congestion,
+}
+
+/// How fast to send on a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// RFC 9438: what the internet runs on, fair to its neighbours.
+    #[default]
+    Cubic,
+    /// Follows measured bandwidth instead of loss: for paths that lose packets without being full.
+    Bbr,
+    /// RFC 9002's own.
+    NewReno,
+}
+
+/// `[session]`: signed-in devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionConfig {
+    /// Milliseconds of silence from a client after which the server pings it (profile 4).
+    pub ping_interval_ms: u64,
+    /// Longest frame, in bytes (profile 2).
+    pub max_frame_bytes: usize,
+    /// Milliseconds within which `SessionOpen` must have come (profile 3).
+    pub open_within_ms: u64,
+    /// Milliseconds after which a message is released without its sender's answer (profile 7).
+    pub release_within_ms: u64,
+}
+
+/// `[store]`: the message store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Memory for what was read, in bytes.
+    pub cache_bytes: u64,
+}
+
+/// `[media]`: media messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MediaConfig {
+    /// https address that a media id is resolved against (profile 7). Absent: only whole addresses are taken.
+    pub cdn_base: Option<String>,
+}
+
+/// `[log]`: what is written to standard error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Filter: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module (`info,bimip::session=debug`).
+    pub level: String,
+    /// Its form.
+    pub format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// [`LogFormat::Human`] on a terminal, else [`LogFormat::Json`].
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[client]`: defaults of the client commands, which their flags override.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// `host:port` of the server. Absent: `localhost`, on the port of `listen`.
+    pub server: Option<String>,
+    /// PEM file with the authority that the server's certificate must come from. Absent: the one in `data_dir`.
+    pub ca: Option<PathBuf>,
+    /// File with the token to sign in with. Absent: one is signed with the key in `data_dir`.
+    pub token_file: Option<PathBuf>,
+    /// The user to sign in as.
+    #[serde(rename = "as")]
+    pub as_eid: Option<String>,
+    /// The device to sign in as.
+    pub device: Option<String>,
+}
+
+impl Config {
+    /// Puts the layers together and checks the result. `flags` serializes to a map of the keys that the command line
+    /// set; what is `None` in it counts as not set.
+    pub fn load(file: Option<&Path>, flags: impl Serialize) -> Result<Config, ConfigError> {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
+        Config::load_from(file, environment, flags)
+    }
+
+    /// The same with the environment as an argument.
+    pub fn load_from(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: impl Serialize,
+    ) -> Result<Config, ConfigError> {
+        let mut config = layers::merge(file, environment, flags)?;
+        config.domains.iter_mut().for_each(|domain| domain.make_ascii_lowercase());
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether the values make sense together. Files that it names are not opened.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check::check(self)
+    }
+
+    /// The configuration as a TOML file that, loaded, gives the same one. Optional keys that are not set are left out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field has a TOML form: strings, numbers, lists and tables")
+    }
+}
+
+/// What is wrong with the configuration, in one line that names the key and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{} is not TOML: line {line}: {reason}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A key that does not exist, or a value of the wrong type.
+    #[error("{key} in {origin}: {reason}")]
+    Value {
+        /// The key, as its layer spells it.
+        key: String,
+        /// The layer.
+        origin: String,
+        /// Why.
+        reason: String,
+    },
+    /// A value that cannot work.
+    #[error("{key} {reason}")]
+    Check {
+        /// The key, with its levels.
+        key: &'static str,
+        /// What it must be.
+        reason: String,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            // Not [::], which fails to bind where IPv6 is off.
+            listen: (Ipv4Addr::UNSPECIFIED, wire::DEFAULT_PORT).into(),
+            metrics_listen: (Ipv4Addr::LOCALHOST, 9464).into(),
+            data_dir: "bimip-data".into(),
+            domains: Vec::new(),
+            dev: false,
+            server_name: "bimip".to_owned(),
+            tls: TlsConfig::default(),
+            auth: AuthConfig::default(),
+            quic: QuicConfig::default(),
+            session: SessionConfig::default(),
+            store: StoreConfig::default(),
+            media: MediaConfig::default(),
+            log: LogConfig::default(),
+            client: ClientConfig::default(),
+        }
+    }
+}
+
+impl Default for QuicConfig {
+    fn default() -> QuicConfig {
+        QuicConfig {
+            idle_timeout_ms: millis(limits::IDLE_TIMEOUT),
+            keep_alive_ms: 0,
+            stream_receive_window: limits::STREAM_RECEIVE_WINDOW,
+            connection_receive_window: limits::CONNECTION_RECEIVE_WINDOW,
+            send_window: limits::SEND_WINDOW,
+            max_connections: limits::CONNECTIONS_MAX,
+            handshakes_max: limits::HANDSHAKES_MAX,
+            handshakes_before_retry: limits::HANDSHAKES_BEFORE_RETRY,
+            initial_rtt_ms: millis(limits::INITIAL_RTT),
+            congestion: Congestion::default(),
+        }
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> SessionConfig {
+        SessionConfig {
+            ping_interval_ms: millis(limits::PING_INTERVAL),
+            max_frame_bytes: limits::FRAME_BYTES_MAX,
+            open_within_ms: millis(limits::SESSION_OPEN_WITHIN),
+            release_within_ms: millis(limits::RELEASE_WITHIN),
+        }
+    }
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig { cache_bytes: limits::STORE_CACHE_BYTES }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig { level: "info".to_owned(), format: LogFormat::default() }
+    }
+}
+
+const fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}

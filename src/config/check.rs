@@ -1,0 +1,155 @@
+//! Whether configured values can work, alone and together.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use super::{Config, ConfigError};
+use crate::limits;
+use crate::wire::{DeviceId, Eid};
+
+/// Below, a connection dies between two retransmissions of a slow mobile path.
+const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 5_000..=3_600_000;
+/// Below, pings would be the traffic.
+const PING_INTERVAL_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+/// From a text of full length with its envelope, to what a session may reasonably hold in memory for one frame.
+const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=1024 * 1024;
+/// From two packets to the largest window that is still a bound.
+const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
+const OPEN_WITHIN_MS: RangeInclusive<u64> = 100..=600_000;
+const RELEASE_WITHIN_MS: RangeInclusive<u64> = 0..=60_000;
+const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
+/// The store's own working set, to a machine's memory.
+const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
+
+pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+    let Config { domains, server_name, tls, auth: _, quic, session, store, media, log, client, .. } = config;
+
+    if let Some(domain) = domains.iter().find(|domain| Eid::parse(&format!("a@{domain}")).is_err()) {
+        return wrong("domains", format!("has {domain:?}, which is not a domain: write example.org, without an @"));
+    }
+    if server_name.is_empty() || server_name.len() > 255 {
+        return wrong("server_name", "must be 1 to 255 bytes".to_owned());
+    }
+    match (&tls.certificate, &tls.key) {
+        (Some(_), None) => return wrong("tls.key", "is missing: set it next to tls.certificate".to_owned()),
+        (None, Some(_)) => return wrong("tls.certificate", "is missing: set it next to tls.key".to_owned()),
+        _ => {}
+    }
+
+    within("quic.idle_timeout_ms", quic.idle_timeout_ms, IDLE_TIMEOUT_MS)?;
+    if quic.keep_alive_ms >= quic.idle_timeout_ms {
+        return wrong("quic.keep_alive_ms", "must be below quic.idle_timeout_ms, or 0 for none".to_owned());
+    }
+    within("quic.stream_receive_window", quic.stream_receive_window, WINDOW_BYTES)?;
+    within("quic.connection_receive_window", quic.connection_receive_window, WINDOW_BYTES)?;
+    if quic.connection_receive_window < quic.stream_receive_window {
+        return wrong("quic.connection_receive_window", "must be at least quic.stream_receive_window".to_owned());
+    }
+    within("quic.send_window", quic.send_window, WINDOW_BYTES)?;
+    within("quic.max_connections", quic.max_connections, 1..=usize::MAX)?;
+    within("quic.handshakes_max", quic.handshakes_max, 1..=usize::MAX)?;
+    if quic.handshakes_before_retry > quic.handshakes_max {
+        return wrong("quic.handshakes_before_retry", "must be at most quic.handshakes_max".to_owned());
+    }
+    within("quic.initial_rtt_ms", quic.initial_rtt_ms, INITIAL_RTT_MS)?;
+
+    within("session.ping_interval_ms", session.ping_interval_ms, PING_INTERVAL_MS)?;
+    within("session.max_frame_bytes", session.max_frame_bytes, FRAME_BYTES)?;
+    within("session.open_within_ms", session.open_within_ms, OPEN_WITHIN_MS)?;
+    within("session.release_within_ms", session.release_within_ms, RELEASE_WITHIN_MS)?;
+    within("store.cache_bytes", store.cache_bytes, CACHE_BYTES)?;
+
+    if let Some(base) = &media.cdn_base {
+        // An id is appended to it, and the whole has to stay within the bound.
+        let host = base.strip_prefix("https://").and_then(|rest| rest.split('/').next());
+        if host.is_none_or(str::is_empty)
+            || base.len() > limits::URL_BYTES_MAX / 2
+            || base.contains(char::is_whitespace)
+        {
+            return wrong("media.cdn_base", "must be an https address, as in https://cdn.example.org/m/".to_owned());
+        }
+    }
+    if log.level.is_empty() {
+        return wrong("log.level", "must be a level or a filter, as in info or info,bimip::session=debug".to_owned());
+    }
+
+    if client.server.as_ref().is_some_and(|server| !is_host_and_port(server)) {
+        return wrong("client.server", "must be host:port, as in chat.example.org:4433 or [::1]:4433".to_owned());
+    }
+    if let Some(Err(error)) = client.as_eid.as_deref().map(Eid::parse) {
+        return wrong("client.as", format!("is not a user: {error}"));
+    }
+    if let Some(Err(error)) = client.device.as_deref().map(DeviceId::parse) {
+        return wrong("client.device", format!("is not a device: {error}"));
+    }
+    Ok(())
+}
+
+fn wrong(key: &'static str, reason: String) -> Result<(), ConfigError> {
+    Err(ConfigError::Check { key, reason })
+}
+
+fn within<T: PartialOrd + Display>(key: &'static str, value: T, range: RangeInclusive<T>) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    wrong(key, format!("is {value}, must be {} to {}", range.start(), range.end()))
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host_is_clear = bare.map_or(!host.contains([':', '/', ' ']), |ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+        !host.is_empty() && host_is_clear && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        let message = config.check().unwrap_err().to_string();
+        assert!(!message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn the_defaults_are_sound() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_names_the_key_and_says_what_to_do() {
+        assert_eq!(
+            refused(|c| c.tls.certificate = Some("a.pem".into())),
+            "tls.key is missing: set it next to tls.certificate"
+        );
+        assert_eq!(refused(|c| c.tls.key = Some("a.key".into())), "tls.certificate is missing: set it next to tls.key");
+        assert_eq!(refused(|c| c.quic.idle_timeout_ms = 1), "quic.idle_timeout_ms is 1, must be 5000 to 3600000");
+        assert!(refused(|c| c.quic.keep_alive_ms = 120_000).starts_with("quic.keep_alive_ms must be below"));
+        assert!(refused(|c| c.quic.connection_receive_window = 4096).starts_with("quic.connection_receive_window"));
+        assert!(refused(|c| c.quic.handshakes_before_retry = 1000).starts_with("quic.handshakes_before_retry"));
+        assert!(refused(|c| c.session.max_frame_bytes = 16 * 1024).starts_with("session.max_frame_bytes is 16384"));
+        assert!(refused(|c| c.domains = vec!["@x".to_owned()]).starts_with("domains has \"@x\""));
+        for base in ["http://cdn.example/", "https://", "https:///x", "https://a b/"] {
+            assert!(refused(|c| c.media.cdn_base = Some(base.to_owned())).starts_with("media.cdn_base"), "{base}");
+        }
+        for server in ["localhost", "localhost:0", "a b:1", "::1:4433", ":1", "https://a:1"] {
+            assert!(refused(|c| c.client.server = Some(server.to_owned())).starts_with("client.server"), "{server}");
+        }
+        assert!(refused(|c| c.client.as_eid = Some("alice".to_owned())).starts_with("client.as"));
+        assert!(refused(|c| c.client.device = Some("a b".to_owned())).starts_with("client.device"));
+    }
+
+    #[test]
+    fn servers_are_host_and_port() {
+        for server in ["localhost:4433", "10.0.0.1:1", "[::1]:4433", "chat.example.org:443"] {
+            let mut config = Config::default();
+            config.client.server = Some(server.to_owned());
+            config.check().unwrap();
+        }
+    }
+}

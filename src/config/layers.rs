@@ -1,0 +1,287 @@
+//! Reads the layers of the configuration and merges them, so that an error knows which one a value came from.
+
+use std::path::Path;
+
+use figment::error::Kind;
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Serialize;
+
+use super::{Config, ConfigError};
+
+/// What every variable begins with.
+const PREFIX: &str = "BIMIP_";
+/// Names the configuration file itself; the command line reads it.
+const FILE_VARIABLE: &str = "CONFIG";
+/// Parts the levels of a key in a variable's name.
+const LEVEL: &str = "__";
+const ENVIRONMENT: &str = "the environment";
+
+/// Defaults, then the file, then the environment, then flags; key by key the last one stands.
+pub(super) fn merge(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: impl Serialize,
+) -> Result<Config, ConfigError> {
+    let defaults = dict(Config::default())?;
+    let environment = from_environment(environment, &Value::from(defaults.clone()))?;
+    let mut figment = Figment::from(Layer { origin: "the defaults".to_owned(), values: defaults });
+    if let Some(path) = file {
+        figment = figment.merge(Layer { origin: path.display().to_string(), values: from_file(path)? });
+    }
+    figment
+        .merge(Layer { origin: ENVIRONMENT.to_owned(), values: environment })
+        .merge(Layer { origin: "the command line".to_owned(), values: dict(flags)? })
+        .extract()
+        .map_err(explain)
+}
+
+/// One source of values.
+struct Layer {
+    origin: String,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+fn from_file(path: &Path) -> Result<Dict, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let before = error.span().map_or(0, |span| span.start.min(text.len()));
+        ConfigError::Syntax {
+            path: path.to_owned(),
+            line: 1 + text.bytes().take(before).filter(|&b| b == b'\n').count(),
+            reason: error.message().lines().collect::<Vec<_>>().join(", "),
+        }
+    })?;
+    dict(table)
+}
+
+/// A variable has no type of its own: it takes the default's, so that `BIMIP_CLIENT__DEVICE=1` is a text and not a number.
+fn from_environment(
+    environment: impl IntoIterator<Item = (String, String)>,
+    defaults: &Value,
+) -> Result<Dict, ConfigError> {
+    let mut values = Dict::new();
+    for (name, text) in environment {
+        let Some(key) = name.strip_prefix(PREFIX) else { continue };
+        if key == FILE_VARIABLE || text.is_empty() || is_service_link(key) {
+            continue;
+        }
+        let levels: Vec<String> = key.split(LEVEL).map(str::to_ascii_lowercase).collect();
+        let value = match defaults.find_ref(&levels.join(".")) {
+            Some(Value::Dict(..)) => {
+                let reason = format!("is a section: add a key, as in {name}{LEVEL}KEY");
+                return Err(ConfigError::Value { key: name, origin: ENVIRONMENT.to_owned(), reason });
+            }
+            Some(Value::Bool(..)) => match text.as_str() {
+                "true" | "1" | "yes" | "on" => true.into(),
+                "false" | "0" | "no" | "off" => false.into(),
+                _ => text.into(),
+            },
+            Some(Value::Num(..)) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+            Some(Value::Array(..)) => {
+                text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>().into()
+            }
+            _ => text.into(),
+        };
+        insert(&mut values, &levels, value);
+    }
+    Ok(values)
+}
+
+/// Kubernetes sets such variables by itself next to a service called `bimip`: `BIMIP_SERVICE_HOST`,
+/// `BIMIP_PORT_4433_UDP_ADDR`. None of our keys looks like one.
+fn is_service_link(key: &str) -> bool {
+    key == "PORT" || ["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|start| key.starts_with(start))
+}
+
+fn insert(values: &mut Dict, levels: &[String], value: Value) {
+    match levels {
+        [] => {}
+        [last] => {
+            values.insert(last.clone(), value);
+        }
+        [first, rest @ ..] => {
+            let section = values.entry(first.clone()).or_insert_with(|| Dict::new().into());
+            if !matches!(section, Value::Dict(..)) {
+                *section = Dict::new().into();
+            }
+            if let Value::Dict(_, inner) = section {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Any serializable map as a layer's values, without what is `None`.
+fn dict(values: impl Serialize) -> Result<Dict, ConfigError> {
+    match Value::serialize(values).map_err(explain)? {
+        Value::Dict(_, mut dict) => {
+            drop_empty(&mut dict);
+            Ok(dict)
+        }
+        _ => Ok(Dict::new()),
+    }
+}
+
+fn drop_empty(dict: &mut Dict) {
+    dict.retain(|_, value| !matches!(value, Value::Empty(..)));
+    for value in dict.values_mut() {
+        if let Value::Dict(_, inner) = value {
+            drop_empty(inner);
+        }
+    }
+}
+
+fn explain(error: figment::Error) -> ConfigError {
+    let origin = error.metadata.as_ref().map_or_else(|| "the configuration".to_owned(), |m| m.name.to_string());
+    let mut path = error.path.clone();
+    let reason = match &error.kind {
+        Kind::UnknownField(field, known) => {
+            if path.last() != Some(field) {
+                path.push(field.clone());
+            }
+            format!("no such key; there are {}", known.join(", "))
+        }
+        Kind::UnknownVariant(found, known) => format!("is {found}, must be one of {}", known.join(", ")),
+        Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+            format!("is {found}, must be {wanted}")
+        }
+        other => other.to_string().replace('\n', ", "),
+    };
+    let key = if origin == ENVIRONMENT {
+        format!("{PREFIX}{}", path.join(LEVEL).to_ascii_uppercase())
+    } else {
+        path.join(".")
+    };
+    ConfigError::Value { key, origin, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::config::Congestion;
+
+    const NOTHING: [(String, String); 0] = [];
+
+    fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[derive(Serialize, Default)]
+    struct Flags {
+        listen: Option<String>,
+        dev: Option<bool>,
+        domains: Option<Vec<String>>,
+    }
+
+    fn no_flags() -> Flags {
+        Flags::default()
+    }
+
+    #[test]
+    fn without_any_layer_the_defaults_stand() {
+        assert_eq!(Config::load_from(None, NOTHING, no_flags()).unwrap(), Config::default());
+        assert_eq!(Config::load_from(None, NOTHING, ()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_later_layer_wins_key_by_key() {
+        let file = file("listen = '127.0.0.1:1'\n[quic]\nidle_timeout_ms = 50_000\nsend_window = 300_000\n");
+        let env = variables(&[("BIMIP_LISTEN", "127.0.0.1:2"), ("BIMIP_QUIC__IDLE_TIMEOUT_MS", "60000")]);
+        let flags = Flags { listen: Some("127.0.0.1:3".to_owned()), ..no_flags() };
+        let config = Config::load_from(Some(file.path()), env, flags).unwrap();
+        assert_eq!(config.listen.port(), 3);
+        assert_eq!(config.quic.idle_timeout_ms, 60_000);
+        assert_eq!(config.quic.send_window, 300_000);
+        assert_eq!(config.session, Config::default().session);
+    }
+
+    #[test]
+    fn a_variable_takes_the_type_of_its_key() {
+        let env = variables(&[
+            ("BIMIP_DOMAINS", "Example.org, two.example,"),
+            ("BIMIP_AUTH__KEYS", "a.pem,b.pem"),
+            ("BIMIP_DEV", "1"),
+            ("BIMIP_SERVER_NAME", "42"),
+            ("BIMIP_CLIENT__DEVICE", "7"),
+            ("BIMIP_CLIENT__AS", "alice@localhost"),
+            ("BIMIP_QUIC__CONGESTION", "bbr"),
+            ("BIMIP_TLS__KEY", ""),
+        ]);
+        let config = Config::load_from(None, env, no_flags()).unwrap();
+        assert_eq!(config.domains, ["example.org", "two.example"]);
+        assert_eq!(config.auth.keys.len(), 2);
+        assert!(config.dev);
+        assert_eq!(config.server_name, "42");
+        assert_eq!(config.client.device.as_deref(), Some("7"));
+        assert_eq!(config.client.as_eid.as_deref(), Some("alice@localhost"));
+        assert_eq!(config.quic.congestion, Congestion::Bbr);
+        assert_eq!(config.tls.key, None);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let env = variables(&[
+            ("BIMIP_CONFIG", "x.toml"),
+            ("BIMIP_SERVICE_HOST", "10.0.0.1"),
+            ("BIMIP_PORT_4433_UDP", "udp://10.0.0.1:4433"),
+            ("BIMIP_PORT", "udp://10.0.0.1:4433"),
+            ("PATH", "/bin"),
+        ]);
+        assert_eq!(Config::load_from(None, env, no_flags()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_error_names_the_key_and_its_layer_in_one_line() {
+        let message = |file: Option<&Path>, env: &[(&str, &str)]| {
+            let message = Config::load_from(file, variables(env), no_flags()).unwrap_err().to_string();
+            assert!(!message.contains('\n'), "{message}");
+            message
+        };
+        let unknown = message(None, &[("BIMIP_QUIC__IDEL", "1")]);
+        assert!(unknown.starts_with("BIMIP_QUIC__IDEL in the environment: no such key; there are "), "{unknown}");
+        let unknown = message(None, &[("BIMIP_LISTEM", "1")]);
+        assert!(unknown.starts_with("BIMIP_LISTEM in the environment: no such key"), "{unknown}");
+        let section = message(None, &[("BIMIP_QUIC", "1")]);
+        assert_eq!(section, "BIMIP_QUIC in the environment: is a section: add a key, as in BIMIP_QUIC__KEY");
+        let wrong = message(None, &[("BIMIP_QUIC__SEND_WINDOW", "many")]);
+        assert_eq!(wrong, "BIMIP_QUIC__SEND_WINDOW in the environment: is string \"many\", must be u32");
+        let address = message(None, &[("BIMIP_LISTEN", "nowhere")]);
+        assert!(address.starts_with("BIMIP_LISTEN in the environment: "), "{address}");
+
+        let typo = file("[quic]\nidel = 1\n");
+        let unknown = message(Some(typo.path()), &[]);
+        assert!(unknown.starts_with(&format!("quic.idel in {}: no such key", typo.path().display())), "{unknown}");
+        let broken = file("dev = true\nlisten = \n");
+        let syntax = message(Some(broken.path()), &[]);
+        assert!(syntax.contains("is not TOML: line 2: "), "{syntax}");
+        let absent = message(Some(Path::new("/nowhere/bimip.toml")), &[]);
+        assert!(absent.starts_with("cannot read the configuration file /nowhere/bimip.toml: "), "{absent}");
+    }
+
+    #[test]
+    fn the_printed_configuration_loads_to_itself() {
+        let env = variables(&[("BIMIP_DOMAINS", "a.example"), ("BIMIP_MEDIA__CDN_BASE", "https://cdn.example/")]);
+        let config = Config::load_from(None, env, no_flags()).unwrap();
+        let printed = file(&config.to_toml());
+        assert_eq!(Config::load_from(Some(printed.path()), NOTHING, no_flags()).unwrap(), config);
+    }
+}
