@@ -4,6 +4,8 @@
 //! [`wire`], then `store`, `auth` and `observe`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "server")]
+pub mod auth;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "server")]

@@ -1,0 +1,53 @@
+//! Reads the server's certificate chain and private key.
+
+use std::path::Path;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::AuthError;
+
+const CERTIFICATE: &str = "certificate";
+const KEY: &str = "private key";
+
+/// The chain, the server's own certificate first, and the key that belongs to it.
+pub fn load_tls(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), AuthError> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| explain(CERTIFICATE, certificate, error))?;
+    if chain.is_empty() {
+        return Err(explain(CERTIFICATE, certificate, pem::Error::NoItemsFound));
+    }
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| explain(KEY, key, error))?;
+    CertifiedKey::from_der(chain.clone(), private.clone_key(), &aws_lc_rs::default_provider()).map_err(|error| {
+        let reason = match error {
+            rustls::Error::InconsistentKeys(_) => {
+                format!(
+                    "does not belong to the certificate {}: give the pair that was issued together",
+                    certificate.display()
+                )
+            }
+            other => format!("cannot be used with the certificate {}: {other}", certificate.display()),
+        };
+        AuthError::unusable(KEY, key, reason)
+    })?;
+    Ok((chain, private))
+}
+
+fn explain(what: &'static str, path: &Path, error: pem::Error) -> AuthError {
+    match error {
+        pem::Error::Io(source) => AuthError::Read { what, path: path.to_owned(), source },
+        pem::Error::NoItemsFound if what == KEY => {
+            AuthError::unusable(what, path, "has none: give an unencrypted PEM file with -----BEGIN PRIVATE KEY-----")
+        }
+        pem::Error::NoItemsFound => {
+            AuthError::unusable(what, path, "has none: give a PEM file with -----BEGIN CERTIFICATE-----")
+        }
+        other => AuthError::unusable(what, path, format!("is not PEM: {other:?}")),
+    }
+}
