@@ -152,11 +152,3 @@ pub const KEY_FILE_BYTES_MAX: u64 = 256 * 1024;
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
 /// Shortest RSA modulus (RFC 7518, 3.3).
 pub const RSA_BITS_MIN: usize = 2048;
-
-// --- Server ---------------------------------------------------------------------------------------------------------
-
-/// How long sessions may take to finish when the server drains: a commit, a last flight, and its acknowledgment over a
-/// slow mobile path.
-pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
-/// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them.
-pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);

@@ -238,13 +238,11 @@ fn create(path: &Path, text: &str, access: Access) -> Result<(), AuthError> {
     if path.exists() {
         return Ok(());
     }
-    let written = temporary(path, text, access).and_then(|temporary| {
-        let linked = fs::hard_link(&temporary, path);
-        fs::remove_file(&temporary)?;
-        match linked {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
+    let written = temporary(path, text, access).and_then(|temporary| match fs::hard_link(&temporary, path) {
+        Ok(()) => fs::remove_file(&temporary),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::remove_file(&temporary),
+        // A file system without links: it was not there a moment ago.
+        Err(_) => fs::rename(&temporary, path),
     });
     written.map_err(|source| AuthError::Write { path: path.to_owned(), source })
 }
