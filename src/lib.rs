@@ -9,6 +9,14 @@ pub mod auth;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "server")]
+pub mod hub;
+#[cfg(feature = "server")]
+pub mod observe;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod session;
+#[cfg(feature = "server")]
 pub mod store;
 #[cfg(feature = "server")]
 pub mod transport;

@@ -95,8 +95,6 @@ pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
 /// Rows read in one go where all of something is read.
 pub const STORE_PAGE_ROWS: usize = 512;
-/// Cache of the embedded engine's blocks, unless configured.
-pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Memory that each large space of the embedded engine fills before it writes a file.
 pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.
@@ -152,3 +150,11 @@ pub const KEY_FILE_BYTES_MAX: u64 = 256 * 1024;
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
 /// Shortest RSA modulus (RFC 7518, 3.3).
 pub const RSA_BITS_MIN: usize = 2048;
+
+// --- Server ---------------------------------------------------------------------------------------------------------
+
+/// How long sessions may take to finish when the server drains: a commit, a last flight, and its acknowledgment over a
+/// slow mobile path.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them.
+pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);

@@ -164,6 +164,7 @@ fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result
             commits.commit.record(took);
             commits.commit_batch.record(operations as f64);
         }),
+        ..Options::default()
     };
     let store = Embedded::open(&directory, options, hub.clone())
         .map_err(|source| StartError::Store { directory: directory.display().to_string(), source })?;
