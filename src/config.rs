@@ -29,6 +29,9 @@ pub struct Config {
     pub domains: Vec<String>,
     /// Development: create the certificates and the token key that are missing in `data_dir`, and use them.
     pub dev: bool,
+    /// Host names and IP addresses that the development certificate is for, besides this machine's own: the address by
+    /// which a phone in the same network reaches it.
+    pub dev_names: Vec<String>,
     /// The name that `SessionAccept` tells clients.
     pub server_name: String,
     /// The server's certificate.
@@ -47,6 +50,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Defaults of the client commands.
     pub client: ClientConfig,
+    /// Defaults of `bimip token`.
+    pub token: TokenConfig,
 }
 
 /// `[tls]`: both or neither; without them only `dev` can start.
@@ -185,6 +190,40 @@ pub struct ClientConfig {
     pub device: Option<String>,
 }
 
+/// `[token]`: defaults of `bimip token`; its user and device default to those of `[client]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TokenConfig {
+    /// How long a token lasts: a number and `s`, `m`, `h` or `d`.
+    pub ttl: String,
+    /// Space-separated scopes, as in `admin`.
+    pub scope: Option<String>,
+}
+
+impl TokenConfig {
+    /// `ttl` as a duration, or why it is none.
+    pub fn ttl(&self) -> Result<Duration, ConfigError> {
+        let wrong = || ConfigError::Check {
+            key: "token.ttl",
+            reason: format!("is {:?}, must be a number and s, m, h or d, from 1s to 3650d, as in 24h", self.ttl),
+        };
+        let unit = match self.ttl.as_bytes().last() {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3600,
+            Some(b'd') => 24 * 3600,
+            _ => return Err(wrong()),
+        };
+        let number = &self.ttl[..self.ttl.len() - 1];
+        let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        // Digits alone, as `parse` takes a sign too.
+        match seconds.filter(|_| number.bytes().all(|digit| digit.is_ascii_digit())) {
+            Some(seconds) if (1..=3650 * 24 * 3600).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 impl Config {
     /// Puts the layers together and checks the result. `flags` serializes to a map of the keys that the command line
     /// set; what is `None` in it counts as not set.
@@ -221,12 +260,12 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {}: {source}", path.display())]
+    #[error("cannot read the configuration file {}: {reason}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{} is not TOML: line {line}: {reason}", path.display())]
@@ -267,6 +306,7 @@ impl Default for Config {
             data_dir: "bimip-data".into(),
             domains: Vec::new(),
             dev: false,
+            dev_names: Vec::new(),
             server_name: "bimip".to_owned(),
             tls: TlsConfig::default(),
             auth: AuthConfig::default(),
@@ -276,6 +316,7 @@ impl Default for Config {
             media: MediaConfig::default(),
             log: LogConfig::default(),
             client: ClientConfig::default(),
+            token: TokenConfig::default(),
         }
     }
 }
@@ -317,6 +358,12 @@ impl Default for StoreConfig {
 impl Default for LogConfig {
     fn default() -> LogConfig {
         LogConfig { level: "info".to_owned(), format: LogFormat::default() }
+    }
+}
+
+impl Default for TokenConfig {
+    fn default() -> TokenConfig {
+        TokenConfig { ttl: "24h".to_owned(), scope: None }
     }
 }
 

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "server")]

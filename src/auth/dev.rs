@@ -81,10 +81,10 @@ impl Certificates {
     }
 }
 
-/// Creates in a data directory what is missing: `certs/` and `keys/`.
-pub fn ensure(data_dir: &Path) -> Result<DevFiles, AuthError> {
+/// Creates in a data directory what is missing: `certs/`, good for `names` besides this machine's own, and `keys/`.
+pub fn ensure(data_dir: &Path, names: &[String]) -> Result<DevFiles, AuthError> {
     let files = DevFiles::in_data_dir(data_dir);
-    certificates(&data_dir.join("certs"), &[])?;
+    certificates(&data_dir.join("certs"), names)?;
     token_key(&files)?;
     Ok(files)
 }
@@ -222,7 +222,7 @@ fn private_key(path: &Path, algorithm: &'static SignatureAlgorithm) -> Result<Ke
         create(path, &key.serialize_pem(), Access::Owner)?;
     }
     let what = "development key";
-    let text = fs::read_to_string(path).map_err(|source| AuthError::Read { what, path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(|reason| AuthError::Read { what, path: path.to_owned(), reason })?;
     KeyPair::from_pkcs8_pem_and_sign_algo(&text, algorithm)
         .map_err(|error| AuthError::unusable(what, path, format!("is not a key of ours: {error}")))
 }
@@ -244,13 +244,13 @@ fn create(path: &Path, text: &str, access: Access) -> Result<(), AuthError> {
         // A file system without links: it was not there a moment ago.
         Err(_) => fs::rename(&temporary, path),
     });
-    written.map_err(|source| AuthError::Write { path: path.to_owned(), source })
+    written.map_err(|reason| AuthError::Write { path: path.to_owned(), reason })
 }
 
 fn replace(path: &Path, text: &str) -> Result<(), AuthError> {
     temporary(path, text, Access::Anyone)
         .and_then(|temporary| fs::rename(temporary, path))
-        .map_err(|source| AuthError::Write { path: path.to_owned(), source })
+        .map_err(|reason| AuthError::Write { path: path.to_owned(), reason })
 }
 
 /// The text in a new file beside `path`, readable by its owner alone from its first byte on where that is asked for.

@@ -195,7 +195,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, AuthError> {
     match read {
         Ok(_) if content.len() as u64 <= limits::KEY_FILE_BYTES_MAX => Ok(content),
         Ok(_) => Err(AuthError::unusable(what, path, format!("is over {} bytes", limits::KEY_FILE_BYTES_MAX))),
-        Err(source) => Err(AuthError::Read { what, path: path.to_owned(), source }),
+        Err(reason) => Err(AuthError::Read { what, path: path.to_owned(), reason }),
     }
 }
 

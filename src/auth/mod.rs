@@ -5,14 +5,47 @@ mod keys;
 mod tls;
 mod token;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::Config;
 
 pub use tls::load_tls;
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};
 
+/// What the server shows to devices, and what it asks of them.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The certificate chain, the server's own first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The key of the first certificate.
+    pub key: PrivateKeyDer<'static>,
+    /// Decides about tokens.
+    pub verifier: Verifier,
+}
+
+impl Credentials {
+    /// Reads what is configured. With `dev`, what is missing in the data directory is made first: its certificate serves
+    /// where none is configured, and its token key is believed besides the configured ones.
+    pub fn from_config(config: &Config) -> Result<Credentials, AuthError> {
+        let dev = config.dev.then(|| dev::ensure(&config.data_dir, &config.dev_names)).transpose()?;
+        let (chain, key) = match (&config.tls.certificate, &config.tls.key, &dev) {
+            (Some(certificate), Some(key), _) => load_tls(certificate, key)?,
+            (_, _, Some(files)) => load_tls(&files.certificate, &files.key)?,
+            _ => return Err(AuthError::NoCertificate),
+        };
+        let verifier = Verifier::from_config(&config.auth, dev.as_ref().map(|files| files.token_public.as_ref()))?;
+        Ok(Credentials { chain, key, verifier })
+    }
+}
+
 /// Why keys or certificates cannot be used. Each says what the operator can do.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
+    /// Nobody could connect.
+    #[error("no certificate: set tls.certificate and tls.key, or start with --dev")]
+    NoCertificate,
     /// Nobody could sign in.
     #[error("no token keys: set auth.keys, auth.jwks or auth.hs256_secret_file, or start with --dev")]
     NoKeys,
@@ -20,22 +53,22 @@ pub enum AuthError {
     #[error("more than {} token keys: remove the retired ones", crate::limits::TOKEN_KEYS_MAX)]
     TooManyKeys,
     /// A file cannot be read.
-    #[error("cannot read {what} {}: {source}", path.display())]
+    #[error("cannot read {what} {}: {reason}", path.display())]
     Read {
         /// What it is for.
         what: &'static str,
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {reason}", path.display())]
     Write {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file holds something else.
     #[error("{what} {}: {reason}", path.display())]
@@ -56,7 +89,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    fn unusable(what: &'static str, path: &std::path::Path, reason: impl Into<String>) -> AuthError {
+    fn unusable(what: &'static str, path: &Path, reason: impl Into<String>) -> AuthError {
         AuthError::Unusable { what, path: path.to_owned(), reason: reason.into() }
     }
 }

@@ -41,7 +41,7 @@ pub fn load_tls(
 
 fn explain(what: &'static str, path: &Path, error: pem::Error) -> AuthError {
     match error {
-        pem::Error::Io(source) => AuthError::Read { what, path: path.to_owned(), source },
+        pem::Error::Io(reason) => AuthError::Read { what, path: path.to_owned(), reason },
         pem::Error::NoItemsFound if what == KEY => {
             AuthError::unusable(what, path, "has none: give an unencrypted PEM file with -----BEGIN PRIVATE KEY-----")
         }

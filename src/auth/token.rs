@@ -1,5 +1,6 @@
 //! Tokens: what they claim, and whether to believe it (profile 3). The clock is an argument.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -85,6 +86,12 @@ pub struct Verifier {
     keys: Vec<Key>,
     issuer: Option<String>,
     audience: Option<String>,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("keys", &self.keys.len()).finish_non_exhaustive()
+    }
 }
 
 impl Verifier {
@@ -270,7 +277,7 @@ impl Signer {
     pub fn from_pem_file(path: &Path) -> Result<Signer, AuthError> {
         let what = "token signing key";
         let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|error| match error {
-            rustls_pki_types::pem::Error::Io(source) => AuthError::Read { what, path: path.to_owned(), source },
+            rustls_pki_types::pem::Error::Io(reason) => AuthError::Read { what, path: path.to_owned(), reason },
             other => AuthError::unusable(what, path, format!("is not a PKCS#8 private key in PEM: {other:?}")),
         })?;
         let signer = Signer { key: EncodingKey::from_ed_der(der.secret_pkcs8_der()) };

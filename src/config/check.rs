@@ -22,7 +22,7 @@ const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    let Config { domains, server_name, tls, auth: _, quic, session, store, media, log, client, .. } = config;
+    let Config { domains, server_name, tls, auth: _, quic, session, store, media, log, client, token, .. } = config;
 
     if let Some(domain) = domains.iter().find(|domain| Eid::parse(&format!("a@{domain}")).is_err()) {
         return wrong("domains", format!("has {domain:?}, which is not a domain: write example.org, without an @"));
@@ -82,6 +82,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(Err(error)) = client.device.as_deref().map(DeviceId::parse) {
         return wrong("client.device", format!("is not a device: {error}"));
     }
+    token.ttl()?;
     Ok(())
 }
 
@@ -107,6 +108,7 @@ fn is_host_and_port(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenConfig;
 
     fn refused(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
@@ -142,6 +144,17 @@ mod tests {
         }
         assert!(refused(|c| c.client.as_eid = Some("alice".to_owned())).starts_with("client.as"));
         assert!(refused(|c| c.client.device = Some("a b".to_owned())).starts_with("client.device"));
+    }
+
+    #[test]
+    fn a_ttl_is_a_number_and_a_unit() {
+        let ttl = |text: &str| TokenConfig { ttl: text.to_owned(), scope: None }.ttl();
+        for (text, seconds) in [("1s", 1), ("90m", 5400), ("24h", 86_400), ("3650d", 315_360_000)] {
+            assert_eq!(ttl(text).unwrap().as_secs(), seconds);
+        }
+        for text in ["", "h", "24", "0s", "-1h", "+1h", "1.5h", "1 h", "3651d", "99999999999999999999d", "1w", "1µ"] {
+            assert!(ttl(text).unwrap_err().to_string().starts_with("token.ttl is "), "{text}");
+        }
     }
 
     #[test]

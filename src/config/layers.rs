@@ -53,7 +53,7 @@ impl Provider for Layer {
 }
 
 fn from_file(path: &Path) -> Result<Dict, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Read { path: path.to_owned(), reason })?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let before = error.span().map_or(0, |span| span.start.min(text.len()));
         ConfigError::Syntax {

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::auth::{Grant, Signer, Verifier, load_tls};
-use crate::config::AuthConfig;
+use crate::auth::{Credentials, Grant, Signer, Verifier, load_tls};
+use crate::config::{AuthConfig, Config};
 use crate::wire::Eid;
 
 const THEN: Duration = Duration::from_secs(1_800_000_000);
@@ -27,7 +27,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn what_is_missing_is_made_and_works_together() {
     let folder = tempfile::tempdir().unwrap();
-    let files = ensure(folder.path()).unwrap();
+    let files = ensure(folder.path(), &[]).unwrap();
     let (chain, _) = load_tls(&files.certificate, &files.key).unwrap();
     assert_eq!(chain.len(), 1);
 
@@ -45,15 +45,15 @@ fn what_is_missing_is_made_and_works_together() {
 #[test]
 fn what_exists_is_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();
-    ensure(folder.path()).unwrap();
+    ensure(folder.path(), &[]).unwrap();
     let before = contents(folder.path());
-    ensure(folder.path()).unwrap();
+    ensure(folder.path(), &[]).unwrap();
     assert_eq!(contents(folder.path()), before);
 
     // A file of the operator's that is no use to us stays too, and is complained about.
     let files = DevFiles::in_data_dir(folder.path());
     fs::write(&files.token_key, "mine").unwrap();
-    let error = ensure(folder.path()).unwrap_err().to_string();
+    let error = ensure(folder.path(), &[]).unwrap_err().to_string();
     assert!(error.contains("token.key") && error.contains("is not a key of ours"), "{error}");
     assert_eq!(fs::read(&files.token_key).unwrap(), b"mine");
 }
@@ -63,7 +63,7 @@ fn what_exists_is_never_overwritten() {
 fn private_keys_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
-    ensure(folder.path()).unwrap();
+    ensure(folder.path(), &[]).unwrap();
     for key in ["certs/ca.key", "certs/server.key", "keys/token.key"] {
         let mode = fs::metadata(folder.path().join(key)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{key}");
@@ -110,9 +110,9 @@ fn what_cannot_be_mended_is_explained() {
     assert!(error_without(&["ca.key", "ca.pem"]).contains("does not come from ca.pem"));
 
     let folder = tempfile::tempdir().unwrap();
-    let files = ensure(folder.path()).unwrap();
+    let files = ensure(folder.path(), &[]).unwrap();
     fs::remove_file(&files.token_key).unwrap();
-    assert!(ensure(folder.path()).unwrap_err().to_string().contains("put token.key back"));
+    assert!(ensure(folder.path(), &[]).unwrap_err().to_string().contains("put token.key back"));
 }
 
 #[test]
@@ -134,12 +134,31 @@ fn extra_names_are_served_or_explained() {
 #[test]
 fn unusable_certificates_are_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let files = ensure(folder.path()).unwrap();
+    let files = ensure(folder.path(), &[]).unwrap();
     let other = tempfile::tempdir().unwrap();
-    let others = ensure(other.path()).unwrap();
+    let others = ensure(other.path(), &[]).unwrap();
     let refusal = |certificate: &Path, key: &Path| load_tls(certificate, key).unwrap_err().to_string();
     assert!(refusal(&files.certificate, &others.key).contains("does not belong to the certificate"));
     assert!(refusal(&files.key, &files.key).contains("has none: give a PEM file with -----BEGIN CERTIFICATE-----"));
     assert!(refusal(&files.certificate, &files.ca).contains("has none: give an unencrypted PEM file"));
     assert!(refusal(Path::new("/nowhere/c.pem"), &files.key).starts_with("cannot read certificate /nowhere/c.pem: "));
+}
+
+#[test]
+fn credentials_take_what_is_configured_and_else_what_development_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: folder.path().join("d"), ..Config::default() };
+    assert!(matches!(Credentials::from_config(&config), Err(AuthError::NoCertificate)));
+    assert!(!config.data_dir.exists());
+
+    config.dev = true;
+    let made = Credentials::from_config(&config).unwrap();
+    let own = certificates(&folder.path().join("own"), &[]).unwrap();
+    (config.tls.certificate, config.tls.key) = (Some(own.certificate), Some(own.key));
+    assert_ne!(Credentials::from_config(&config).unwrap().chain, made.chain);
+
+    config.dev = false;
+    assert!(matches!(Credentials::from_config(&config), Err(AuthError::NoKeys)));
+    config.auth.keys.push(DevFiles::in_data_dir(&config.data_dir).token_public);
+    Credentials::from_config(&config).unwrap();
 }

@@ -1,0 +1,139 @@
+//! The command line: one file per command; here is what they share, the parser and how failures are told.
+
+mod certs;
+mod config;
+mod options;
+mod serve;
+mod token;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::ConfigError;
+
+/// Exit code of what was asked for wrongly, on the command line or in the configuration.
+const USAGE: u8 = 2;
+/// Exit code of what was asked for rightly and did not work.
+const FAILURE: u8 = 1;
+
+/// 1:1 messaging and presence over QUIC
+#[derive(Parser)]
+#[command(
+    name = "bimip",
+    version,
+    after_help = "Every option is also a key of the TOML file and a BIMIP_* variable: see `bimip config`."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Token(token::Args),
+    Certs(certs::Args),
+    Config(config::Args),
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return usage(&error),
+    };
+    let result = match command {
+        Command::Serve(args) => args.run(),
+        Command::Token(args) => args.run(),
+        Command::Certs(args) => args.run(),
+        Command::Config(args) => args.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let code = if failure.is_usage() { USAGE } else { FAILURE };
+            complain(&format!("{:#}", failure.reason), failure.hint.as_deref());
+            code.into()
+        }
+    }
+}
+
+/// Why a command failed, and what may help.
+#[derive(Debug)]
+struct Failure {
+    reason: anyhow::Error,
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(reason: impl Into<anyhow::Error>, hint: impl Into<String>) -> Failure {
+        Failure { reason: reason.into(), hint: Some(hint.into()) }
+    }
+
+    fn is_usage(&self) -> bool {
+        self.reason.is::<ConfigError>() || self.reason.is::<Usage>()
+    }
+}
+
+/// What the command line lacks and clap cannot know, as the configuration might have given it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(&'static str);
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(reason: E) -> Failure {
+        Failure { reason: reason.into(), hint: None }
+    }
+}
+
+/// Writes a line to standard output. That nobody reads on, as under `head`, is no failure.
+fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn complain(reason: &str, hint: Option<&str>) {
+    let mut err = io::stderr().lock();
+    // Where standard error is gone there is nobody left to tell.
+    let _ = writeln!(err, "bimip: {}", reason.replace('\n', " "));
+    if let Some(hint) = hint {
+        let _ = writeln!(err, "hint: {hint}");
+    }
+}
+
+/// Help and version as clap has them; its errors, which are paragraphs, as one line and a hint.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(USAGE).into();
+        }
+        _ => {}
+    }
+    let text = error.to_string();
+    let mut paragraphs = text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let reason = paragraphs.next().unwrap_or_default();
+    let hint = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    let hint = hint.unwrap_or_else(|| {
+        let command = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+        format!("see bimip {} --help", command.unwrap_or_default()).replace("  ", " ")
+    });
+    complain(reason.strip_prefix("error: ").unwrap_or(&reason), Some(&hint));
+    USAGE.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
