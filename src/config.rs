@@ -357,7 +357,7 @@ impl Default for StoreConfig {
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        LogConfig { level: "info".to_owned(), format: LogFormat::default() }
+        LogConfig { level: "info,fjall=warn,lsm_tree=warn".to_owned(), format: LogFormat::default() }
     }
 }
 

@@ -1,9 +1,12 @@
-//! `bimip serve`: the server.
+//! `bimip serve`: the server, until a signal ends it.
 
-use super::Failure;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::options::{ConfigFile, ServerFlags};
-use crate::auth::Credentials;
-use crate::config::Config;
+use super::{Failure, say};
+use crate::config::{Config, LogFormat};
+use crate::observe;
+use crate::server::Server;
 
 /// Run the server
 #[derive(clap::Args)]
@@ -16,12 +19,30 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        Ok(run(self.file.load(self.flags)?)?)
+        let config = self.file.load(self.flags)?;
+        let format = match config.log.format {
+            LogFormat::Auto => observe::LogFormat::Auto,
+            LogFormat::Human => observe::LogFormat::Human,
+            LogFormat::Json => observe::LogFormat::Json,
+        };
+        observe::start_log(&config.log.level, format).map_err(anyhow::Error::msg)?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
     }
 }
 
-/// Brings certificate and keys in order, before anything is bound.
-fn run(config: Config) -> anyhow::Result<()> {
-    Credentials::from_config(&config)?;
-    Ok(())
+/// Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+async fn serve(config: Config) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(config).await?;
+    say(&format!("bimip ready quic={} metrics={}", server.quic_address, server.metrics_address))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        () = server.shutdown() => Ok(()),
+        _ = terminate.recv() => Err(anyhow::anyhow!("stopped at once by a second signal").into()),
+        _ = interrupt.recv() => Err(anyhow::anyhow!("stopped at once by a second signal").into()),
+    }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{self, AuthError, Verifier};
+use crate::auth::{AuthError, Credentials};
 use crate::config::Config;
 use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
@@ -29,9 +29,6 @@ pub enum StartError {
     /// Keys or certificates.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// No certificate is configured.
-    #[error("no certificate: set tls.certificate and tls.key, or start with --dev")]
-    NoCertificate,
     /// The certificate and key cannot be used together.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
@@ -73,13 +70,14 @@ pub struct Server {
 impl Server {
     /// Opens the store, recovers what a crash left, and listens.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let (tls, verifier) = identity(&config)?;
+        let credentials = Credentials::from_config(&config)?;
+        let tls = tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new());
         let store = open_store(&config, &metrics, &hub)?;
         let services = Arc::new(Services {
             hub,
-            verifier,
+            verifier: credentials.verifier,
             metrics: metrics.clone(),
             settings: settings(&config),
             random: Box::new(fill_random),
@@ -136,23 +134,15 @@ impl Drop for Server {
     }
 }
 
-/// What the server proves itself with, and whom it believes.
-fn identity(config: &Config) -> Result<(rustls::ServerConfig, Verifier), StartError> {
-    let dev = if config.dev { Some(auth::dev::ensure(&config.data_dir)?) } else { None };
-    let (certificate, key) = match (&config.tls.certificate, &config.tls.key, &dev) {
-        (Some(certificate), Some(key), _) => (certificate, key),
-        (_, _, Some(dev)) => (&dev.certificate, &dev.key),
-        _ => return Err(StartError::NoCertificate),
-    };
-    let (chain, key) = auth::load_tls(certificate, key)?;
-    let verifier = Verifier::from_config(&config.auth, dev.as_ref().map(|dev| dev.token_public.as_path()))?;
+/// TLS 1.3 alone, with the protocol's ALPN.
+fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    Ok((tls, verifier))
+    Ok(tls)
 }
 
 fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {

@@ -81,7 +81,7 @@ impl<L: Link> Driver<L> {
             }
             let written_all = self.link.poll_flush(cx).is_ready();
             // What was written made room: the tail may go on.
-            if !progress && !(written_all && self.session.has_backlog()) {
+            if !(progress || written_all && self.session.has_backlog()) {
                 return Poll::Pending;
             }
         }

@@ -51,8 +51,11 @@ pub struct Services {
     /// What the operator chose.
     pub settings: Settings,
     /// Fills with randomness; a seeded one makes a simulation repeatable.
-    pub random: Box<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub random: Random,
 }
+
+/// Fills bytes with randomness.
+pub type Random = Box<dyn Fn(&mut [u8]) + Send + Sync>;
 
 /// What the operator chose, as sessions need it.
 #[derive(Clone, Debug)]
