@@ -80,10 +80,7 @@ async fn acknowledgments_move_forward_on_both_sides(store: &dyn Store) {
     assert_eq!((&delivered.sender, delivered.chat), (&message.sender, message.chat));
     let again = store.acknowledge(ack("bob", one.clone(), AckStatus::Delivered, 101)).await.unwrap();
     assert_eq!((again.at, again.changed), (100, false));
-    assert_eq!(
-        store.acknowledge(ack("alice", one, AckStatus::Read, 102)).await.unwrap_err(),
-        StoreError::NotRecipient
-    );
+    assert_eq!(store.acknowledge(ack("alice", one, AckStatus::Read, 102)).await.unwrap_err(), StoreError::NotRecipient);
     let all = AckTarget::UpTo(message.chat, Version::from(99));
     let read = store.acknowledge(ack("bob", all, AckStatus::Read, 103)).await.unwrap();
     assert_eq!(read.target, AckTarget::UpTo(message.chat, Version::from(4)));
