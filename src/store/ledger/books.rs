@@ -34,8 +34,7 @@ pub(super) struct ChatEnd {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListLength {
     pub(super) subscribed: usize,
-    /// Blocked without being subscribed.
-    pub(super) only_blocked: usize,
+    pub(super) blocked: usize,
 }
 
 impl Books {

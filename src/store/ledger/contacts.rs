@@ -67,16 +67,10 @@ impl Books {
         old: Option<ContactRecord>,
         new: Option<ContactRecord>,
     ) -> Result<(), StoreError> {
+        let (was, is) = (counted(old.as_ref()), counted(new.as_ref()));
         let mut length = self.list(txn, owner)?;
-        if let Some(place) = old.as_ref().and_then(|old| length.place(old)) {
-            *place = place.saturating_sub(1);
-        }
-        if let Some(place) = new.as_ref().and_then(|new| length.place(new)) {
-            if *place >= SUBSCRIBERS_PER_USER_MAX {
-                return Err(StoreError::ListFull);
-            }
-            *place += 1;
-        }
+        length.subscribed = changed(length.subscribed, was.subscribed, is.subscribed)?;
+        length.blocked = changed(length.blocked, was.blocked, is.blocked)?;
         let row = key::pair(owner, subscriber);
         match &new {
             Some(record) => txn.put(row, record),
@@ -112,24 +106,26 @@ impl Books {
         // No list is longer than both of its bounds.
         let rows = txn.range(Space::Contacts, &key::all_of(owner), Order::Ascending, 2 * SUBSCRIBERS_PER_USER_MAX)?;
         for (key, value) in rows {
-            if let Some(place) = length.place(&record::decode(&key, &value)?) {
-                *place += 1;
-            }
+            let one = counted(Some(&record::decode(&key, &value)?));
+            length.subscribed += one.subscribed;
+            length.blocked += one.blocked;
         }
         self.lists.put(owner.clone(), length);
         Ok(length)
     }
 }
 
-impl ListLength {
-    /// Which bound an entry counts against.
-    fn place(&mut self, contact: &ContactRecord) -> Option<&mut usize> {
-        match (contact.subscribed, contact.blocked) {
-            (true, _) => Some(&mut self.subscribed),
-            (false, true) => Some(&mut self.only_blocked),
-            (false, false) => None,
-        }
+/// What an entry counts: a blocked subscriber for both bounds, so that removing it from the one list always works.
+fn counted(contact: Option<&ContactRecord>) -> ListLength {
+    let (subscribed, blocked) = contact.map_or((false, false), |contact| (contact.subscribed, contact.blocked));
+    ListLength { subscribed: subscribed.into(), blocked: blocked.into() }
+}
+
+fn changed(length: usize, was: usize, is: usize) -> Result<usize, StoreError> {
+    if is > was && length >= SUBSCRIBERS_PER_USER_MAX {
+        return Err(StoreError::ListFull);
     }
+    Ok((length + is).saturating_sub(was))
 }
 
 fn only_blocked() -> ContactRecord {
