@@ -11,8 +11,8 @@ use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
 use super::types::{
-    Accepted, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry, NewMessage,
-    Revocation,
+    Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
+    NewMessage, Relation, Revocation,
 };
 use super::writer::{Job, Writer, unobserved};
 use super::{LogObserver, Store, StoreError, read};
@@ -220,9 +220,14 @@ impl Store for Embedded {
         self.read(move |view| read::contacts(view, &owner)).await
     }
 
-    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<Eid>, StoreError> {
+    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {
         let subscriber = subscriber.clone();
         self.read(move |view| read::owners(view, &subscriber)).await
+    }
+
+    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
+        let (owner, other) = (owner.clone(), other.clone());
+        self.read(move |view| read::relation(view, &owner, &other)).await
     }
 
     async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError> {

@@ -23,8 +23,9 @@ mod testing;
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};
 pub use types::{
-    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Contact, Content, DeviceState, EntryBody,
-    HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
+    AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, Content, DeviceState,
+    EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation, Revocation,
+    RevocationTarget,
 };
 
 use std::sync::Arc;
@@ -69,6 +70,11 @@ pub enum StoreError {
 pub trait LogObserver: Send + Sync + 'static {
     /// `entry` was appended to `user`'s log.
     fn appended(&self, user: &Eid, entry: &Arc<LogEntry>);
+
+    /// Something changed that sessions have to follow.
+    fn changed(&self, change: &Change) {
+        let _ = change;
+    }
 }
 
 /// The durable state. All calls may run at once; calls of one caller that do not wait for each other take effect in
@@ -137,8 +143,11 @@ pub trait Store: Send + Sync + 'static {
     /// The owner's list, blocked users that are no subscribers included, ordered by eid.
     async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError>;
 
-    /// The users in whose lists `subscriber` stands, unblocked either way.
-    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<Eid>, StoreError>;
+    /// The users in whose lists `subscriber` stands, unblocked either way, and what it may see of them.
+    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError>;
+
+    /// How `other` stands to `owner`.
+    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError>;
 
     // --- Revocations (profile 6) ---
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::kv::{Order, Space, View};
-use super::record::{self, ChatRecord, ContactRecord, LogRecord, RevocationRecord, corrupt};
-use super::types::{Contact, HistoryMessage, HistoryQuery, LogEntry, Revocation};
+use super::record::{self, ChatRecord, ContactRecord, LogRecord, OwnerRecord, RevocationRecord, corrupt};
+use super::types::{Access, Contact, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
 use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
@@ -72,10 +72,27 @@ pub(crate) fn contacts(view: &dyn View, owner: &Eid) -> Result<Vec<Contact>, Sto
         .collect()
 }
 
-pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<Eid>, StoreError> {
+pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {
     let span = key::all_of(subscriber);
     let rows = view.range(Space::Owners, &span, Order::Ascending, limits::OWNERS_READ_MAX)?;
-    rows.iter().map(|(key, _)| key::other_of(subscriber, key).map_err(|why| corrupt(Space::Owners, key, why))).collect()
+    rows.iter()
+        .map(|(key, value)| {
+            let owner = key::other_of(subscriber, key).map_err(|why| corrupt(Space::Owners, key, why))?;
+            let OwnerRecord { share_location } = record::decode(key, value)?;
+            Ok((owner, Access { share_location }))
+        })
+        .collect()
+}
+
+/// The same rows are looked for whoever the two are, so that the cost tells nothing.
+pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
+    let access = record::read::<OwnerRecord>(view, &key::pair(other, owner))?;
+    let blocks = |one, two| -> Result<bool, StoreError> {
+        Ok(record::read::<ContactRecord>(view, &key::pair(one, two))?.is_some_and(|contact| contact.blocked))
+    };
+    let (there, here) = (blocks(owner, other)?, blocks(other, owner)?);
+    let access = access.map(|OwnerRecord { share_location }| Access { share_location });
+    Ok(Relation { access, blocked: there || here })
 }
 
 /// Those that refuse something at `now_ms`, and whether there are others.

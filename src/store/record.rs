@@ -146,8 +146,10 @@ records! {
         added_at: i64 => [int64, tag = "7"],
     }
 
-    /// Nothing yet: the key says it.
-    Owners OwnerRecord {}
+    /// What the subscriber may see of the owner.
+    Owners OwnerRecord {
+        share_location: bool => [bool, tag = "1"],
+    }
 
     /// What is revoked: the token's digest, or the user with or without device.
     Revocations RevocationRecord {

@@ -236,6 +236,38 @@ pub struct Contact {
     pub added_at: i64,
 }
 
+/// What a subscriber may see of an owner who admitted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The location too.
+    pub share_location: bool,
+}
+
+/// How one user stands to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relation {
+    /// What the other may see of the owner; `None`: nothing.
+    pub access: Option<Access>,
+    /// One of them has blocked the other.
+    pub blocked: bool,
+}
+
+/// A change that others have to act on at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// What `subscriber` may see of `owner` is now this.
+    Access {
+        /// Who is seen.
+        owner: Eid,
+        /// Who sees.
+        subscriber: Eid,
+        /// `None`: nothing any more.
+        access: Option<Access>,
+    },
+    /// Tokens are refused from now on.
+    Revoked(Revocation),
+}
+
 /// What a revocation refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {

@@ -122,6 +122,9 @@ impl Writer {
         for (user, entry) in &committed.appended {
             self.observer.appended(user, entry);
         }
+        for change in &committed.changes {
+            self.observer.changed(change);
+        }
         for (reply, outcome) in waiting.into_iter().zip(committed.outcomes) {
             if let Some(reply) = reply {
                 // Who does not wait any more does not mind.

@@ -3,9 +3,9 @@
 use super::books::{Books, ListLength};
 use super::txn::Txn;
 use crate::limits::SUBSCRIBERS_PER_USER_MAX;
-use crate::store::kv::{Order, Space, View};
+use crate::store::kv::{Order, Space, View as _};
 use crate::store::record::{self, ContactRecord, OwnerRecord};
-use crate::store::types::Contact;
+use crate::store::types::{Access, Change, Contact};
 use crate::store::{StoreError, key};
 use crate::wire::Eid;
 
@@ -86,15 +86,19 @@ impl Books {
     /// Enters `owner` among those in whose lists `subscriber` stands, or takes it out.
     fn index(&self, txn: &mut Txn, owner: &Eid, subscriber: &Eid) -> Result<(), StoreError> {
         let entry = self.contact(txn, owner, subscriber)?;
-        let visible = entry.is_some_and(|entry| entry.subscribed && !entry.blocked)
+        let visible = entry.as_ref().is_some_and(|entry| entry.subscribed && !entry.blocked)
             && !self.contact(txn, subscriber, owner)?.is_some_and(|entry| entry.blocked);
         let row = key::pair(subscriber, owner);
-        let there = txn.get(Space::Owners, &row)?.is_some();
-        match (there, visible) {
-            (false, true) => txn.put(row, &OwnerRecord {}),
-            (true, false) => txn.delete(Space::Owners, row),
-            _ => {}
+        let there = record::read::<OwnerRecord>(txn, &row)?;
+        let access = entry.filter(|_| visible).map(|entry| Access { share_location: entry.share_location });
+        if there.map(|OwnerRecord { share_location }| Access { share_location }) == access {
+            return Ok(());
         }
+        match access {
+            Some(Access { share_location }) => txn.put(row, &OwnerRecord { share_location }),
+            None => txn.delete(Space::Owners, row),
+        }
+        txn.changed(Change::Access { owner: owner.clone(), subscriber: subscriber.clone(), access });
         Ok(())
     }
 

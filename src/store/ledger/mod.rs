@@ -22,7 +22,9 @@ use std::time::Instant;
 use super::StoreError;
 use super::kv::{Kv, Order, Space};
 use super::record::{self, PendingRecord, corrupt};
-use super::types::{Accepted, Acknowledged, Acknowledgment, Contact, DeviceState, LogEntry, NewMessage, Revocation};
+use super::types::{
+    Accepted, Acknowledged, Acknowledgment, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
+};
 use super::{key, kv};
 use crate::limits;
 use crate::wire::{DeviceId, Eid, MessageId, Sequence};
@@ -82,6 +84,8 @@ pub(crate) struct Committed {
     pub(crate) outcomes: Vec<Outcome>,
     /// The entries that are now in the logs, in order.
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
+    /// What sessions have to follow, in order.
+    pub(crate) changes: Vec<Change>,
     /// Whether the disk was waited for.
     pub(crate) synced: bool,
 }
@@ -201,7 +205,7 @@ impl Ledger {
         }
         let outcomes = std::mem::take(&mut self.outcomes);
         let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
-        let Written { batch, durable, appended } = txn.finish();
+        let Written { batch, durable, appended, changes } = txn.finish();
         match self.write(batch, durable) {
             Err(error) => {
                 let outcomes = outcomes.iter().map(|_| Err(error.clone())).collect();
@@ -210,7 +214,12 @@ impl Ledger {
             Ok(()) => {
                 let committed = Some(now());
                 let published = |(user, entry)| (user, Arc::new(LogEntry { committed, ..entry }));
-                Committed { outcomes, appended: appended.into_iter().map(published).collect(), synced: durable }
+                Committed {
+                    outcomes,
+                    appended: appended.into_iter().map(published).collect(),
+                    changes,
+                    synced: durable,
+                }
             }
         }
     }

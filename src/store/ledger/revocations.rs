@@ -4,7 +4,7 @@ use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, RevocationRecord};
-use crate::store::types::Revocation;
+use crate::store::types::{Change, Revocation};
 use crate::store::{StoreError, key};
 
 /// A later revocation of the same never refuses less than the earlier one.
@@ -16,6 +16,11 @@ pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreE
         record.expires_at = record.expires_at.max(old.expires_at);
     }
     txn.put(row, &record);
+    txn.changed(Change::Revoked(Revocation {
+        expires_at: record.expires_at,
+        issued_until: record.issued_until,
+        ..revocation
+    }));
     Ok(())
 }
 

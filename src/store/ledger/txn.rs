@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::store::StoreError;
 use crate::store::kv::{Batch, Order, Row, Space, Span, View};
 use crate::store::record::Record;
-use crate::store::types::LogEntry;
+use crate::store::types::{Change, LogEntry};
 use crate::wire::Eid;
 
 /// `None`: deleted.
@@ -20,6 +20,7 @@ pub(crate) struct Txn {
     rows: usize,
     durable: bool,
     appended: Vec<(Eid, LogEntry)>,
+    changes: Vec<Change>,
     /// What the running operation has replaced, for [`Txn::roll_back`].
     undo: Vec<(Space, Bytes, Option<Value>)>,
     before: Before,
@@ -30,6 +31,7 @@ pub(crate) struct Txn {
 struct Before {
     durable: bool,
     appended: usize,
+    changes: usize,
 }
 
 /// What a transaction comes to.
@@ -37,6 +39,7 @@ pub(crate) struct Written {
     pub(crate) batch: Batch,
     pub(crate) durable: bool,
     pub(crate) appended: Vec<(Eid, LogEntry)>,
+    pub(crate) changes: Vec<Change>,
 }
 
 impl Txn {
@@ -47,6 +50,7 @@ impl Txn {
             rows: 0,
             durable: false,
             appended: Vec::new(),
+            changes: Vec::new(),
             undo: Vec::new(),
             before: Before::default(),
         }
@@ -80,6 +84,10 @@ impl Txn {
         self.appended.push((user, entry));
     }
 
+    pub(crate) fn changed(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
     fn write(&mut self, space: Space, key: Vec<u8>, value: Value) {
         let key = Bytes::from(key);
         let previous = self.writes[space.index()].insert(key.clone(), value);
@@ -90,7 +98,7 @@ impl Txn {
     /// The next operation begins: what was done before stays.
     pub(crate) fn begin_operation(&mut self) {
         self.undo.clear();
-        self.before = Before { durable: self.durable, appended: self.appended.len() };
+        self.before = Before { durable: self.durable, appended: self.appended.len(), changes: self.changes.len() };
     }
 
     /// Takes back what the running operation wrote.
@@ -105,6 +113,7 @@ impl Txn {
         }
         self.durable = self.before.durable;
         self.appended.truncate(self.before.appended);
+        self.changes.truncate(self.before.changes);
     }
 
     /// Ends it, letting go of the view.
@@ -114,7 +123,7 @@ impl Txn {
             .zip(self.writes)
             .flat_map(|(space, writes)| writes.into_iter().map(move |(key, value)| (space, key, value)))
             .collect();
-        Written { batch, durable: self.durable, appended: self.appended }
+        Written { batch, durable: self.durable, appended: self.appended, changes: self.changes }
     }
 }
 
