@@ -521,7 +521,7 @@ fn a_forgotten_device_is_not_brought_back_by_what_was_under_way() {
 
 fn owners(house: &House, of: &str) -> Vec<String> {
     let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
-    owners.iter().map(|owner| owner.to_string()).collect()
+    owners.iter().map(|(owner, _)| owner.to_string()).collect()
 }
 
 fn block(owner: &str, subscriber: &str, blocked: bool) -> Op {
