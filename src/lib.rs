@@ -8,6 +8,8 @@
 pub mod auth;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "server")]
+pub mod clock;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(feature = "server")]

@@ -45,6 +45,17 @@ pub const SESSION_UNRELEASED_MAX: usize = 256;
 pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 /// Characters of a refused request's `message_id_local` that its error echoes: as many as a legal one may have.
 pub const LOCAL_ID_ECHO_MAX: usize = 64;
+/// Pings that one device may leave unanswered before the oldest is forgotten.
+pub const PINGS_ASKED_MAX: usize = 16;
+/// Pings to other devices that one session may have under way.
+pub const PINGS_RELAYED_MAX: usize = 16;
+/// A relayed ping is answered TIMEOUT after this (profile 4).
+pub const PING_RELAY_WITHIN: Duration = Duration::from_secs(5);
+/// Longest nickname and group of a list's entry.
+pub const LIST_TEXT_BYTES_MAX: usize = 256;
+/// No token lives longer: what a revoked device or user could still present has run out by then, and so has the
+/// revocation.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Frames taken from one connection before others get their turn.
 pub const FRAMES_PER_TURN: usize = 64;
 /// Turns of one session before its thread serves others.
@@ -65,6 +76,21 @@ pub const READ_CHUNK_BYTES: usize = 16 * 1024;
 pub const RECENT_ENTRIES_MAX: usize = 64;
 /// Bytes of the same.
 pub const RECENT_BYTES_MAX: usize = 128 * 1024;
+
+// --- Presence (profile 5) --------------------------------------------------------------------------------------------
+
+/// A lost connection still counts for so long: a tunnel or a lift does not flap.
+pub const OFFLINE_GRACE: Duration = Duration::from_secs(15);
+/// A contact's changes reach a device at most once in it, the newest state only.
+pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
+/// A location is held no longer.
+pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
+/// Notices to one user alone that wait for one presence lane.
+pub const DIRECTED_MAX: usize = 64;
+/// Users that are not connected and whose choice and last time are remembered: some 30 MB.
+pub const PRESENCE_KEPT_MAX: usize = 100_000;
+/// Watches that are marked before others get their turn.
+pub const FAN_OUT_CHUNK: usize = 256;
 
 // --- Store ----------------------------------------------------------------------------------------------------------
 

@@ -3,21 +3,27 @@
 //! Nothing here is needed for delivery to be right: a tail that finds nothing in the hub's memory reads the store. The
 //! hub makes the usual case, a device that keeps up, cost no read. Locks are per shard and never held over a wake-up.
 
+pub mod presence;
 mod recent;
+mod revocations;
 mod signal;
 
 pub use recent::Recent;
-pub use signal::{Notice, Signal};
+pub use signal::{Notice, Relay, Signal};
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::store::{LogEntry, LogObserver};
+use crate::auth::Claims;
+use crate::clock::{Clock, Now};
+use crate::store::{Change, LogEntry, LogObserver, Revocation, RevocationTarget};
 use crate::wire::{CloseCode, DeviceId, Eid, Sequence};
 
+use presence::Presence;
 use recent::RecentEntries;
+use revocations::Revocations;
 
 /// Shards of the map: enough that two cores rarely meet, few enough to walk over.
 const SHARDS: usize = 64;
@@ -28,6 +34,9 @@ pub struct Hub {
     hasher: RandomState,
     joins: AtomicU64,
     connected: AtomicUsize,
+    clock: Clock,
+    presence: Arc<Presence>,
+    revocations: Revocations,
 }
 
 /// A user with at least one connected device.
@@ -41,6 +50,7 @@ struct Member {
     device: DeviceId,
     join: u64,
     signal: Arc<Signal>,
+    claims: Claims,
     /// The device's tail has taken everything up to here; `None` as long as it follows nothing.
     passed: Option<Sequence>,
 }
@@ -54,21 +64,30 @@ impl User {
 }
 
 impl Hub {
-    /// An empty hub.
+    /// An empty hub on the system's clocks.
     pub fn new() -> Hub {
+        Hub::with_clock(|| Box::new(Now::system))
+    }
+
+    /// An empty hub; `clock` makes its clocks.
+    pub fn with_clock(clock: impl Fn() -> Clock) -> Hub {
         Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             joins: AtomicU64::new(0),
             connected: AtomicUsize::new(0),
+            clock: clock(),
+            presence: Arc::new(Presence::new(clock())),
+            revocations: Revocations::new(),
         }
     }
 
     /// Registers a device until the returned membership is dropped. An older connection of the same device is told
     /// that it was replaced (profile 3).
-    pub fn join(self: &Arc<Self>, user: &Eid, device: &DeviceId, signal: Arc<Signal>) -> Membership {
+    pub fn join(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
         let join = self.joins.fetch_add(1, Ordering::Relaxed);
-        let member = Member { device: device.clone(), join, signal, passed: None };
+        let user = &claims.eid.clone();
+        let member = Member { device: device.clone(), join, signal, claims, passed: None };
         let replaced = {
             let mut shard = self.shard(user);
             let members = &mut shard.entry(user.clone()).or_default().members;
@@ -80,7 +99,34 @@ impl Hub {
             Some(older) => older.signal.notify(Notice::Close(CloseCode::Replaced)),
             None => _ = self.connected.fetch_add(1, Ordering::Relaxed),
         }
-        Membership { hub: self.clone(), user: user.clone(), join }
+        Membership { hub: self.clone(), user: user.clone(), join, visible: false }
+    }
+
+    /// Everyone's presence.
+    pub fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// Remembers revocations that were recorded before the server started.
+    pub fn recall(&self, revocations: &[Revocation]) {
+        let now = (self.clock)();
+        revocations.iter().for_each(|revocation| self.revocations.insert(revocation, now));
+    }
+
+    /// Whether a token has been revoked. Ask after joining, so that a revocation finds either the token refused or the
+    /// session among those that it closes.
+    pub fn refuses(&self, claims: &Claims, device: &DeviceId) -> bool {
+        self.revocations.refuse(claims, device, (self.clock)())
+    }
+
+    /// Asks a connected device of a user, or any of them, to answer a ping; `false`: there is none.
+    pub fn relay_ping(&self, user: &Eid, device: Option<&DeviceId>, relay: Relay) -> bool {
+        let signal = {
+            let shard = self.shard(user);
+            let members = shard.get(user).map_or(&[][..], |user| &user.members);
+            members.iter().find(|member| device.is_none_or(|device| member.device == *device)).map(|m| m.signal.clone())
+        };
+        signal.map(|signal| signal.notify(Notice::Ping(relay))).is_some()
     }
 
     /// Connected devices.
@@ -97,6 +143,20 @@ impl Hub {
             };
             signals.iter().for_each(|signal| signal.notify(notice.clone()));
         }
+    }
+
+    /// Sessions that used what was revoked are told to close.
+    fn close_revoked(&self, target: &RevocationTarget) {
+        let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
+            target;
+        let now = (self.clock)();
+        let signals: Vec<_> = {
+            let shard = self.shard(user);
+            let members = shard.get(user).map_or(&[][..], |user| &user.members);
+            let refused = members.iter().filter(|m| self.revocations.refuse(&m.claims, &m.device, now));
+            refused.map(|member| member.signal.clone()).collect()
+        };
+        signals.iter().for_each(|signal| signal.notify(Notice::Close(CloseCode::Revoked)));
     }
 
     fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, User>> {
@@ -123,6 +183,16 @@ impl LogObserver for Hub {
         };
         signals.iter().for_each(|signal| signal.advanced());
     }
+
+    fn changed(&self, change: &Change) {
+        match change {
+            Change::Access { owner, subscriber, access } => self.presence.access_changed(owner, subscriber, *access),
+            Change::Revoked(revocation) => {
+                self.revocations.insert(revocation, (self.clock)());
+                self.close_revoked(&revocation.target);
+            }
+        }
+    }
 }
 
 /// A device's place in the hub; leaving is dropping it, so no way out of a session can forget it.
@@ -130,9 +200,32 @@ pub struct Membership {
     hub: Arc<Hub>,
     user: Eid,
     join: u64,
+    /// It counts for the user's presence.
+    visible: bool,
 }
 
 impl Membership {
+    /// The device is signed in: from now on it counts for the user's presence.
+    pub fn appear(&mut self, device: &DeviceId) {
+        self.visible = true;
+        self.hub.presence.connected(&self.user, device, self.join);
+    }
+
+    /// The device leaves on purpose: it stops counting at once, and not only after the grace.
+    pub fn disappear(&mut self, device: &DeviceId, signed_out: bool) {
+        self.visible = false;
+        self.hub.presence.left(&self.user, device, signed_out);
+    }
+
+    /// The session goes on with another token.
+    pub fn renew(&self, claims: Claims) {
+        let mut shard = self.hub.shard(&self.user);
+        let members = shard.get_mut(&self.user).map_or(&mut [][..], |user| &mut user.members);
+        if let Some(member) = members.iter_mut().find(|member| member.join == self.join) {
+            member.claims = claims;
+        }
+    }
+
     /// What the hub remembers of the user's log after a position; also tells the hub that the device has all before it.
     pub fn recent(&self, after: Sequence, limit: usize) -> Recent {
         let mut shard = self.hub.shard(&self.user);
@@ -152,6 +245,9 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
+        if self.visible {
+            self.hub.presence.lost(&self.user, self.join);
+        }
         let mut shard = self.hub.shard(&self.user);
         let Some(user) = shard.get_mut(&self.user) else { return };
         let Some(index) = user.members.iter().position(|member| member.join == self.join) else { return };
@@ -171,6 +267,11 @@ mod tests {
 
     fn eid(text: &str) -> Eid {
         Eid::parse(text).unwrap()
+    }
+
+    fn claims(user: &Eid) -> Claims {
+        let (eid, fingerprint) = (user.clone(), [0; 32]);
+        Claims { eid, device: None, fingerprint, issued_at: Some(100), expires_at: 0, admin: false }
     }
 
     fn entry(sequence: u64) -> Arc<LogEntry> {
@@ -205,7 +306,7 @@ mod tests {
     fn a_tail_that_keeps_up_is_served_from_memory_and_memory_is_let_go() {
         let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
         let signal = Arc::new(Signal::default());
-        let place = hub.join(&alice, &DeviceId::parse("phone").unwrap(), signal.clone());
+        let place = hub.join(&DeviceId::parse("phone").unwrap(), claims(&alice), signal.clone());
         assert!(matches!(place.recent(3.into(), 10), Recent::Nothing));
         assert!(!signal.take_advanced());
         (5..8).for_each(|n| hub.appended(&alice, &entry(n)));
@@ -220,8 +321,8 @@ mod tests {
     #[test]
     fn the_slowest_device_bounds_what_is_kept_up_to_the_limit() {
         let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
-        let fast = hub.join(&alice, &DeviceId::parse("fast").unwrap(), Arc::default());
-        let slow = hub.join(&alice, &DeviceId::parse("slow").unwrap(), Arc::default());
+        let fast = hub.join(&DeviceId::parse("fast").unwrap(), claims(&alice), Arc::default());
+        let slow = hub.join(&DeviceId::parse("slow").unwrap(), claims(&alice), Arc::default());
         assert!(matches!(slow.recent(Sequence::ZERO, 10), Recent::Nothing));
         let last = crate::limits::RECENT_ENTRIES_MAX as u64 + 10;
         for n in 1..=last {
@@ -237,8 +338,8 @@ mod tests {
         let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
         let phone = DeviceId::parse("phone").unwrap();
         let (old, new) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
-        let first = hub.join(&alice, &phone, old.clone());
-        let second = hub.join(&alice, &phone, new.clone());
+        let first = hub.join(&phone, claims(&alice), old.clone());
+        let second = hub.join(&phone, claims(&alice), new.clone());
         assert_eq!(old.take_notice(), Some(Notice::Close(CloseCode::Replaced)));
         assert_eq!((new.take_notice(), hub.connected()), (None, 1));
         drop(first);
@@ -247,5 +348,28 @@ mod tests {
         assert!(new.take_advanced());
         drop(second);
         assert_eq!(hub.connected(), 0);
+    }
+
+    #[test]
+    fn a_revocation_closes_what_used_it_and_refuses_what_was_issued_until_then() {
+        let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
+        let (phone, desk) = (DeviceId::parse("phone").unwrap(), DeviceId::parse("desk").unwrap());
+        let (on_phone, on_desk) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
+        let _phone = hub.join(&phone, claims(&alice), on_phone.clone());
+        let _desk = hub.join(&desk, claims(&alice), on_desk.clone());
+        let revoke = |target, issued_until| {
+            hub.changed(&Change::Revoked(Revocation { target, issued_until, expires_at: i64::MAX }));
+        };
+        revoke(RevocationTarget::Device(alice.clone(), phone.clone()), 99);
+        assert_eq!(on_phone.take_notice(), None);
+        revoke(RevocationTarget::Device(alice.clone(), phone.clone()), 100);
+        assert_eq!(on_phone.take_notice(), Some(Notice::Close(CloseCode::Revoked)));
+        assert_eq!(on_desk.take_notice(), None);
+        assert!(hub.refuses(&claims(&alice), &phone) && !hub.refuses(&claims(&alice), &desk));
+        let later = Claims { issued_at: Some(101), ..claims(&alice) };
+        assert!(!hub.refuses(&later, &phone));
+        revoke(RevocationTarget::Token(alice.clone(), [0; 32]), 0);
+        assert_eq!(on_desk.take_notice(), Some(Notice::Close(CloseCode::Revoked)));
+        assert!(hub.refuses(&later, &phone));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 
@@ -17,6 +18,33 @@ pub enum Notice {
     Close(CloseCode),
     /// The server is shutting down: finish what is under way, then close.
     Drain,
+    /// Ping the device for somebody else (profile 4).
+    Ping(Relay),
+    /// The device that somebody was asked to ping answered after this time.
+    Pong(u64, Duration),
+}
+
+/// Who wants a device pinged, and under which number.
+#[derive(Clone)]
+pub struct Relay {
+    /// The asker's own number for it.
+    pub number: u64,
+    /// Whom to tell.
+    pub asker: Arc<Signal>,
+}
+
+impl PartialEq for Relay {
+    fn eq(&self, other: &Relay) -> bool {
+        self.number == other.number && Arc::ptr_eq(&self.asker, &other.asker)
+    }
+}
+
+impl Eq for Relay {}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Relay({})", self.number)
+    }
 }
 
 /// One session's mailbox: a flag that its log has advanced, and a bounded queue of notices.

@@ -97,6 +97,8 @@ pub struct Metrics {
     pub handshakes_retried: Counter,
     /// Messages released because their sender did not answer the VersionUpdate in time or left.
     pub releases_overdue: Counter,
+    /// Awareness notifications sent.
+    pub presence_told: Counter,
     /// A session's notices were full and one was dropped.
     pub notices_dropped: Counter,
 }
@@ -190,6 +192,7 @@ impl Metrics {
                 "Messages released without their sender's answer to the VersionUpdate.",
                 &[],
             ),
+            presence_told: counter(r, "bimip_presence_notifications_total", "Awareness notifications sent.", &[]),
             notices_dropped: counter(r, "bimip_notices_dropped_total", "Notices lost to a full session.", &[]),
             recorder,
         }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{AuthError, Credentials};
+use crate::clock::Now;
 use crate::config::Config;
 use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
@@ -75,6 +76,11 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new());
         let store = open_store(&config, &metrics, &hub)?;
+        let revoked = store.revocations(Now::system().unix_ms).await;
+        hub.recall(
+            &revoked.map_err(|source| StartError::Store { directory: "the data directory".to_owned(), source })?,
+        );
+        let presence = hub.presence().clone();
         let services = Arc::new(Services {
             hub,
             verifier: credentials.verifier,
@@ -98,6 +104,7 @@ impl Server {
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
             tokio::spawn(upkeep(metrics)),
+            tokio::spawn(presence.run()),
         ];
         tracing::info!(quic = %quic_address, metrics = %metrics_address, "listening");
         Ok(Server { quic_address, metrics_address, services, store, endpoint, sessions, stop, background })

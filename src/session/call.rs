@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::hub::presence::Update;
 use crate::store::{
-    Accepted, Acknowledged, Acknowledgment, DeviceState, HistoryMessage, HistoryQuery, LogEntry, NewMessage, Store,
-    StoreError,
+    Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
+    NewMessage, Relation, Revocation, Store, StoreError,
 };
-use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Sequence};
+use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
+use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
 
 /// Which request a call answers.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +19,26 @@ pub struct Origin {
     pub request_id: i64,
     /// The payload's field name.
     pub payload: &'static str,
+}
+
+/// A change to the user's list.
+#[derive(Debug)]
+pub enum ListChange {
+    /// Add or change an entry.
+    Put(Box<Contact>),
+    /// Remove one.
+    Remove(Eid),
+    /// Block, or unblock.
+    Block(Eid, bool),
+}
+
+/// Why a session asks how somebody stands to somebody.
+#[derive(Debug)]
+pub enum Purpose {
+    /// To relay a ping.
+    Ping(Option<DeviceId>, Box<PingPong>),
+    /// To tell a user something about another.
+    Direct(Update),
 }
 
 /// A wanted store call.
@@ -34,6 +56,18 @@ pub enum Call {
     History(Origin, Box<HistoryQuery>),
     /// Read the user's log after a position.
     ReadLog(Eid, Sequence, usize),
+    /// In whose lists the user stands.
+    Owners(Eid),
+    /// How the second user stands to the first.
+    Relation(Origin, Eid, Eid, Purpose),
+    /// Change the user's list, then send the answer.
+    ChangeList(Origin, Eid, ListChange, Box<Payload>),
+    /// The user's list.
+    List(Origin, Eid),
+    /// Revoke, then send the answer.
+    Revoke(Origin, Box<Revocation>, Box<TokenRevokeResponse>),
+    /// Revoke the device's token and forget its cursor, then send the answer.
+    SignOut(Origin, Eid, DeviceId, Box<Revocation>, Logout),
 }
 
 /// A finished store call.
@@ -51,6 +85,18 @@ pub enum Done {
     History(Origin, Box<HistoryQuery>, Result<Vec<HistoryMessage>, StoreError>),
     /// Of [`Call::ReadLog`].
     ReadLog(Result<Vec<Arc<LogEntry>>, StoreError>),
+    /// Of [`Call::Owners`].
+    Owners(Result<Vec<(Eid, Access)>, StoreError>),
+    /// Of [`Call::Relation`].
+    Relation(Origin, Eid, Eid, Purpose, Result<Relation, StoreError>),
+    /// Of [`Call::ChangeList`].
+    ChangeList(Origin, Box<Payload>, Result<bool, StoreError>),
+    /// Of [`Call::List`].
+    List(Origin, Eid, Result<Vec<Contact>, StoreError>),
+    /// Of [`Call::Revoke`].
+    Revoke(Origin, Box<TokenRevokeResponse>, Result<(), StoreError>),
+    /// Of [`Call::SignOut`].
+    SignOut(Origin, Logout, Result<(), StoreError>),
 }
 
 /// Runs a call.
@@ -70,5 +116,30 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             Done::History(origin, query, page)
         }
         Call::ReadLog(user, after, limit) => Done::ReadLog(store.read_log(&user, after, limit).await),
+        Call::Owners(user) => Done::Owners(store.owners_of(&user).await),
+        Call::Relation(origin, owner, other, purpose) => {
+            let relation = store.relation(&owner, &other).await;
+            Done::Relation(origin, owner, other, purpose, relation)
+        }
+        Call::ChangeList(origin, owner, change, answer) => {
+            let changed = match change {
+                ListChange::Put(contact) => store.put_contact(&owner, *contact).await,
+                ListChange::Remove(subscriber) => store.remove_contact(&owner, &subscriber).await,
+                ListChange::Block(subscriber, blocked) => store.set_block(&owner, &subscriber, blocked).await,
+            };
+            Done::ChangeList(origin, answer, changed)
+        }
+        Call::List(origin, owner) => {
+            let contacts = store.contacts(&owner).await;
+            Done::List(origin, owner, contacts)
+        }
+        Call::Revoke(origin, revocation, answer) => Done::Revoke(origin, answer, store.revoke(*revocation).await),
+        Call::SignOut(origin, user, device, revocation, answer) => {
+            let done = match store.revoke(*revocation).await {
+                Ok(()) => store.forget_device(&user, &device).await,
+                Err(error) => Err(error),
+            };
+            Done::SignOut(origin, answer, done)
+        }
     }
 }

@@ -1,32 +1,59 @@
-//! The control family: PingPong both ways (4.2, 5.3, profile 4).
+//! Connectivity: PingPong both ways, and relayed to another device (4.2, 5.3, profile 4).
 
 use std::time::{Duration, Instant};
 
+use crate::hub::Relay;
+use crate::limits::{PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
+use crate::store::Relation;
 use crate::wire::proto::PingPong;
-use crate::wire::{Eid, ErrorCode, Exchange, Lane, Payload, PingStatus};
+use crate::wire::{DeviceId, Eid, ErrorCode, Exchange, Lane, Payload, PingStatus};
 
+use super::call::Purpose;
 use super::fault::Fault;
-use super::{Now, Origin, Phase, Session};
+use super::{Call, Now, Origin, Phase, Session};
 
-/// When the client was last heard, and the ping that it has not answered.
+/// When the client was last heard, the pings that it has not answered, and those that it had relayed.
 pub(super) struct Pings {
     heard: Instant,
-    /// `request_time` and the monotonic time of the last ping.
-    asked: Option<(i64, Instant)>,
+    last_asked: Option<Instant>,
+    asked: Vec<Asked>,
+    relayed: Vec<Relayed>,
+    numbers: u64,
+}
+
+/// A ping to this session's device.
+struct Asked {
+    request_time: i64,
+    at: Instant,
+    relay: Option<Relay>,
+}
+
+/// A ping that this session's device wanted another to get.
+struct Relayed {
+    number: u64,
+    due: Instant,
+    origin: Origin,
+    ping: PingPong,
 }
 
 impl Pings {
     pub(super) fn new(now: Now) -> Pings {
-        Pings { heard: now.at, asked: None }
+        Pings { heard: now.at, last_asked: None, asked: Vec::new(), relayed: Vec::new(), numbers: 0 }
     }
 
     pub(super) fn heard(&mut self, now: Now) {
         self.heard = now.at;
     }
 
-    /// When the next ping is due: after an interval without a word, and not before an interval after the last one.
+    /// When a ping is due, or a relayed one has taken too long.
     pub(super) fn due(&self, interval: Duration) -> Instant {
-        self.asked.map_or(self.heard, |(_, at)| at.max(self.heard)) + interval
+        let ping = self.ping_due(interval);
+        self.relayed.first().map_or(ping, |oldest| ping.min(oldest.due))
+    }
+
+    /// After an interval without a word, and not before an interval after the last one.
+    fn ping_due(&self, interval: Duration) -> Instant {
+        self.last_asked.map_or(self.heard, |at| at.max(self.heard)) + interval
     }
 }
 
@@ -34,49 +61,142 @@ impl Session {
     pub(super) fn ping_if_due(&mut self, now: Now) {
         let interval = self.services.settings.ping_interval;
         let Phase::Open(open) = &mut self.phase else { return };
-        if open.pings.due(interval) > now.at {
-            return;
+        if open.pings.ping_due(interval) <= now.at {
+            open.pings.last_asked = Some(now.at);
+            self.ask(None, now);
         }
-        open.pings.asked = Some((now.unix_ms, now.at));
+    }
+
+    /// Pings the device; one ping more than it may leave unanswered makes the oldest forgotten.
+    pub(super) fn ask(&mut self, relay: Option<Relay>, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let asked = &mut open.pings.asked;
+        if asked.len() >= PINGS_ASKED_MAX {
+            asked.remove(0);
+        }
+        // What names a ping has to be its own.
+        let latest = asked.iter().map(|ping| ping.request_time + 1).max().unwrap_or(0);
+        let request_time = now.unix_ms.max(latest);
+        asked.push(Asked { request_time, at: now.at, relay });
         let ping = PingPong {
             to: Some(open.user.device_identity(&open.device)),
             r#type: Exchange::Request.code(),
             status: PingStatus::Pending.code(),
-            request_time: now.unix_ms,
+            request_time,
             ..PingPong::default()
         };
         self.send(Lane::Control, 0, Payload::PingpongMessage(ping));
     }
 
     pub(super) fn pingpong(&mut self, origin: Origin, ping: PingPong, now: Now) -> Result<(), Fault> {
-        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         match Exchange::from_code(ping.r#type) {
             None => Err(Fault::malformed("type is 1 REQUEST or 2 RESPONSE")),
             Some(Exchange::Response) => {
-                // Measured on our own monotonic clock; an answer to anything but the last ping says nothing.
-                if let Some((_, at)) = open.pings.asked.take_if(|(asked, _)| *asked == ping.request_time) {
-                    self.services.metrics.ping_rtt.record(now.at.duration_since(at));
-                }
+                self.answered(&ping, now);
                 Ok(())
             }
-            Some(Exchange::Request) => {
-                if let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty()) {
-                    let own_device =
-                        to.connection_resource_id.is_empty() || to.connection_resource_id == open.device.as_str();
-                    if Eid::parse(&to.eid)? != open.user || !own_device {
-                        return Err(Fault::new(ErrorCode::Unsupported, "pings to other devices are not served"));
-                    }
-                }
-                let answer = PingPong {
-                    r#type: Exchange::Response.code(),
-                    status: PingStatus::Ok.code(),
-                    response_time: now.unix_ms,
-                    rtt: now.unix_ms.saturating_sub(ping.request_time).max(0),
-                    ..ping
-                };
-                self.send(Lane::Control, origin.request_id, Payload::PingpongMessage(answer));
-                Ok(())
-            }
+            Some(Exchange::Request) => self.ping_request(origin, ping, now),
         }
+    }
+
+    /// Measured on our own monotonic clock; an answer to nothing that was asked says nothing.
+    fn answered(&mut self, ping: &PingPong, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let Some(index) = open.pings.asked.iter().position(|asked| asked.request_time == ping.request_time) else {
+            return;
+        };
+        let Asked { at, relay, .. } = open.pings.asked.remove(index);
+        let rtt = now.at.duration_since(at);
+        self.services.metrics.ping_rtt.record(rtt);
+        if let Some(relay) = relay {
+            relay.asker.notify(crate::hub::Notice::Pong(relay.number, rtt));
+        }
+    }
+
+    fn ping_request(&mut self, origin: Origin, ping: PingPong, now: Now) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty()) else {
+            self.pong(origin, ping, PingStatus::Ok, None, now);
+            return Ok(());
+        };
+        let user = Eid::parse(&to.eid)?;
+        let device = Some(to.connection_resource_id.as_str()).filter(|device| !device.is_empty());
+        let device = device.map(DeviceId::parse).transpose()?;
+        let own = user == open.user;
+        if own && device.as_ref().is_none_or(|device| *device == open.device) {
+            self.pong(origin, ping, PingStatus::Ok, None, now);
+        } else if own {
+            self.relay(origin, &user, device.as_ref(), ping, now);
+        } else {
+            let asker = open.user.clone();
+            self.call(Call::Relation(origin, user, asker, Purpose::Ping(device, Box::new(ping))));
+        }
+        Ok(())
+    }
+
+    /// Whether the device's owner admits the asker is known: relays the ping, or says FAIL to whoever else.
+    pub(super) fn relay_if_allowed(
+        &mut self,
+        origin: Origin,
+        (user, device): (&Eid, Option<&DeviceId>),
+        ping: PingPong,
+        relation: &Relation,
+        now: Now,
+    ) {
+        match relation.access {
+            Some(_) => self.relay(origin, user, device, ping, now),
+            None => self.pong(origin, ping, PingStatus::Fail, None, now),
+        }
+    }
+
+    fn relay(&mut self, origin: Origin, user: &Eid, device: Option<&DeviceId>, ping: PingPong, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let pings = &mut open.pings;
+        if pings.relayed.len() >= PINGS_RELAYED_MAX {
+            let wait = PING_RELAY_WITHIN.as_millis().to_string();
+            return self.refuse(origin, Fault::new(ErrorCode::TooFast, "too many pings under way").details(wait));
+        }
+        pings.numbers += 1;
+        let relay = Relay { number: pings.numbers, asker: self.signal.clone() };
+        if self.services.hub.relay_ping(user, device, relay) {
+            pings.relayed.push(Relayed { number: pings.numbers, due: now.at + PING_RELAY_WITHIN, origin, ping });
+        } else {
+            self.pong(origin, ping, PingStatus::Unreachable, None, now);
+        }
+    }
+
+    /// The device that was asked has answered the relayed ping.
+    pub(super) fn relayed(&mut self, number: u64, rtt: Duration, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some(index) = open.pings.relayed.iter().position(|relayed| relayed.number == number) {
+            let Relayed { origin, ping, .. } = open.pings.relayed.remove(index);
+            self.pong(origin, ping, PingStatus::Ok, Some(rtt), now);
+        }
+    }
+
+    pub(super) fn relay_timeouts(&mut self, now: Now) {
+        while let Phase::Open(open) = &mut self.phase
+            && open.pings.relayed.first().is_some_and(|oldest| oldest.due <= now.at)
+        {
+            let Relayed { origin, ping, .. } = open.pings.relayed.remove(0);
+            self.pong(origin, ping, PingStatus::Timeout, None, now);
+        }
+    }
+
+    /// The answer to a ping: with the round trip that was measured to another device, else that of the clocks.
+    fn pong(&mut self, origin: Origin, ping: PingPong, status: PingStatus, measured: Option<Duration>, now: Now) {
+        let rtt = match (status, measured) {
+            (_, Some(rtt)) => i64::try_from(rtt.as_millis()).unwrap_or(i64::MAX),
+            (PingStatus::Ok, None) => now.unix_ms.saturating_sub(ping.request_time).max(0),
+            _ => 0,
+        };
+        let answer = PingPong {
+            r#type: Exchange::Response.code(),
+            status: status.code(),
+            response_time: now.unix_ms,
+            rtt,
+            ..ping
+        };
+        self.send(Lane::Control, origin.request_id, Payload::PingpongMessage(answer));
     }
 }

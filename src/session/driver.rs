@@ -69,13 +69,13 @@ impl<L: Link> Driver<L> {
         for _ in 0..TURNS_PER_POLL {
             self.session.signal().register(cx.waker());
             let now = Now::system();
-            let mut progress = self.take_notices() | self.take_calls(cx, now);
+            let mut progress = self.take_notices(now) | self.take_calls(cx, now);
             match self.take_frames(cx, now) {
                 Err(ending) => return Poll::Ready(ending),
                 Ok(some) => progress |= some,
             }
             progress |= self.take_time(cx, now);
-            self.session.pump(self.link.queued(Lane::Chat), now);
+            self.session.pump(|lane| self.link.queued(lane), now);
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
             }
@@ -89,10 +89,10 @@ impl<L: Link> Driver<L> {
         Poll::Pending
     }
 
-    fn take_notices(&mut self) -> bool {
+    fn take_notices(&mut self, now: Now) -> bool {
         let mut some = false;
         while let Some(notice) = self.session.signal().take_notice() {
-            self.session.notice(notice);
+            self.session.notice(notice, now);
             some = true;
         }
         if self.session.signal().take_advanced() {

@@ -2,20 +2,25 @@
 //!
 //! Inputs are events of the link, finished store calls, notices of the hub and the time; outputs are frames to send,
 //! store calls to run, and the close. [`drive`] connects it to a [`Link`] and a store. The families have a file each:
-//! `control`, `chat`, `media`; `sign_in` comes before them, `tail` delivers the user's log.
+//! `chat`, `media`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout); `sign_in` comes before
+//! them, `tail` delivers the user's log.
 
 mod call;
 mod chat;
+mod contacts;
 mod control;
 mod driver;
 mod fault;
+mod leave;
 mod link;
 mod media;
+mod presence;
 mod render;
 mod sign_in;
 mod tail;
 
-pub use call::{Call, Done, Origin, run};
+pub use crate::clock::Now;
+pub use call::{Call, Done, ListChange, Origin, Purpose, run};
 pub use driver::drive;
 pub use link::{LaneSet, Link, LinkEvent};
 
@@ -25,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::auth::Verifier;
+use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal};
 use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, Metrics, OpenResult, TransportKind};
@@ -37,6 +42,7 @@ use crate::wire::{
 use chat::Chat;
 use control::Pings;
 use fault::Fault;
+use presence::Watching;
 use sign_in::Opening;
 use tail::Tail;
 
@@ -82,23 +88,6 @@ impl Settings {
     /// Whether users of this domain are served here.
     pub fn serves(&self, user: &Eid) -> bool {
         self.domains.is_empty() || self.domains.iter().any(|domain| domain.eq_ignore_ascii_case(user.domain()))
-    }
-}
-
-/// The time, as an argument.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For durations and deadlines.
-    pub at: Instant,
-    /// Unix milliseconds, for the wire.
-    pub unix_ms: i64,
-}
-
-impl Now {
-    /// The system's clocks.
-    pub fn system() -> Now {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Now { at: Instant::now(), unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX) }
     }
 }
 
@@ -151,6 +140,12 @@ struct Open {
     chat: Chat,
     tail: Tail,
     pings: Pings,
+    watching: Option<Watching>,
+    claims: Claims,
+    /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
+    revoking: usize,
+    /// The session's token was revoked meanwhile.
+    revoked: bool,
 }
 
 impl Session {
@@ -186,8 +181,15 @@ impl Session {
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
             Phase::Open(open) => {
-                let mut wanted = LaneSet::NONE.with(Lane::Control).with(Lane::Presence);
-                if self.calls < SESSION_CALLS_MAX && open.chat.unanswered() < SESSION_UNRELEASED_MAX {
+                let mut wanted = LaneSet::NONE;
+                if self.calls >= SESSION_CALLS_MAX {
+                    return wanted;
+                }
+                wanted = wanted.with(Lane::Control);
+                if open.watching.as_ref().is_some_and(Watching::is_ready) {
+                    wanted = wanted.with(Lane::Presence);
+                }
+                if open.chat.unanswered() < SESSION_UNRELEASED_MAX {
                     wanted = wanted.with(Lane::Chat).with(Lane::Media);
                 }
                 wanted
@@ -202,7 +204,8 @@ impl Session {
             Phase::Opening(_) | Phase::Closed => None,
             Phase::Open(open) => {
                 let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
-                Some(open.chat.release_due().map_or(due, |release| release.min(due)))
+                let others = [open.chat.release_due(), open.watching.as_ref().and_then(Watching::due)];
+                others.into_iter().flatten().chain([due]).min()
             }
         }
     }
@@ -212,8 +215,10 @@ impl Session {
         match event {
             LinkEvent::Opened(lane) => {
                 self.lanes = self.lanes.with(lane);
-                if let (Lane::Chat, Phase::Open(open)) = (lane, &mut self.phase) {
-                    open.tail.look();
+                match (lane, &mut self.phase) {
+                    (Lane::Chat, Phase::Open(open)) => open.tail.look(),
+                    (Lane::Presence, _) => self.watch_if_open(),
+                    _ => {}
                 }
             }
             LinkEvent::Frame(lane, frame) => self.frame(lane, &frame, now),
@@ -230,10 +235,13 @@ impl Session {
     }
 
     /// Input: the hub's notices.
-    pub fn notice(&mut self, notice: Notice) {
+    pub fn notice(&mut self, notice: Notice, now: Now) {
         match notice {
+            Notice::Close(CloseCode::Revoked) => self.close_revoked(),
             Notice::Close(code) => self.close(code, code.name()),
             Notice::Drain => self.draining = true,
+            Notice::Ping(relay) => self.ask(Some(relay), now),
+            Notice::Pong(number, rtt) => self.relayed(number, rtt, now),
         }
     }
 
@@ -253,7 +261,19 @@ impl Session {
             Done::Release(message, released) => self.released(message, released),
             Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged),
             Done::History(origin, query, page) => self.history_page(origin, &query, page),
-            Done::ReadLog(entries) => self.log_read(entries, now),
+            Done::ReadLog(entries) => self.log_read(entries),
+            Done::Owners(owners) => self.owners_read(owners),
+            Done::Relation(origin, owner, other, purpose, relation) => match (relation, purpose) {
+                (Err(error), _) => self.refuse(origin, Fault::from(&error)),
+                (Ok(relation), Purpose::Ping(device, ping)) => {
+                    self.relay_if_allowed(origin, (&owner, device.as_ref()), *ping, &relation, now);
+                }
+                (Ok(relation), Purpose::Direct(update)) => self.direct(&other, &update, &relation, now),
+            },
+            Done::ChangeList(origin, answer, changed) => self.list_changed(origin, *answer, changed),
+            Done::List(origin, owner, contacts) => self.list_read(origin, &owner, contacts),
+            Done::Revoke(origin, answer, revoked) => self.revoked(origin, *answer, revoked),
+            Done::SignOut(origin, answer, done) => self.signed_out(origin, answer, done),
         }
     }
 
@@ -273,24 +293,27 @@ impl Session {
             }
             Phase::Open(_) => {
                 self.ping_if_due(now);
+                self.relay_timeouts(now);
                 self.release_overdue(now);
             }
             _ => {}
         }
     }
 
-    /// Moves the tail on as far as the chat lane takes it, `queued` being what that lane still holds. Call after every
-    /// other input.
-    pub fn pump(&mut self, queued: usize, now: Now) {
-        self.pump_tail(queued, now);
+    /// Moves the tail and presence on as far as their lanes take it, `queued` being what a lane still holds. Call after
+    /// every other input.
+    pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
+        self.pump_tail(queued(Lane::Chat), now);
+        self.pump_presence(queued(Lane::Presence), now);
         if self.draining && self.calls == 0 && !matches!(self.phase, Phase::Closed) {
             self.close(CloseCode::Draining, "the server is shutting down");
         }
     }
 
-    /// Whether the tail stopped for want of room on its lane.
+    /// Whether tail or presence stopped for want of room on their lanes.
     pub fn has_backlog(&self) -> bool {
-        matches!(&self.phase, Phase::Open(open) if self.lanes.contains(Lane::Chat) && open.tail.is_held())
+        let Phase::Open(open) = &self.phase else { return false };
+        self.lanes.contains(Lane::Chat) && open.tail.is_held() || open.watching.as_ref().is_some_and(Watching::has_more)
     }
 
     /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
@@ -350,6 +373,14 @@ impl Session {
                 Payload::AcknowledgmentRequest(request) => self.acknowledgment(origin, request, now),
                 Payload::SyncAck(ack) => self.sync_ack(&ack),
                 Payload::HistoryRequest(request) => self.history(origin, &request),
+                Payload::AwarenessRequest(request) => self.awareness_request(origin, request, now),
+                Payload::AwarenessNotification(notification) => self.awareness_notification(origin, &notification),
+                Payload::SubscriberAddRequest(add) => self.subscriber_add(origin, add, now),
+                Payload::SubscriberRemove(remove) => self.subscriber_remove(origin, remove, now),
+                Payload::SubscriberListRequest(request) => self.subscriber_list(origin, &request),
+                Payload::BlockSubscriber(block) => self.block_subscriber(origin, block, now),
+                Payload::TokenRevokeRequest(request) => self.token_revoke(origin, request, now),
+                Payload::Logout(logout) => self.logout(origin, &logout, now),
                 // An answer to an error would be answered in turn.
                 Payload::ErrorMessage(_) => Ok(()),
                 _ => Err(Fault::new(ErrorCode::Unsupported, "this payload is not served")),

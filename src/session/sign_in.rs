@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::auth::Claims;
 use crate::hub::Membership;
-use crate::limits::TOKEN_LEEWAY;
+use crate::limits::{TOKEN_LEEWAY, TOKEN_LIFETIME_MAX};
 use crate::observe::OpenResult;
 use crate::store::{DeviceState, StoreError};
 use crate::wire::proto::{SessionAccept, SessionOpen};
@@ -40,7 +40,12 @@ impl Session {
             Ok((user, device, claims)) => match &mut self.phase {
                 Phase::Open(_) => self.renew(origin, &user, &device, &claims, now),
                 _ => {
-                    let membership = self.services.hub.join(&user, &device, self.signal.clone());
+                    let membership = self.services.hub.join(&device, claims.clone(), self.signal.clone());
+                    if self.services.hub.refuses(&claims, &device) {
+                        self.services.metrics.opened(self.transport, OpenResult::Revoked);
+                        self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
+                        return self.close(CloseCode::Unauthenticated, "refused");
+                    }
                     self.call(Call::OpenDevice(user.clone(), device.clone()));
                     self.phase = Phase::Opening(Box::new(Opening {
                         origin,
@@ -68,6 +73,10 @@ impl Session {
             .verifier
             .verify(&open.token, now.unix_ms.div_euclid(1000))
             .map_err(|error| (OpenResult::BadToken, refused("the token is refused").details(error.to_string())))?;
+        let lasts = claims.expires_at.saturating_sub(now.unix_ms.div_euclid(1000));
+        if u64::try_from(lasts).is_ok_and(|lasts| lasts > TOKEN_LIFETIME_MAX.as_secs()) {
+            return Err((OpenResult::BadToken, refused("the token lasts longer than ten years")));
+        }
         if claims.eid != user {
             return Err((OpenResult::BadToken, refused("the token is for another user")));
         }
@@ -85,6 +94,13 @@ impl Session {
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
+        if self.services.hub.refuses(claims, device) {
+            self.services.metrics.opened(self.transport, OpenResult::Revoked);
+            self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
+            return self.close(CloseCode::Unauthenticated, "refused");
+        }
+        open.membership.renew(claims.clone());
+        open.claims = claims.clone();
         open.expires = expiry(claims, now);
         let accept = SessionAccept {
             session_id: open.session_id.clone(),
@@ -115,7 +131,8 @@ impl Session {
                 return self.close(code, "refused");
             }
         };
-        let Opening { origin, user, device, claims, resume_from, pipelined, client, membership } = *opening;
+        let Opening { origin, user, device, claims, resume_from, pipelined, client, mut membership } = *opening;
+        membership.appear(&device);
         let from = resume_from.unwrap_or(state.cursor).clamp(state.log.trimmed, state.log.head);
         let mut id = [0; 12];
         (self.services.random)(&mut id);
@@ -142,8 +159,13 @@ impl Session {
             chat: Chat::new(pipelined),
             tail: Tail::new(from, state.log.head),
             pings: Pings::new(now),
+            watching: None,
+            claims,
+            revoking: 0,
+            revoked: false,
         }));
         self.send(Lane::Control, origin.request_id, Payload::SessionAccept(accept));
+        self.watch_if_open();
     }
 
     fn accept_for(&self, user: &Eid, device: &DeviceId, claims: &Claims, now: Now) -> SessionAccept {

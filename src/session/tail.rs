@@ -83,7 +83,7 @@ impl Session {
         }
     }
 
-    pub(super) fn log_read(&mut self, entries: Result<Vec<Arc<LogEntry>>, StoreError>, _now: Now) {
+    pub(super) fn log_read(&mut self, entries: Result<Vec<Arc<LogEntry>>, StoreError>) {
         let Phase::Open(open) = &mut self.phase else { return };
         open.tail.reading = false;
         match entries {

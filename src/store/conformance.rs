@@ -142,7 +142,7 @@ async fn lists_and_blocks_hold(store: &dyn Store) {
 
 async fn revocations_last_until_they_expire(store: &dyn Store) {
     let targets = [
-        RevocationTarget::Token([7; 32]),
+        RevocationTarget::Token(eid("bob"), [7; 32]),
         RevocationTarget::Device(eid("bob"), device("phone")),
         RevocationTarget::User(eid("bob")),
     ];

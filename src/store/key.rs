@@ -123,7 +123,7 @@ pub(crate) fn other_of(of: &Eid, key: &[u8]) -> Result<Eid, Corrupt> {
 
 pub(crate) fn revocation(target: &RevocationTarget) -> Vec<u8> {
     let (kind, rest) = match target {
-        RevocationTarget::Token(digest) => (1, digest.to_vec()),
+        RevocationTarget::Token(_, digest) => (1, digest.to_vec()),
         RevocationTarget::Device(user, id) => (2, device(user, id)),
         RevocationTarget::User(user) => (3, user.as_str().as_bytes().to_vec()),
     };

@@ -465,7 +465,7 @@ impl ContactRecord {
 impl From<&Revocation> for RevocationRecord {
     fn from(revocation: &Revocation) -> RevocationRecord {
         let (token, user, device) = match &revocation.target {
-            RevocationTarget::Token(digest) => (digest.to_vec(), String::new(), String::new()),
+            RevocationTarget::Token(user, digest) => (digest.to_vec(), user.to_string(), String::new()),
             RevocationTarget::Device(user, device) => (Vec::new(), user.to_string(), device.to_string()),
             RevocationTarget::User(user) => (Vec::new(), user.to_string(), String::new()),
         };
@@ -481,7 +481,10 @@ impl TryFrom<RevocationRecord> for Revocation {
         let target = match (record.token.as_slice(), record.user.as_str(), record.device.as_str()) {
             ([], user, "") => RevocationTarget::User(eid(user)?),
             ([], user, device) => RevocationTarget::Device(eid(user)?, device_id(device)?),
-            (token, ..) => RevocationTarget::Token(token.try_into().map_err(|_| Corrupt("not a token's digest"))?),
+            (token, user, _) => {
+                let digest = token.try_into().map_err(|_| Corrupt("not a token's digest"))?;
+                RevocationTarget::Token(eid(user)?, digest)
+            }
         };
         Ok(Revocation { target, issued_until: record.issued_until, expires_at: record.expires_at })
     }

@@ -271,8 +271,8 @@ pub enum Change {
 /// What a revocation refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {
-    /// One token, by the SHA-256 of its `jti`, or of the whole token where it has none.
-    Token([u8; 32]),
+    /// One token of a user, by its fingerprint.
+    Token(Eid, [u8; 32]),
     /// Every token of one device issued up to a second.
     Device(Eid, DeviceId),
     /// Every token of a user issued up to a second.

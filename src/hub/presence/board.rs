@@ -1,0 +1,299 @@
+//! The boards: each user's presence, and the watches that stand with it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lru::LruCache;
+use tokio::sync::Notify;
+
+use crate::clock::{Clock, Now};
+use crate::hub::Signal;
+use crate::limits::{FAN_OUT_CHUNK, PRESENCE_INTERVAL, PRESENCE_KEPT_MAX};
+use crate::store::Access;
+use crate::wire::{AwarenessStatus, DeviceId, Eid};
+
+use super::state::{Shown, Update, UserPresence};
+use super::watch::{Told, Watch, WatchPlace};
+
+const SHARDS: usize = 64;
+
+/// All users' presence.
+pub struct Presence {
+    clock: Clock,
+    shards: Vec<Mutex<HashMap<Eid, Board>>>,
+    hasher: RandomState,
+    watches: AtomicU64,
+    /// Boards that have something to do at a time; each board at most once.
+    agenda: Mutex<BTreeSet<(Instant, Eid)>>,
+    agenda_changed: Notify,
+    /// Users with neither device nor watch, whose choice and last time are remembered: the least recent go first.
+    remembered: Mutex<LruCache<Eid, ()>>,
+}
+
+#[derive(Default)]
+struct Board {
+    user: UserPresence,
+    /// What the watches were last told to look at.
+    published: Option<Shown>,
+    fanned_out: Option<Instant>,
+    /// Where the board stands on the agenda.
+    scheduled: Option<Instant>,
+    /// Who sees this user, by watch.
+    watchers: HashMap<u64, (Arc<Watch>, Access)>,
+    /// This user's own watches.
+    watches: Vec<Arc<Watch>>,
+}
+
+impl Board {
+    fn is_idle(&self) -> bool {
+        !self.user.is_there() && self.watchers.is_empty() && self.watches.is_empty() && self.scheduled.is_none()
+    }
+
+    /// Whether others see the user as anything but OFFLINE.
+    fn is_seen(&self, now: Now) -> bool {
+        self.user.shown(now).status != AwarenessStatus::Offline
+    }
+
+    /// When there is something to publish or to expire.
+    fn due(&self, now: Now) -> Option<Instant> {
+        let changed = self.user.shown(now).differs(&self.published.unwrap_or(Shown::GONE));
+        let publish = changed.then(|| self.fanned_out.map_or(now.at, |last| (last + PRESENCE_INTERVAL).max(now.at)));
+        publish.into_iter().chain(self.user.due()).min()
+    }
+}
+
+impl Presence {
+    /// Nobody is there.
+    pub fn new(clock: Clock) -> Presence {
+        Presence {
+            clock,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            watches: AtomicU64::new(0),
+            agenda: Mutex::default(),
+            agenda_changed: Notify::new(),
+            // Bounded below; its own bound would be allocated at once.
+            remembered: Mutex::new(LruCache::unbounded()),
+        }
+    }
+
+    /// A device has signed in with this connection.
+    pub fn connected(&self, user: &Eid, device: &DeviceId, join: u64) {
+        self.change(user, |board, now| board.user.connected(device, join, now));
+    }
+
+    /// That connection is lost.
+    pub fn lost(&self, user: &Eid, join: u64) {
+        self.change(user, |board, now| board.user.lost(join, now));
+    }
+
+    /// The device has left on purpose (profile 5: at once).
+    pub fn left(&self, user: &Eid, device: &DeviceId, signed_out: bool) {
+        self.change(user, |board, now| board.user.left(device, signed_out, now));
+    }
+
+    /// A device has said how its user is; the user's other devices are told.
+    pub fn update(&self, user: &Eid, device: &DeviceId, update: &Update) {
+        let others = self.change(user, |board, now| {
+            let before = board.user.shown_to_self(now);
+            board.user.update(device, update, now);
+            let after = board.user.shown_to_self(now);
+            if after.silent == before.silent && !after.differs(&before) {
+                return Vec::new();
+            }
+            board.watches.iter().filter(|watch| watch.device != *device).cloned().collect::<Vec<_>>()
+        });
+        others.iter().for_each(|watch| watch.mark(user));
+    }
+
+    /// Tells one user something about another that nobody else learns. Not stored.
+    pub fn direct(&self, to: &Eid, told: &Told) {
+        let watches = self.shard(to).get(to).map(|board| board.watches.clone()).unwrap_or_default();
+        watches.iter().for_each(|watch| watch.direct(told.clone()));
+    }
+
+    /// A presence lane is open. Nothing is told until [`WatchPlace::install`].
+    pub fn watch(self: &Arc<Self>, user: &Eid, device: &DeviceId, signal: Arc<Signal>) -> WatchPlace {
+        let id = self.watches.fetch_add(1, Ordering::Relaxed);
+        let watch = Arc::new(Watch::new(id, user.clone(), device.clone(), signal));
+        self.change(user, |board, _| board.watches.push(watch.clone()));
+        WatchPlace { presence: self.clone(), watch }
+    }
+
+    /// What `subscriber` may see of `owner` has changed.
+    pub fn access_changed(&self, owner: &Eid, subscriber: &Eid, access: Option<Access>) {
+        let watches = self.shard(subscriber).get(subscriber).map(|board| board.watches.clone()).unwrap_or_default();
+        for watch in watches {
+            if !watch.note(owner, access) {
+                continue;
+            }
+            match access {
+                Some(access) => self.stand(owner, &watch, access),
+                None => {
+                    let was_there = self
+                        .change(owner, |board, now| board.watchers.remove(&watch.id).is_some() && board.is_seen(now));
+                    watch.withdraw(owner, was_there);
+                }
+            }
+        }
+    }
+
+    /// Puts a watch beside an owner; it is told if there is anything to see.
+    pub(super) fn stand(&self, owner: &Eid, watch: &Arc<Watch>, access: Access) {
+        let visible = self.change(owner, |board, now| {
+            board.watchers.insert(watch.id, (watch.clone(), access));
+            board.is_seen(now)
+        });
+        if visible {
+            watch.mark(owner);
+        }
+    }
+
+    /// Takes a watch off all boards.
+    pub(super) fn leave(&self, watch: &Arc<Watch>, owners: &HashSet<Eid>) {
+        for owner in owners {
+            self.change(owner, |board, _| board.watchers.remove(&watch.id));
+        }
+        self.change(&watch.user, |board, _| board.watches.retain(|other| other.id != watch.id));
+    }
+
+    /// What a watch's user sees of somebody. The cost is the same whether they exist or not.
+    pub(super) fn see(&self, owner: &Eid, watch: &Watch, now: Now) -> Option<Shown> {
+        let shard = self.shard(owner);
+        let board = shard.get(owner)?;
+        if *owner == watch.user {
+            return Some(board.user.shown_to_self(now));
+        }
+        let (_, access) = board.watchers.get(&watch.id)?;
+        let shown = board.user.shown(now);
+        Some(Shown { location: shown.location.filter(|_| access.share_location), ..shown })
+    }
+
+    /// When [`Presence::run_due`] has something to do next.
+    pub fn due(&self) -> Option<Instant> {
+        self.agenda().first().map(|(at, _)| *at)
+    }
+
+    /// Does what is due: ends graces, and marks the watches of users whose state has changed, each user at most once in
+    /// an interval. The marks come in chunks, so that a famous user's do not hold up everybody else's.
+    pub fn run_due(&self) -> impl Iterator<Item = (Eid, Vec<Arc<Watch>>)> + '_ {
+        std::iter::from_fn(move || {
+            loop {
+                let now = (self.clock)();
+                let (at, owner) = self.agenda().pop_first_if_due(now.at)?;
+                let watches = self.change(&owner, |board, now| {
+                    if board.scheduled == Some(at) {
+                        board.scheduled = None;
+                    }
+                    board.user.expire(now);
+                    let shown = board.user.shown(now);
+                    if !shown.differs(&board.published.unwrap_or(Shown::GONE)) {
+                        return Vec::new();
+                    }
+                    if board.fanned_out.is_some_and(|last| last + PRESENCE_INTERVAL > now.at) {
+                        return Vec::new(); // Scheduled anew below.
+                    }
+                    (board.published, board.fanned_out) = (Some(shown), Some(now.at));
+                    board.watchers.values().map(|(watch, _)| watch.clone()).collect()
+                });
+                if !watches.is_empty() {
+                    return Some((owner, watches));
+                }
+            }
+        })
+    }
+
+    /// Runs what is due, for as long as the server does.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let work: Vec<_> = self.run_due().collect();
+            for (owner, watches) in work {
+                for chunk in watches.chunks(FAN_OUT_CHUNK) {
+                    chunk.iter().for_each(|watch| watch.mark(&owner));
+                    tokio::task::yield_now().await;
+                }
+            }
+            let changed = self.agenda_changed.notified();
+            match self.due() {
+                None => changed.await,
+                Some(at) => tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep_until(at.into()) => {}
+                },
+            }
+        }
+    }
+
+    /// Changes a board, and puts it on the agenda as its new state asks for.
+    fn change<T>(&self, user: &Eid, change: impl FnOnce(&mut Board, Now) -> T) -> T {
+        let now = (self.clock)();
+        let (result, idle) = {
+            let mut shard = self.shard(user);
+            let board = shard.entry(user.clone()).or_default();
+            let result = change(board, now);
+            if let Some(at) = board.due(now)
+                && board.scheduled.is_none_or(|scheduled| at < scheduled)
+            {
+                let before = board.scheduled.replace(at);
+                self.schedule(user, before, at);
+            }
+            (result, board.is_idle())
+        };
+        if idle {
+            self.remember(user);
+        }
+        result
+    }
+
+    fn schedule(&self, user: &Eid, before: Option<Instant>, at: Instant) {
+        let first = {
+            let mut agenda = self.agenda();
+            if let Some(before) = before {
+                agenda.remove(&(before, user.clone()));
+            }
+            agenda.insert((at, user.clone()));
+            agenda.first().is_some_and(|(first, _)| *first == at)
+        };
+        if first {
+            self.agenda_changed.notify_one();
+        }
+    }
+
+    /// Keeps an idle user's board for a while; the longest forgotten makes room.
+    fn remember(&self, user: &Eid) {
+        let evicted = {
+            let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+            remembered.put(user.clone(), ());
+            (remembered.len() > PRESENCE_KEPT_MAX).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
+        };
+        if let Some(evicted) = evicted {
+            let mut shard = self.shard(&evicted);
+            if shard.get(&evicted).is_some_and(Board::is_idle) {
+                shard.remove(&evicted);
+            }
+        }
+    }
+
+    fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, Board>> {
+        let index = self.hasher.hash_one(user) as usize % SHARDS;
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn agenda(&self) -> MutexGuard<'_, BTreeSet<(Instant, Eid)>> {
+        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Taking what is due from the front.
+trait Agenda {
+    fn pop_first_if_due(&mut self, now: Instant) -> Option<(Instant, Eid)>;
+}
+
+impl Agenda for BTreeSet<(Instant, Eid)> {
+    fn pop_first_if_due(&mut self, now: Instant) -> Option<(Instant, Eid)> {
+        if self.first()?.0 > now { None } else { self.pop_first() }
+    }
+}

@@ -1,0 +1,284 @@
+//! One user's presence over all devices, as rules without effects (4.1, profile 5).
+
+use std::time::Instant;
+
+use crate::clock::Now;
+use crate::limits::{DEVICES_PER_USER_MAX, LOCATION_KEPT, OFFLINE_GRACE};
+use crate::wire::{AwarenessStatus, DeviceId};
+
+/// Degrees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Location {
+    /// Within ±90.
+    pub latitude: f64,
+    /// Within ±180.
+    pub longitude: f64,
+}
+
+/// What a device says about itself or its user.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// Anything but UNKNOWN.
+    pub status: AwarenessStatus,
+    /// DO_NOT_BROADCAST.
+    pub silent: bool,
+    /// `None`: not given; an earlier one stays until it expires.
+    pub location: Option<Location>,
+}
+
+/// What somebody sees of a user.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shown {
+    /// Never UNKNOWN, and INVISIBLE only to the user's own devices.
+    pub status: AwarenessStatus,
+    /// Unix milliseconds; zero: not known.
+    pub last_seen: i64,
+    /// For those whose entry shares it.
+    pub location: Option<Location>,
+    /// DO_NOT_BROADCAST holds; only the user's own devices are told.
+    pub silent: bool,
+}
+
+impl Shown {
+    /// What is seen of somebody of whom nothing is known, or who has just withdrawn.
+    pub(super) const GONE: Shown =
+        Shown { status: AwarenessStatus::Offline, last_seen: 0, location: None, silent: false };
+
+    /// Whether a change from `before` is worth telling: times alone are not, while somebody is there.
+    pub(super) fn differs(&self, before: &Shown) -> bool {
+        let gone = self.status == AwarenessStatus::Offline;
+        self.status != before.status || self.location != before.location || gone && self.last_seen != before.last_seen
+    }
+}
+
+/// A user's presence. Bounded: at most [`DEVICES_PER_USER_MAX`] devices of each kind.
+#[derive(Debug, Default)]
+pub(super) struct UserPresence {
+    devices: Vec<Device>,
+    /// AWAY, BUSY, DO_NOT_DISTURB or INVISIBLE: holds on all devices until one of them sends ONLINE.
+    choice: Option<AwarenessStatus>,
+    /// Devices that said DO_NOT_BROADCAST, connected or not, until they say BROADCAST.
+    silent: Vec<DeviceId>,
+    location: Option<(Location, Instant)>,
+    /// When a device was last there.
+    seen: i64,
+    /// What others see as `last_seen` while the user hides.
+    frozen: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Device {
+    id: DeviceId,
+    /// Which of its connections counts.
+    join: u64,
+    /// ONLINE, IDLE, or OFFLINE if it says so itself.
+    status: AwarenessStatus,
+    /// Its connection is lost since; it still counts for the grace.
+    lost: Option<Instant>,
+}
+
+impl UserPresence {
+    /// A device has signed in. What it said before a short loss still holds.
+    pub(super) fn connected(&mut self, id: &DeviceId, join: u64, now: Now) {
+        self.seen = now.unix_ms;
+        match self.devices.iter_mut().find(|device| device.id == *id) {
+            Some(device) => (device.join, device.lost) = (join, None),
+            None => self.devices.push(Device { id: id.clone(), join, status: AwarenessStatus::Online, lost: None }),
+        }
+    }
+
+    /// A device's connection is lost, unless a newer one has taken its place.
+    pub(super) fn lost(&mut self, join: u64, now: Now) {
+        if let Some(device) = self.devices.iter_mut().find(|device| device.join == join) {
+            device.lost = Some(now.at);
+            self.seen = now.unix_ms;
+        }
+    }
+
+    /// A device has left on purpose: no grace. Signing out also takes back its DO_NOT_BROADCAST.
+    pub(super) fn left(&mut self, id: &DeviceId, signed_out: bool, now: Now) {
+        self.devices.retain(|device| device.id != *id);
+        self.seen = now.unix_ms;
+        if signed_out {
+            self.speak(id, now);
+        }
+    }
+
+    /// A device has said something.
+    pub(super) fn update(&mut self, id: &DeviceId, update: &Update, now: Now) {
+        self.seen = now.unix_ms;
+        let was_hidden = self.hidden();
+        match update.status {
+            AwarenessStatus::Online | AwarenessStatus::Idle | AwarenessStatus::Offline => {
+                if update.status == AwarenessStatus::Online {
+                    self.choice = None;
+                }
+                if let Some(device) = self.devices.iter_mut().find(|device| device.id == *id) {
+                    device.status = update.status;
+                }
+            }
+            choice => self.choice = Some(choice),
+        }
+        match update.silent {
+            true if !self.silent.contains(id) && self.silent.len() < DEVICES_PER_USER_MAX => {
+                self.silent.push(id.clone())
+            }
+            true => {}
+            false => self.silent.retain(|device| device != id),
+        }
+        if let Some(location) = update.location {
+            self.location = Some((location, now.at));
+        }
+        if self.hidden() {
+            // Where a hiding user was is nobody's business later either.
+            self.location = None;
+        }
+        self.frozen = self.hidden().then(|| if was_hidden { self.frozen.unwrap_or(now.unix_ms) } else { now.unix_ms });
+    }
+
+    /// Lets go of devices whose grace is over.
+    pub(super) fn expire(&mut self, now: Now) {
+        self.devices.retain(|device| device.lost.is_none_or(|lost| lost + OFFLINE_GRACE > now.at));
+        if self.devices.is_empty() || self.location.is_some_and(|(_, at)| at + LOCATION_KEPT <= now.at) {
+            self.location = None;
+        }
+    }
+
+    /// When [`UserPresence::expire`] has something to do next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.devices.iter().filter_map(|device| Some(device.lost? + OFFLINE_GRACE)).min()
+    }
+
+    /// Whether any device counts as connected.
+    pub(super) fn is_there(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
+    /// What those who may see are shown.
+    pub(super) fn shown(&self, now: Now) -> Shown {
+        if self.hidden() {
+            return Shown { last_seen: self.frozen.unwrap_or(self.seen), ..Shown::GONE };
+        }
+        match self.status() {
+            AwarenessStatus::Offline => Shown { last_seen: self.seen, ..Shown::GONE },
+            status => {
+                let location =
+                    self.location.filter(|(_, at)| *at + LOCATION_KEPT > now.at).map(|(location, _)| location);
+                Shown { status, last_seen: now.unix_ms, location, silent: false }
+            }
+        }
+    }
+
+    /// What the user's own devices are shown: the truth.
+    pub(super) fn shown_to_self(&self, now: Now) -> Shown {
+        let status = if self.is_there() { self.choice.unwrap_or(self.status()) } else { AwarenessStatus::Offline };
+        let location = self.location.filter(|(_, at)| *at + LOCATION_KEPT > now.at).map(|(location, _)| location);
+        Shown { status, last_seen: self.seen, location, silent: !self.silent.is_empty() }
+    }
+
+    fn status(&self) -> AwarenessStatus {
+        let best = self.devices.iter().map(|device| device.status).min_by_key(|status| match status {
+            AwarenessStatus::Online => 0,
+            AwarenessStatus::Idle => 1,
+            _ => 2,
+        });
+        match best {
+            None | Some(AwarenessStatus::Offline) => AwarenessStatus::Offline,
+            Some(of_device) => self.choice.unwrap_or(of_device),
+        }
+    }
+
+    fn hidden(&self) -> bool {
+        self.choice == Some(AwarenessStatus::Invisible) || !self.silent.is_empty()
+    }
+
+    fn speak(&mut self, id: &DeviceId, now: Now) {
+        self.silent.retain(|device| device != id);
+        if !self.hidden() && self.frozen.take().is_some() {
+            self.seen = now.unix_ms;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use AwarenessStatus::*;
+    use std::time::Duration;
+
+    fn device(name: &str) -> DeviceId {
+        DeviceId::parse(name).unwrap()
+    }
+
+    fn say(status: AwarenessStatus) -> Update {
+        Update { status, silent: false, location: None }
+    }
+
+    /// Seconds after a fixed start.
+    fn at(start: Now, seconds: u64) -> Now {
+        Now { at: start.at + Duration::from_secs(seconds), unix_ms: start.unix_ms + 1000 * seconds as i64 }
+    }
+
+    #[test]
+    fn the_best_device_counts_and_a_choice_holds_over_all() {
+        let (start, phone, desk) = (Now::system(), device("phone"), device("desk"));
+        let mut user = UserPresence::default();
+        assert_eq!(user.shown(start).status, Offline);
+        user.connected(&phone, 1, start);
+        user.connected(&desk, 2, start);
+        user.update(&phone, &say(Idle), start);
+        assert_eq!(user.shown(start).status, Online);
+        user.update(&desk, &say(Idle), start);
+        assert_eq!(user.shown(start).status, Idle);
+        user.update(&desk, &say(Busy), start);
+        user.update(&phone, &say(Idle), start);
+        assert_eq!(user.shown(start).status, Busy);
+        user.update(&phone, &say(Online), start);
+        assert_eq!(user.shown(start).status, Online);
+    }
+
+    #[test]
+    fn a_lost_connection_has_a_grace_and_leaving_has_none() {
+        let (start, phone) = (Now::system(), device("phone"));
+        let mut user = UserPresence::default();
+        user.connected(&phone, 1, start);
+        user.update(&phone, &say(Idle), start);
+        user.lost(1, at(start, 10));
+        user.expire(at(start, 20));
+        assert_eq!(user.shown(at(start, 20)).status, Idle);
+        user.connected(&phone, 2, at(start, 21));
+        user.lost(1, at(start, 22));
+        assert_eq!((user.due(), user.shown(at(start, 60)).status), (None, Idle));
+        user.lost(2, at(start, 30));
+        user.expire(at(start, 45));
+        assert_eq!(user.shown(at(start, 45)), Shown { last_seen: at(start, 30).unix_ms, ..Shown::GONE });
+        user.connected(&phone, 3, at(start, 50));
+        assert_eq!(user.shown(at(start, 50)).status, Online);
+        user.left(&phone, false, at(start, 51));
+        assert_eq!(user.shown(at(start, 51)).status, Offline);
+    }
+
+    #[test]
+    fn hiding_shows_offline_with_a_frozen_time_and_forgets_the_place() {
+        let (start, phone, desk) = (Now::system(), device("phone"), device("desk"));
+        let mut user = UserPresence::default();
+        user.connected(&phone, 1, start);
+        user.connected(&desk, 2, start);
+        let location = Some(Location { latitude: 1.0, longitude: 2.0 });
+        user.update(&phone, &Update { location, ..say(Online) }, start);
+        assert_eq!(user.shown(start).location, location);
+        assert_eq!(user.shown(at(start, 600)).location, None);
+        let frozen = Shown { last_seen: at(start, 5).unix_ms, ..Shown::GONE };
+        user.update(&desk, &say(Invisible), at(start, 5));
+        user.update(&desk, &Update { silent: true, ..say(Idle) }, at(start, 6));
+        assert_eq!(user.shown(at(start, 9)), frozen);
+        assert_eq!(user.shown_to_self(at(start, 9)).status, Invisible);
+        user.update(&phone, &say(Online), at(start, 10));
+        assert_eq!(user.shown(at(start, 11)), frozen);
+        user.update(&desk, &say(Online), at(start, 12));
+        assert_eq!(
+            user.shown(at(start, 12)),
+            Shown { status: Online, last_seen: at(start, 12).unix_ms, location: None, silent: false }
+        );
+    }
+}

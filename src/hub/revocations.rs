@@ -1,0 +1,72 @@
+//! Revoked tokens, devices and users, in memory: a sign-in asks here and never waits for the disk (profile 6).
+
+use std::time::{Duration, Instant};
+
+use moka::Expiry;
+use moka::sync::Cache;
+
+use crate::auth::Claims;
+use crate::clock::Now;
+use crate::store::{Revocation, RevocationTarget};
+
+/// What is refused, as long as there is anything that it could refuse.
+///
+/// Not bounded by eviction, which would admit what was revoked, but by what the store holds: a row for each user and
+/// device at most, and one for each revoked token until that would have run out.
+pub(super) struct Revocations {
+    entries: Cache<RevocationTarget, Entry>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Second, Unix.
+    issued_until: i64,
+    /// Unix milliseconds.
+    expires_at: i64,
+    /// For the cache.
+    left: Duration,
+}
+
+impl Revocations {
+    pub(super) fn new() -> Revocations {
+        Revocations { entries: Cache::builder().expire_after(UntilExpired).build() }
+    }
+
+    pub(super) fn insert(&self, revocation: &Revocation, now: Now) {
+        let left = revocation.expires_at.saturating_sub(now.unix_ms);
+        let entry = Entry {
+            issued_until: revocation.issued_until,
+            expires_at: revocation.expires_at,
+            left: Duration::from_millis(u64::try_from(left).unwrap_or(0)),
+        };
+        self.entries.insert(revocation.target.clone(), entry);
+    }
+
+    /// Whether a token is revoked. One that does not say when it was issued is taken as issued before all.
+    pub(super) fn refuse(&self, claims: &Claims, device: &crate::wire::DeviceId, now: Now) -> bool {
+        let issued = claims.issued_at.unwrap_or(0);
+        let entry = |target| self.entries.get(&target).filter(|entry| entry.expires_at > now.unix_ms);
+        let user = &claims.eid;
+        entry(RevocationTarget::Token(user.clone(), claims.fingerprint)).is_some()
+            || entry(RevocationTarget::Device(user.clone(), device.clone())).is_some_and(|e| issued <= e.issued_until)
+            || entry(RevocationTarget::User(user.clone())).is_some_and(|e| issued <= e.issued_until)
+    }
+}
+
+struct UntilExpired;
+
+impl Expiry<RevocationTarget, Entry> for UntilExpired {
+    fn expire_after_create(&self, _: &RevocationTarget, entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.left)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &RevocationTarget,
+        entry: &Entry,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.left)
+    }
+}

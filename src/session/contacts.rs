@@ -1,0 +1,216 @@
+//! Subscribers and blocks (4.4, 4.5, 5.5, 5.6, profile 6).
+
+use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
+use crate::store::{Contact, StoreError};
+use crate::wire::proto::{
+    BlockSubscriber, Subscriber, SubscriberAddRequest, SubscriberAddResponse, SubscriberList, SubscriberListRequest,
+    SubscriberRemove,
+};
+use crate::wire::{
+    DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, Payload, RevokeStatus, SubscriberStatus, encode_frame, envelope,
+};
+
+use super::call::ListChange;
+use super::fault::{Fault, require_own};
+use super::{Call, Now, Origin, Phase, Session};
+
+/// Longest frame of a list: an entry is added as long as the frame is shorter.
+const LIST_FRAME_BYTES: usize = LANE_QUEUE_BYTES / 2;
+
+impl Session {
+    /// 5.5 SubscriberAddRequest: the owner admits somebody to see the owner.
+    pub(super) fn subscriber_add(&mut self, origin: Origin, add: SubscriberAddRequest, now: Now) -> Result<(), Fault> {
+        let (owner, subscriber) = self.check_pair(add.owner.as_ref(), add.subscriber.as_ref())?;
+        if !self.services.settings.serves(&subscriber) {
+            return Err(Fault::new(ErrorCode::NotFound, "the subscriber's domain is not served here"));
+        }
+        if add.nickname.len() > LIST_TEXT_BYTES_MAX || add.group.len() > LIST_TEXT_BYTES_MAX {
+            return Err(Fault::new(ErrorCode::TooLarge, "nickname and group are at most 256 bytes"));
+        }
+        let resource_id = if add.subscriber_resource_id.is_empty() {
+            let mut id = [0; 8];
+            (self.services.random)(&mut id);
+            format!("{:016x}", u64::from_be_bytes(id))
+        } else {
+            DeviceId::parse(&add.subscriber_resource_id)?.to_string()
+        };
+        let response = SubscriberAddResponse {
+            owner: Some(owner.identity()),
+            subscriber: Some(subscriber.identity()),
+            subscriber_resource_id: resource_id.clone(),
+            timestamp: now.unix_ms,
+            ..SubscriberAddResponse::default()
+        };
+        let contact = Contact {
+            subscriber,
+            subscribed: true,
+            nickname: add.nickname,
+            group: add.group,
+            resource_id,
+            share_location: add.share_location.unwrap_or(true),
+            blocked: false,
+            added_at: now.unix_ms,
+        };
+        let change = ListChange::Put(Box::new(contact));
+        self.call(Call::ChangeList(origin, owner, change, Box::new(Payload::SubscriberAddResponse(response))));
+        Ok(())
+    }
+
+    /// Profile 1 SubscriberRemove: the owner withdraws it.
+    pub(super) fn subscriber_remove(
+        &mut self,
+        origin: Origin,
+        remove: SubscriberRemove,
+        now: Now,
+    ) -> Result<(), Fault> {
+        let (owner, subscriber) = self.check_pair(remove.owner.as_ref(), remove.subscriber.as_ref())?;
+        check_request(remove.r#type)?;
+        let response = SubscriberRemove {
+            owner: Some(owner.identity()),
+            subscriber: Some(subscriber.identity()),
+            r#type: Exchange::Response.code(),
+            timestamp: now.unix_ms,
+            ..SubscriberRemove::default()
+        };
+        let change = ListChange::Remove(subscriber);
+        self.call(Call::ChangeList(origin, owner, change, Box::new(Payload::SubscriberRemove(response))));
+        Ok(())
+    }
+
+    /// 5.6 BlockSubscriber, either way. Needs no prior subscription.
+    pub(super) fn block_subscriber(&mut self, origin: Origin, block: BlockSubscriber, now: Now) -> Result<(), Fault> {
+        let (owner, subscriber) = self.check_pair(block.owner.as_ref(), block.subscriber.as_ref())?;
+        check_request(block.r#type)?;
+        let blocked = match block.action {
+            0 | 1 => true,
+            2 => false,
+            _ => return Err(Fault::malformed("action is 0 or 1 to block, 2 to unblock")),
+        };
+        let response = BlockSubscriber {
+            owner: Some(owner.identity()),
+            subscriber: Some(subscriber.identity()),
+            r#type: Exchange::Response.code(),
+            timestamp: now.unix_ms,
+            action: block.action,
+            ..BlockSubscriber::default()
+        };
+        let change = ListChange::Block(subscriber, blocked);
+        self.call(Call::ChangeList(origin, owner, change, Box::new(Payload::BlockSubscriber(response))));
+        Ok(())
+    }
+
+    /// A change is durable, and in effect for everybody: the store's observer saw to that before it answered.
+    pub(super) fn list_changed(&mut self, origin: Origin, answer: Payload, changed: Result<bool, StoreError>) {
+        let changed = match changed {
+            Ok(changed) => Ok(changed),
+            Err(StoreError::ListFull) => Err("the list is full"),
+            Err(error) => return self.refuse(origin, Fault::from(&error)),
+        };
+        let answer = match answer {
+            Payload::SubscriberAddResponse(add) => {
+                let (status, message) = match changed {
+                    Ok(false) => (SubscriberStatus::Success, ""),
+                    Ok(true) => (SubscriberStatus::Updated, ""),
+                    Err(full) => (SubscriberStatus::Failed, full),
+                };
+                Payload::SubscriberAddResponse(SubscriberAddResponse {
+                    status: status.code(),
+                    message: message.to_owned(),
+                    ..add
+                })
+            }
+            Payload::SubscriberRemove(remove) => {
+                let (status, message) = match changed {
+                    Ok(true) => (RevokeStatus::Success, ""),
+                    _ => (RevokeStatus::Failed, "not in the list"),
+                };
+                Payload::SubscriberRemove(SubscriberRemove {
+                    status: status.code(),
+                    message: message.to_owned(),
+                    ..remove
+                })
+            }
+            Payload::BlockSubscriber(block) => {
+                let (status, message) = match changed {
+                    Ok(_) => (RevokeStatus::Success, ""),
+                    Err(full) => (RevokeStatus::Failed, full),
+                };
+                Payload::BlockSubscriber(BlockSubscriber {
+                    status: status.code(),
+                    message: message.to_owned(),
+                    ..block
+                })
+            }
+            other => other,
+        };
+        self.send(Lane::Control, origin.request_id, answer);
+    }
+
+    /// Profile 1 SubscriberListRequest.
+    pub(super) fn subscriber_list(&mut self, origin: Origin, request: &SubscriberListRequest) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        require_own(request.owner.as_ref(), &open.user, open.device.as_str())?;
+        let owner = open.user.clone();
+        self.call(Call::List(origin, owner));
+        Ok(())
+    }
+
+    /// The list, in as many frames as it needs; all but the last say that there is more.
+    pub(super) fn list_read(&mut self, origin: Origin, owner: &Eid, contacts: Result<Vec<Contact>, StoreError>) {
+        let contacts = match contacts {
+            Ok(contacts) => contacts,
+            Err(error) => return self.refuse(origin, Fault::from(&error)),
+        };
+        let mut rest = contacts.into_iter().map(entry).peekable();
+        loop {
+            let mut list = SubscriberList { owner: Some(owner.identity()), ..SubscriberList::default() };
+            let mut bytes = 0;
+            while bytes < LIST_FRAME_BYTES {
+                let Some(entry) = rest.next() else { break };
+                bytes += prost::Message::encoded_len(&entry);
+                list.entries.push(entry);
+            }
+            list.more = rest.peek().is_some();
+            let more = list.more;
+            let mut scheme = envelope(Payload::SubscriberList(list));
+            scheme.request_id = origin.request_id;
+            self.send_frame(Lane::Control, encode_frame(&scheme));
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// The session's own user, and somebody else.
+    fn check_pair(&self, owner: Option<&Identity>, subscriber: Option<&Identity>) -> Result<(Eid, Eid), Fault> {
+        let Phase::Open(open) = &self.phase else {
+            return Err(Fault::new(ErrorCode::Unauthenticated, "not signed in"));
+        };
+        require_own(owner, &open.user, open.device.as_str())?;
+        let subscriber = Eid::from_identity(subscriber)?;
+        if subscriber == open.user {
+            return Err(Fault::malformed("the subscriber is oneself"));
+        }
+        Ok((open.user.clone(), subscriber))
+    }
+}
+
+/// `type` of what is request and response at once.
+pub(super) fn check_request(kind: i32) -> Result<(), Fault> {
+    match kind {
+        0 | 1 => Ok(()),
+        _ => Err(Fault::malformed("type of a request is 1")),
+    }
+}
+
+fn entry(contact: Contact) -> Subscriber {
+    Subscriber {
+        subscriber: Some(contact.subscriber.identity()),
+        nickname: contact.nickname,
+        group: contact.group,
+        subscriber_resource_id: contact.resource_id,
+        share_location: contact.subscribed && contact.share_location,
+        blocked: contact.blocked,
+        added_at: contact.added_at,
+    }
+}

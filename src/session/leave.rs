@@ -1,0 +1,138 @@
+//! Token revocation and logout (4.3, 4.6, 5.4, 5.7, profile 6).
+
+use crate::auth::TokenError;
+use crate::limits::TOKEN_LIFETIME_MAX;
+use crate::store::{Revocation, RevocationTarget, StoreError};
+use crate::wire::proto::{Logout, TokenRevokeRequest, TokenRevokeResponse};
+use crate::wire::{CloseCode, DeviceId, Eid, ErrorCode, Exchange, Lane, LogoutStatus, Payload, RevokeStatus};
+
+use super::contacts::check_request;
+use super::fault::{Fault, require_own};
+use super::{Call, Now, Origin, Phase, Session};
+
+impl Session {
+    /// 5.4 TokenRevokeRequest: one token, one device, or all of the user's. Another's only with the scope `admin`.
+    pub(super) fn token_revoke(&mut self, origin: Origin, request: TokenRevokeRequest, now: Now) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        check_request(request.r#type)?;
+        let user = Eid::from_identity(request.to.as_ref())?;
+        if user != open.user && !open.claims.admin {
+            return Err(Fault::new(ErrorCode::Forbidden, "only an admin revokes somebody else's tokens"));
+        }
+        let response = TokenRevokeResponse {
+            to: request.to.clone(),
+            status: RevokeStatus::Success.code(),
+            r#type: Exchange::Response.code(),
+            timestamp: now.unix_ms,
+            rtt: now.unix_ms.saturating_sub(request.timestamp).max(0),
+        };
+        let resource = request.to.as_ref().map_or("", |to| to.connection_resource_id.as_str());
+        let seconds = now.unix_ms.div_euclid(1000);
+        let lasts = now.unix_ms.saturating_add(i64::try_from(TOKEN_LIFETIME_MAX.as_millis()).unwrap_or(i64::MAX));
+        let revocation = if !request.token.is_empty() {
+            // Only a token that was really issued to the user: its id alone could be made up to hit another's.
+            match self.services.verifier.verify(&request.token, seconds) {
+                Ok(claims) if claims.eid == user => Revocation {
+                    target: RevocationTarget::Token(user, claims.fingerprint),
+                    issued_until: 0,
+                    expires_at: expiry_ms(claims.expires_at),
+                },
+                // It refuses itself.
+                Err(TokenError::Expired) => {
+                    self.send(Lane::Control, origin.request_id, Payload::TokenRevokeResponse(response));
+                    return Ok(());
+                }
+                _ => {
+                    let failed = TokenRevokeResponse { status: RevokeStatus::Failed.code(), ..response };
+                    self.send(Lane::Control, origin.request_id, Payload::TokenRevokeResponse(failed));
+                    return Ok(());
+                }
+            }
+        } else {
+            let target = match resource {
+                "" => RevocationTarget::User(user),
+                device => RevocationTarget::Device(user, DeviceId::parse(device)?),
+            };
+            Revocation { target, issued_until: seconds, expires_at: lasts }
+        };
+        open.revoking += 1;
+        self.call(Call::Revoke(origin, Box::new(revocation), Box::new(response)));
+        Ok(())
+    }
+
+    /// The revocation is durable; the sessions that it hits were told before this one, whose own end comes after its
+    /// answer.
+    pub(super) fn revoked(&mut self, origin: Origin, response: TokenRevokeResponse, revoked: Result<(), StoreError>) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.revoking -= 1;
+        let close = open.revoked && open.revoking == 0;
+        match revoked {
+            Ok(()) => self.send(Lane::Control, origin.request_id, Payload::TokenRevokeResponse(response)),
+            Err(error) => self.refuse(origin, Fault::from(&error)),
+        }
+        if close {
+            self.close(CloseCode::Revoked, "revoked");
+        }
+    }
+
+    /// The hub closes the session because its token was revoked: at once, unless it is about to answer the request that
+    /// did it.
+    pub(super) fn close_revoked(&mut self) {
+        match &mut self.phase {
+            Phase::Open(open) if open.revoking > 0 => open.revoked = true,
+            _ => self.close(CloseCode::Revoked, "revoked"),
+        }
+    }
+
+    /// 5.7 Logout: status 1 leaves for now; anything else signs the device out.
+    pub(super) fn logout(&mut self, origin: Origin, logout: &Logout, now: Now) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        require_own(logout.entity.as_ref(), &open.user, open.device.as_str())?;
+        check_request(logout.r#type)?;
+        let response = Logout {
+            entity: Some(open.user.device_identity(&open.device)),
+            r#type: Exchange::Response.code(),
+            status: LogoutStatus::Success.code(),
+            timestamp: now.unix_ms,
+        };
+        match logout.status {
+            1 => {
+                open.membership.disappear(&open.device, false);
+                self.send(Lane::Control, origin.request_id, Payload::Logout(response));
+                self.close(CloseCode::Goodbye, "left");
+            }
+            0 | 3 | 4 => {
+                let revocation = Revocation {
+                    target: RevocationTarget::Token(open.user.clone(), open.claims.fingerprint),
+                    issued_until: 0,
+                    expires_at: expiry_ms(open.claims.expires_at),
+                };
+                let (user, device) = (open.user.clone(), open.device.clone());
+                // The revocation of its own token must not cut off the answer.
+                open.revoking += 1;
+                self.call(Call::SignOut(origin, user, device, Box::new(revocation), response));
+            }
+            _ => return Err(Fault::malformed("status is 1 to leave for now, or 0, 3 or 4 to sign out")),
+        }
+        Ok(())
+    }
+
+    pub(super) fn signed_out(&mut self, origin: Origin, response: Logout, done: Result<(), StoreError>) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        open.revoking -= 1;
+        if let Err(error) = done {
+            tracing::error!(session = open.session_id, %error, "a device was not signed out");
+            let failed = Logout { status: LogoutStatus::Fail.code(), ..response };
+            return self.send(Lane::Control, origin.request_id, Payload::Logout(failed));
+        }
+        open.membership.disappear(&open.device, true);
+        self.send(Lane::Control, origin.request_id, Payload::Logout(response));
+        self.close(CloseCode::Goodbye, "signed out");
+    }
+}
+
+/// A token is accepted for a while after it ran out, so its revocation lasts that much longer.
+fn expiry_ms(expires_at: i64) -> i64 {
+    let leeway = i64::try_from(crate::limits::TOKEN_LEEWAY.as_millis()).unwrap_or(0);
+    expires_at.saturating_mul(1000).saturating_add(2 * leeway)
+}
