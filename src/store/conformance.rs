@@ -192,6 +192,33 @@ async fn a_store_on_disk_conforms_and_keeps_everything() {
     store.close().await;
 }
 
+/// The files as they are at this moment: what a process leaves that is killed.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.is_dir() { copy(&entry, &to) } else { std::fs::copy(entry, to).map(drop).unwrap() }
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_is_on_disk_when_the_process_just_ends() {
+    let (dir, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Embedded::open(dir.path(), options(), Arc::new(Seen::default())).unwrap();
+    for number in 1..=50 {
+        store.accept(text("alice", "bob", number), number % 2 == 0).await.unwrap();
+    }
+    copy(dir.path(), killed.path());
+    store.close().await;
+    let store = Embedded::open(killed.path(), options(), Arc::new(Seen::default())).unwrap();
+    let versions: Vec<_> = store.history(page(None, None, 99)).await.unwrap();
+    let versions: Vec<_> = versions.iter().map(|message| message.message.version.get()).collect();
+    assert_eq!(versions, (1..=50).collect::<Vec<_>>());
+    let known = store.accept(text("alice", "bob", 50), true).await.unwrap();
+    assert_eq!(known.outcome, AcceptOutcome::Known);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn the_observer_is_told_in_order_before_the_caller() {
     let seen = Arc::new(Seen::default());

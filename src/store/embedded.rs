@@ -82,10 +82,9 @@ impl Embedded {
 
     fn start(engine: Arc<dyn Kv>, options: Options, observer: Arc<dyn LogObserver>) -> Result<Embedded, StoreError> {
         let failed = |error: std::io::Error| StoreError::Engine(format!("starting the writer: {error}"));
-        let (ledger, committed) = Ledger::open(engine.clone(), Instant::now())?;
-        for (user, entry) in &committed.appended {
-            observer.appended(user, entry);
-        }
+        let ledger = Ledger::open(engine.clone(), Instant::now(), |committed| {
+            committed.appended.iter().for_each(|(user, entry)| observer.appended(user, entry));
+        })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
         let (jobs, queue) = mpsc::channel(limits::STORE_QUEUE_MAX);
         let (ending, ended) = watch::channel(());

@@ -21,6 +21,9 @@ pub(crate) fn log(
         .collect()
 }
 
+/// How many of a chat's newest messages a page of history expects not to be released.
+const UNRELEASED_USUALLY: usize = 8;
+
 pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
     let chat = ChatId::between(&query.reader, &query.peer);
     let order = match (query.after, query.before) {
@@ -30,7 +33,8 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
     let (mut after, mut before) = (query.after.unwrap_or(Version::ZERO), query.before);
     let mut page = Vec::new();
     while page.len() < query.limit {
-        let wanted = query.limit - page.len();
+        // Some more, as the newest ones may wait for their release.
+        let wanted = query.limit - page.len() + UNRELEASED_USUALLY;
         let rows = view.range(Space::Chats, &key::versions(chat, after, before), order, wanted)?;
         let Some((last, _)) = rows.last() else { break };
         let last = key::version_of(last).map_err(|why| corrupt(Space::Chats, last, why))?;
@@ -40,7 +44,7 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
         }
         for (key, value) in &rows {
             let row = record::decode::<ChatRecord>(key, value)?;
-            if row.released() {
+            if row.released() && page.len() < query.limit {
                 page.push(message(view, key, &row)?);
             }
         }

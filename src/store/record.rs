@@ -308,7 +308,8 @@ impl ChatRecord {
 
     /// Moves the state forward; `false` if it was there or further.
     pub(crate) fn advance(&mut self, status: AckStatus, at: i64) -> bool {
-        if self.status >= status.code() {
+        let states = [AckStatus::Delivered, AckStatus::Read];
+        if self.status >= status.code() || !states.contains(&status) {
             return false;
         }
         if self.status == 0 {

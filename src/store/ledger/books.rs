@@ -38,14 +38,14 @@ pub(super) struct ListLength {
 }
 
 impl Books {
-    pub(super) fn new() -> Books {
+    pub(super) fn new(ends: usize) -> Books {
         let cache = |entries| NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN);
         Books {
             unreleased: Unreleased::default(),
             cursors: HashMap::new(),
-            lists: LruCache::new(cache(limits::STORE_LISTS_CACHED)),
-            logs: LruCache::new(cache(limits::STORE_ENDS_CACHED)),
-            chats: LruCache::new(cache(limits::STORE_ENDS_CACHED)),
+            lists: LruCache::new(cache(ends.min(limits::STORE_LISTS_CACHED))),
+            logs: LruCache::new(cache(ends)),
+            chats: LruCache::new(cache(ends)),
         }
     }
 

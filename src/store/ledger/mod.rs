@@ -102,21 +102,31 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes over an engine's rows, and releases what was accepted but not released, in the order of the versions.
-    pub(crate) fn open(kv: Arc<dyn Kv>, now: Instant) -> Result<(Ledger, Committed), StoreError> {
-        let mut ledger = Ledger { kv, books: Books::new(), txn: None, outcomes: Vec::new(), failed: None };
-        let mut committed = Committed::default();
+    /// Takes over an engine's rows, and releases what was accepted but not released, in the order of the versions;
+    /// `committed` is told what came of it.
+    pub(crate) fn open(kv: Arc<dyn Kv>, now: Instant, committed: impl FnMut(Committed)) -> Result<Ledger, StoreError> {
+        Ledger::open_caching(kv, now, limits::STORE_ENDS_CACHED, committed)
+    }
+
+    /// As [`Ledger::open`], keeping the ends of so many logs and chats in memory.
+    fn open_caching(
+        kv: Arc<dyn Kv>,
+        now: Instant,
+        ends: usize,
+        mut committed: impl FnMut(Committed),
+    ) -> Result<Ledger, StoreError> {
+        let mut ledger = Ledger { kv, books: Books::new(ends), txn: None, outcomes: Vec::new(), failed: None };
         ledger.load_unreleased()?;
         loop {
-            let waiting: Vec<_> = ledger.books.unreleased.in_order(limits::COMMIT_OPERATIONS_MAX);
+            let waiting = ledger.books.unreleased.in_order(limits::COMMIT_OPERATIONS_MAX);
             if waiting.is_empty() {
-                return Ok((ledger, committed));
+                return Ok(ledger);
             }
             let step = ledger.run(waiting.into_iter().map(Op::Release).collect(), now);
-            for outcome in step.outcomes {
-                outcome?;
+            if let Some(error) = step.outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+                return Err(error.clone());
             }
-            committed.appended.extend(step.appended);
+            committed(step);
         }
     }
 
@@ -173,8 +183,8 @@ impl Ledger {
             Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
             Op::Check => Ok(Reply::Done),
         };
-        if outcome.is_err() {
-            txn.roll_back();
+        // A refusal comes before the first write and costs nothing; only an engine that fails in between leaves some.
+        if outcome.is_err() && txn.roll_back() {
             books.forget_ends();
         }
         outcome

@@ -101,8 +101,9 @@ impl Txn {
         self.before = Before { durable: self.durable, appended: self.appended.len(), changes: self.changes.len() };
     }
 
-    /// Takes back what the running operation wrote.
-    pub(crate) fn roll_back(&mut self) {
+    /// Takes back what the running operation wrote; `false` if that was nothing.
+    pub(crate) fn roll_back(&mut self) -> bool {
+        let wrote = !self.undo.is_empty();
         while let Some((space, key, previous)) = self.undo.pop() {
             let writes = &mut self.writes[space.index()];
             match previous {
@@ -114,6 +115,7 @@ impl Txn {
         self.durable = self.before.durable;
         self.appended.truncate(self.before.appended);
         self.changes.truncate(self.before.changes);
+        wrote
     }
 
     /// Ends it, letting go of the view.
@@ -208,10 +210,12 @@ mod tests {
         txn.begin_operation();
         txn.put(vec![1], &FloorRecord { last: 2 });
         txn.put(vec![2], &FloorRecord { last: 2 });
-        txn.roll_back();
+        assert!(txn.roll_back());
         assert_eq!(read::<FloorRecord>(&txn, &[1]).unwrap().unwrap().last, 1);
         assert_eq!(numbers(&txn, Order::Ascending, 9), [1]);
         assert!(!txn.durable());
         assert_eq!(txn.rows(), 1);
+        txn.begin_operation();
+        assert!(!txn.roll_back());
     }
 }

@@ -1,0 +1,98 @@
+//! Lists, blocks and revocations (profile 6).
+
+use super::*;
+
+fn owners(house: &House, of: &str) -> Vec<String> {
+    let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
+    owners.iter().map(|owner| owner.to_string()).collect()
+}
+
+#[test]
+fn a_contact_is_added_changed_and_removed() {
+    let mut house = House::new();
+    assert!(!house.flag(remove("alice", "bob")).unwrap());
+    assert!(!house.flag(put("alice", "bob")).unwrap());
+    let renamed = Contact { nickname: "Bobby".into(), added_at: 99, ..contact("bob") };
+    assert!(house.flag(Op::PutContact(eid("alice"), Box::new(renamed.clone()))).unwrap());
+    let list = read::contacts(&*house.memory.view(), &eid("alice")).unwrap();
+    assert_eq!(list, [Contact { added_at: 5, ..renamed }]);
+    assert!(house.flag(remove("alice", "bob")).unwrap());
+    assert_eq!(house.rows(Space::Contacts) + house.rows(Space::Owners), 0);
+}
+
+#[test]
+fn a_block_survives_being_added_changed_and_removed() {
+    let mut house = House::new();
+    assert!(house.flag(block("alice", "bob", true)).unwrap());
+    assert!(!house.flag(block("alice", "bob", true)).unwrap());
+    assert!(!house.flag(put("alice", "bob")).unwrap(), "blocked is not subscribed");
+    assert!(house.flag(put("alice", "bob")).unwrap());
+    assert!(house.flag(remove("alice", "bob")).unwrap());
+    assert!(!house.flag(remove("alice", "bob")).unwrap());
+    let (mut house, _) = house.restart();
+    let list = read::contacts(&*house.memory.view(), &eid("alice")).unwrap();
+    assert_eq!((list.len(), list[0].blocked, list[0].subscribed), (1, true, false));
+    assert!(house.flag(block("alice", "bob", false)).unwrap());
+    assert!(!house.flag(block("alice", "bob", false)).unwrap());
+    assert_eq!(house.rows(Space::Contacts), 0);
+}
+
+#[test]
+fn a_block_either_way_hides_the_owners() {
+    let mut house = House::new();
+    house.run(vec![put("alice", "bob"), put("bob", "alice"), put("carol", "bob")]);
+    assert_eq!(owners(&house, "bob"), ["alice@x", "carol@x"]);
+    house.one(block("bob", "alice", true)).unwrap();
+    assert_eq!((owners(&house, "bob"), owners(&house, "alice")), (vec!["carol@x".into()], vec![]));
+    house.run(vec![block("alice", "bob", true), block("bob", "alice", false)]);
+    assert_eq!((owners(&house, "bob"), owners(&house, "alice")), (vec!["carol@x".into()], vec![]));
+    house.one(block("alice", "bob", false)).unwrap();
+    assert_eq!(owners(&house, "alice"), ["bob@x"]);
+    house.one(remove("alice", "bob")).unwrap();
+    assert_eq!(owners(&house, "bob"), ["carol@x"]);
+}
+
+#[test]
+fn lists_are_bounded_subscribers_and_blocks_apart() {
+    let mut house = House::new();
+    let some = |number| format!("user{number}");
+    let fill = |house: &mut House, op: &dyn Fn(&str) -> Op| {
+        for number in 0..SUBSCRIBERS_PER_USER_MAX {
+            house.ledger.apply(op(&some(number)));
+        }
+        assert!(house.ledger.commit(Instant::now).outcomes.iter().all(Result::is_ok));
+    };
+    fill(&mut house, &|user| put("alice", user));
+    assert_eq!(house.flag(put("alice", "more")).unwrap_err(), StoreError::ListFull);
+    assert!(house.flag(put("alice", "user7")).unwrap());
+    assert!(house.flag(block("alice", "user7", true)).unwrap());
+    assert!(house.flag(block("alice", "user7", false)).unwrap());
+    let (mut house, _) = house.restart();
+    fill(&mut house, &|user| block("alice", &format!("not-{user}"), true));
+    assert_eq!(house.flag(block("alice", "more", true)).unwrap_err(), StoreError::ListFull);
+    assert_eq!(house.flag(block("alice", "user7", true)).unwrap_err(), StoreError::ListFull);
+    assert_eq!(house.flag(put("alice", "not-user1")).unwrap_err(), StoreError::ListFull);
+    assert!(house.flag(remove("alice", "user8")).unwrap());
+    assert!(!house.flag(put("alice", "not-user1")).unwrap());
+    // Both full, and a subscriber that is blocked: it can still be removed.
+    assert!(house.flag(remove("alice", "not-user1")).unwrap());
+    assert_eq!(house.flag(block("alice", "more", true)).unwrap_err(), StoreError::ListFull);
+    assert!(house.flag(block("alice", "not-user1", false)).unwrap());
+    assert!(house.flag(block("alice", "more", true)).unwrap());
+}
+
+#[test]
+fn a_revocation_never_gets_weaker_and_goes_when_it_has_expired() {
+    let mut house = House::new();
+    let revoke = |target: &RevocationTarget, issued_until, expires_at| {
+        Op::Revoke(Revocation { target: target.clone(), issued_until, expires_at })
+    };
+    let (token, user) = (RevocationTarget::Token([1; 32]), RevocationTarget::User(eid("bob")));
+    house.run(vec![revoke(&token, 0, 50), revoke(&user, 10, 100), revoke(&user, 7, 90)]);
+    let (mut house, _) = house.restart();
+    let (valid, expired) = read::revocations(&*house.memory.view(), 50).unwrap();
+    assert_eq!(valid, [Revocation { target: user, issued_until: 10, expires_at: 100 }]);
+    assert!(expired);
+    house.one(Op::DropRevocations { expired_at: 50 }).unwrap();
+    assert_eq!(house.rows(Space::Revocations), 1);
+}

@@ -1,0 +1,82 @@
+//! Devices and cursors (profile 3 and 8).
+
+use super::*;
+
+#[test]
+fn a_cursor_moves_forward_only_and_not_past_the_head() {
+    let mut house = House::new();
+    house.open("bob", "phone").unwrap();
+    for number in 1..=3 {
+        house.sent("alice", "bob", number);
+    }
+    for (to, stands) in [(2, 2), (1, 2), (9, 3), (0, 3)] {
+        house.run(vec![cursor("bob", "phone", to)]);
+        assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(stands));
+    }
+}
+
+#[test]
+fn a_cursor_waits_for_the_next_durable_commit_or_the_end() {
+    let mut house = House::new();
+    house.open("bob", "phone").unwrap();
+    house.sent("alice", "bob", 1);
+    house.sent("alice", "bob", 2);
+    let commits = house.memory.commits();
+    house.run(vec![cursor("bob", "phone", 1)]);
+    assert_eq!(house.memory.commits(), commits);
+    assert!(house.ledger.has_unwritten_cursors());
+    // A crash here loses it, and only it.
+    let (mut house, _) = house.restart();
+    assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::ZERO);
+
+    house.run(vec![cursor("bob", "phone", 1)]);
+    house.sent("alice", "bob", 3);
+    assert!(!house.ledger.has_unwritten_cursors());
+    let (mut house, _) = house.restart();
+    assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(1));
+
+    house.run(vec![cursor("bob", "phone", 2)]);
+    house.ledger.flush_cursors().unwrap();
+    assert_eq!(house.memory.unsynced(), 1);
+    house.ledger.close().unwrap();
+    assert_eq!(house.memory.unsynced(), 0);
+    let (mut house, _) = house.restart();
+    assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(2));
+}
+
+#[test]
+fn opening_a_known_device_writes_nothing() {
+    let mut house = House::new();
+    house.open("bob", "phone").unwrap();
+    assert_eq!((house.memory.commits(), house.memory.unsynced()), (1, 0));
+    house.open("bob", "phone").unwrap();
+    assert_eq!(house.memory.commits(), 1);
+}
+
+#[test]
+fn a_user_has_so_many_devices_and_a_forgotten_one_makes_room() {
+    let mut house = House::new();
+    for number in 0..DEVICES_PER_USER_MAX {
+        house.open("bob", &format!("d{number}")).unwrap();
+    }
+    assert_eq!(house.open("bob", "more").unwrap_err(), StoreError::TooManyDevices);
+    house.open("bob", "d0").unwrap();
+    house.open("alice", "phone").unwrap();
+    house.one(Op::ForgetDevice(eid("bob"), device("d0"))).unwrap();
+    house.open("bob", "more").unwrap();
+}
+
+#[test]
+fn a_forgotten_device_is_not_brought_back_by_what_was_under_way() {
+    let mut house = House::new();
+    house.open("bob", "phone").unwrap();
+    let message = house.sent("alice", "bob", 1);
+    house.run(vec![
+        cursor("bob", "phone", 1),
+        Op::ForgetDevice(eid("bob"), device("phone")),
+        cursor("bob", "phone", 1),
+    ]);
+    house.ack(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)).unwrap();
+    assert_eq!(house.rows(Space::Devices), 0);
+    assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::ZERO);
+}

@@ -1,0 +1,165 @@
+//! Corrupt rows, an engine that fails, and the bounds.
+
+use super::*;
+
+#[test]
+fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
+    let mut house = House::new();
+    let message = house.sent("alice", "bob", 1);
+    let key = key::message(message.id);
+    house.memory.commit(vec![(Space::Messages, key.into(), Some(vec![0xff, 0xff].into()))], true).unwrap();
+    let committed = house.run(vec![
+        accept(text("carol", "bob", 2), true),
+        Op::Acknowledge(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)),
+        accept(text("alice", "bob", 1), true),
+        accept(text("alice", "bob", 3), true),
+    ]);
+    let [Ok(_), Err(StoreError::Engine(one)), Err(StoreError::Engine(other)), Ok(_)] = committed.outcomes.as_slice()
+    else {
+        panic!("{:?}", committed.outcomes)
+    };
+    assert!(one.contains("messages") && other.contains("messages"), "{one}, {other}");
+    assert!(read::log(&*house.memory.view(), &eid("bob"), Sequence::ZERO, 1).is_err());
+    assert_eq!(read::log(&*house.memory.view(), &eid("bob"), Sequence::from(1), 9).unwrap().len(), 2);
+}
+
+#[test]
+fn no_row_of_garbage_makes_anything_panic() {
+    let mut house = House::new();
+    house.open("bob", "phone").unwrap();
+    let message = house.sent("alice", "bob", 1);
+    house.accept(text("bob", "alice", 2), false).unwrap();
+    house.run(vec![
+        put("bob", "alice"),
+        Op::Revoke(Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 }),
+    ]);
+    house.ack(ack("bob", up_to(1), AckStatus::Delivered, 1)).unwrap();
+    let all = |space| house.memory.view().range(space, &key::all(), Order::Ascending, 100).unwrap();
+    let good: Vec<_> = Space::ALL.iter().flat_map(|space| all(*space).into_iter().map(|row| (*space, row))).collect();
+    for (space, (key, value)) in good {
+        for garbage in [vec![], vec![0x80], vec![0x0a, 0x01, 0x41], vec![0x08, 0x63], value[..value.len() / 2].to_vec()]
+        {
+            let memory = Memory::new();
+            let rows = Space::ALL.iter().flat_map(|space| all(*space).into_iter().map(|(k, v)| (*space, k, Some(v))));
+            memory.commit(rows.collect(), true).unwrap();
+            memory.commit(vec![(space, key.clone(), Some(garbage.into()))], true).unwrap();
+            let view = memory.view();
+            for user in ["alice", "bob"] {
+                let _ = read::log(&*view, &eid(user), Sequence::ZERO, 9);
+                let _ = read::contacts(&*view, &eid(user));
+                let _ = read::owners(&*view, &eid(user));
+            }
+            let _ = read::revocations(&*view, 0);
+            let query = HistoryQuery { reader: eid("bob"), peer: eid("alice"), before: None, after: None, limit: 9 };
+            let _ = read::history(&*view, &query);
+            let Ok(mut ledger) = Ledger::open(Arc::new(memory), Instant::now(), drop) else { continue };
+            ledger.run(
+                vec![
+                    accept(text("alice", "bob", 1), true),
+                    accept(text("alice", "bob", 3), false),
+                    Op::Acknowledge(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)),
+                    Op::Acknowledge(ack("bob", up_to(3), AckStatus::Read, 1)),
+                    Op::OpenDevice(eid("bob"), device("phone")),
+                    block("bob", "alice", true),
+                    Op::Revoke(Revocation {
+                        target: RevocationTarget::User(eid("bob")),
+                        issued_until: 2,
+                        expires_at: 2,
+                    }),
+                    Op::DropRevocations { expired_at: 9 },
+                ],
+                Instant::now(),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_release_that_fails_half_way_leaves_nothing_and_can_be_repeated() {
+    let mut house = House::new();
+    let first = house.accept(text("alice", "bob", 1), false).unwrap().message;
+    let second = house.accept(text("alice", "bob", 2), true).unwrap().message;
+    let key = key::message(second.id);
+    let good = house.memory.view().get(Space::Messages, &key).unwrap();
+    let set = |value| house.memory.commit(vec![(Space::Messages, key.clone().into(), value)], true).unwrap();
+    set(None);
+    let commits = house.memory.commits();
+    assert!(house.ledger.run(vec![Op::Release(first.id)], Instant::now()).outcomes[0].is_err());
+    assert_eq!(house.memory.commits(), commits);
+    set(good);
+    house.one(Op::Release(first.id)).unwrap();
+    assert_eq!(house.kinds("bob"), ["received", "received"]);
+    assert_eq!(house.states().len(), 2);
+}
+
+#[test]
+fn when_a_commit_fails_so_do_all_of_its_operations_and_all_later_ones() {
+    for (fault, kept) in [(Fault::Before, 1), (Fault::After, 3)] {
+        let mut house = House::new();
+        house.sent("alice", "bob", 1);
+        house.memory.fail_after(0, fault);
+        let ops = vec![accept(text("alice", "bob", 2), true), Op::Check, accept(text("alice", "bob", 3), true)];
+        let failed = house.run(ops);
+        assert!(failed.outcomes.iter().all(|outcome| matches!(outcome, Err(StoreError::Engine(_)))));
+        assert!(failed.appended.is_empty());
+        assert!(house.ledger.has_failed());
+        assert!(house.one(Op::Check).is_err());
+        assert!(house.ledger.close().is_err());
+        let (mut house, _) = house.restart();
+        // Whatever became of it: the sender repeats, and each message is there once.
+        for number in 2..=3 {
+            let known = house.accept(text("alice", "bob", number), true).unwrap().outcome == AcceptOutcome::Known;
+            assert_eq!(known, fault == Fault::After);
+        }
+        assert_eq!(house.states().len(), 3);
+        assert!(
+            house
+                .memory
+                .view()
+                .get(Space::Locals, &key::local(&eid("alice"), &text("alice", "bob", kept).local_id))
+                .unwrap()
+                .is_some()
+        );
+    }
+}
+
+#[test]
+fn a_commit_takes_no_more_than_its_bound() {
+    let mut house = House::new();
+    for _ in 0..limits::COMMIT_OPERATIONS_MAX - 1 {
+        house.ledger.apply(Op::Check);
+        assert!(!house.ledger.is_full());
+    }
+    house.ledger.apply(Op::Check);
+    assert!(house.ledger.is_full());
+    house.ledger.commit(Instant::now);
+    assert!(!house.ledger.is_full());
+}
+
+#[test]
+fn too_many_moved_cursors_are_written_at_once() {
+    let mut house = House::new();
+    house.sent("alice", "bob", 1);
+    house.open("bob", "phone").unwrap();
+    for number in 1..limits::CURSORS_UNWRITTEN_MAX {
+        house.ledger.books.cursors.insert((eid(&format!("u{number}")), device("phone")), Sequence::from(1));
+    }
+    let commits = house.memory.commits();
+    house.run(vec![cursor("bob", "phone", 1)]);
+    assert_eq!(house.memory.commits(), commits + 1);
+    assert!(!house.ledger.has_unwritten_cursors());
+    assert_eq!(house.memory.unsynced(), 1);
+}
+
+#[test]
+fn records_of_a_later_version_are_still_read() {
+    let mut value = prost::Message::encode_to_vec(&FloorRecord { last: 7 });
+    // Field 15, a string.
+    value.extend_from_slice(&[0x7a, 0x01, b'x']);
+    assert_eq!(record::decode::<FloorRecord>(b"k", &value).unwrap().last, 7);
+    let span = Span { from: vec![2], to: vec![1] };
+    assert!(Memory::new().view().range(Space::Logs, &span, Order::Ascending, 1).unwrap().is_empty());
+    // An empty value is a record of nothing but defaults; where that makes no sense it is an error.
+    assert!(MessageRecord::default().into_message(MessageId::new(1, [0; 10])).is_err());
+    assert!(LocalRecord::default().message().is_err());
+}
