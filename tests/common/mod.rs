@@ -1,0 +1,43 @@
+//! What the tests of the running server share: a server in this process, and a client that can misbehave.
+//!
+//! Nothing here sleeps or measures time. Whatever a test waits for is an event, and [`within_bound`] ends a wait that
+//! would never end. That nothing else happens is proved by a later frame that comes next.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, unreachable_pub)]
+
+mod body;
+mod bystanders;
+mod quic;
+mod raw;
+mod server;
+
+pub use body::{Body, Got, text_of};
+pub use bystanders::Bystanders;
+pub use raw::{Raw, identity, length_prefix};
+pub use server::{SignIn, TestServer, sign};
+
+use std::future::Future;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// No event that a test waits for takes as long, on any machine.
+const BOUND: Duration = Duration::from_secs(20);
+
+/// The result, or a failed test that says what it waited for.
+pub async fn within_bound<T>(what: &str, event: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(BOUND, event).await {
+        Ok(result) => result,
+        Err(_) => panic!("waited {BOUND:?} for {what}"),
+    }
+}
+
+/// Unix milliseconds.
+pub fn now_ms() -> i64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(unix.as_millis()).expect("the clock is before the year 292 million")
+}
+
+/// Unix seconds.
+pub fn now_s() -> i64 {
+    now_ms() / 1000
+}

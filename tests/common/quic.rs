@@ -1,0 +1,86 @@
+//! The only place that knows the transport: lanes over QUIC, with nothing that keeps a client from misbehaving.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use bimip::wire::{ALPN, CloseCode, Lane};
+use bytes::Bytes;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ApplicationClose, ConnectionError, Endpoint, RecvStream, SendStream};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+/// An endpoint for clients that trust one authority.
+pub fn client_endpoint(ca: &Path) -> Endpoint {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).expect("the server has written ca.pem")).expect("an authority");
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("aws-lc-rs has TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let crypto = QuicClientConfig::try_from(tls).expect("aws-lc-rs has QUIC's initial cipher suite");
+    let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a free UDP port");
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    endpoint
+}
+
+/// A connection and its lanes.
+pub struct Link {
+    connection: quinn::Connection,
+    lanes: [Option<(SendStream, RecvStream)>; 4],
+    /// Streams that are no lane of ours: a second opening, an unknown byte. Kept, since dropping one resets it.
+    strays: Vec<(SendStream, RecvStream)>,
+}
+
+impl Link {
+    /// An established connection, with no lane open.
+    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Link {
+        let connecting = endpoint.connect(address, "localhost").expect("the address is one");
+        let connection = connecting.await.expect("a handshake");
+        Link { connection, lanes: [const { None }; 4], strays: Vec::new() }
+    }
+
+    /// Opens a stream that names itself by `byte`, whatever that is and however often.
+    pub async fn open(&mut self, byte: u8) {
+        let mut streams = self.connection.open_bi().await.expect("a stream");
+        streams.0.write_all(&[byte]).await.expect("a lane byte");
+        match self.lanes.get_mut(usize::from(byte)) {
+            Some(lane @ None) => *lane = Some(streams),
+            _ => self.strays.push(streams),
+        }
+    }
+
+    /// Writes to an open lane.
+    pub async fn write(&mut self, lane: Lane, bytes: &[u8]) {
+        let (send, _) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
+        send.write_all(bytes).await.unwrap_or_else(|error| panic!("writing to {lane:?}: {error}"));
+    }
+
+    /// The next bytes of a lane; the reason if there are no more.
+    pub async fn read(&mut self, lane: Lane) -> Result<Bytes, String> {
+        let (_, recv) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
+        match recv.read_chunk(usize::MAX, true).await {
+            Ok(Some(chunk)) => Ok(chunk.bytes),
+            Ok(None) => Err("the server ended the lane".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The code with which the server closes.
+    pub async fn closed(&self) -> CloseCode {
+        match self.connection.closed().await {
+            ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
+                CloseCode::from_quic(error_code.into_inner()).unwrap_or_else(|| panic!("close code {error_code}"))
+            }
+            other => panic!("expected a close by the server, got {other}"),
+        }
+    }
+
+    /// Leaves, without a word to the session.
+    pub fn close(&self) {
+        self.connection.close(0u8.into(), b"");
+    }
+}

@@ -1,0 +1,220 @@
+//! A server of its own for a test: free ports, a directory that goes away, development keys.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use bimip::auth::dev::DevFiles;
+use bimip::auth::{Grant, Signer};
+use bimip::config::Config;
+use bimip::server::Server;
+use bimip::wire::proto::{SessionAccept, SessionOpen};
+use bimip::wire::{DeviceId, Eid, Identity, Lane, Payload};
+use quinn::Endpoint;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::quic::{Link, client_endpoint};
+use super::{Raw, now_s, within_bound};
+
+/// A running server.
+pub struct TestServer {
+    server: Server,
+    config: Config,
+    clients: Endpoint,
+    /// Removed when the test ends.
+    _directory: TempDir,
+}
+
+impl TestServer {
+    /// With the defaults.
+    pub async fn start() -> TestServer {
+        TestServer::with(|_| ()).await
+    }
+
+    /// With something configured.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
+        let directory = scratch();
+        let mut config = Config {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            metrics_listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            data_dir: directory.path().to_owned(),
+            dev: true,
+            ..Config::default()
+        };
+        change(&mut config);
+        config.check().expect("a configuration that an operator could have");
+        let server = start(&config).await;
+        let clients = client_endpoint(&DevFiles::in_data_dir(&config.data_dir).ca);
+        TestServer { server, config, clients, _directory: directory }
+    }
+
+    /// Stops it gracefully and starts it again on the same directory, on other ports.
+    pub async fn restart(mut self) -> TestServer {
+        within_bound("the server to stop", self.server.shutdown()).await;
+        self.server = start(&self.config).await;
+        self
+    }
+
+    /// Stops it gracefully.
+    pub async fn shutdown(self) {
+        within_bound("the server to stop", self.server.shutdown()).await;
+    }
+
+    /// Where it listens for devices.
+    pub fn quic_address(&self) -> SocketAddr {
+        self.server.quic_address
+    }
+
+    /// What it runs on.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its keys and certificates.
+    pub fn files(&self) -> DevFiles {
+        DevFiles::in_data_dir(&self.config.data_dir)
+    }
+
+    /// A token for an hour; `device`: the only one that may use it.
+    pub fn token(&self, eid: &str, device: Option<&str>) -> String {
+        self.token_at(eid, device, now_s(), Duration::from_secs(3600))
+    }
+
+    /// A token that was signed at a time (Unix seconds), for a while.
+    pub fn token_at(&self, eid: &str, device: Option<&str>, at: i64, ttl: Duration) -> String {
+        sign(&self.files().token_key, eid, device, at, ttl)
+    }
+
+    /// A connection that has said nothing.
+    pub async fn connect(&self) -> Raw {
+        let link = within_bound("a handshake", Link::dial(&self.clients, self.server.quic_address)).await;
+        Raw::new(link, self.config.session.max_frame_bytes)
+    }
+
+    /// A device about to sign in.
+    pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
+        SignIn {
+            server: self,
+            lanes: vec![Lane::Control, Lane::Chat],
+            open: SessionOpen {
+                identity: Some(Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() }),
+                token: self.token(eid, None),
+                client: "tests".to_owned(),
+                ..SessionOpen::default()
+            },
+        }
+    }
+
+    /// A signed-in device with the lanes control and chat.
+    pub async fn sign_in(&self, eid: &str, device: &str) -> Raw {
+        self.session(eid, device).open().await
+    }
+
+    /// The body of a plain HTTP GET from the metrics listener.
+    pub async fn get(&self, path: &str) -> String {
+        let exchange = async {
+            let mut http = TcpStream::connect(self.server.metrics_address).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            http.write_all(request.as_bytes()).await?;
+            let mut response = String::new();
+            http.read_to_string(&mut response).await?;
+            std::io::Result::Ok(response)
+        };
+        let response = within_bound("an HTTP response", exchange).await.expect("the metrics listener answers");
+        let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        body.to_owned()
+    }
+
+    /// The value of a metric, by its name with labels as Prometheus reads it; zero if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let page = self.get("/metrics").await;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+}
+
+/// Signs a token with any key of ours.
+pub fn sign(key: &Path, eid: &str, device: Option<&str>, at: i64, ttl: Duration) -> String {
+    let grant = Grant {
+        eid: Eid::parse(eid).expect("an eid"),
+        device: device.map(|device| DeviceId::parse(device).expect("a device id")),
+        ttl,
+        scope: None,
+    };
+    Signer::from_pem_file(key).and_then(|signer| signer.sign(&grant, at)).expect("a token")
+}
+
+/// In memory where there is such a place: what a disk keeps when the machine fails is not asked here, and a test waits
+/// for a dozen commits. `TMPDIR` chooses another.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let directory = if std::env::var_os("TMPDIR").is_none() && memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    directory.expect("a temporary directory")
+}
+
+async fn start(config: &Config) -> Server {
+    within_bound("the server to start", Server::start(config.clone())).await.expect("a server")
+}
+
+/// A SessionOpen that is being put together.
+#[derive(Clone)]
+pub struct SignIn<'a> {
+    server: &'a TestServer,
+    lanes: Vec<Lane>,
+    /// As it will be sent.
+    pub open: SessionOpen,
+}
+
+impl SignIn<'_> {
+    /// Messages do not wait for the answer to their VersionUpdate.
+    pub fn pipelined(mut self) -> Self {
+        self.open.pipelined = true;
+        self
+    }
+
+    /// The tail starts after this sequence.
+    pub fn resume_from(mut self, sequence: i64) -> Self {
+        self.open.resume_from = Some(sequence);
+        self
+    }
+
+    /// Shows this token.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.open.token = token.into();
+        self
+    }
+
+    /// Opens these lanes.
+    pub fn lanes(mut self, lanes: &[Lane]) -> Self {
+        self.lanes = lanes.to_vec();
+        self
+    }
+
+    /// Connects, opens the lanes and says SessionOpen; returns the request id of that too.
+    pub async fn attempt(self) -> (Raw, i64) {
+        let mut raw = self.server.connect().await;
+        for lane in self.lanes {
+            raw.open(lane).await;
+        }
+        let identity = self.open.identity.clone().unwrap_or_default();
+        (raw.eid, raw.device) = (identity.eid, identity.connection_resource_id);
+        let request_id = raw.send(Lane::Control, Payload::SessionOpen(self.open)).await;
+        (raw, request_id)
+    }
+
+    /// Signs in.
+    pub async fn open(self) -> Raw {
+        let (mut raw, request_id) = self.attempt().await;
+        let accept = raw.expect::<SessionAccept>(Lane::Control).await;
+        assert_eq!(accept.request_id, request_id);
+        raw.accept = accept.into_body();
+        raw
+    }
+}

@@ -1,0 +1,123 @@
+//! Lanes: which payload on which, opened once, and known.
+
+use bimip::wire::proto::{MediaPayloadRequest, PingPong};
+use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, payload_name};
+
+use crate::common::{Bystanders, TestServer, identity};
+use crate::payloads;
+
+#[tokio::test]
+async fn a_payload_on_the_wrong_lane_is_refused_there_and_the_connection_goes_on() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let mut alice = server.session("alice@localhost", "phone").pipelined().lanes(&Lane::ALL).open().await;
+    for (right, payload) in payloads::by_lane() {
+        for wrong in Lane::ALL.into_iter().filter(|lane| *lane != right) {
+            let name = payload_name(&payload);
+            let request_id = alice.send(wrong, payload.clone()).await;
+            let error = alice.expect_error(wrong, 421, request_id).await;
+            assert_eq!(error.route, name, "on {wrong:?}");
+        }
+    }
+    // A whole and legal text, too: it was not accepted on the side.
+    let text = alice.text("bob@localhost", "wrong-lane", "on control");
+    let request_id = alice.send(Lane::Control, Payload::TextPayloadRequest(text)).await;
+    alice.expect_error(Lane::Control, 421, request_id).await;
+    alice.ping().await;
+    for lane in Lane::ALL {
+        alice.expect_nothing_more(lane).await;
+    }
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_lane_opened_twice_closes_the_connection() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    for lanes in [&[Lane::Control, Lane::Chat][..], &Lane::ALL] {
+        for again in lanes {
+            let mut alice = server.session("alice@localhost", "phone").lanes(lanes).open().await;
+            alice.open(*again).await;
+            alice.expect_close(CloseCode::ProtocolViolation).await;
+        }
+    }
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_unknown_lane_closes_the_connection() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    for byte in [4, 0x7f, 0xff] {
+        let mut alice = server.sign_in("alice@localhost", "phone").await;
+        alice.open_byte(byte).await;
+        alice.expect_close(CloseCode::ProtocolViolation).await;
+
+        let mut stranger = server.connect().await;
+        stranger.open_byte(byte).await;
+        stranger.expect_close(CloseCode::ProtocolViolation).await;
+    }
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_first_frame_that_is_not_session_open_is_refused_and_closes() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let firsts = payloads::by_lane().into_iter().filter(|(lane, _)| *lane == Lane::Control);
+    for (_, payload) in firsts.filter(|(_, payload)| !matches!(payload, Payload::SessionOpen(_))) {
+        let mut stranger = server.connect().await;
+        stranger.open(Lane::Control).await;
+        let name = payload_name(&payload);
+        let request_id = stranger.send(Lane::Control, payload).await;
+        let error = stranger.expect_error(Lane::Control, 401, request_id).await;
+        assert_eq!(error.route, name);
+        stranger.expect_close(CloseCode::Unauthenticated).await;
+    }
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_connection_without_session_open_is_closed_in_time() {
+    let server = TestServer::with(|config| config.session.open_within_ms = 100).await;
+
+    let mut mute = server.connect().await;
+    mute.expect_close(CloseCode::Unauthenticated).await;
+
+    let mut silent = server.connect().await;
+    silent.open(Lane::Control).await;
+    silent.expect_error(Lane::Control, 401, 0).await;
+    silent.expect_close(CloseCode::Unauthenticated).await;
+
+    // Half a frame is no SessionOpen, nor are frames of other lanes.
+    let mut halting = server.connect().await;
+    halting.open(Lane::Control).await;
+    halting.open(Lane::Chat).await;
+    halting.write(Lane::Control, &[20, 0x9a]).await;
+    halting.send(Lane::Chat, Payload::PingpongMessage(PingPong::default())).await;
+    halting.expect_error(Lane::Control, 401, 0).await;
+    halting.expect_close(CloseCode::Unauthenticated).await;
+
+    // Who has signed in is not meant.
+    Bystanders::join(&server).await.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn an_error_answers_on_the_lane_of_the_frame_that_caused_it() {
+    let server = TestServer::start().await;
+    let mut alice = server.session("alice@localhost", "phone").lanes(&Lane::ALL).open().await;
+    let media = MediaPayloadRequest {
+        from: Some(alice.user()),
+        to: vec![identity("bob@localhost")],
+        message_id_local: "picture".to_owned(),
+        ..MediaPayloadRequest::default()
+    };
+    let request_id = alice.send(Lane::Media, Payload::MediaPayloadRequest(media)).await;
+    let error = alice.expect_error(Lane::Media, 400, request_id).await;
+    assert_eq!((error.route.as_str(), error.details.as_str()), ("media_payload_request", "picture"));
+    // An error that a client sends is not answered with another one.
+    for lane in Lane::ALL {
+        alice.send(lane, Payload::ErrorMessage(ErrorMessage { code: 500, ..ErrorMessage::default() })).await;
+        alice.expect_nothing_more(lane).await;
+    }
+}
