@@ -23,8 +23,8 @@ const FLOORS: [(&str, u8); 11] = [
     ("cli", 7),
     ("main", 8),
 ];
-/// Beside the stairs: every floor of the server reads them, and they use `wire` at most.
-const CELLAR: [&str; 2] = ["limits", "config"];
+/// Beside the stairs: every floor of the server uses them, and they use `wire` and each other at most.
+const CELLAR: [&str; 3] = ["limits", "clock", "config"];
 
 /// A Rust file of the crate.
 struct Source {
@@ -46,13 +46,24 @@ impl Source {
         self.path == format!("src/{module}.rs") || self.path == format!("src/{module}/mod.rs")
     }
 
-    /// Whether all of it is compiled for tests only: declared so where it is a module of its own.
+    /// Whether all of it is compiled for tests only: the module that it is, or is part of, is declared so.
     fn is_test_only(&self, sources: &[Source]) -> bool {
-        let name = Path::new(&self.path).file_stem().unwrap().to_str().unwrap();
-        let declaration = format!("#[cfg(test)]\nmod {name};");
-        let parent = Path::new(&self.path).parent().unwrap();
-        let inside = |path: &Path| path.parent() == Some(parent) || path.with_extension("") == *parent;
-        sources.iter().any(|source| inside(Path::new(&source.path)) && source.text.contains(&declaration))
+        let is_part = |module: PathBuf| {
+            let path = Path::new(&self.path);
+            path == module.with_extension("rs") || path.starts_with(module)
+        };
+        sources.iter().any(|source| source.test_modules().any(is_part))
+    }
+
+    /// Folders of the modules that it declares for tests only, whether or not they are folders.
+    fn test_modules(&self) -> impl Iterator<Item = PathBuf> {
+        let path = Path::new(&self.path);
+        let folder = if path.ends_with("mod.rs") { path.parent().unwrap().to_owned() } else { path.with_extension("") };
+        self.text.split("#[cfg(test)]\n").skip(1).filter_map(move |item| {
+            let declaration = item.lines().next()?.strip_suffix(';')?;
+            let (_, name) = declaration.split_once("mod ")?;
+            Some(folder.join(name))
+        })
     }
 
     /// Numbered lines of code, without comments.
@@ -128,16 +139,17 @@ fn report(what: &str, found: &[String]) {
 
 /// Crate modules that a line of code names.
 fn named_modules<'a>(source: &Source, line: &'a str) -> Vec<&'a str> {
-    let mut named: Vec<_> =
+    let mut paths: Vec<_> =
         words(line, "crate::", &['_', ':']).filter_map(|path| path.strip_prefix("crate::")).collect();
-    if source.is_module_root()
-        && let Some(path) = line.strip_prefix("use super::")
-    {
-        named.push(path);
+    if source.is_module_root() {
+        paths.extend(line.strip_prefix("use super::"));
     }
-    // A list of modules in braces would hide them from this test.
-    assert!(!line.contains("crate::{"), "{}: one `use` for each module: {line}", source.path);
-    named.into_iter().map(|path| path.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap()).collect()
+    if let Some((_, list)) = line.split_once("crate::{") {
+        let (list, _) = list.split_once('}').unwrap_or_else(|| panic!("{}: a list over several lines", source.path));
+        paths.extend(list.split(',').map(str::trim));
+    }
+    let end_of_name = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    paths.into_iter().filter_map(|path| path.split(end_of_name).next()).collect()
 }
 
 fn may_use(user: &str, used: &str) -> bool {
@@ -146,7 +158,7 @@ fn may_use(user: &str, used: &str) -> bool {
         _ if user == used => true,
         ("lib", _) => true,
         ("main", _) => used == "cli",
-        ("wire" | "limits", _) => false,
+        ("wire" | "limits" | "clock", _) => false,
         ("config", _) => ["wire", "limits"].contains(&used),
         ("client", _) => used == "wire",
         _ if CELLAR.contains(&used) => true,
@@ -178,6 +190,7 @@ fn this_test_would_see_a_floor_that_reaches_up() {
     let inner = source("src/session/chat.rs");
     assert_eq!(named_modules(&inner, "use crate::server::Server;"), ["server"]);
     assert_eq!(named_modules(&inner, "    fn a(b: crate::wire::Eid, c: &crate::hub::Hub) {}"), ["wire", "hub"]);
+    assert_eq!(named_modules(&inner, "use crate::{limits, wire::Eid};"), ["limits", "wire"]);
     assert_eq!(named_modules(&inner, "use super::fault::Fault;"), [""; 0]);
     assert_eq!(named_modules(&source("src/hub/mod.rs"), "use super::session::Session;"), ["session"]);
     assert!(!may_use("session", "server") && !may_use("store", "auth") && !may_use("client", "limits"));
