@@ -7,5 +7,8 @@
 #[cfg(feature = "server")]
 pub mod store;
 
+#[cfg(feature = "client")]
+pub mod client;
+
 pub mod limits;
 pub mod wire;

@@ -7,7 +7,7 @@
 mod types;
 
 pub use types::{
-    Accepted, AcceptOutcome, Acknowledged, Acknowledgment, AckTarget, Contact, Content, DeviceState, EntryBody,
+    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Contact, Content, DeviceState, EntryBody,
     HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
 
