@@ -42,6 +42,8 @@ pub struct Config {
     pub quic: QuicConfig,
     /// Signed-in devices.
     pub session: SessionConfig,
+    /// Who is there.
+    pub presence: PresenceConfig,
     /// How fast is too fast.
     pub limits: LimitsConfig,
     /// The message store.
@@ -134,6 +136,18 @@ pub struct SessionConfig {
     pub open_within_ms: u64,
     /// Milliseconds after which a message is released without its sender's answer (profile 7).
     pub release_within_ms: u64,
+}
+
+/// `[presence]`: who is there (profile 5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PresenceConfig {
+    /// Milliseconds for which a user whose last connection was lost still seems to be there.
+    pub offline_grace_ms: u64,
+    /// Milliseconds within which a device is told about a contact at most once; 0: of every change.
+    pub interval_ms: u64,
+    /// Milliseconds for which a location is held, in memory only.
+    pub location_kept_ms: u64,
 }
 
 /// `[limits]`: how fast is too fast. Who goes over is answered 429 with the milliseconds to wait.
@@ -346,6 +360,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             quic: QuicConfig::default(),
             session: SessionConfig::default(),
+            presence: PresenceConfig::default(),
             limits: LimitsConfig::default(),
             store: StoreConfig::default(),
             media: MediaConfig::default(),
@@ -380,6 +395,16 @@ impl Default for SessionConfig {
             max_frame_bytes: limits::FRAME_BYTES_MAX,
             open_within_ms: millis(limits::SESSION_OPEN_WITHIN),
             release_within_ms: millis(limits::RELEASE_WITHIN),
+        }
+    }
+}
+
+impl Default for PresenceConfig {
+    fn default() -> PresenceConfig {
+        PresenceConfig {
+            offline_grace_ms: millis(limits::OFFLINE_GRACE),
+            interval_ms: millis(limits::PRESENCE_INTERVAL),
+            location_kept_ms: millis(limits::LOCATION_KEPT),
         }
     }
 }

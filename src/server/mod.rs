@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::Config;
+use crate::hub::presence::Timing;
 use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
 use crate::observe::Metrics;
@@ -74,7 +75,7 @@ impl Server {
         let credentials = Credentials::from_config(&config)?;
         let tls = tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
-        let hub = Arc::new(Hub::new());
+        let hub = Arc::new(Hub::new(timing(&config)));
         let store = open_store(&config, &metrics, &hub)?;
         let revoked = store.revocations(Now::system().unix_ms).await;
         hub.recall(
@@ -180,6 +181,14 @@ fn settings(config: &Config) -> Settings {
         ping_interval: Duration::from_millis(config.session.ping_interval_ms),
         frame_bytes_max: config.session.max_frame_bytes,
         idle_timeout: Duration::from_millis(config.quic.idle_timeout_ms),
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        offline_grace: Duration::from_millis(config.presence.offline_grace_ms),
+        interval: Duration::from_millis(config.presence.interval_ms),
+        location_kept: Duration::from_millis(config.presence.location_kept_ms),
     }
 }
 
