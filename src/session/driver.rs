@@ -34,6 +34,7 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Sto
     let reason = match ending {
         Ending::Theirs(reason) => reason,
         Ending::Ours(code, reason) => {
+            driver.link.announce(code, reason);
             // The last error has to arrive before the close does.
             let _ = timeout(CLOSE_LINGER, poll_fn(|cx| driver.link.poll_drained(cx))).await;
             driver.link.close(code, reason);
