@@ -147,7 +147,7 @@ mod tests {
     #[tokio::test]
     async fn the_queue_takes_no_more_than_its_bound_until_the_task_has_seen_what_was_taken() {
         let (inbox, mut events) = Inbox::new();
-        let mut source = (1..=2 * EVENTS_MAX as u64).map(entry);
+        let mut source = (1..=2 * EVENTS_MAX).map(|number| entry(number as u64)).collect::<VecDeque<_>>().into_iter();
         inbox.fill(|| source.next());
         assert_eq!(source.len(), EVENTS_MAX);
         assert!(events.next().await.is_some());
