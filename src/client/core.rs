@@ -567,3 +567,6 @@ pub(crate) fn acknowledgment(own: Identity, message: MessageId, sender: &Eid, st
         ..Default::default()
     })
 }
+
+#[cfg(test)]
+mod tests;

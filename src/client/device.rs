@@ -60,7 +60,7 @@ pub(crate) enum Command {
     Request { payload: Payload, lasting: bool, reply: RequestReply },
     Sync(Sequence),
     Rebind { to: Option<SocketAddr>, reply: oneshot::Sender<io::Result<Option<SocketAddr>>> },
-    Reconnect,
+    Reconnect(oneshot::Sender<()>),
     PathRtt(oneshot::Sender<Option<Duration>>),
     Close,
 }
@@ -266,12 +266,15 @@ impl Device {
         self.move_to(None).await
     }
 
-    /// Tries at once, whatever the state: out of a wait, or after a refusal.
+    /// Tries at once, whatever the state: out of a wait, or after a refusal. Returns with the state on `Connecting`, or
+    /// `Connected` if it was.
     ///
     /// # Errors
     /// [`RequestError::Closed`] when the application has closed the device.
     pub async fn reconnect(&self) -> Result<(), RequestError> {
-        self.command(Command::Reconnect).await
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Reconnect(reply)).await?;
+        answer.await.map_err(|_| RequestError::Closed(self.closed()))
     }
 
     // --- Closing ----------------------------------------------------------------------------------------------------

@@ -413,14 +413,14 @@ impl Task {
                 }
             }
             Command::Rebind { to, reply } => drop(answer(Some(reply), self.rebind(to))),
-            Command::Reconnect => match self.phase {
-                Phase::Dialing(_) | Phase::Linked(_) => {}
-                Phase::Waiting(_) | Phase::Stopped(_) => {
+            Command::Reconnect(reply) => {
+                if matches!(self.phase, Phase::Waiting(_) | Phase::Stopped(_)) {
                     self.refusals = 0;
                     self.refused = None;
                     self.dial();
                 }
-            },
+                answer(Some(reply), ());
+            }
             Command::PathRtt(reply) => {
                 let rtt = match &self.phase {
                     Phase::Linked(link) => Some(link.rtt()),
