@@ -76,6 +76,9 @@ async fn frames_sent_behind_session_open_are_held_and_then_served() {
     alice.open(Lane::Chat).await;
     let first = alice.post(BOB, "local-1", "held").await;
     let second = alice.post(BOB, "local-2", "held too").await;
+    // They are there by the time that later packets have been answered.
+    bob.ping().await;
+    bob.ping().await;
     alice.open(Lane::Control).await;
     let mut open = server.session(ALICE, "phone").pipelined().open;
     open.client = "a client in a hurry".to_owned();
@@ -101,6 +104,7 @@ async fn frames_sent_behind_a_refused_session_open_are_dropped() {
     (mallory.eid, mallory.device) = (ALICE.to_owned(), "phone".to_owned());
     mallory.open(Lane::Chat).await;
     mallory.post(BOB, "local-1", "never to be seen").await;
+    bystanders.carol.ping().await;
     mallory.open(Lane::Control).await;
     let open = server.session(ALICE, "phone").pipelined().token("forged").open;
     let opening = mallory.send(Lane::Control, Payload::SessionOpen(open)).await;
