@@ -4,6 +4,7 @@ mod bench;
 mod certs;
 mod config;
 mod connect;
+mod demo;
 mod event_line;
 mod limits;
 mod listen;
@@ -43,6 +44,7 @@ enum Command {
     Serve(serve::Args),
     Send(send::Args),
     Listen(listen::Args),
+    Demo(demo::Args),
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => args.run(),
         Command::Send(args) => args.run(),
         Command::Listen(args) => args.run(),
+        Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),
