@@ -95,12 +95,13 @@ impl Session {
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
+        // Known to the hub before it is asked, so that a revocation finds one or the other.
+        open.membership.renew(claims.clone());
         if self.services.hub.refuses(claims, device) {
             self.services.metrics.opened(self.transport, OpenResult::Revoked);
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
-        open.membership.renew(claims.clone());
         open.claims = claims.clone();
         open.expires = expiry(claims, now);
         let accept = SessionAccept {
