@@ -3,7 +3,9 @@
 use std::ops::Deref;
 
 use bimip::wire::proto::{
-    AcknowledgmentResponse, ChatMessage, HistoryPage, PingPong, SessionAccept, VersionUpdate, chat_message,
+    AcknowledgmentResponse, AwarenessNotification, AwarenessResponse, BlockSubscriber, ChatMessage, HistoryPage,
+    Logout, PingPong, SessionAccept, SubscriberAddResponse, SubscriberList, SubscriberRemove, TokenRevokeResponse,
+    VersionUpdate, chat_message,
 };
 use bimip::wire::{ErrorMessage, MessageScheme, Payload};
 
@@ -33,6 +35,14 @@ bodies! {
     ChatMessage = ChatMessage,
     AcknowledgmentResponse = AcknowledgmentResponse,
     HistoryPage = HistoryPage,
+    AwarenessNotification = AwarenessNotification,
+    AwarenessResponse = AwarenessResponse,
+    BlockSubscriber = BlockSubscriber,
+    Logout = Logout,
+    SubscriberAddResponse = SubscriberAddResponse,
+    SubscriberList = SubscriberList,
+    SubscriberRemove = SubscriberRemove,
+    TokenRevokeResponse = TokenRevokeResponse,
 }
 
 /// A payload that came, with what its envelope says.
