@@ -40,6 +40,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// The QUIC transport.
     pub quic: QuicConfig,
+    /// TLS over TCP, for networks that drop UDP.
+    pub tcp: TcpConfig,
     /// Signed-in devices.
     pub session: SessionConfig,
     /// Who is there.
@@ -109,6 +111,20 @@ pub struct QuicConfig {
     pub initial_rtt_ms: u64,
     /// Congestion control towards devices.
     pub congestion: Congestion,
+}
+
+/// `[tcp]`: the fallback, on the port number of `listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TcpConfig {
+    /// Whether there is one.
+    pub enabled: bool,
+}
+
+impl Default for TcpConfig {
+    fn default() -> TcpConfig {
+        TcpConfig { enabled: true }
+    }
 }
 
 /// How fast to send on a path.
@@ -359,6 +375,7 @@ impl Default for Config {
             tls: TlsConfig::default(),
             auth: AuthConfig::default(),
             quic: QuicConfig::default(),
+            tcp: TcpConfig::default(),
             session: SessionConfig::default(),
             presence: PresenceConfig::default(),
             limits: LimitsConfig::default(),

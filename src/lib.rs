@@ -25,5 +25,8 @@ pub mod store;
 #[cfg(feature = "server")]
 pub mod transport;
 
+#[cfg(feature = "client")]
+pub mod client;
+
 pub mod limits;
 pub mod wire;

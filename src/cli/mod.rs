@@ -1,5 +1,6 @@
 //! The command line: one file per command; here is what they share, the parser and how failures are told.
 
+mod bench;
 mod certs;
 mod config;
 mod options;
@@ -37,6 +38,7 @@ enum Command {
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the program with the process's arguments.
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),
+        Command::Bench(args) => args.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,32 @@
+//! `bimip bench`: measurements that people can repeat.
+
+mod connection;
+mod idle;
+mod load;
+mod process;
+mod report;
+
+use super::Failure;
+
+/// Measure a server
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Load(load::Args),
+    Idle(idle::Args),
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        match self.what {
+            What::Load(args) => runtime.block_on(args.run()),
+            What::Idle(args) => runtime.block_on(args.run()),
+        }
+    }
+}
