@@ -8,6 +8,7 @@
 
 mod body;
 mod bystanders;
+mod dice;
 #[cfg(feature = "cli")]
 mod process;
 mod quic;
@@ -16,6 +17,7 @@ mod server;
 
 pub use body::{Body, Got, text_of};
 pub use bystanders::Bystanders;
+pub use dice::Dice;
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
 pub use raw::{Raw, identity, length_prefix};

@@ -43,6 +43,11 @@ impl Process {
         Process { child, stdout, data_dir: data_dir.to_owned(), door }
     }
 
+    /// Where its data is.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("it was running");
