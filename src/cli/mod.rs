@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let code = if failure.is_usage() { USAGE } else { FAILURE };
-            complain(&format!("{:#}", failure.reason), failure.hint.as_deref());
+            complain(&failure.text(), failure.hint.as_deref());
             code.into()
         }
     }
@@ -87,6 +87,15 @@ struct Failure {
 impl Failure {
     fn new(reason: impl Into<anyhow::Error>, hint: impl Into<String>) -> Failure {
         Failure { reason: reason.into(), hint: Some(hint.into()) }
+    }
+
+    /// The reason with its causes, each once: most of ours already say theirs.
+    fn text(&self) -> String {
+        self.reason.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
+            () if text.is_empty() => cause,
+            () if text.ends_with(&cause) => text,
+            () => format!("{text}: {cause}"),
+        })
     }
 
     fn is_usage(&self) -> bool {

@@ -238,7 +238,7 @@ impl Membership {
     /// The device leaves on purpose: it stops counting at once, and not only after the grace.
     pub fn disappear(&mut self, device: &DeviceId, signed_out: bool) {
         self.visible = false;
-        self.hub.presence.left(&self.user, device, signed_out);
+        self.hub.presence.left(&self.user, device, self.join, signed_out);
     }
 
     /// The session goes on with another token.

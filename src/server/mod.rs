@@ -174,10 +174,11 @@ fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error>
 
 /// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
 async fn bind(config: &Config, tls: &rustls::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
+    let reset_key = crate::auth::reset_key(&config.data_dir)?;
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;
-        let endpoint = quic::bind(config.listen, &config.quic, tls.clone())?;
+        let endpoint = quic::bind(config.listen, &config.quic, tls.clone(), &reset_key)?;
         if !config.tcp.enabled {
             return Ok((endpoint, None));
         }
