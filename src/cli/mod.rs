@@ -3,7 +3,14 @@
 mod bench;
 mod certs;
 mod config;
+mod connect;
+mod demo;
+mod event_line;
+mod limits;
+mod listen;
 mod options;
+mod receipts;
+mod send;
 mod serve;
 mod token;
 
@@ -35,6 +42,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Send(send::Args),
+    Listen(listen::Args),
+    Demo(demo::Args),
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
@@ -49,6 +59,9 @@ pub fn main() -> ExitCode {
     };
     let result = match command {
         Command::Serve(args) => args.run(),
+        Command::Send(args) => args.run(),
+        Command::Listen(args) => args.run(),
+        Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),

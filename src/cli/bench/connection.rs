@@ -13,7 +13,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::wire::proto::SessionOpen;
+use crate::wire::proto::{MediaPayloadRequest, SessionOpen, TextPayloadRequest};
 use crate::wire::{
     ALPN, DeviceId, Eid, FrameDecoder, Lane, MessageScheme, Payload, encode_frame, encode_lane_frame, envelope,
     open_envelope,
@@ -73,9 +73,9 @@ impl Target {
             Some(Payload::SessionAccept(_)) => {}
             other => bail!("{name} was not signed in: {other:?}"),
         }
-        let (mut chat, recv) = connection.open_bi().await?;
-        chat.write_all(&[Lane::Chat.byte()]).await?;
-        Ok(Device { eid, connection, control: (send, control), chat: Some((chat, Reader::new(recv))) })
+        let mut device = Device { eid, connection, control: (send, control), chat: None };
+        device.chat = Some(device.open(Lane::Chat).await?);
+        Ok(device)
     }
 }
 
@@ -83,12 +83,19 @@ impl Target {
 pub(super) struct Device {
     pub(super) eid: Eid,
     pub(super) connection: Connection,
-    control: (SendStream, Reader),
+    pub(super) control: (SendStream, Reader),
     /// Taken by whoever drives the chat lane.
     pub(super) chat: Option<(SendStream, Reader)>,
 }
 
 impl Device {
+    /// Opens a further lane.
+    pub(super) async fn open(&self, lane: Lane) -> anyhow::Result<(SendStream, Reader)> {
+        let (mut send, recv) = self.connection.open_bi().await?;
+        send.write_all(&[lane.byte()]).await?;
+        Ok((send, Reader::new(recv)))
+    }
+
     /// Answers the server's pings for as long as the connection lasts.
     pub(super) async fn answer_pings(mut self) -> anyhow::Result<()> {
         loop {
@@ -129,6 +136,36 @@ impl Reader {
         let Some(frame) = self.decoder.next_frame()? else { return Ok(None) };
         open_envelope(&frame).map(Some).map_err(|(error, _)| error.into())
     }
+}
+
+/// A text's frame.
+pub(super) fn text(from: &Eid, to: &Eid, local_id: &str, content: &str) -> Bytes {
+    let text = TextPayloadRequest {
+        from: Some(from.identity()),
+        to: vec![to.identity()],
+        content: content.to_owned(),
+        message_id_local: local_id.to_owned(),
+        created_at: crate::clock::Now::system().unix_ms,
+        ..TextPayloadRequest::default()
+    };
+    encode_frame(&envelope(Payload::TextPayloadRequest(text)))
+}
+
+/// A media message's frame.
+pub(super) fn media(from: &Eid, to: &Eid, local_id: &str) -> Bytes {
+    let media = MediaPayloadRequest {
+        from: Some(from.identity()),
+        to: vec![to.identity()],
+        message_id_local: local_id.to_owned(),
+        r#type: 1,
+        caption: "a picture among many".to_owned(),
+        cdn_url_id: format!("https://cdn.example/{local_id}.jpg"),
+        thumbnail_url: format!("https://cdn.example/{local_id}-small.jpg"),
+        media_size_bytes: 2_000_000,
+        created_at: crate::clock::Now::system().unix_ms,
+        ..MediaPayloadRequest::default()
+    };
+    encode_frame(&envelope(Payload::MediaPayloadRequest(media)))
 }
 
 /// Writes frames that were gathered in one go.

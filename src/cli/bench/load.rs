@@ -19,7 +19,7 @@ use super::connection::{Device, Target, write};
 use super::process::{Subject, Usage};
 use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
-use crate::wire::proto::{AcknowledgmentRequest, TextPayloadRequest, VersionUpdate, chat_message};
+use crate::wire::proto::{AcknowledgmentRequest, VersionUpdate, chat_message};
 use crate::wire::{Eid, Payload, encode_frame, envelope};
 
 /// Frames gathered before they are written.
@@ -331,15 +331,7 @@ fn text(plan: &Plan, log: &Log, from: &Eid, to: &Eid, index: usize, due: Instant
     if let Ok(mut log) = log.due.lock() {
         log.push(due);
     }
-    let text = TextPayloadRequest {
-        from: Some(from.identity()),
-        to: vec![to.identity()],
-        content,
-        message_id_local: index.to_string(),
-        created_at: crate::clock::Now::system().unix_ms,
-        ..TextPayloadRequest::default()
-    };
-    encode_frame(&envelope(Payload::TextPayloadRequest(text)))
+    super::connection::text(from, to, &index.to_string(), &content)
 }
 
 fn receipt(reader: &Eid, sender: &Eid, message_id: String) -> Bytes {

@@ -1,8 +1,11 @@
 //! `bimip bench`: measurements that people can repeat.
 
+mod backlog;
 mod connection;
+mod fan_out;
 mod idle;
 mod load;
+mod neighbours;
 mod process;
 mod report;
 
@@ -19,6 +22,9 @@ pub(super) struct Args {
 enum What {
     Load(load::Args),
     Idle(idle::Args),
+    Backlog(backlog::Args),
+    Neighbours(neighbours::Args),
+    FanOut(fan_out::Args),
 }
 
 impl Args {
@@ -27,6 +33,9 @@ impl Args {
         match self.what {
             What::Load(args) => runtime.block_on(args.run()),
             What::Idle(args) => runtime.block_on(args.run()),
+            What::Backlog(args) => runtime.block_on(args.run()),
+            What::Neighbours(args) => runtime.block_on(args.run()),
+            What::FanOut(args) => runtime.block_on(args.run()),
         }
     }
 }
