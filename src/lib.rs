@@ -26,4 +26,8 @@ pub mod store;
 pub mod transport;
 
 pub mod limits;
+#[cfg(all(test, feature = "server"))]
+mod planted;
+#[cfg(all(test, feature = "server"))]
+mod simulation;
 pub mod wire;

@@ -96,6 +96,10 @@ impl Session {
             }
         }
         open.tail.look = true;
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::LostWakeUp) {
+            open.tail.look = false;
+        }
     }
 
     /// Sends the device's form of an entry, if it has one; returns the frame's bytes.

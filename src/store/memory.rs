@@ -49,6 +49,12 @@ impl Memory {
         self.state().fault = Some((commits, fault));
     }
 
+    /// No commit fails any more, unless one already has.
+    #[cfg(test)]
+    pub(crate) fn heal(&self) {
+        self.state().fault = None;
+    }
+
     /// As a power loss: of what was not durable only the oldest `kept` commits remain. Faults are cleared.
     pub fn crash(&self, kept: usize) {
         let mut state = self.state();

@@ -20,6 +20,15 @@ mod conformance;
 #[cfg(test)]
 mod testing;
 
+// The parts of an embedded store, for who drives them a step at a time.
+#[cfg(test)]
+pub(crate) use {
+    key::all as all_rows,
+    kv::{Kv, Order, Space},
+    ledger::{Ledger, Op, Outcome, Reply},
+    read::{history as read_history, log as read_log},
+};
+
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};
 pub use types::{
