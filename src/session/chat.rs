@@ -5,19 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::limits::{
-    HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX, LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX,
-};
-use crate::store::{
-    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, HistoryMessage, HistoryQuery,
-    NewMessage, StoreError,
-};
-use crate::wire::proto::{
-    AcknowledgmentRequest, HistoryPage, HistoryRequest, SyncAck, TextPayloadRequest, VersionUpdate,
-};
+use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
+use crate::store::{AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError};
+use crate::wire::proto::{AcknowledgmentRequest, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{
-    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Payload, Sequence,
-    Version, encode_frame,
+    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Sequence, Version,
+    encode_frame,
 };
 
 use super::fault::{Fault, require_own};
@@ -280,57 +273,6 @@ impl Session {
         let synced = Output::Synced(open.user.clone(), open.device.clone(), Sequence::from_wire(ack.sequence));
         self.out.push_back(synced);
         Ok(())
-    }
-
-    /// Profile 8 HistoryRequest.
-    pub(super) fn history(&mut self, origin: Origin, request: &HistoryRequest) -> Result<(), Fault> {
-        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
-        let peer = Eid::from_identity(request.peer.as_ref())?;
-        if peer == open.user {
-            return Err(Fault::malformed("a chat with oneself"));
-        }
-        let limit = match request.limit {
-            0 => HISTORY_PAGE_DEFAULT,
-            limit => usize::try_from(limit)
-                .ok()
-                .filter(|limit| *limit <= HISTORY_PAGE_MAX)
-                .ok_or_else(|| Fault::malformed("limit is 1 to 200"))?,
-        };
-        if request.before_version < 0 || request.after_version < 0 {
-            return Err(Fault::malformed("a version is negative"));
-        }
-        let bound = |version| (version > 0).then(|| Version::from_wire(version));
-        let (before, after) = (bound(request.before_version), bound(request.after_version));
-        // One more than asked for tells whether the page is the last.
-        let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit: limit + 1 };
-        self.call(Call::History(origin, Box::new(query)));
-        Ok(())
-    }
-
-    pub(super) fn history_page(
-        &mut self,
-        origin: Origin,
-        query: &HistoryQuery,
-        page: Result<Vec<HistoryMessage>, StoreError>,
-    ) {
-        match page {
-            Err(error) => self.refuse(origin, Fault::from(&error)),
-            Ok(mut messages) => {
-                let limit = query.limit - 1;
-                let complete = messages.len() <= limit;
-                if !complete {
-                    // The surplus one lies at the far end of the direction asked for.
-                    let forwards = query.after.is_some() && query.before.is_none();
-                    messages.remove(if forwards { messages.len() - 1 } else { 0 });
-                }
-                let page = HistoryPage {
-                    chat_id: ChatId::between(&query.reader, &query.peer).to_string(),
-                    messages: messages.iter().map(|message| render::history(message, &query.reader)).collect(),
-                    complete,
-                };
-                self.send(Lane::Chat, origin.request_id, Payload::HistoryPage(page));
-            }
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, Services, Session
 /// returns.
 pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
     let session = Session::new(services.clone(), link.kind(), Now::system());
-    let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), timer: None };
+    let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), called: false, timer: None };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
     let signed_in =
@@ -61,6 +61,8 @@ struct Driver<L> {
     store: Arc<dyn Store>,
     /// Bounded by the session.
     calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// A call was added that has not been polled: nothing would wake the task for it.
+    called: bool,
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -81,7 +83,7 @@ impl<L: Link> Driver<L> {
             }
             let written_all = self.link.poll_flush(cx).is_ready();
             // What was written made room: the tail may go on.
-            if !(progress || written_all && self.session.has_backlog()) {
+            if !(progress || std::mem::take(&mut self.called) || written_all && self.session.has_backlog()) {
                 return Poll::Pending;
             }
         }
@@ -161,7 +163,10 @@ impl<L: Link> Driver<L> {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Send(lane, frame) => self.link.push(lane, frame),
-                Output::Call(call) => self.calls.push(Box::pin(run(self.store.clone(), call))),
+                Output::Call(call) => {
+                    self.calls.push(Box::pin(run(self.store.clone(), call)));
+                    self.called = true;
+                }
                 Output::Synced(user, device, sequence) => self.store.advance_cursor(&user, &device, sequence),
                 Output::Close(code, reason) => return Some(Ending::Ours(code, reason)),
             }

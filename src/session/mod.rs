@@ -11,6 +11,7 @@ mod contacts;
 mod control;
 mod driver;
 mod fault;
+mod history;
 mod leave;
 mod link;
 mod media;

@@ -77,7 +77,7 @@ async fn a_token_that_is_not_signed_as_it_should_be_opens_nothing() {
     let files = server.files();
     let public = std::fs::read(&files.token_public).unwrap();
     let other = tempfile::tempdir().unwrap();
-    let others_key = dev::ensure(other.path()).unwrap().token_key;
+    let others_key = dev::ensure(other.path(), &[]).unwrap().token_key;
     let good = server.token(ALICE, None);
     let (head, signature) = (good.split('.').next().unwrap(), good.rsplit('.').next().unwrap());
     let p256 = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();

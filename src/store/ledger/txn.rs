@@ -195,6 +195,8 @@ mod tests {
         assert_eq!(numbers(&txn, Order::Ascending, 3), [1, 4, 5]);
         assert_eq!(numbers(&txn, Order::Descending, 3), [7, 5, 4]);
         assert_eq!(numbers(&txn, Order::Ascending, 1), [1]);
+        txn.delete(Space::Floors, vec![1]);
+        assert_eq!(numbers(&txn, Order::Ascending, 3), [4, 5, 7], "what is deleted does not count");
         assert_eq!(read::<FloorRecord>(&txn, &[5]).unwrap().unwrap().last, 9);
         assert_eq!(read::<FloorRecord>(&txn, &[3]).unwrap(), None);
         let none = txn.range(Space::Floors, &key::following(key::all(), &[255; 40]), Order::Ascending, 9).unwrap();

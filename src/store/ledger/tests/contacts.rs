@@ -4,7 +4,7 @@ use super::*;
 
 fn owners(house: &House, of: &str) -> Vec<String> {
     let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
-    owners.iter().map(|owner| owner.to_string()).collect()
+    owners.iter().map(|(owner, _)| owner.to_string()).collect()
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_revocation_never_gets_weaker_and_goes_when_it_has_expired() {
     let revoke = |target: &RevocationTarget, issued_until, expires_at| {
         Op::Revoke(Revocation { target: target.clone(), issued_until, expires_at })
     };
-    let (token, user) = (RevocationTarget::Token([1; 32]), RevocationTarget::User(eid("bob")));
+    let (token, user) = (RevocationTarget::Token(eid("bob"), [1; 32]), RevocationTarget::User(eid("bob")));
     house.run(vec![revoke(&token, 0, 50), revoke(&user, 10, 100), revoke(&user, 7, 90)]);
     let (mut house, _) = house.restart();
     let (valid, expired) = read::revocations(&*house.memory.view(), 50).unwrap();

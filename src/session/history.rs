@@ -1,0 +1,88 @@
+//! Pages of a chat, with the current acknowledgment states (profile 8).
+
+use prost::Message as _;
+
+use crate::limits::{HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX};
+use crate::store::{HistoryMessage, HistoryQuery, StoreError};
+use crate::wire::proto::{ChatMessage, HistoryPage, HistoryRequest};
+use crate::wire::{ChatId, Eid, Lane, Payload, Version};
+
+use super::fault::Fault;
+use super::{Call, Origin, Phase, Session, render};
+
+/// Envelope, chat id and lengths of a page.
+const PAGE_OVERHEAD_BYTES: usize = 128;
+/// Tag and length of a message in it.
+const PAGE_ENTRY_OVERHEAD_BYTES: usize = 6;
+
+impl Session {
+    /// Profile 8 HistoryRequest.
+    pub(super) fn history(&mut self, origin: Origin, request: &HistoryRequest) -> Result<(), Fault> {
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let peer = Eid::from_identity(request.peer.as_ref())?;
+        if peer == open.user {
+            return Err(Fault::malformed("a chat with oneself"));
+        }
+        let limit = match request.limit {
+            0 => HISTORY_PAGE_DEFAULT,
+            limit => usize::try_from(limit)
+                .ok()
+                .filter(|limit| *limit <= HISTORY_PAGE_MAX)
+                .ok_or_else(|| Fault::malformed("limit is 1 to 200"))?,
+        };
+        if request.before_version < 0 || request.after_version < 0 {
+            return Err(Fault::malformed("a version is negative"));
+        }
+        let bound = |version| (version > 0).then(|| Version::from_wire(version));
+        let (before, after) = (bound(request.before_version), bound(request.after_version));
+        // One more than asked for tells whether the page is the last.
+        let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit: limit + 1 };
+        self.call(Call::History(origin, Box::new(query)));
+        Ok(())
+    }
+
+    pub(super) fn history_page(
+        &mut self,
+        origin: Origin,
+        query: &HistoryQuery,
+        page: Result<Vec<HistoryMessage>, StoreError>,
+    ) {
+        match page {
+            Err(error) => self.refuse(origin, Fault::from(&error)),
+            Ok(mut messages) => {
+                let limit = query.limit - 1;
+                let complete = messages.len() <= limit;
+                let forwards = query.after.is_some() && query.before.is_none();
+                if !complete {
+                    // The surplus one lies at the far end of the direction asked for.
+                    messages.remove(if forwards { messages.len() - 1 } else { 0 });
+                }
+                let messages = messages.iter().map(|message| render::history(message, &query.reader)).collect();
+                let (messages, cut) = fit(messages, forwards, self.services.settings.frame_bytes_max);
+                let chat_id = ChatId::between(&query.reader, &query.peer).to_string();
+                let page = HistoryPage { chat_id, messages, complete: complete && !cut };
+                self.send(Lane::Chat, origin.request_id, Payload::HistoryPage(page));
+            }
+        }
+    }
+}
+
+/// As many messages as one frame holds, from the near end of the direction asked for; `true`: some were left out. One
+/// message always fits.
+fn fit(mut messages: Vec<ChatMessage>, forwards: bool, frame_bytes_max: usize) -> (Vec<ChatMessage>, bool) {
+    let mut room = frame_bytes_max.saturating_sub(PAGE_OVERHEAD_BYTES);
+    let mut fits = |message: &ChatMessage| {
+        room = room.saturating_sub(message.encoded_len() + PAGE_ENTRY_OVERHEAD_BYTES);
+        room > 0
+    };
+    let whole = messages.len();
+    if forwards {
+        let kept = messages.iter().take_while(|message| fits(message)).count();
+        messages.truncate(kept.max(1));
+    } else {
+        let kept = messages.iter().rev().take_while(|message| fits(message)).count();
+        messages.drain(..whole.saturating_sub(kept.max(1)));
+    }
+    let cut = messages.len() < whole;
+    (messages, cut)
+}
