@@ -21,6 +21,8 @@ pub(super) struct Outgoing {
     pub(super) local: String,
     pub(super) to: Eid,
     pub(super) text: String,
+    /// How often it was sent.
+    pub(super) sends: usize,
     /// The VersionUpdate that answered it, in words, and its sequence.
     pub(super) answer: Option<(String, i64)>,
 }
@@ -135,8 +137,9 @@ impl Device {
         self.seen.split_off(&(self.saved + 1));
     }
 
-    pub(super) fn text(&self, index: usize, other_content: bool) -> Payload {
-        let out = &self.outbox[index];
+    pub(super) fn text(&mut self, index: usize, other_content: bool) -> Payload {
+        let out = &mut self.outbox[index];
+        out.sends += 1;
         Payload::TextPayloadRequest(TextPayloadRequest {
             from: Some(self.user.identity()),
             to: vec![out.to.identity()],
@@ -201,7 +204,7 @@ impl Device {
         let (sequence, request) = (scheme.sequence, scheme.request_id);
         match scheme.payload {
             Some(Payload::SessionAccept(accept)) => self.signed_in(&accept),
-            Some(Payload::VersionUpdate(update)) => self.numbered(update, sequence, request),
+            Some(Payload::VersionUpdate(update)) => self.numbered(update, sequence),
             Some(Payload::ChatMessage(message)) => self.message(&message, sequence),
             Some(Payload::AcknowledgmentResponse(state)) if sequence == 0 => self.confirmed(state, request),
             Some(Payload::AcknowledgmentResponse(state)) => {
@@ -217,6 +220,8 @@ impl Device {
                 match ErrorCode::from_code(error.code) {
                     Some(ErrorCode::Conflict) if misused => Ok(Effect::Nothing),
                     Some(ErrorCode::Unavailable) => Ok(Effect::Failed),
+                    // The SessionOpen was too long on its way.
+                    Some(ErrorCode::Unauthenticated) if !self.accepted => Ok(Effect::Failed),
                     Some(ErrorCode::NotFound) if self.acks.contains_key(&request) => Ok(Effect::Failed),
                     _ => Err(format!("{} got {error:?}", self.name())),
                 }
@@ -252,17 +257,18 @@ impl Device {
         }
     }
 
-    fn numbered(&mut self, update: VersionUpdate, sequence: i64, request: i64) -> Result<Effect, Violation> {
+    fn numbered(&mut self, update: VersionUpdate, sequence: i64) -> Result<Effect, Violation> {
         let words = seen_update(&update);
         let name = self.name();
-        // A second answer to the same request repeats an entry that has passed.
-        let again = request != 0 && sequence <= self.highest;
+        let Some(index) = self.outbox.iter().position(|out| out.local == update.message_id_local) else {
+            return Err(format!("{name} never sent what {words} numbers"));
+        };
+        // The answer to a repeated request repeats an entry that has passed.
+        let again = sequence <= self.highest && self.outbox[index].sends > 1;
         if !again {
             self.entry(sequence, words.clone())?;
         }
-        let Some(out) = self.outbox.iter_mut().find(|out| out.local == update.message_id_local) else {
-            return Err(format!("{name} never sent what {words} numbers"));
-        };
+        let out = &mut self.outbox[index];
         match &out.answer {
             Some(before) if *before != (words.clone(), sequence) => {
                 return Err(format!("{name}: {before:?} before, now {words} at {sequence}"));

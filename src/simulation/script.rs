@@ -76,7 +76,7 @@ impl World {
         let online = self.devices[device].link.is_some();
         match act {
             Act::Time => {
-                let ms = self.random.of(&[1, 50, 500, 1100, 31_000]);
+                let ms = self.random.of(&[1, 1, 50, 50, 500, 500, 1100, 1100, 31_000]);
                 self.note(|| format!("{ms} ms pass"));
                 self.time.pass(ms);
             }
@@ -124,7 +124,7 @@ impl World {
                 let to = others[self.random.below(others.len())].clone();
                 let padding = self.random.of(&[0, 0, 0, 0, 0, 0, 0, 50, 400, 16_000]);
                 let text = format!("{sent:<7} from {local}{}", ".".repeat(padding));
-                self.devices[device].outbox.push(Outgoing { local, to, text, answer: None });
+                self.devices[device].outbox.push(Outgoing { local, to, text, sends: 0, answer: None });
                 self.send_text(device, sent, false);
             }
             Act::Resend if sent > 0 => {

@@ -133,7 +133,6 @@ pub(super) struct Server {
     /// Not yet told to the callers.
     replies: VecDeque<(LinkId, Tag, Outcome)>,
     reads: Vec<(LinkId, Read)>,
-    pub(super) draining: bool,
 }
 
 impl Server {
@@ -170,7 +169,6 @@ impl Server {
             changes: VecDeque::new(),
             replies: VecDeque::new(),
             reads: Vec::new(),
-            draining: false,
         })
     }
 
@@ -212,11 +210,6 @@ impl Server {
 
     pub(super) fn writer_has_work(&self) -> bool {
         !self.publishing.is_empty() || !self.changes.is_empty() || !self.replies.is_empty() || !self.queue.is_empty()
-    }
-
-    /// Whether the writer's next move would be a commit.
-    pub(super) fn commits_next(&self) -> bool {
-        self.publishing.is_empty() && self.changes.is_empty() && self.replies.is_empty() && !self.queue.is_empty()
     }
 
     pub(super) fn reads_under_way(&self) -> usize {

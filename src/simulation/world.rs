@@ -325,7 +325,8 @@ impl World {
         if self.server.conns.get(&link).is_some_and(super::server::Conn::is_over) {
             self.server.conns.remove(&link);
         }
-        if self.links.get(&link).is_some_and(|link| !link.client && !link.server) {
+        let is_used = self.server.conns.contains_key(&link);
+        if !is_used && self.links.get(&link).is_some_and(|link| !link.client && !link.server) {
             self.links.remove(&link);
         }
     }
@@ -466,6 +467,7 @@ impl World {
             match Server::start(&self.memory, &self.time, seed) {
                 Ok(server) => {
                     self.server = server;
+                    self.memory.heal();
                     return self.chronicle.catch_up(&self.memory, &self.users);
                 }
                 Err(_) => self.memory.crash(0),

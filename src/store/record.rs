@@ -306,6 +306,11 @@ impl ChatRecord {
         }
     }
 
+    /// When it came to a state that it is in or past.
+    pub(crate) fn reached(&self, status: AckStatus) -> i64 {
+        if status == AckStatus::Read { self.read_at } else { self.delivered_at }
+    }
+
     /// Moves the state forward; `false` if it was there or further.
     pub(crate) fn advance(&mut self, status: AckStatus, at: i64) -> bool {
         #[cfg(test)]

@@ -76,8 +76,9 @@ impl Books {
             Some(row) => Some(row),
             None => newest_for_reader(txn, chat, from_high, forward.covered)?,
         };
+        // The newest may be further than the others: of all of them only what was asked for is sure.
         let (status, at) = match (&newest, forward.changed) {
-            (Some((key, row)), false) => stored(key, row)?.unwrap_or((ack.status, ack.at)),
+            (Some((_, row)), false) => (ack.status, row.reached(ack.status)),
             _ => (ack.status, ack.at),
         };
         let target = AckTarget::UpTo(chat, forward.covered);
