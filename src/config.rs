@@ -42,6 +42,8 @@ pub struct Config {
     pub quic: QuicConfig,
     /// Signed-in devices.
     pub session: SessionConfig,
+    /// How fast is too fast.
+    pub limits: LimitsConfig,
     /// The message store.
     pub store: StoreConfig,
     /// Media messages.
@@ -132,6 +134,38 @@ pub struct SessionConfig {
     pub open_within_ms: u64,
     /// Milliseconds after which a message is released without its sender's answer (profile 7).
     pub release_within_ms: u64,
+}
+
+/// `[limits]`: how fast is too fast. Who goes over is answered 429 with the milliseconds to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Frames of one session.
+    pub frames: Rate,
+    /// Messages of one user, over all devices.
+    pub messages: Rate,
+    /// Awareness requests and changes of one session.
+    pub awareness: Rate,
+    /// Sign-ins from one address; all of an IPv6 /64 count as one.
+    pub sign_ins: Rate,
+    /// Connections from one address at once; further ones are refused. 0: no limit.
+    pub connections_per_address: usize,
+}
+
+/// A rate with a burst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In the long run; 0: no limit.
+    pub per_second: u32,
+    /// At once, after a quiet.
+    pub burst: u32,
+}
+
+impl From<(u32, u32)> for Rate {
+    fn from((per_second, burst): (u32, u32)) -> Rate {
+        Rate { per_second, burst }
+    }
 }
 
 /// `[store]`: the message store.
@@ -312,6 +346,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             quic: QuicConfig::default(),
             session: SessionConfig::default(),
+            limits: LimitsConfig::default(),
             store: StoreConfig::default(),
             media: MediaConfig::default(),
             log: LogConfig::default(),
@@ -345,6 +380,18 @@ impl Default for SessionConfig {
             max_frame_bytes: limits::FRAME_BYTES_MAX,
             open_within_ms: millis(limits::SESSION_OPEN_WITHIN),
             release_within_ms: millis(limits::RELEASE_WITHIN),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> LimitsConfig {
+        LimitsConfig {
+            frames: limits::FRAMES_RATE.into(),
+            messages: limits::MESSAGES_RATE.into(),
+            awareness: limits::AWARENESS_RATE.into(),
+            sign_ins: limits::SIGN_INS_RATE.into(),
+            connections_per_address: limits::CONNECTIONS_PER_ADDRESS_MAX,
         }
     }
 }

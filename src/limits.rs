@@ -70,6 +70,29 @@ pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
 /// Most bytes taken from a lane at once; a packet holds far less.
 pub const READ_CHUNK_BYTES: usize = 16 * 1024;
 
+/// Users and addresses whose rates are remembered; the longest quiet are forgotten first.
+pub const ADDRESSES_LIMITED_MAX: u64 = 100_000;
+/// A user's or address's rate is forgotten after this long a quiet: every burst has filled up again by then.
+pub const ADDRESS_LIMIT_KEPT: Duration = Duration::from_secs(600);
+/// Times that a session may be told to wait, without a request within its limits in between, before it is closed with
+/// ABUSE: a client whose pipeline is full when it is first told has so many answers still to come.
+pub const STRIKES_MAX: u32 = 2_000;
+
+// --- Rates, each a field of `[limits]`: per second, and at once ----------------------------------------------------------
+
+/// Frames of one session: a busy device needs tens; a full outbox of 10,000 messages with their answers fits the burst.
+pub const FRAMES_RATE: (u32, u32) = (5_000, 50_000);
+/// Messages of one user over all devices: a person writes one a second; the burst holds two of the client library's
+/// full outboxes.
+pub const MESSAGES_RATE: (u32, u32) = (500, 20_000);
+/// Awareness requests and changes of one session: the burst asks once about every contact of a large list.
+pub const AWARENESS_RATE: (u32, u32) = (50, 5_000);
+/// Sign-ins from one address (IPv6: one /64): a mobile carrier puts thousands of phones behind one, which all come back
+/// at once after an outage.
+pub const SIGN_INS_RATE: (u32, u32) = (500, 10_000);
+/// Connections from one address at once, for the same reason.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 20_000;
+
 // --- Hub ------------------------------------------------------------------------------------------------------------
 
 /// Entries of one connected user that are kept in memory for live tails; who falls behind reads the store.

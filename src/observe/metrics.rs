@@ -45,6 +45,11 @@ label_values! {
     Direction { In = "in", Out = "out" }
     /// `kind` of a delivery: from the hub's memory, or read back from the store.
     DeliveryKind { Live = "live", Backlog = "backlog" }
+    /// `limit` that somebody went over.
+    LimitKind {
+        Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
+        Connections = "connections",
+    }
     /// `result` of signing in.
     OpenResult {
         Accepted = "accepted", Renewed = "renewed", BadRequest = "bad_request", BadToken = "bad_token",
@@ -83,6 +88,7 @@ pub struct Metrics {
     handshake: Vec<Histogram>,
     frames: Vec<Vec<Counter>>,
     delivery: Vec<Histogram>,
+    rate_limited: Vec<Counter>,
     /// Application round trips that the server measured.
     pub ping_rtt: Histogram,
     /// One durable commit of the store.
@@ -164,6 +170,13 @@ impl Metrics {
                     histogram(r, "bimip_delivery_latency_seconds", help, Unit::Seconds, &[("kind", kind.name())])
                 })
                 .collect(),
+            rate_limited: LimitKind::ALL
+                .iter()
+                .map(|limit| {
+                    let help = "What was refused for being too fast, or too many, by limit.";
+                    counter(r, "bimip_rate_limited_total", help, &[("limit", limit.name())])
+                })
+                .collect(),
             ping_rtt: histogram(
                 r,
                 "bimip_ping_rtt_seconds",
@@ -231,6 +244,11 @@ impl Metrics {
     /// An entry was handed to a recipient's lane this long after it was accepted.
     pub fn delivered(&self, kind: DeliveryKind, latency: Duration) {
         self.delivery[kind as usize].record(latency);
+    }
+
+    /// Somebody went over a limit.
+    pub fn rate_limited(&self, limit: LimitKind) {
+        self.rate_limited[limit as usize].increment(1);
     }
 
     /// An error was answered. `payload` is a field name of the schema, or empty.

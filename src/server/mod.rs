@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
 use crate::observe::Metrics;
-use crate::session::{Services, Settings};
+use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options};
 use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
@@ -83,6 +83,7 @@ impl Server {
         let presence = hub.presence().clone();
         let services = Arc::new(Services {
             hub,
+            flood: Flood::new(config.limits),
             verifier: credentials.verifier,
             metrics: metrics.clone(),
             settings: settings(&config),
@@ -172,6 +173,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         server_name: config.server_name.clone(),
         domains: config.domains.clone(),
+        connections_per_address: config.limits.connections_per_address,
         media_base: config.media.cdn_base.clone(),
         open_within: Duration::from_millis(config.session.open_within_ms),
         release_within: Duration::from_millis(config.session.release_within_ms),

@@ -24,7 +24,7 @@ use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, Services, Session
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
 /// returns.
 pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
-    let session = Session::new(services.clone(), link.kind(), Now::system());
+    let session = Session::new(services.clone(), link.kind(), link.remote().ip(), Now::system());
     let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), called: false, timer: None };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 

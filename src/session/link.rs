@@ -1,5 +1,6 @@
 //! What a session needs from a transport: frames per lane, in and out. QUIC and TLS over TCP implement it.
 
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -45,6 +46,9 @@ pub enum LinkEvent {
 pub trait Link: Send + 'static {
     /// Which transport it is.
     fn kind(&self) -> TransportKind;
+
+    /// Where the peer is now; it may move.
+    fn remote(&self) -> SocketAddr;
 
     /// The next event; frames only of the lanes in `wanted`, in the order of the lanes' priority. What is not wanted
     /// stays in the transport, whose flow control then stops the peer.

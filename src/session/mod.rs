@@ -11,6 +11,7 @@ mod contacts;
 mod control;
 mod driver;
 mod fault;
+mod flood;
 mod history;
 mod leave;
 mod link;
@@ -23,9 +24,11 @@ mod tail;
 pub use crate::clock::Now;
 pub use call::{Call, Done, ListChange, Origin, Purpose, run};
 pub use driver::drive;
+pub use flood::{Flood, network_of};
 pub use link::{LaneSet, Link, LinkEvent};
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +37,7 @@ use bytes::Bytes;
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal};
 use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
-use crate::observe::{Direction, Metrics, OpenResult, TransportKind};
+use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::wire::{
     self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, Sequence, encode_frame,
     lane_of, open_envelope, payload_name,
@@ -43,6 +46,7 @@ use crate::wire::{
 use chat::Chat;
 use control::Pings;
 use fault::Fault;
+use flood::Meter;
 use presence::Watching;
 use sign_in::Opening;
 use tail::Tail;
@@ -51,6 +55,8 @@ use tail::Tail;
 pub struct Services {
     /// Who else is connected.
     pub hub: Arc<Hub>,
+    /// How fast is too fast.
+    pub flood: Flood,
     /// Checks tokens.
     pub verifier: Verifier,
     /// What the operator sees.
@@ -71,6 +77,8 @@ pub struct Settings {
     pub server_name: String,
     /// Domains served; empty: all.
     pub domains: Vec<String>,
+    /// Connections from one address at once; zero: no limit.
+    pub connections_per_address: usize,
     /// What a media id is resolved against; `None`: only addresses are taken.
     pub media_base: Option<String>,
     /// `SessionOpen` must have come by then.
@@ -109,6 +117,10 @@ pub enum Output {
 pub struct Session {
     services: Arc<Services>,
     transport: TransportKind,
+    /// Where the peer signed in from.
+    address: IpAddr,
+    /// Times it was told to wait and did not.
+    strikes: u32,
     signal: Arc<Signal>,
     phase: Phase,
     lanes: LaneSet,
@@ -143,6 +155,7 @@ struct Open {
     pings: Pings,
     watching: Option<Watching>,
     claims: Claims,
+    meter: Meter,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
     revoking: usize,
     /// The session's token was revoked meanwhile.
@@ -151,11 +164,13 @@ struct Open {
 
 impl Session {
     /// A session whose peer has not said anything yet.
-    pub fn new(services: Arc<Services>, transport: TransportKind, now: Now) -> Session {
+    pub fn new(services: Arc<Services>, transport: TransportKind, address: IpAddr, now: Now) -> Session {
         let until = now.at + services.settings.open_within;
         Session {
             services,
             transport,
+            address,
+            strikes: 0,
             signal: Arc::default(),
             phase: Phase::Waiting { until },
             lanes: LaneSet::NONE,
@@ -345,8 +360,14 @@ impl Session {
         };
         let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
         let origin = Origin { lane, request_id, payload: payload_name(&payload) };
+        if !self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+            return;
+        }
         if lane_of(&payload).is_some_and(|right| right != lane) {
             return self.refuse(origin, Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane"));
+        }
+        if !self.meter_payload(origin, &payload) {
+            return;
         }
         if let Err(fault) = self.dispatch(origin, payload, now) {
             self.refuse(origin, fault);
@@ -357,7 +378,9 @@ impl Session {
         match (&mut self.phase, payload) {
             (Phase::Closed | Phase::Opening(_), _) => Ok(()),
             (_, Payload::SessionOpen(open)) => {
-                self.session_open(origin, open, now);
+                if self.meter_sign_in(origin) {
+                    self.session_open(origin, open, now);
+                }
                 Ok(())
             }
             (Phase::Waiting { .. }, _) => {
@@ -386,6 +409,19 @@ impl Session {
                 Payload::ErrorMessage(_) => Ok(()),
                 _ => Err(Fault::new(ErrorCode::Unsupported, "this payload is not served")),
             },
+        }
+    }
+
+    /// The narrower limits of what costs more than a frame.
+    fn meter_payload(&mut self, origin: Origin, payload: &Payload) -> bool {
+        match payload {
+            Payload::TextPayloadRequest(_) | Payload::MediaPayloadRequest(_) => {
+                self.meter(origin, LimitKind::Messages, |meter| meter.messages.take())
+            }
+            Payload::AwarenessRequest(_) | Payload::AwarenessNotification(_) => {
+                self.meter(origin, LimitKind::Awareness, |meter| meter.awareness.take())
+            }
+            _ => true,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::wire::{CloseCode, DeviceId, Eid, ErrorCode, Lane, Payload, Sequence};
 use super::chat::Chat;
 use super::control::Pings;
 use super::fault::Fault;
+use super::flood::Meter;
 use super::tail::Tail;
 use super::{Call, Now, Open, Origin, Phase, Session};
 
@@ -149,7 +150,10 @@ impl Session {
         );
         self.services.metrics.opened(self.transport, OpenResult::Accepted);
         self.services.metrics.sessions(self.transport).increment(1);
+        let flood = &self.services.flood;
+        let meter = Meter { frames: flood.frames(), awareness: flood.awareness(), messages: flood.of_user(&user) };
         self.phase = Phase::Open(Box::new(Open {
+            meter,
             user,
             device,
             session_id,

@@ -21,10 +21,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
-use crate::observe::{CloseReason, TransportKind};
+use crate::observe::{CloseReason, LimitKind, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
+
+use super::crowd::{Crowd, Place};
 
 /// Lanes in the order in which they are read and written (profile 2).
 const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
@@ -87,6 +89,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let gate = Arc::new(Gate { handshakes: AtomicUsize::new(0) });
+    let crowd = Crowd::new(services.settings.connections_per_address);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
@@ -96,6 +99,9 @@ pub async fn serve(
         let handshakes = gate.handshakes.load(Ordering::Relaxed);
         if handshakes >= config.handshakes_max || endpoint.open_connections() >= config.max_connections {
             services.metrics.handshakes_refused.increment(1);
+            incoming.refuse();
+        } else if !crowd.admits(incoming.remote_address()) {
+            services.metrics.rate_limited(LimitKind::Connections);
             incoming.refuse();
         } else if handshakes >= config.handshakes_before_retry
             && incoming.may_retry()
@@ -108,7 +114,8 @@ pub async fn serve(
             }
         } else {
             let entry = gate.clone().enter();
-            tasks.spawn(connect(incoming, entry, services.clone(), store.clone()));
+            let place = crowd.clone().enter(incoming.remote_address());
+            tasks.spawn(connect(incoming, (entry, place), services.clone(), store.clone()));
         }
     }
 }
@@ -133,7 +140,7 @@ impl Drop for Entry {
     }
 }
 
-async fn connect(incoming: Incoming, entry: Entry, services: Arc<Services>, store: Arc<dyn Store>) {
+async fn connect(incoming: Incoming, (entry, _place): (Entry, Place), services: Arc<Services>, store: Arc<dyn Store>) {
     let began = Instant::now();
     let remote = incoming.remote_address();
     let handshake = async { incoming.accept()?.await };
@@ -240,6 +247,10 @@ fn accept(connection: Connection) -> Accepting {
 impl Link for QuicLink {
     fn kind(&self) -> TransportKind {
         TransportKind::Quic
+    }
+
+    fn remote(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {

@@ -93,7 +93,7 @@ async fn a_route_that_is_not_the_payloads_is_refused_and_an_unset_one_is_not() {
 async fn an_awareness_notification_may_have_the_route_of_older_clients() {
     let server = TestServer::start().await;
     let mut alice = alice(&server).await;
-    // 8 UNKNOWN is nothing that a client may say, so that there is an answer whether or not presence is served.
+    // 8 UNKNOWN is nothing that a client may say, so that there is an answer.
     let notification =
         || envelope(Payload::AwarenessNotification(AwarenessNotification { status: 8, ..Default::default() }));
     let mut answers = Vec::new();
@@ -138,19 +138,10 @@ async fn fields_of_a_later_version_in_a_known_payload_do_no_harm() {
 
 #[tokio::test]
 async fn payloads_that_only_a_server_sends_are_unsupported() {
-    unsupported(payloads::of_the_server()).await;
-}
-
-#[tokio::test]
-async fn payloads_of_families_that_are_not_served_yet_are_unsupported() {
-    unsupported(payloads::not_yet_served()).await;
-}
-
-async fn unsupported(payloads: Vec<(Lane, Payload)>) {
     let server = TestServer::start().await;
     let mut bystanders = Bystanders::join(&server).await;
     let mut alice = alice(&server).await;
-    for (lane, payload) in payloads {
+    for (lane, payload) in payloads::of_the_server() {
         let name = payload_name(&payload);
         let request_id = alice.send(lane, payload).await;
         let error = alice.expect_error(lane, 501, request_id).await;

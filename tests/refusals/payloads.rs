@@ -1,6 +1,8 @@
 //! Every payload of the schema with the lane that the profile gives it (profile 2), independent of the server's table.
 
-use bimip::wire::{Lane, Payload};
+use bimip::wire::{Identity, Lane, Payload};
+
+use crate::common::identity;
 
 /// All payloads but ErrorMessage, which every lane carries.
 pub(crate) fn by_lane() -> Vec<(Lane, Payload)> {
@@ -66,22 +68,41 @@ pub(crate) fn of_the_server() -> Vec<(Lane, Payload)> {
         .collect()
 }
 
-/// Payloads of families whose turn has not come; a family that comes takes itself off this list.
-pub(crate) fn not_yet_served() -> Vec<(Lane, Payload)> {
-    by_lane()
-        .into_iter()
-        .filter(|(_, payload)| {
-            matches!(
-                payload,
-                Payload::TokenRevokeRequest(_)
-                    | Payload::SubscriberAddRequest(_)
-                    | Payload::SubscriberRemove(_)
-                    | Payload::SubscriberListRequest(_)
-                    | Payload::BlockSubscriber(_)
-                    | Payload::Logout(_)
-                    | Payload::AwarenessRequest(_)
-                    | Payload::AwarenessNotification(_)
-            )
-        })
-        .collect()
+/// Requests that say in whose name they are (profile 3), all about bob, and legal but for that.
+pub(crate) fn in_the_name_of(from: Option<&Identity>) -> Vec<(Lane, Payload)> {
+    let (from, bob) = (from.cloned(), Some(identity("bob@localhost")));
+    let mut requests = by_lane();
+    requests.retain_mut(|(_, payload)| {
+        match payload {
+            Payload::TextPayloadRequest(request) => {
+                (request.from, request.to) = (from.clone(), bob.clone().into_iter().collect());
+                (request.content, request.message_id_local) = ("Hey Bob!".into(), "in-whose-name".into());
+            }
+            Payload::MediaPayloadRequest(request) => {
+                (request.from, request.to) = (from.clone(), bob.clone().into_iter().collect());
+                (request.r#type, request.message_id_local) = (1, "in-whose-name".into());
+                request.cdn_url_id = "https://cdn.example/cat.png".into();
+            }
+            Payload::AcknowledgmentRequest(request) => {
+                (request.from, request.to, request.status) = (from.clone(), bob.clone(), 2);
+                request.message_id = "01890000-0000-7000-8000-000000000000".into();
+            }
+            Payload::AwarenessRequest(request) => (request.from, request.to) = (from.clone(), bob.clone()),
+            Payload::AwarenessNotification(request) => (request.from, request.status) = (from.clone(), 1),
+            Payload::SubscriberAddRequest(request) => {
+                (request.owner, request.subscriber) = (from.clone(), bob.clone());
+            }
+            Payload::SubscriberRemove(request) => {
+                (request.owner, request.subscriber, request.r#type) = (from.clone(), bob.clone(), 1);
+            }
+            Payload::SubscriberListRequest(request) => request.owner = from.clone(),
+            Payload::BlockSubscriber(request) => {
+                (request.owner, request.subscriber, request.r#type) = (from.clone(), bob.clone(), 1);
+            }
+            Payload::Logout(request) => (request.entity, request.r#type) = (from.clone(), 1),
+            _ => return false,
+        }
+        true
+    });
+    requests
 }

@@ -1,9 +1,10 @@
 //! Requests of a signed-in device that are refused: in somebody else's name, to too many, too long.
 
-use bimip::wire::proto::{AcknowledgmentRequest, MediaPayloadRequest, TextPayloadRequest};
+use bimip::wire::proto::TextPayloadRequest;
 use bimip::wire::{ErrorMessage, Identity, Lane, Payload, payload_name};
 
 use crate::common::{Bystanders, Raw, TestServer, identity, text_of};
+use crate::payloads;
 
 const BOB: &str = "bob@localhost";
 
@@ -58,44 +59,6 @@ impl Scene {
     }
 }
 
-/// Each request of a signed-in user that says in whose name it is, legal but for `from`.
-fn in_the_name_of(from: Option<Identity>) -> Vec<(Lane, Payload)> {
-    let to = || identity(BOB);
-    vec![
-        (
-            Lane::Chat,
-            Payload::TextPayloadRequest(TextPayloadRequest {
-                from: from.clone(),
-                to: vec![to()],
-                content: "Hey Bob!".to_owned(),
-                message_id_local: "in-whose-name".to_owned(),
-                ..TextPayloadRequest::default()
-            }),
-        ),
-        (
-            Lane::Media,
-            Payload::MediaPayloadRequest(MediaPayloadRequest {
-                from: from.clone(),
-                to: vec![to()],
-                message_id_local: "in-whose-name".to_owned(),
-                r#type: 1,
-                cdn_url_id: "https://cdn.example/cat.png".to_owned(),
-                ..MediaPayloadRequest::default()
-            }),
-        ),
-        (
-            Lane::Chat,
-            Payload::AcknowledgmentRequest(AcknowledgmentRequest {
-                from,
-                to: Some(to()),
-                message_id: "01890000-0000-7000-8000-000000000000".to_owned(),
-                status: 2,
-                ..AcknowledgmentRequest::default()
-            }),
-        ),
-    ]
-}
-
 #[tokio::test]
 async fn nobody_speaks_in_somebody_elses_name() {
     let mut scene = Scene::set().await;
@@ -107,7 +70,7 @@ async fn nobody_speaks_in_somebody_elses_name() {
         device("alice@localhost", "tablet"),
         device("alice@localhost", "PHONE"),
     ] {
-        for (lane, payload) in in_the_name_of(Some(from.clone())) {
+        for (lane, payload) in payloads::in_the_name_of(Some(&from)) {
             let name = payload_name(&payload);
             let request_id = scene.alice.send(lane, payload).await;
             let error = scene.alice.expect_error(lane, 403, request_id).await;
@@ -121,7 +84,7 @@ async fn nobody_speaks_in_somebody_elses_name() {
 async fn a_request_without_a_valid_from_is_refused() {
     let mut scene = Scene::set().await;
     for from in [None, Some(Identity::default()), Some(identity("alice")), Some(identity("@localhost"))] {
-        for (lane, payload) in in_the_name_of(from.clone()) {
+        for (lane, payload) in payloads::in_the_name_of(from.as_ref()) {
             let name = payload_name(&payload);
             let request_id = scene.alice.send(lane, payload).await;
             let error = scene.alice.expect_error(lane, 400, request_id).await;

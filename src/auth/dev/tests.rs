@@ -1,3 +1,5 @@
+//! The development files: made where missing, never overwritten.
+
 use std::collections::BTreeMap;
 
 use super::*;

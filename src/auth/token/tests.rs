@@ -1,3 +1,5 @@
+//! Tokens that are accepted, and all the ways in which one is refused.
+
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

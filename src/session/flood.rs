@@ -1,0 +1,157 @@
+//! Flood control: how fast is too fast, for a session, a user and an address (specification 9, profile 9).
+//!
+//! Each limit is a rate with a burst. Bursts are chosen so that a phone that returns with a full outbox, or a fleet that
+//! signs in again after a restart, never meets them; a loop that has gone wild does within seconds. Who goes over is
+//! told how long to wait; who goes on all the same is closed with ABUSE.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use moka::sync::Cache;
+
+use crate::config::{LimitsConfig, Rate};
+use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX};
+use crate::observe::LimitKind;
+use crate::wire::{CloseCode, Eid, ErrorCode};
+
+use super::fault::Fault;
+use super::{Origin, Phase, Session};
+
+/// One limit.
+pub(super) struct Limit(Option<DefaultDirectRateLimiter>);
+
+impl Limit {
+    /// A rate of zero is no limit.
+    pub(super) fn new(rate: Rate) -> Limit {
+        Limit(NonZeroU32::new(rate.per_second).map(|per_second| {
+            let burst = NonZeroU32::new(rate.burst).unwrap_or(per_second);
+            RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst))
+        }))
+    }
+
+    /// Takes one; or says how long to wait for it.
+    pub(super) fn take(&self) -> Result<(), Duration> {
+        match &self.0 {
+            None => Ok(()),
+            Some(limiter) => limiter.check().map_err(|not_yet| not_yet.wait_time_from(DefaultClock::default().now())),
+        }
+    }
+}
+
+/// The limits that sessions share: by user and by address. Both forget who has been quiet.
+pub struct Flood {
+    limits: LimitsConfig,
+    users: Cache<Eid, Arc<Limit>>,
+    addresses: Cache<IpAddr, Arc<Limit>>,
+}
+
+impl Flood {
+    /// Nobody has done anything yet.
+    pub fn new(limits: LimitsConfig) -> Flood {
+        Flood {
+            limits,
+            users: Cache::builder().max_capacity(ADDRESSES_LIMITED_MAX).time_to_idle(ADDRESS_LIMIT_KEPT).build(),
+            addresses: Cache::builder().max_capacity(ADDRESSES_LIMITED_MAX).time_to_idle(ADDRESS_LIMIT_KEPT).build(),
+        }
+    }
+
+    fn sign_in(&self, address: IpAddr) -> Result<(), Duration> {
+        if self.limits.sign_ins.per_second == 0 {
+            return Ok(());
+        }
+        self.addresses.get_with(network_of(address), || Arc::new(Limit::new(self.limits.sign_ins))).take()
+    }
+
+    pub(super) fn of_user(&self, user: &Eid) -> Arc<Limit> {
+        self.users.get_with(user.clone(), || Arc::new(Limit::new(self.limits.messages)))
+    }
+
+    pub(super) fn frames(&self) -> Limit {
+        Limit::new(self.limits.frames)
+    }
+
+    pub(super) fn awareness(&self) -> Limit {
+        Limit::new(self.limits.awareness)
+    }
+}
+
+/// A household or a phone has a whole IPv6 /64 to itself.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+/// What one session may do, and how often it was told to wait without having waited.
+pub(super) struct Meter {
+    pub(super) frames: Limit,
+    pub(super) awareness: Limit,
+    pub(super) messages: Arc<Limit>,
+}
+
+impl Session {
+    /// Counts a frame, or a part of what it asks for. Over the limit it is refused with 429, and the session closed that
+    /// keeps on.
+    pub(super) fn meter(
+        &mut self,
+        origin: Origin,
+        kind: LimitKind,
+        limit: impl Fn(&Meter) -> Result<(), Duration>,
+    ) -> bool {
+        let Phase::Open(open) = &self.phase else { return true };
+        let taken = limit(&open.meter);
+        self.judge(origin, kind, taken)
+    }
+
+    /// A sign-in from the session's address.
+    pub(super) fn meter_sign_in(&mut self, origin: Origin) -> bool {
+        let taken = self.services.flood.sign_in(self.address);
+        self.judge(origin, LimitKind::SignIns, taken)
+    }
+
+    fn judge(&mut self, origin: Origin, kind: LimitKind, taken: Result<(), Duration>) -> bool {
+        let Err(wait) = taken else {
+            // The frame's own limit is met by whatever comes: only the narrower ones show that the peer has slowed down.
+            self.strikes = self.strikes.saturating_sub(u32::from(kind != LimitKind::Frames));
+            return true;
+        };
+        self.services.metrics.rate_limited(kind);
+        let millis = wait.as_millis().max(1).to_string();
+        self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis));
+        self.strikes += 1;
+        if self.strikes > STRIKES_MAX {
+            self.close(CloseCode::Abuse, "went on after being told to wait");
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_what_follows_waits() {
+        let limit = Limit::new(Rate { per_second: 1, burst: 3 });
+        assert!((0..3).all(|_| limit.take().is_ok()));
+        assert!(limit.take().is_err_and(|wait| wait <= Duration::from_secs(1)));
+        let none = Limit::new(Rate { per_second: 0, burst: 0 });
+        assert!((0..1000).all(|_| none.take().is_ok()));
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_and_a_mapped_address_as_ipv4() {
+        let of = |text: &str| network_of(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+}
