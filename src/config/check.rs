@@ -21,8 +21,15 @@ const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
 /// The store's own working set, to a machine's memory.
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 
+/// From a day to ten years.
+const RETENTION_DAYS: RangeInclusive<u32> = 1..=3650;
+/// Fewer would make a device that was away for a moment lose messages.
+const RETENTION_ENTRIES: RangeInclusive<u64> = 100..=1_000_000_000;
+/// Up to a day.
+const RETENTION_MINUTES: RangeInclusive<u64> = 1..=1440;
+
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    let Config { domains, server_name, tls, auth: _, quic, session, store, media, log, client, token, .. } = config;
+    let Config { domains, server_name, tls, auth: _, quic, session, store, retention, media, log, client, token, .. } = config;
 
     if let Some(domain) = domains.iter().find(|domain| Eid::parse(&format!("a@{domain}")).is_err()) {
         return wrong("domains", format!("has {domain:?}, which is not a domain: write example.org, without an @"));
@@ -58,6 +65,9 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     within("session.open_within_ms", session.open_within_ms, OPEN_WITHIN_MS)?;
     within("session.release_within_ms", session.release_within_ms, RELEASE_WITHIN_MS)?;
     within("store.cache_bytes", store.cache_bytes, CACHE_BYTES)?;
+    within("retention.days", retention.days, RETENTION_DAYS)?;
+    within("retention.entries_per_user", retention.entries_per_user, RETENTION_ENTRIES)?;
+    within("retention.interval_minutes", retention.interval_minutes, RETENTION_MINUTES)?;
 
     if let Some(base) = &media.cdn_base {
         // An id is appended to it, and the whole has to stay within the bound.

@@ -92,6 +92,8 @@ records! {
         status: i32 => [int32, tag = "5"],
         delivered_at: i64 => [int64, tag = "6"],
         read_at: i64 => [int64, tag = "7"],
+        /// Where its copy stands in the sender's log; zero: in the same entry as its VersionUpdate, or nowhere yet.
+        copy_sequence: u64 => [uint64, tag = "8"],
     }
 
     /// That a sender has used this `message_id_local`, and for what.

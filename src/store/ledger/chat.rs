@@ -93,7 +93,8 @@ impl Books {
         };
         let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
         let origin = Some(message.device.clone());
-        self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        let copied = self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        row.copy_sequence = copied.get();
         row.recipient_sequence = received.get();
         txn.put(row_key, &row);
         txn.delete(Space::Pending, key::message(id));
