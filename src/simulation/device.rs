@@ -21,6 +21,8 @@ pub(super) struct Outgoing {
     pub(super) local: String,
     pub(super) to: Eid,
     pub(super) text: String,
+    /// So old that the server may have forgotten it: it is not sent again, and an answer is not expected.
+    pub(super) given_up: bool,
     /// How often it was sent.
     pub(super) sends: usize,
     /// The VersionUpdate that answered it, in words, and its sequence.

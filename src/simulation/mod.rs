@@ -32,7 +32,8 @@ fn story(seed: u64, world: &mut Result<World, Violation>) -> Result<(), Violatio
     let _ = seed;
     world.live(steps)?;
     world.settle()?;
-    promises::check(world)
+    promises::check(world)?;
+    world.trim_all()
 }
 
 /// Tells the story of a seed: its moves, or what went wrong, and the trace if asked for.

@@ -1,13 +1,13 @@
 //! What happens to the world: devices act, time passes, things break; then everything settles.
 
 use crate::hub::Notice;
-use crate::store::Fault;
+use crate::store::{Fault, Space};
 use crate::wire::{Lane, Payload};
 
 use super::Violation;
 use super::device::Outgoing;
 use super::server::RELEASE_WITHIN;
-use super::world::World;
+use super::world::{DAY_MS, World};
 
 /// Something that the world does not do by itself.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ enum Act {
     Vanish,
     PhoneRestart,
     Time,
+    Days,
+    Trim,
     DiskFails,
     Restart,
     Drain,
@@ -36,7 +38,7 @@ const SETTLE_MOVES_MAX: usize = 200_000;
 impl World {
     /// The eventful part. Each story has its own weights, so that some do little but crash, and others little but send.
     pub(super) fn live(&mut self, steps: usize) -> Result<(), Violation> {
-        let usual: [(usize, Act); 16] = [
+        let usual: [(usize, Act); 18] = [
             (20, Act::SignIn),
             (40, Act::Send),
             (8, Act::Resend),
@@ -50,6 +52,8 @@ impl World {
             (6, Act::Vanish),
             (2, Act::PhoneRestart),
             (6, Act::Time),
+            (1, Act::Days),
+            (6, Act::Trim),
             (2, Act::DiskFails),
             (2, Act::Restart),
             (1, Act::Drain),
@@ -79,6 +83,12 @@ impl World {
                 let ms = self.random.of(&[1, 1, 50, 50, 500, 500, 1100, 1100, 31_000]);
                 self.note(|| format!("{ms} ms pass"));
                 self.time.pass(ms);
+            }
+            Act::Days => self.days_pass(),
+            Act::Trim => {
+                if let (Some((age, entries)), None) = (self.retention, &self.pass) {
+                    self.begin_pass(self.time.now().unix_ms - age, entries);
+                }
             }
             Act::DiskFails => {
                 let fault = self.random.of(&[Fault::Before, Fault::After]);
@@ -124,16 +134,20 @@ impl World {
                 let to = others[self.random.below(others.len())].clone();
                 let padding = self.random.of(&[0, 0, 0, 0, 0, 0, 0, 50, 400, 16_000]);
                 let text = format!("{sent:<7} from {local}{}", ".".repeat(padding));
-                self.devices[device].outbox.push(Outgoing { local, to, text, sends: 0, answer: None });
+                self.devices[device].outbox.push(Outgoing { local, to, text, given_up: false, sends: 0, answer: None });
                 self.send_text(device, sent, false);
             }
             Act::Resend if sent > 0 => {
                 let index = self.random.below(sent);
+                if self.devices[device].outbox[index].given_up {
+                    return;
+                }
                 self.send_text(device, index, false);
             }
             Act::Misuse if sent > 0 => {
                 let index = self.random.below(sent);
-                if self.devices[device].outbox[index].answer.is_some() {
+                let out = &self.devices[device].outbox[index];
+                if out.answer.is_some() && !out.given_up {
                     self.send_text(device, index, true);
                 }
             }
@@ -171,7 +185,8 @@ impl World {
     /// As a client does after it has signed in: everything that was not answered.
     fn send_again(&mut self, device: usize) {
         for index in 0..self.devices[device].outbox.len() {
-            if self.devices[device].outbox[index].answer.is_none() {
+            let out = &self.devices[device].outbox[index];
+            if out.answer.is_none() && !out.given_up {
                 self.send_text(device, index, false);
             }
         }
@@ -188,6 +203,20 @@ impl World {
         let at = self.time.now().unix_ms;
         let (payload, request) = self.devices[device].acknowledge(id, status, bulk, at);
         self.send(device, Lane::Chat, payload, request);
+    }
+
+    /// Longer than names of messages are remembered. Nobody's phone is on, and nothing stays on its way.
+    fn days_pass(&mut self) {
+        if self.retention.is_none() {
+            return;
+        }
+        self.note(|| "days pass".into());
+        for device in 0..self.devices.len() {
+            self.abandon(device);
+            self.devices[device].outbox.iter_mut().for_each(|out| out.given_up = true);
+        }
+        self.links.values_mut().for_each(|link| link.lanes.iter_mut().for_each(|lane| lane.up.clear()));
+        self.time.pass(8 * DAY_MS as u64);
     }
 
     /// Everything comes to rest, first without anybody's help, then with every device back.
@@ -215,6 +244,25 @@ impl World {
         for device in 0..self.devices.len() {
             if !self.devices[device].accepted {
                 return Err(format!("{} cannot sign in", self.devices[device].name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// A retention that keeps nothing leaves nothing, save where numbers go on.
+    pub(super) fn trim_all(&mut self) -> Result<(), Violation> {
+        if self.retention.is_none() {
+            return Ok(());
+        }
+        self.days_pass();
+        self.rest()?;
+        for _ in 0..2 {
+            self.begin_pass(i64::MAX, 0);
+            self.rest()?;
+        }
+        for space in [Space::Logs, Space::Messages, Space::Chats, Space::Locals, Space::Marks] {
+            if self.rows(space) > 0 {
+                return Err(format!("{} rows are left in {}", self.rows(space), space.name()));
             }
         }
         Ok(())

@@ -2,16 +2,17 @@
 //! each of their moves a step that may come at any time.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::auth::{Grant, Signer, Verifier, dev};
-use crate::config::AuthConfig;
+use crate::config::{AuthConfig, LimitsConfig, Rate};
 use crate::hub::Hub;
 use crate::observe::{Metrics, TransportKind};
 use crate::clock::Now;
-use crate::session::{Call, Done, Origin, Services, Session, Settings};
+use crate::session::{Call, Done, Flood, Origin, Services, Session, Settings};
 use crate::store::{
     Change, HistoryQuery, Kv, Ledger, LogEntry, LogObserver, Memory, Op, Outcome, Reply, StoreError, read_history,
     read_log,
@@ -123,6 +124,8 @@ impl Conn {
 
 pub(super) struct Server {
     pub(super) services: Arc<Services>,
+    /// Operations of the retention that wait for the writer.
+    pub(super) trims: usize,
     pub(super) conns: BTreeMap<LinkId, Conn>,
     pub(super) ledger: Ledger,
     /// What waits for the writer.
@@ -144,7 +147,15 @@ impl Server {
             let time = time.clone();
             Box::new(move || time.now())
         });
+        let unlimited = Rate { per_second: 0, burst: 0 };
         let services = Services {
+            flood: Flood::new(LimitsConfig {
+                frames: unlimited,
+                messages: unlimited,
+                awareness: unlimited,
+                sign_ins: unlimited,
+                connections_per_address: 0,
+            }),
             hub: Arc::new(hub),
             verifier: Verifier::from_config(&FIXTURES.auth, None).unwrap(),
             metrics: FIXTURES.metrics.clone(),
@@ -156,12 +167,14 @@ impl Server {
                 release_within: RELEASE_WITHIN,
                 ping_interval: crate::limits::PING_INTERVAL,
                 frame_bytes_max: crate::limits::FRAME_BYTES_MAX,
+                connections_per_address: 0,
                 idle_timeout: crate::limits::IDLE_TIMEOUT,
             },
             random: Box::new(move |bytes| entropy.lock().unwrap().fill(bytes)),
         };
         Ok(Server {
             services: Arc::new(services),
+            trims: 0,
             conns: BTreeMap::new(),
             ledger,
             queue: VecDeque::new(),
@@ -173,7 +186,7 @@ impl Server {
     }
 
     pub(super) fn connect(&mut self, link: LinkId, now: Now) {
-        let session = Session::new(self.services.clone(), TransportKind::Quic, now);
+        let session = Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), now);
         let conn = Conn {
             session,
             ended: false,
@@ -185,6 +198,7 @@ impl Server {
     }
 
     pub(super) fn enqueue(&mut self, op: Op) {
+        self.trims += usize::from(is_trim(&op));
         self.queue.push_back((op, None));
     }
 
@@ -234,10 +248,12 @@ impl Server {
         let group = group.min(self.queue.len());
         let mut waiting = Vec::with_capacity(group);
         for (op, reply) in self.queue.drain(..group) {
+            self.trims -= usize::from(is_trim(&op));
             self.ledger.apply(op);
             waiting.push(reply);
         }
         let committed = self.ledger.commit(|| now);
+        committed.outcomes.iter().for_each(|outcome| _ = sane(outcome.as_ref().map_err(Clone::clone)));
         self.publishing = committed.appended.iter().cloned().collect();
         self.changes = committed.changes.into();
         let outcomes = waiting.into_iter().zip(committed.outcomes);
@@ -251,10 +267,10 @@ impl Server {
         let view = memory.view();
         let done = match read {
             Read::History(origin, query) => {
-                let page = read_history(&*view, &query);
+                let page = sane(read_history(&*view, &query));
                 Done::History(origin, query, page)
             }
-            Read::Log(user, after, limit) => Done::ReadLog(read_log(&*view, &user, after, limit.min(entries_max))),
+            Read::Log(user, after, limit) => Done::ReadLog(sane(read_log(&*view, &user, after, limit.min(entries_max)))),
         };
         self.finished(link, done);
     }
@@ -265,6 +281,18 @@ impl Server {
             conn.ready.push_back(done);
         }
     }
+}
+
+fn is_trim(op: &Op) -> bool {
+    matches!(op, Op::TrimLog { .. } | Op::TrimChat { .. })
+}
+
+/// Disks fail on purpose; rows that make no sense are somebody's mistake.
+fn sane<T>(result: Result<T, StoreError>) -> Result<T, StoreError> {
+    if let Err(StoreError::Engine(why)) = &result {
+        assert!(!why.contains("corrupt"), "{why}");
+    }
+    result
 }
 
 /// What the writer did, for the trace.

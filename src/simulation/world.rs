@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::limits::{FRAME_BYTES_MAX, LANE_QUEUE_BYTES, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::session::{LinkEvent, Output};
-use crate::store::{Fault, Kv, Memory, Op, Order, Space, all_rows};
+use crate::store::{EntryBody, Fault, Kv, LogEntry, Memory, Op, Order, Pass, Retention, Space, all_rows};
 use crate::wire::proto::HistoryPage;
 use crate::wire::{DeviceId, Eid, Lane, MessageScheme, Payload, envelope};
 
@@ -15,11 +15,15 @@ use super::link::{Link, Up};
 use super::random::Random;
 use super::server::{LinkId, Move, Server, Time};
 
+pub(super) const DAY_MS: i64 = 24 * 3600 * 1000;
+
 /// A move that is possible now.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     /// The store's writer commits, tells the hub of one entry, or answers one call.
     Write,
+    /// The retention looks for its next rows.
+    Trim,
     /// The store writes cursors that have moved.
     Flush,
     /// A read of the store.
@@ -56,6 +60,10 @@ pub(super) struct World {
     pub(super) chronicle: Chronicle,
     /// Highest sequence that trimming has taken, by user.
     pub(super) trimmed: BTreeMap<Eid, i64>,
+    /// How old an entry gets and how many a log keeps, in stories with a retention; a pass of it, and where the last ended.
+    pub(super) retention: Option<(i64, u64)>,
+    pub(super) pass: Option<(Retention, Pass)>,
+    swept: Vec<u8>,
     /// Kept when a seed is replayed.
     pub(super) trace: Option<Vec<String>>,
     pub(super) moves: usize,
@@ -77,6 +85,7 @@ impl World {
                 devices.push(Device::new(user.clone(), DeviceId::parse(id).unwrap()));
             }
         }
+        let retention = random.percent(35).then(|| (random.of(&[200, 60_000, 10 * DAY_MS]), random.of(&[4, 12, 1000])));
         let (time, memory) = (Time::new(), Memory::new());
         let server = Server::start(&memory, &time, random.number()).map_err(|error| error.to_string())?;
         Ok(World {
@@ -93,6 +102,9 @@ impl World {
             next_link: 0,
             chronicle: Chronicle::default(),
             trimmed: BTreeMap::new(),
+            retention,
+            pass: None,
+            swept: Vec::new(),
             trace: traced.then(Vec::new),
             moves: 0,
             possible: Vec::new(),
@@ -126,6 +138,9 @@ impl World {
             possible.extend([Step::Write; 3]);
         } else if self.server.ledger.has_unwritten_cursors() {
             possible.push(Step::Flush);
+        }
+        if self.pass.is_some() && self.server.trims == 0 && !self.server.ledger.has_failed() {
+            possible.push(Step::Trim);
         }
         possible.extend((0..self.server.reads_under_way()).map(|_| Step::Read));
         for (id, link) in &self.links {
@@ -177,6 +192,7 @@ impl World {
         let now = self.time.now();
         match step {
             Step::Write => return self.write(),
+            Step::Trim => return self.trim(),
             Step::Flush => {
                 self.note(|| "cursors are written".into());
                 _ = self.server.ledger.flush_cursors();
@@ -259,6 +275,41 @@ impl World {
         self.note(|| format!("the writer: {moved:?}{}", if failed { ", and the disk fails" } else { "" }));
         if let Move::Answered(link) = moved {
             self.collect(link);
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_pass(&mut self, older_than_ms: i64, entries_max_per_user: u64) {
+        let retention = Retention { older_than_ms, entries_max_per_user };
+        self.note(|| format!("the retention begins: {retention:?}"));
+        self.pass = Some((retention, Pass::new(retention, self.time.now().unix_ms, self.swept.clone())));
+    }
+
+    /// The retention finds what may go; nothing else may.
+    fn trim(&mut self) -> Result<(), Violation> {
+        let Some((retention, mut pass)) = self.pass.take() else { return Ok(()) };
+        let Some(ops) = pass.step(&*self.memory.view()).map_err(|error| error.to_string())? else {
+            self.note(|| "the retention ends".into());
+            self.swept = pass.swept();
+            return Ok(());
+        };
+        self.pass = Some((retention, pass));
+        for op in ops {
+            self.note(|| format!("the retention wants {op:?}"));
+            if let Op::TrimLog { user, up_to, .. } = &op {
+                let log = &self.chronicle.logs[user];
+                let head = log.last_key_value().map_or(0, |(head, _)| *head);
+                let kept = |sequence: u64, at: i64| {
+                    sequence + retention.entries_max_per_user > head && at >= retention.older_than_ms
+                };
+                let loss = log.range(..=up_to.get()).find(|(sequence, entry)| kept(**sequence, time_of(entry)));
+                let before = self.trimmed.get(user).copied().unwrap_or(0);
+                if let Some((sequence, _)) = loss.filter(|(sequence, _)| **sequence as i64 > before) {
+                    return Err(format!("the retention takes {user}'s entry {sequence} of {head}: {retention:?}"));
+                }
+                self.trimmed.insert(user.clone(), before.max(up_to.wire()));
+            }
+            self.server.enqueue(op);
         }
         Ok(())
     }
@@ -458,6 +509,7 @@ impl World {
             self.collect(id);
         }
         self.memory.crash(kept);
+        (self.pass, self.swept) = (None, Vec::new());
         // It may die again while it comes up.
         if self.random.percent(10) {
             self.memory.fail_after(0, self.random.of(&[Fault::Before, Fault::After]));
@@ -476,9 +528,22 @@ impl World {
         Err("the server does not come up".into())
     }
 
+    /// How many rows there are.
+    pub(super) fn rows(&self, space: Space) -> usize {
+        let rows = self.memory.view().range(space, &all_rows(), Order::Ascending, usize::MAX);
+        rows.map_or(usize::MAX, |rows| rows.len())
+    }
+
     /// Messages that are accepted and not released, as stored.
     pub(super) fn waiting(&self) -> usize {
-        let rows = self.memory.view().range(Space::Pending, &all_rows(), Order::Ascending, usize::MAX);
-        rows.map_or(usize::MAX, |rows| rows.len())
+        self.rows(Space::Pending)
+    }
+}
+
+/// When an entry happened, as the retention counts.
+fn time_of(entry: &LogEntry) -> i64 {
+    match &entry.body {
+        EntryBody::Acknowledged(state) => state.at,
+        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => m.received_at,
     }
 }
