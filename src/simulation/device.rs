@@ -35,6 +35,7 @@ pub(super) struct Known {
     pub(super) chat: String,
     pub(super) version: i64,
     pub(super) mine: bool,
+    sequence: i64,
     /// 0, or 2 delivered, 3 read.
     pub(super) status: i32,
 }
@@ -137,6 +138,7 @@ impl Device {
     pub(super) fn forget_unsaved(&mut self) {
         self.highest = self.saved;
         self.seen.split_off(&(self.saved + 1));
+        self.known.retain(|_, known| known.sequence <= self.saved);
     }
 
     pub(super) fn text(&mut self, index: usize, other_content: bool) -> Payload {
@@ -277,7 +279,7 @@ impl Device {
             }
             _ => out.answer = Some((words, sequence)),
         }
-        let known = Known { chat: update.chat_id.clone(), version: update.version, mine: true, status: 0 };
+        let known = Known { chat: update.chat_id.clone(), version: update.version, mine: true, sequence, status: 0 };
         self.known.entry(update.message_id.clone()).or_insert(known);
         self.unanswered.push_back(update);
         Ok(Effect::Nothing)
@@ -290,7 +292,7 @@ impl Device {
             return Err(format!("{} got somebody else's {message:?}", self.name()));
         }
         if self.entry(sequence, seen_copy(message))? {
-            let known = Known { chat: message.chat_id.clone(), version: message.version, mine, status: 0 };
+            let known = Known { chat: message.chat_id.clone(), version: message.version, mine, sequence, status: 0 };
             self.known.entry(message.message_id.clone()).or_insert(known);
         }
         Ok(Effect::Nothing)

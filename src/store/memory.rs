@@ -16,7 +16,7 @@ type Spaces = [BTreeMap<Bytes, Bytes>; Space::COUNT];
 pub enum Fault {
     /// Nothing.
     Before,
-    /// Everything: only the answer is lost.
+    /// Everything: only the answer is lost. It shows once the engine is opened again.
     After,
 }
 
@@ -116,8 +116,10 @@ impl Kv for Memory {
         if fault == Some(Fault::Before) {
             return Err(StoreError::Engine("told to fail before".into()));
         }
-        // Copies the rows only while somebody holds a view.
-        write(Arc::make_mut(&mut state.live), &batch);
+        if fault.is_none() {
+            // Copies the rows only while somebody holds a view.
+            write(Arc::make_mut(&mut state.live), &batch);
+        }
         state.commits += 1;
         state.unsynced.push(batch);
         if durable {
