@@ -166,7 +166,9 @@ fn next_entry(open: &mut Open) -> Next {
             tail.look = false;
             return Next::Nothing;
         }
-        Recent::Nothing | Recent::Behind => {}
+        Recent::Nothing => {}
+        // Should all of it have been trimmed, the tail goes on after it.
+        Recent::Behind(head) => tail.head = tail.head.max(head),
     }
     tail.reading = true;
     Next::Read

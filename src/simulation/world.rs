@@ -85,7 +85,7 @@ impl World {
                 devices.push(Device::new(user.clone(), DeviceId::parse(id).unwrap()));
             }
         }
-        let retention = random.percent(35).then(|| (random.of(&[200, 60_000, 10 * DAY_MS]), random.of(&[4, 12, 1000])));
+        let retention = random.percent(35).then(|| (random.of(&[200, 60_000, 10 * DAY_MS]), random.of(&[0, 4, 12, 1000])));
         let (time, memory) = (Time::new(), Memory::new());
         let server = Server::start(&memory, &time, random.number()).map_err(|error| error.to_string())?;
         Ok(World {
