@@ -19,6 +19,8 @@ mod writer;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod testing;
 
 // The parts of an embedded store, for who drives them a step at a time.

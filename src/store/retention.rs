@@ -64,7 +64,7 @@ impl Pass {
         match &self.stage {
             Stage::Logs(from) => {
                 let from = from.clone();
-                self.log(view, from).map(Some)
+                self.logs(view, from).map(Some)
             }
             Stage::Messages => self.come_of_age(view).map(Some),
             Stage::Over => Ok(None),
@@ -76,51 +76,70 @@ impl Pass {
         self.swept
     }
 
-    /// Trims the first log from a key on, if it has anything to trim.
-    fn log(&mut self, view: &dyn View, from: Vec<u8>) -> Result<Vec<Op>, StoreError> {
-        let all = key::all();
-        let first = view.range(Space::Logs, &Span { from, to: all.to }, Order::Ascending, 1)?;
-        let Some((first_key, oldest)) = first.first() else {
-            self.stage = Stage::Messages;
-            return Ok(Vec::new());
-        };
-        let wrong = |why| corrupt(Space::Logs, first_key, why);
-        let user = key::user_of(first_key).map_err(wrong)?;
-        let span = key::all_of(&user);
-        let newest = view.range(Space::Logs, &span, Order::Descending, 1)?;
-        let head = newest.first().map_or(Ok(Sequence::ZERO), |(key, _)| key::sequence_of(key)).map_err(wrong)?;
-        let surplus = head.get().saturating_sub(self.retention.entries_max_per_user);
-        let goes = |sequence: Sequence, entry: &LogRecord| {
-            sequence.get() <= surplus || entry.at < self.retention.older_than_ms
-        };
+    /// Trims logs from a key on, until it has looked at enough.
+    fn logs(&mut self, view: &dyn View, mut from: Vec<u8>) -> Result<Vec<Op>, StoreError> {
+        let (mut ops, mut looked_at) = (Vec::new(), 0);
+        while looked_at < limits::TRIM_ROWS {
+            let rest = Span { from, to: key::all().to };
+            let first = view.range(Space::Logs, &rest, Order::Ascending, 1)?;
+            let Some((first, oldest)) = first.first() else {
+                self.stage = Stage::Messages;
+                return Ok(ops);
+            };
+            let user = key::user_of(first).map_err(|why| corrupt(Space::Logs, first, why))?;
+            from = key::all_of(&user).to;
+            looked_at += 1;
+            let surplus = self.surplus(view, &user)?;
+            if self.goes(surplus, first, oldest)?.is_some() {
+                let (op, rows) = self.log(view, user, surplus)?;
+                looked_at += rows;
+                // There may be more of this one.
+                if rows == limits::TRIM_ROWS
+                    && let Some(Op::TrimLog { user, up_to, .. }) = &op
+                {
+                    from = key::entries(user, *up_to).from;
+                }
+                ops.extend(op);
+            }
+        }
+        self.stage = Stage::Logs(from);
+        Ok(ops)
+    }
 
-        let oldest = record::decode::<LogRecord>(first_key, oldest)?;
-        let rows = if goes(key::sequence_of(first_key).map_err(wrong)?, &oldest) {
-            view.range(Space::Logs, &span, Order::Ascending, limits::TRIM_ROWS)?
-        } else {
-            Vec::new()
-        };
+    /// Up to where a log holds more than it may.
+    fn surplus(&self, view: &dyn View, user: &Eid) -> Result<u64, StoreError> {
+        let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
+        let Some((key, _)) = newest.first() else { return Ok(0) };
+        let head = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
+        Ok(head.get().saturating_sub(self.retention.entries_max_per_user))
+    }
+
+    /// The entry of a row that goes, with its sequence.
+    fn goes(&self, surplus: u64, key: &[u8], value: &[u8]) -> Result<Option<(Sequence, LogRecord)>, StoreError> {
+        let entry = record::decode::<LogRecord>(key, value)?;
+        let sequence = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
+        let goes = sequence.get() <= surplus || entry.at < self.retention.older_than_ms;
+        Ok(goes.then_some((sequence, entry)))
+    }
+
+    /// Trims a page of a log, up to the first entry that stays. Also returns how many rows it has looked at.
+    fn log(&mut self, view: &dyn View, user: Eid, surplus: u64) -> Result<(Option<Op>, usize), StoreError> {
+        let floor = record::read::<FloorRecord>(view, &key::log_floor(&user))?;
+        let trimmed = Sequence::from(floor.map_or(0, |floor| floor.last));
+        let rows = view.range(Space::Logs, &key::entries(&user, trimmed), Order::Ascending, limits::TRIM_ROWS)?;
         let mut up_to = None;
         for (key, value) in &rows {
-            let entry = record::decode::<LogRecord>(key, value)?;
-            let sequence = key::sequence_of(key).map_err(wrong)?;
-            let message = if entry.message.is_empty() {
-                None
-            } else {
-                Some(record::message_id(&entry.message).map_err(|why| corrupt(Space::Logs, key, why))?)
-            };
-            let waits = |id: &MessageId| is_pending(view, *id);
-            if !goes(sequence, &entry) || message.as_ref().map(waits).transpose()?.unwrap_or(false) {
-                break;
+            let Some((sequence, entry)) = self.goes(surplus, key, value)? else { break };
+            if !entry.message.is_empty() {
+                let id = record::message_id(&entry.message).map_err(|why| corrupt(Space::Logs, key, why))?;
+                if is_pending(view, id)? {
+                    break;
+                }
+                self.candidates.push_back(id);
             }
-            self.candidates.extend(message);
             up_to = Some(sequence);
         }
-        let whole_page = rows.len() == limits::TRIM_ROWS
-            && up_to.is_some_and(|up_to| rows.last().is_some_and(|(key, _)| key::sequence_of(key).ok() == Some(up_to)));
-        self.stage = Stage::Logs(if whole_page { span.from } else { span.to });
-        let from = key::sequence_of(first_key).map_err(wrong)?;
-        Ok(up_to.map(|up_to| Op::TrimLog { user, from, up_to }).into_iter().collect())
+        Ok((up_to.map(|up_to| Op::TrimLog { user, from: trimmed.next(), up_to }), rows.len()))
     }
 
     /// Messages that no longer have to answer a repeat.
@@ -172,7 +191,9 @@ impl Pass {
         up_to: Version,
         limit: usize,
     ) -> Result<(Option<Op>, usize), StoreError> {
-        let span = key::versions(chat, Version::ZERO, Some(up_to.next()));
+        let floor = record::read::<FloorRecord>(view, &key::chat_floor(chat))?;
+        let trimmed = Version::from(floor.map_or(0, |floor| floor.last));
+        let span = key::versions(chat, trimmed, Some(up_to.next()));
         let rows = view.range(Space::Chats, &span, Order::Ascending, limit)?;
         let (mut gone, mut parties) = (Vec::new(), None);
         for (key, value) in &rows {

@@ -44,9 +44,9 @@ impl Books {
             txn.delete_unsynced(Space::Messages, key::message(id));
             txn.delete_unsynced(Space::Locals, local);
         }
+        // The versions go on from here at the least, and the next pass looks no further back.
+        txn.put_unsynced(key::chat_floor(chat), &FloorRecord { last: last.get() });
         if is_empty {
-            // The versions go on from here, should the two ever talk again.
-            txn.put_unsynced(key::chat_floor(chat), &FloorRecord { last: last.get() });
             for reader in [&parties.0, &parties.1] {
                 txn.delete_unsynced(Space::Marks, key::mark(chat, reader));
             }
