@@ -40,8 +40,12 @@ pub struct Config {
     pub auth: AuthConfig,
     /// The QUIC transport.
     pub quic: QuicConfig,
+    /// TLS over TCP, for networks that drop UDP.
+    pub tcp: TcpConfig,
     /// Signed-in devices.
     pub session: SessionConfig,
+    /// Who is there.
+    pub presence: PresenceConfig,
     /// How fast is too fast.
     pub limits: LimitsConfig,
     /// The message store.
@@ -111,6 +115,20 @@ pub struct QuicConfig {
     pub congestion: Congestion,
 }
 
+/// `[tcp]`: the fallback, on the port number of `listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TcpConfig {
+    /// Whether there is one.
+    pub enabled: bool,
+}
+
+impl Default for TcpConfig {
+    fn default() -> TcpConfig {
+        TcpConfig { enabled: true }
+    }
+}
+
 /// How fast to send on a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -136,6 +154,18 @@ pub struct SessionConfig {
     pub open_within_ms: u64,
     /// Milliseconds after which a message is released without its sender's answer (profile 7).
     pub release_within_ms: u64,
+}
+
+/// `[presence]`: who is there (profile 5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PresenceConfig {
+    /// Milliseconds for which a user whose last connection was lost still seems to be there.
+    pub offline_grace_ms: u64,
+    /// Milliseconds within which a device is told about a contact at most once; 0: of every change.
+    pub interval_ms: u64,
+    /// Milliseconds for which a location is held, in memory only.
+    pub location_kept_ms: u64,
 }
 
 /// `[limits]`: how fast is too fast. Who goes over is answered 429 with the milliseconds to wait.
@@ -359,7 +389,9 @@ impl Default for Config {
             tls: TlsConfig::default(),
             auth: AuthConfig::default(),
             quic: QuicConfig::default(),
+            tcp: TcpConfig::default(),
             session: SessionConfig::default(),
+            presence: PresenceConfig::default(),
             limits: LimitsConfig::default(),
             store: StoreConfig::default(),
             retention: RetentionConfig::default(),
@@ -395,6 +427,16 @@ impl Default for SessionConfig {
             max_frame_bytes: limits::FRAME_BYTES_MAX,
             open_within_ms: millis(limits::SESSION_OPEN_WITHIN),
             release_within_ms: millis(limits::RELEASE_WITHIN),
+        }
+    }
+}
+
+impl Default for PresenceConfig {
+    fn default() -> PresenceConfig {
+        PresenceConfig {
+            offline_grace_ms: millis(limits::OFFLINE_GRACE),
+            interval_ms: millis(limits::PRESENCE_INTERVAL),
+            location_kept_ms: millis(limits::LOCATION_KEPT),
         }
     }
 }

@@ -25,6 +25,9 @@ pub mod store;
 #[cfg(feature = "server")]
 pub mod transport;
 
+#[cfg(feature = "client")]
+pub mod client;
+
 pub mod limits;
 #[cfg(all(test, feature = "server"))]
 mod planted;

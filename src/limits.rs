@@ -160,6 +160,12 @@ pub const STORE_WORKERS: usize = 2;
 /// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and
 /// answered instead of stalling. quinn allocates stream state up to this limit at once (quinn issue 2600).
 pub const STREAMS_MAX: u32 = 5;
+/// Bytes handed to a TCP connection at once: small, so that an urgent frame does not wait behind much.
+pub const TCP_WRITE_BYTES: usize = 16 * 1024;
+/// Pause after a failed accept: file descriptors are given back in less.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Ports tried when any will do, until one is free for both UDP and TCP.
+pub const PORT_TRIES: usize = 32;
 /// Handshakes under way at once; further connection attempts are refused until one is through.
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use bimip::wire::proto::{SessionAccept, VersionUpdate};
+use bimip::wire::proto::{SessionAccept, TokenRevokeRequest, TokenRevokeResponse, VersionUpdate};
 use bimip::wire::{CloseCode, Identity, Lane, Payload};
 
 use common::{Bystanders, Got, Raw, TestServer, now_ms, now_s, text_of};
@@ -76,6 +76,9 @@ async fn frames_sent_behind_session_open_are_held_and_then_served() {
     alice.open(Lane::Chat).await;
     let first = alice.post(BOB, "local-1", "held").await;
     let second = alice.post(BOB, "local-2", "held too").await;
+    // They are there by the time that later packets have been answered.
+    bob.ping().await;
+    bob.ping().await;
     alice.open(Lane::Control).await;
     let mut open = server.session(ALICE, "phone").pipelined().open;
     open.client = "a client in a hurry".to_owned();
@@ -101,6 +104,7 @@ async fn frames_sent_behind_a_refused_session_open_are_dropped() {
     (mallory.eid, mallory.device) = (ALICE.to_owned(), "phone".to_owned());
     mallory.open(Lane::Chat).await;
     mallory.post(BOB, "local-1", "never to be seen").await;
+    bystanders.carol.ping().await;
     mallory.open(Lane::Control).await;
     let open = server.session(ALICE, "phone").pipelined().token("forged").open;
     let opening = mallory.send(Lane::Control, Payload::SessionOpen(open)).await;
@@ -218,6 +222,22 @@ async fn a_refused_sign_in_replaces_nobody() {
     let (mut forger, request_id) = server.session(ALICE, "phone").token("forged").attempt().await;
     forger.expect_error(Lane::Control, 401, request_id).await;
     forger.expect_close(CloseCode::Unauthenticated).await;
+    alice.ping().await;
+}
+
+#[tokio::test]
+async fn a_revoked_token_signs_nobody_in_and_replaces_nobody() {
+    let server = TestServer::start().await;
+    let stolen = server.token(ALICE, Some("phone"));
+    let mut alice = server.session(ALICE, "phone").token(server.token(ALICE, Some("phone"))).open().await;
+    let revoke = TokenRevokeRequest { to: Some(alice.user()), token: stolen.clone(), r#type: 1, ..Default::default() };
+    let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(revoke)).await;
+    let revoked = alice.expect::<TokenRevokeResponse>(Lane::Control).await;
+    assert_eq!((revoked.request_id, revoked.status), (request_id, 1));
+
+    let (mut thief, request_id) = server.session(ALICE, "phone").token(stolen).attempt().await;
+    thief.expect_error(Lane::Control, 401, request_id).await;
+    thief.expect_close(CloseCode::Unauthenticated).await;
     alice.ping().await;
 }
 

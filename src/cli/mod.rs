@@ -1,8 +1,16 @@
 //! The command line: one file per command; here is what they share, the parser and how failures are told.
 
+mod bench;
 mod certs;
 mod config;
+mod connect;
+mod demo;
+mod event_line;
+mod limits;
+mod listen;
 mod options;
+mod receipts;
+mod send;
 mod serve;
 mod token;
 
@@ -34,9 +42,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Send(send::Args),
+    Listen(listen::Args),
+    Demo(demo::Args),
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the program with the process's arguments.
@@ -47,9 +59,13 @@ pub fn main() -> ExitCode {
     };
     let result = match command {
         Command::Serve(args) => args.run(),
+        Command::Send(args) => args.run(),
+        Command::Listen(args) => args.run(),
+        Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),
+        Command::Bench(args) => args.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

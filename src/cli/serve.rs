@@ -35,7 +35,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(config).await?;
-    say(&format!("bimip ready quic={} metrics={}", server.quic_address, server.metrics_address))?;
+    let tcp = server.tcp_address.map(|address| format!(" tcp={address}")).unwrap_or_default();
+    say(&format!("bimip ready quic={} metrics={}{tcp}", server.quic_address, server.metrics_address))?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

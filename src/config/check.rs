@@ -17,6 +17,12 @@ const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=1024 
 const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
 const OPEN_WITHIN_MS: RangeInclusive<u64> = 100..=600_000;
 const RELEASE_WITHIN_MS: RangeInclusive<u64> = 0..=60_000;
+/// From none, to what still tells a lost connection from a user who is there.
+const OFFLINE_GRACE_MS: RangeInclusive<u64> = 0..=600_000;
+/// Above, presence is no longer news.
+const PRESENCE_INTERVAL_MS: RangeInclusive<u64> = 0..=60_000;
+/// The profile's ten minutes at most.
+const LOCATION_KEPT_MS: RangeInclusive<u64> = 0..=limits::LOCATION_KEPT.as_millis() as u64;
 const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
 /// The store's own working set, to a machine's memory.
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
@@ -29,7 +35,22 @@ const RETENTION_ENTRIES: RangeInclusive<u64> = 100..=1_000_000_000;
 const RETENTION_MINUTES: RangeInclusive<u64> = 1..=1440;
 
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
-    let Config { domains, server_name, tls, auth: _, quic, session, store, retention, media, log, client, token, .. } = config;
+    let Config {
+        domains,
+        server_name,
+        tls,
+        auth: _,
+        quic,
+        session,
+        presence,
+        store,
+        retention,
+        media,
+        log,
+        client,
+        token,
+        ..
+    } = config;
 
     if let Some(domain) = domains.iter().find(|domain| Eid::parse(&format!("a@{domain}")).is_err()) {
         return wrong("domains", format!("has {domain:?}, which is not a domain: write example.org, without an @"));
@@ -64,6 +85,9 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     within("session.max_frame_bytes", session.max_frame_bytes, FRAME_BYTES)?;
     within("session.open_within_ms", session.open_within_ms, OPEN_WITHIN_MS)?;
     within("session.release_within_ms", session.release_within_ms, RELEASE_WITHIN_MS)?;
+    within("presence.offline_grace_ms", presence.offline_grace_ms, OFFLINE_GRACE_MS)?;
+    within("presence.interval_ms", presence.interval_ms, PRESENCE_INTERVAL_MS)?;
+    within("presence.location_kept_ms", presence.location_kept_ms, LOCATION_KEPT_MS)?;
     within("store.cache_bytes", store.cache_bytes, CACHE_BYTES)?;
     within("retention.days", retention.days, RETENTION_DAYS)?;
     within("retention.entries_per_user", retention.entries_per_user, RETENTION_ENTRIES)?;
@@ -145,6 +169,10 @@ mod tests {
         assert!(refused(|c| c.quic.connection_receive_window = 4096).starts_with("quic.connection_receive_window"));
         assert!(refused(|c| c.quic.handshakes_before_retry = 1000).starts_with("quic.handshakes_before_retry"));
         assert!(refused(|c| c.session.max_frame_bytes = 16 * 1024).starts_with("session.max_frame_bytes is 16384"));
+        assert_eq!(
+            refused(|c| c.presence.location_kept_ms = 600_001),
+            "presence.location_kept_ms is 600001, must be 0 to 600000"
+        );
         assert!(refused(|c| c.domains = vec!["@x".to_owned()]).starts_with("domains has \"@x\""));
         for base in ["http://cdn.example/", "https://", "https:///x", "https://a b/"] {
             assert!(refused(|c| c.media.cdn_base = Some(base.to_owned())).starts_with("media.cdn_base"), "{base}");

@@ -21,7 +21,7 @@ use crate::clock::{Clock, Now};
 use crate::store::{Change, LogEntry, LogObserver, Revocation, RevocationTarget};
 use crate::wire::{CloseCode, DeviceId, Eid, Sequence};
 
-use presence::Presence;
+use presence::{Presence, Timing};
 use recent::RecentEntries;
 use revocations::Revocations;
 
@@ -65,19 +65,19 @@ impl User {
 
 impl Hub {
     /// An empty hub on the system's clocks.
-    pub fn new() -> Hub {
-        Hub::with_clock(|| Box::new(Now::system))
+    pub fn new(presence: Timing) -> Hub {
+        Hub::with_clock(presence, || Box::new(Now::system))
     }
 
     /// An empty hub; `clock` makes its clocks.
-    pub fn with_clock(clock: impl Fn() -> Clock) -> Hub {
+    pub fn with_clock(presence: Timing, clock: impl Fn() -> Clock) -> Hub {
         Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             joins: AtomicU64::new(0),
             connected: AtomicUsize::new(0),
             clock: clock(),
-            presence: Arc::new(Presence::new(clock())),
+            presence: Arc::new(Presence::new(presence, clock())),
             revocations: Revocations::new(),
         }
     }
@@ -168,7 +168,7 @@ impl Hub {
 
 impl Default for Hub {
     fn default() -> Self {
-        Hub::new()
+        Hub::new(Timing::default())
     }
 }
 
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_tail_that_keeps_up_is_served_from_memory_and_memory_is_let_go() {
-        let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
         let signal = Arc::new(Signal::default());
         let place = hub.join(&DeviceId::parse("phone").unwrap(), claims(&alice), signal.clone());
         assert!(matches!(place.recent(3.into(), 10), Recent::Nothing));
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn the_slowest_device_bounds_what_is_kept_up_to_the_limit() {
-        let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
         let fast = hub.join(&DeviceId::parse("fast").unwrap(), claims(&alice), Arc::default());
         let slow = hub.join(&DeviceId::parse("slow").unwrap(), claims(&alice), Arc::default());
         assert!(matches!(slow.recent(Sequence::ZERO, 10), Recent::Nothing));
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn the_same_device_again_replaces_the_older_and_leaving_is_dropping() {
-        let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
         let phone = DeviceId::parse("phone").unwrap();
         let (old, new) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
         let first = hub.join(&phone, claims(&alice), old.clone());
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_revocation_closes_what_used_it_and_refuses_what_was_issued_until_then() {
-        let (hub, alice) = (Arc::new(Hub::new()), eid("alice@x"));
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
         let (phone, desk) = (DeviceId::parse("phone").unwrap(), DeviceId::parse("desk").unwrap());
         let (on_phone, on_desk) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
         let _phone = hub.join(&phone, claims(&alice), on_phone.clone());

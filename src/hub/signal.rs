@@ -86,8 +86,7 @@ impl Signal {
     /// Whether there is anything to look at, for who polls instead of being woken.
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> bool {
-        self.advanced.load(Ordering::Acquire)
-            || !self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.advanced.load(Ordering::Acquire) || !self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// The oldest notice.

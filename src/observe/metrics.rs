@@ -210,7 +210,12 @@ impl Metrics {
                 &[],
             ),
             presence_told: counter(r, "bimip_presence_notifications_total", "Awareness notifications sent.", &[]),
-            trimmed_entries: counter(r, "bimip_retention_entries_total", "Log entries that the retention deleted.", &[]),
+            trimmed_entries: counter(
+                r,
+                "bimip_retention_entries_total",
+                "Log entries that the retention deleted.",
+                &[],
+            ),
             trimmed_messages: counter(
                 r,
                 "bimip_retention_messages_total",

@@ -16,13 +16,15 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::Config;
+use crate::hub::presence::Timing;
 use crate::hub::{Hub, Notice};
-use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP};
+use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP, PORT_TRIES};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options};
 use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
+use crate::transport::{Crowd, tls_tcp};
 use crate::wire::{ALPN, CloseCode};
 
 /// Why a server does not start; each says what to do.
@@ -45,6 +47,14 @@ pub enum StartError {
     /// The QUIC endpoint does not open.
     #[error(transparent)]
     Quic(#[from] QuicError),
+    /// The TCP listener does not open.
+    #[error("cannot listen on TCP {address}: {source} (tcp.enabled = false does without)")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The metrics listener does not open.
     #[error("cannot listen on TCP {address} for metrics: {source}")]
     Metrics {
@@ -59,6 +69,8 @@ pub enum StartError {
 pub struct Server {
     /// Where QUIC listens.
     pub quic_address: SocketAddr,
+    /// Where TLS over TCP listens, if it does: the same port number.
+    pub tcp_address: Option<SocketAddr>,
     /// Where the metrics listener is.
     pub metrics_address: SocketAddr,
     services: Arc<Services>,
@@ -75,8 +87,8 @@ impl Server {
         let credentials = Credentials::from_config(&config)?;
         let tls = tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
-        let hub = Arc::new(Hub::new());
-        let store = open_store(&config, &metrics, &hub)?;
+        let hub = Arc::new(Hub::new(timing(&config)));
+        let store = open_store(&config, &metrics, &hub).await?;
         let revoked = store.revocations(Now::system().unix_ms).await;
         hub.recall(
             &revoked.map_err(|source| StartError::Store { directory: "the data directory".to_owned(), source })?,
@@ -91,26 +103,33 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let endpoint = quic::bind(config.listen, &config.quic, tls)?;
+        let (endpoint, tcp) = bind(&config, &tls).await?;
         let quic_address =
             endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
+        let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let address = config.metrics_listen;
         let unbound = |source| StartError::Metrics { address, source };
         let http = TcpListener::bind(address).await.map_err(unbound)?;
         let metrics_address = http.local_addr().map_err(unbound)?;
 
         let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
-        let accepting =
-            quic::serve(endpoint.clone(), config.quic, services.clone(), store.clone(), sessions.clone(), stop.clone());
-        let background = vec![
+        let crowd = Crowd::new(config.limits.connections_per_address);
+        let shared = (services.clone(), store.clone());
+        let (tasks, stopping) = (sessions.clone(), stop.clone());
+        let accepting = quic::serve(endpoint.clone(), config.quic, crowd.clone(), shared.clone(), tasks, stopping);
+        let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
             tokio::spawn(upkeep(metrics.clone())),
             tokio::spawn(retention::run(config.retention, store.clone(), metrics, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
         ];
-        tracing::info!(quic = %quic_address, metrics = %metrics_address, "listening");
-        Ok(Server { quic_address, metrics_address, services, store, endpoint, sessions, stop, background })
+        if let Some(listener) = tcp {
+            let (tasks, stopping) = (sessions.clone(), stop.clone());
+            background.push(tokio::spawn(tls_tcp::serve(listener, Arc::new(tls), crowd, shared, tasks, stopping)));
+        }
+        tracing::info!(quic = %quic_address, tcp = ?tcp_address, metrics = %metrics_address, "listening");
+        Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
     }
 
     /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
@@ -155,7 +174,28 @@ fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error>
     Ok(tls)
 }
 
-fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {
+/// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
+async fn bind(config: &Config, tls: &rustls::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
+    let mut tries = PORT_TRIES;
+    loop {
+        tries -= 1;
+        let endpoint = quic::bind(config.listen, &config.quic, tls.clone())?;
+        if !config.tcp.enabled {
+            return Ok((endpoint, None));
+        }
+        let unbound = |source| QuicError::Bind { address: config.listen, source };
+        let mut address = config.listen;
+        address.set_port(endpoint.local_addr().map_err(unbound)?.port());
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok((endpoint, Some(listener))),
+            Err(_) if config.listen.port() == 0 && tries > 0 => {}
+            Err(source) => return Err(StartError::Tcp { address, source }),
+        }
+    }
+}
+
+/// Opening replays the journal, which can take a while: not on a thread that serves.
+async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {
     let directory = config.data_dir.join("store");
     let commits = metrics.clone();
     let options = Options {
@@ -166,22 +206,31 @@ fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result
         }),
         ..Options::default()
     };
-    let store = Embedded::open(&directory, options, hub.clone())
-        .map_err(|source| StartError::Store { directory: directory.display().to_string(), source })?;
-    Ok(Arc::new(store))
+    let observer = hub.clone();
+    let shown = directory.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(&directory, options, observer)).await;
+    let opened = opened.unwrap_or_else(|error| Err(StoreError::Engine(error.to_string())));
+    Ok(Arc::new(opened.map_err(|source| StartError::Store { directory: shown, source })?))
 }
 
 fn settings(config: &Config) -> Settings {
     Settings {
         server_name: config.server_name.clone(),
         domains: config.domains.clone(),
-        connections_per_address: config.limits.connections_per_address,
         media_base: config.media.cdn_base.clone(),
         open_within: Duration::from_millis(config.session.open_within_ms),
         release_within: Duration::from_millis(config.session.release_within_ms),
         ping_interval: Duration::from_millis(config.session.ping_interval_ms),
         frame_bytes_max: config.session.max_frame_bytes,
         idle_timeout: Duration::from_millis(config.quic.idle_timeout_ms),
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        offline_grace: Duration::from_millis(config.presence.offline_grace_ms),
+        interval: Duration::from_millis(config.presence.interval_ms),
+        location_kept: Duration::from_millis(config.presence.location_kept_ms),
     }
 }
 

@@ -34,6 +34,7 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Sto
     let reason = match ending {
         Ending::Theirs(reason) => reason,
         Ending::Ours(code, reason) => {
+            driver.link.announce(code, reason);
             // The last error has to arrive before the close does.
             let _ = timeout(CLOSE_LINGER, poll_fn(|cx| driver.link.poll_drained(cx))).await;
             driver.link.close(code, reason);
@@ -81,9 +82,12 @@ impl<L: Link> Driver<L> {
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
             }
+            let wanted = self.wanted();
             let written_all = self.link.poll_flush(cx).is_ready();
-            // What was written made room: the tail may go on.
-            if !(progress || std::mem::take(&mut self.called) || written_all && self.session.has_backlog()) {
+            progress |= std::mem::take(&mut self.called);
+            // What was written made room: the tail may go on, and a lane whose answers had piled up is read again.
+            let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
+            if !(progress || room) {
                 return Poll::Pending;
             }
         }

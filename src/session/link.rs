@@ -64,6 +64,9 @@ pub trait Link: Send + 'static {
     /// when nothing is left.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// Says with the last frame that the connection closes, where the transport's own close cannot carry the code.
+    fn announce(&mut self, code: CloseCode, reason: &str);
+
     /// Ends the lanes; ready when everything that was queued has reached the peer, as far as the transport can know.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 

@@ -77,8 +77,6 @@ pub struct Settings {
     pub server_name: String,
     /// Domains served; empty: all.
     pub domains: Vec<String>,
-    /// Connections from one address at once; zero: no limit.
-    pub connections_per_address: usize,
     /// What a media id is resolved against; `None`: only addresses are taken.
     pub media_base: Option<String>,
     /// `SessionOpen` must have come by then.

@@ -41,11 +41,14 @@ impl Session {
             Ok((user, device, claims)) => match &mut self.phase {
                 Phase::Open(_) => self.renew(origin, &user, &device, &claims, now),
                 _ => {
-                    let membership = self.services.hub.join(&device, claims.clone(), self.signal.clone());
+                    // Before joining, or a stolen token that is long revoked could still throw out the device's session.
                     if self.services.hub.refuses(&claims, &device) {
-                        self.services.metrics.opened(self.transport, OpenResult::Revoked);
-                        self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
-                        return self.close(CloseCode::Unauthenticated, "refused");
+                        return self.refuse_revoked(origin);
+                    }
+                    let membership = self.services.hub.join(&device, claims.clone(), self.signal.clone());
+                    // And after, or a revocation in between would find neither the token refused nor the session.
+                    if self.services.hub.refuses(&claims, &device) {
+                        return self.refuse_revoked(origin);
                     }
                     self.call(Call::OpenDevice(user.clone(), device.clone()));
                     self.phase = Phase::Opening(Box::new(Opening {
@@ -96,9 +99,7 @@ impl Session {
             return self.close(CloseCode::Unauthenticated, "refused");
         }
         if self.services.hub.refuses(claims, device) {
-            self.services.metrics.opened(self.transport, OpenResult::Revoked);
-            self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
-            return self.close(CloseCode::Unauthenticated, "refused");
+            return self.refuse_revoked(origin);
         }
         open.membership.renew(claims.clone());
         open.claims = claims.clone();
@@ -111,6 +112,12 @@ impl Session {
         };
         self.services.metrics.opened(self.transport, OpenResult::Renewed);
         self.send(Lane::Control, origin.request_id, Payload::SessionAccept(accept));
+    }
+
+    fn refuse_revoked(&mut self, origin: Origin) {
+        self.services.metrics.opened(self.transport, OpenResult::Revoked);
+        self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
+        self.close(CloseCode::Unauthenticated, "refused");
     }
 
     /// The store has answered: the session is open, or refused.

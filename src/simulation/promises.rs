@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::store::{
-    AckTarget, Acknowledged, EntryBody, HistoryQuery, Kv, LogEntry, Message, read_history, read_log,
-};
+use crate::store::{AckTarget, Acknowledged, EntryBody, HistoryQuery, Kv, LogEntry, Message, read_history, read_log};
 use crate::wire::{AckStatus, ChatId, Eid, MessageId, Sequence};
 
 use super::Violation;
@@ -161,8 +159,13 @@ fn acknowledgments_agree(world: &World) -> Result<(), Violation> {
     let view = world.memory.view();
     for (reader, states) in &ends {
         for peer in world.users.iter().filter(|peer| peer != reader) {
-            let query =
-                HistoryQuery { reader: (*reader).clone(), peer: peer.clone(), before: None, after: None, limit: 100_000 };
+            let query = HistoryQuery {
+                reader: (*reader).clone(),
+                peer: peer.clone(),
+                before: None,
+                after: None,
+                limit: 100_000,
+            };
             for message in read_history(&*view, &query).map_err(|error| error.to_string())? {
                 let id = message.message.id;
                 let followed = states.get(&id).and_then(|(.., state)| *state);

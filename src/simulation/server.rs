@@ -8,10 +8,10 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::auth::{Grant, Signer, Verifier, dev};
+use crate::clock::Now;
 use crate::config::{AuthConfig, LimitsConfig, Rate};
 use crate::hub::Hub;
 use crate::observe::{Metrics, TransportKind};
-use crate::clock::Now;
 use crate::session::{Call, Done, Flood, Origin, Services, Session, Settings};
 use crate::store::{
     Change, HistoryQuery, Kv, Ledger, LogEntry, LogObserver, Memory, Op, Outcome, Reply, StoreError, read_history,
@@ -187,13 +187,7 @@ impl Server {
 
     pub(super) fn connect(&mut self, link: LinkId, now: Now) {
         let session = Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), now);
-        let conn = Conn {
-            session,
-            ended: false,
-            unsubmitted: VecDeque::new(),
-            under_way: 0,
-            ready: VecDeque::new(),
-        };
+        let conn = Conn { session, ended: false, unsubmitted: VecDeque::new(), under_way: 0, ready: VecDeque::new() };
         self.conns.insert(link, conn);
     }
 
@@ -270,7 +264,9 @@ impl Server {
                 let page = sane(read_history(&*view, &query));
                 Done::History(origin, query, page)
             }
-            Read::Log(user, after, limit) => Done::ReadLog(sane(read_log(&*view, &user, after, limit.min(entries_max)))),
+            Read::Log(user, after, limit) => {
+                Done::ReadLog(sane(read_log(&*view, &user, after, limit.min(entries_max))))
+            }
         };
         self.finished(link, done);
     }

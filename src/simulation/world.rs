@@ -85,7 +85,8 @@ impl World {
                 devices.push(Device::new(user.clone(), DeviceId::parse(id).unwrap()));
             }
         }
-        let retention = random.percent(35).then(|| (random.of(&[200, 60_000, 10 * DAY_MS]), random.of(&[0, 4, 12, 1000])));
+        let retention =
+            random.percent(35).then(|| (random.of(&[200, 60_000, 10 * DAY_MS]), random.of(&[0, 4, 12, 1000])));
         let (time, memory) = (Time::new(), Memory::new());
         let server = Server::start(&memory, &time, random.number()).map_err(|error| error.to_string())?;
         Ok(World {
@@ -113,7 +114,12 @@ impl World {
 
     pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            trace.push(format!("{:5} {:7} ms  {}", self.moves, self.time.now().unix_ms - super::server::BEGINNING_MS, what()));
+            trace.push(format!(
+                "{:5} {:7} ms  {}",
+                self.moves,
+                self.time.now().unix_ms - super::server::BEGINNING_MS,
+                what()
+            ));
         }
     }
 

@@ -153,8 +153,7 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
     let waiting = store.accept(at(1600, 1600), false).await.unwrap().message;
     let keep = |entries_max_per_user, older_than_ms| Retention { older_than_ms, entries_max_per_user };
     let versions = async || {
-        let query =
-            HistoryQuery { reader: rita.clone(), peer: sam.clone(), before: None, after: None, limit: 1000 };
+        let query = HistoryQuery { reader: rita.clone(), peer: sam.clone(), before: None, after: None, limit: 1000 };
         let page: Vec<HistoryMessage> = store.history(query).await.unwrap();
         page.iter().map(|message| message.message.version.get()).collect::<Vec<_>>()
     };

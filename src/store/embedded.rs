@@ -10,11 +10,11 @@ use super::fjall::Fjall;
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
+use super::retention::Pass;
 use super::types::{
     Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
     NewMessage, Relation, Retention, Revocation, Trimmed,
 };
-use super::retention::Pass;
 use super::writer::{Job, Writer, unobserved};
 use super::{LogObserver, Store, StoreError, read};
 use crate::limits;
@@ -98,7 +98,14 @@ impl Embedded {
         };
         std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(failed)?;
         let readers = Arc::new(Semaphore::new(limits::STORE_READERS_MAX));
-        Ok(Embedded { jobs, engine: Mutex::new(Some(engine)), queue_wait: options.queue_wait, readers, swept: Mutex::default(), ended })
+        Ok(Embedded {
+            jobs,
+            engine: Mutex::new(Some(engine)),
+            queue_wait: options.queue_wait,
+            readers,
+            swept: Mutex::default(),
+            ended,
+        })
     }
 
     /// Has the writer do it, and waits for that.

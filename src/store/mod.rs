@@ -29,8 +29,8 @@ pub(crate) use {
     key::all as all_rows,
     kv::{Kv, Order, Space},
     ledger::{Ledger, Op, Outcome, Reply},
-    retention::Pass,
     read::{history as read_history, log as read_log},
+    retention::Pass,
 };
 
 pub use embedded::{Embedded, OnCommit, Options};

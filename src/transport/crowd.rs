@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::session::network_of;
 
 /// Connections by address; as many entries as there are connections at most.
-pub(super) struct Crowd {
+pub struct Crowd {
     /// Zero: no limit.
     per_address: usize,
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Crowd {
-    pub(super) fn new(per_address: usize) -> Arc<Crowd> {
+    /// `per_address` zero: no limit.
+    pub fn new(per_address: usize) -> Arc<Crowd> {
         Arc::new(Crowd { per_address, counts: Mutex::default() })
     }
 

@@ -1,4 +1,12 @@
-//! Bytes to frames per lane, over QUIC. Knows no family: what a frame means is the session's.
+//! Bytes to frames per lane, over QUIC and over TLS on TCP. Knows no family: what a frame means is the session's.
 
 mod crowd;
 pub mod quic;
+pub mod tls_tcp;
+
+pub use crowd::Crowd;
+
+use crate::wire::Lane;
+
+/// Lanes in the order in which they are read and written (profile 2).
+const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];

@@ -26,10 +26,8 @@ use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
+use super::BY_PRIORITY;
 use super::crowd::{Crowd, Place};
-
-/// Lanes in the order in which they are read and written (profile 2).
-const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
 
 /// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -83,13 +81,12 @@ fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
 pub async fn serve(
     endpoint: Endpoint,
     config: QuicConfig,
-    services: Arc<Services>,
-    store: Arc<dyn Store>,
+    crowd: Arc<Crowd>,
+    (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let gate = Arc::new(Gate { handshakes: AtomicUsize::new(0) });
-    let crowd = Crowd::new(services.settings.connections_per_address);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
@@ -291,6 +288,10 @@ impl Link for QuicLink {
             }
         }
         all
+    }
+
+    fn announce(&mut self, _code: CloseCode, _reason: &str) {
+        // QUIC's own close carries the code.
     }
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {

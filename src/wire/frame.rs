@@ -54,7 +54,7 @@ impl FrameDecoder {
             return self.cut_fresh();
         }
         while self.fresh.has_remaining() {
-            match self.prefix(&self.partial)? {
+            match prefix(&self.partial, self.limit)? {
                 None => self.partial.put_u8(self.fresh.get_u8()),
                 Some((prefix, len)) => {
                     let missing = prefix + len - self.partial.len();
@@ -64,7 +64,7 @@ impl FrameDecoder {
                 }
             }
         }
-        match self.prefix(&self.partial)? {
+        match prefix(&self.partial, self.limit)? {
             Some((prefix, len)) if self.partial.len() == prefix + len => {
                 let mut whole = std::mem::take(&mut self.partial).freeze();
                 whole.advance(prefix);
@@ -80,7 +80,7 @@ impl FrameDecoder {
     }
 
     fn cut_fresh(&mut self) -> Result<Option<Bytes>, FrameError> {
-        match self.prefix(&self.fresh)? {
+        match prefix(&self.fresh, self.limit)? {
             Some((prefix, len)) if self.fresh.len() >= prefix + len => {
                 self.fresh.advance(prefix);
                 Ok(Some(self.fresh.split_to(len)))
@@ -92,20 +92,63 @@ impl FrameDecoder {
             }
         }
     }
+}
 
-    /// The prefix's own length and the length it names, once it is all there.
-    fn prefix(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
-        let too_large = FrameError::TooLarge { limit: self.limit };
-        let mut len = 0u64;
-        for (index, byte) in bytes.iter().take(PREFIX_BYTES_MAX).enumerate() {
-            len |= u64::from(byte & 0x7f) << (7 * index);
-            if byte & 0x80 == 0 {
-                let len = usize::try_from(len).map_err(|_| too_large)?;
-                return if len > self.limit { Err(too_large) } else { Ok(Some((index + 1, len))) };
-            }
-        }
-        if bytes.len() >= PREFIX_BYTES_MAX { Err(too_large) } else { Ok(None) }
+/// Cuts a byte stream that carries all lanes into their frames: a lane byte before each (profile 2, fallback).
+///
+/// Memory: one frame and what came with its last bytes.
+#[derive(Debug)]
+pub struct LaneFrameDecoder {
+    limit: usize,
+    buffer: BytesMut,
+}
+
+impl LaneFrameDecoder {
+    /// A decoder that refuses frames over `limit` bytes.
+    pub fn new(limit: usize) -> LaneFrameDecoder {
+        LaneFrameDecoder { limit, buffer: BytesMut::new() }
     }
+
+    /// Adds what arrived.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, without its prefix, and the lane byte before it.
+    ///
+    /// # Errors
+    /// The lane byte and [`FrameError::TooLarge`]; the decoder is of no more use then.
+    pub fn next_frame(&mut self) -> Result<Option<(u8, Bytes)>, (u8, FrameError)> {
+        let Some((&lane, rest)) = self.buffer.split_first() else {
+            // An idle connection holds no buffer.
+            self.buffer = BytesMut::new();
+            return Ok(None);
+        };
+        match prefix(rest, self.limit).map_err(|error| (lane, error))? {
+            Some((prefix, len)) if rest.len() >= prefix + len => {
+                self.buffer.advance(1 + prefix);
+                // Copied, so that a small frame does not keep the buffer alive.
+                let frame = Bytes::copy_from_slice(&self.buffer[..len]);
+                self.buffer.advance(len);
+                Ok(Some((lane, frame)))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The prefix's own length and the length it names, once it is all there.
+fn prefix(bytes: &[u8], limit: usize) -> Result<Option<(usize, usize)>, FrameError> {
+    let too_large = FrameError::TooLarge { limit };
+    let mut len = 0u64;
+    for (index, byte) in bytes.iter().take(PREFIX_BYTES_MAX).enumerate() {
+        len |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            let len = usize::try_from(len).map_err(|_| too_large)?;
+            return if len > limit { Err(too_large) } else { Ok(Some((index + 1, len))) };
+        }
+    }
+    if bytes.len() >= PREFIX_BYTES_MAX { Err(too_large) } else { Ok(None) }
 }
 
 /// One frame: length prefix and envelope.
@@ -194,6 +237,33 @@ mod tests {
                 prop_assert!(frame.len() <= limit);
                 let _ = open_envelope(&frame);
             }
+        }
+
+        #[test]
+        fn lanes_share_a_stream_and_survive_any_split(
+            sent in proptest::collection::vec((0u8..4, ".{0,300}"), 1..8),
+            cuts in proptest::collection::vec(1usize..200, 1..40),
+        ) {
+            let stream: Vec<u8> = sent
+                .iter()
+                .flat_map(|(lane, content)| [&[*lane][..], &encode_frame(&text(content))].concat())
+                .collect();
+            let mut decoder = LaneFrameDecoder::new(64 * 1024);
+            let mut got = Vec::new();
+            let mut rest = &stream[..];
+            for len in cuts.iter().cycle() {
+                let (chunk, tail) = rest.split_at((*len).min(rest.len()));
+                decoder.feed(chunk);
+                while let Some((lane, frame)) = decoder.next_frame().unwrap() {
+                    got.push((lane, open_envelope(&frame).unwrap()));
+                }
+                rest = tail;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let sent: Vec<_> = sent.iter().map(|(lane, content)| (*lane, text(content))).collect();
+            prop_assert_eq!(got, sent);
         }
 
         #[test]

@@ -13,7 +13,7 @@ pub use code::{
     AckStatus, Author, AwarenessIntention, AwarenessStatus, CloseCode, ErrorCode, Exchange, LogoutStatus, MediaType,
     PingStatus, RevokeStatus, SubscriberStatus, VersionStatus,
 };
-pub use frame::{FrameDecoder, FrameError, encode_frame, encode_lane_frame, frame_len};
+pub use frame::{FrameDecoder, FrameError, LaneFrameDecoder, encode_frame, encode_lane_frame, frame_len};
 pub use id::{ChatId, DeviceId, Eid, IdError, LocalId, MessageId, Sequence, Version};
 pub use lane::Lane;
 pub use proto::message_scheme::Payload;

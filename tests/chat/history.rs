@@ -131,20 +131,26 @@ async fn a_page_of_long_messages_keeps_to_the_longest_frame() {
     for n in 1..=20 {
         alice.say(BOB, &format!("local-{n}"), &"x".repeat(16 * 1024)).await;
     }
-    // The client refuses a frame over max_frame_bytes, as this side would. A page that had to be cut is not complete,
-    // and the next one goes on from there.
+    // This side refuses a frame over max_frame_bytes. A page that had to be cut is not complete, and the next one goes
+    // on from there, in either direction.
     let mut bob = server.session(BOB, "phone").resume_from(i64::MAX).open().await;
-    let (mut before, mut seen) = (0, Vec::new());
-    loop {
-        let page = page(&mut bob, HistoryRequest { before_version: before, ..with(ALICE) }).await;
-        assert!(!page.messages.is_empty(), "a page brings at least one message");
-        seen.splice(0..0, versions(&page));
-        before = page.messages[0].version;
-        if page.complete {
-            break;
+    for forwards in [false, true] {
+        // An after_version of zero is none, so that the way forwards begins behind the first.
+        let after_version = i64::from(forwards);
+        let (mut request, mut seen) = (HistoryRequest { after_version, ..with(ALICE) }, Vec::new());
+        loop {
+            let page = page(&mut bob, request.clone()).await;
+            assert!(!page.messages.is_empty(), "a page brings at least one message");
+            let end = if forwards { seen.len() } else { 0 };
+            seen.splice(end..end, versions(&page));
+            if page.complete {
+                break;
+            }
+            (request.before_version, request.after_version) =
+                if forwards { (0, seen[seen.len() - 1]) } else { (seen[0], 0) };
         }
+        assert_eq!(seen, (1 + after_version..=20).collect::<Vec<_>>());
     }
-    assert_eq!(seen, (1..=20).collect::<Vec<_>>());
 }
 
 #[tokio::test]

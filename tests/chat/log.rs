@@ -245,7 +245,12 @@ async fn a_device_that_does_not_read_holds_nobody_back_and_misses_nothing() {
     // Far more than every buffer between the log and a device that does not read.
     const TEXTS: usize = 400;
     let content = "x".repeat(15 * 1024);
-    let server = TestServer::start().await;
+    // No timer of the session may come to its aid.
+    let server = TestServer::with(|config| {
+        config.session.open_within_ms = 600_000;
+        config.session.ping_interval_ms = 3_600_000;
+    })
+    .await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
     let mut stuck = server.sign_in(BOB, "stuck").await;
     let mut tablet = server.sign_in(BOB, "tablet").await;

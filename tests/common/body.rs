@@ -3,7 +3,8 @@
 use std::ops::Deref;
 
 use bimip::wire::proto::{
-    AcknowledgmentResponse, ChatMessage, HistoryPage, PingPong, SessionAccept, VersionUpdate, chat_message,
+    AcknowledgmentResponse, ChatMessage, HistoryPage, PingPong, SessionAccept, TokenRevokeResponse, VersionUpdate,
+    chat_message,
 };
 use bimip::wire::{ErrorMessage, MessageScheme, Payload};
 
@@ -33,6 +34,7 @@ bodies! {
     ChatMessage = ChatMessage,
     AcknowledgmentResponse = AcknowledgmentResponse,
     HistoryPage = HistoryPage,
+    TokenRevokeResponse = TokenRevokeResponse,
 }
 
 /// A payload that came, with what its envelope says.

@@ -1,6 +1,6 @@
 //! Bytes that are no frames, and frames that are no envelopes.
 
-use bimip::wire::proto::{AwarenessNotification, PingPong};
+use bimip::wire::proto::{AwarenessNotification, PingPong, TextPayloadRequest};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, MessageScheme, Payload, encode_frame, envelope, payload_name};
 use prost::Message;
 
@@ -194,4 +194,32 @@ async fn half_a_frame_and_then_silence_harms_nobody_and_its_rest_completes_it() 
     assert_eq!((update.request_id, update.version), (77, 1));
     assert_eq!(bystanders.bob.hear().await.message_id, update.message_id);
     bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_device_that_reads_its_answers_late_gets_them_all() {
+    // More answers than QUIC's window (1.25 MB on this side) and the lane's queue hold, so that the server stops reading;
+    // what it has not read then still fits its own window, so that writing does not wait for it.
+    const REQUESTS: i64 = 11_200;
+    // No timer of the session may come to its aid.
+    let server = TestServer::with(|config| {
+        config.session.open_within_ms = 600_000;
+        config.session.ping_interval_ms = 3_600_000;
+    })
+    .await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let mut alice = alice(&server).await;
+    let refused = TextPayloadRequest { message_id_local: "x".repeat(64), ..TextPayloadRequest::default() };
+    let mut frames = Vec::new();
+    for request_id in 1..=REQUESTS {
+        let text = Payload::TextPayloadRequest(refused.clone());
+        frames.extend_from_slice(&encode_frame(&MessageScheme { request_id, ..envelope(text) }));
+    }
+    alice.write(Lane::Chat, &frames).await;
+    alice.ping().await;
+    bystanders.assert_unharmed().await;
+    for request_id in 1..=REQUESTS {
+        alice.expect_error(Lane::Chat, 400, request_id).await;
+    }
+    alice.expect_nothing_more(Lane::Chat).await;
 }

@@ -4,24 +4,26 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::Notify;
 
 use crate::clock::{Clock, Now};
 use crate::hub::Signal;
-use crate::limits::{FAN_OUT_CHUNK, PRESENCE_INTERVAL, PRESENCE_KEPT_MAX};
+use crate::limits::{FAN_OUT_CHUNK, PRESENCE_KEPT_MAX};
 use crate::store::Access;
 use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
 use super::state::{Shown, Update, UserPresence};
+use super::timing::Timing;
 use super::watch::{Told, Watch, WatchPlace};
 
 const SHARDS: usize = 64;
 
 /// All users' presence.
 pub struct Presence {
+    timing: Timing,
     clock: Clock,
     shards: Vec<Mutex<HashMap<Eid, Board>>>,
     hasher: RandomState,
@@ -58,17 +60,18 @@ impl Board {
     }
 
     /// When there is something to publish or to expire.
-    fn due(&self, now: Now) -> Option<Instant> {
+    fn due(&self, interval: Duration, now: Now) -> Option<Instant> {
         let changed = self.user.shown(now).differs(&self.published.unwrap_or(Shown::GONE));
-        let publish = changed.then(|| self.fanned_out.map_or(now.at, |last| (last + PRESENCE_INTERVAL).max(now.at)));
+        let publish = changed.then(|| self.fanned_out.map_or(now.at, |last| (last + interval).max(now.at)));
         publish.into_iter().chain(self.user.due()).min()
     }
 }
 
 impl Presence {
     /// Nobody is there.
-    pub fn new(clock: Clock) -> Presence {
+    pub fn new(timing: Timing, clock: Clock) -> Presence {
         Presence {
+            timing,
             clock,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
@@ -87,7 +90,7 @@ impl Presence {
 
     /// That connection is lost.
     pub fn lost(&self, user: &Eid, join: u64) {
-        self.change(user, |board, now| board.user.lost(join, now));
+        self.change(user, |board, now| board.user.lost(join, self.timing.offline_grace, now));
     }
 
     /// The device has left on purpose (profile 5: at once).
@@ -99,7 +102,7 @@ impl Presence {
     pub fn update(&self, user: &Eid, device: &DeviceId, update: &Update) {
         let others = self.change(user, |board, now| {
             let before = board.user.shown_to_self(now);
-            board.user.update(device, update, now);
+            board.user.update(device, update, self.timing.location_kept, now);
             let after = board.user.shown_to_self(now);
             if after.silent == before.silent && !after.differs(&before) {
                 return Vec::new();
@@ -118,7 +121,7 @@ impl Presence {
     /// A presence lane is open. Nothing is told until [`WatchPlace::install`].
     pub fn watch(self: &Arc<Self>, user: &Eid, device: &DeviceId, signal: Arc<Signal>) -> WatchPlace {
         let id = self.watches.fetch_add(1, Ordering::Relaxed);
-        let watch = Arc::new(Watch::new(id, user.clone(), device.clone(), signal));
+        let watch = Arc::new(Watch::new(id, user.clone(), device.clone(), self.timing.interval, signal));
         self.change(user, |board, _| board.watches.push(watch.clone()));
         WatchPlace { presence: self.clone(), watch }
     }
@@ -193,7 +196,7 @@ impl Presence {
                     if !shown.differs(&board.published.unwrap_or(Shown::GONE)) {
                         return Vec::new();
                     }
-                    if board.fanned_out.is_some_and(|last| last + PRESENCE_INTERVAL > now.at) {
+                    if board.fanned_out.is_some_and(|last| last + self.timing.interval > now.at) {
                         return Vec::new(); // Scheduled anew below.
                     }
                     (board.published, board.fanned_out) = (Some(shown), Some(now.at));
@@ -234,7 +237,7 @@ impl Presence {
             let mut shard = self.shard(user);
             let board = shard.entry(user.clone()).or_default();
             let result = change(board, now);
-            if let Some(at) = board.due(now)
+            if let Some(at) = board.due(self.timing.interval, now)
                 && board.scheduled.is_none_or(|scheduled| at < scheduled)
             {
                 let before = board.scheduled.replace(at);

@@ -6,8 +6,10 @@
 
 mod board;
 mod state;
+mod timing;
 mod watch;
 
 pub use board::Presence;
 pub use state::{Location, Shown, Update};
+pub use timing::Timing;
 pub use watch::{Told, Watch, WatchPlace};

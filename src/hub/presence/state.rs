@@ -1,9 +1,9 @@
 //! One user's presence over all devices, as rules without effects (4.1, profile 5).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Now;
-use crate::limits::{DEVICES_PER_USER_MAX, LOCATION_KEPT, OFFLINE_GRACE};
+use crate::limits::DEVICES_PER_USER_MAX;
 use crate::wire::{AwarenessStatus, DeviceId};
 
 /// Degrees.
@@ -59,6 +59,7 @@ pub(super) struct UserPresence {
     choice: Option<AwarenessStatus>,
     /// Devices that said DO_NOT_BROADCAST, connected or not, until they say BROADCAST.
     silent: Vec<DeviceId>,
+    /// With the moment from which on it is no longer held.
     location: Option<(Location, Instant)>,
     /// When a device was last there.
     seen: i64,
@@ -73,8 +74,8 @@ struct Device {
     join: u64,
     /// ONLINE, IDLE, or OFFLINE if it says so itself.
     status: AwarenessStatus,
-    /// Its connection is lost since; it still counts for the grace.
-    lost: Option<Instant>,
+    /// Its connection is lost; it still counts until then.
+    lost_until: Option<Instant>,
 }
 
 impl UserPresence {
@@ -82,15 +83,17 @@ impl UserPresence {
     pub(super) fn connected(&mut self, id: &DeviceId, join: u64, now: Now) {
         self.seen = now.unix_ms;
         match self.devices.iter_mut().find(|device| device.id == *id) {
-            Some(device) => (device.join, device.lost) = (join, None),
-            None => self.devices.push(Device { id: id.clone(), join, status: AwarenessStatus::Online, lost: None }),
+            Some(device) => (device.join, device.lost_until) = (join, None),
+            None => {
+                self.devices.push(Device { id: id.clone(), join, status: AwarenessStatus::Online, lost_until: None })
+            }
         }
     }
 
-    /// A device's connection is lost, unless a newer one has taken its place.
-    pub(super) fn lost(&mut self, join: u64, now: Now) {
+    /// A device's connection is lost, unless a newer one has taken its place; the device counts for `grace` yet.
+    pub(super) fn lost(&mut self, join: u64, grace: Duration, now: Now) {
         if let Some(device) = self.devices.iter_mut().find(|device| device.join == join) {
-            device.lost = Some(now.at);
+            device.lost_until = Some(now.at + grace);
             self.seen = now.unix_ms;
         }
     }
@@ -104,8 +107,8 @@ impl UserPresence {
         }
     }
 
-    /// A device has said something.
-    pub(super) fn update(&mut self, id: &DeviceId, update: &Update, now: Now) {
+    /// A device has said something; where it is, if it said so, is held for `kept`.
+    pub(super) fn update(&mut self, id: &DeviceId, update: &Update, kept: Duration, now: Now) {
         self.seen = now.unix_ms;
         let was_hidden = self.hidden();
         match update.status {
@@ -127,7 +130,7 @@ impl UserPresence {
             false => self.silent.retain(|device| device != id),
         }
         if let Some(location) = update.location {
-            self.location = Some((location, now.at));
+            self.location = Some((location, now.at + kept));
         }
         if self.hidden() {
             // Where a hiding user was is nobody's business later either.
@@ -138,15 +141,15 @@ impl UserPresence {
 
     /// Lets go of devices whose grace is over.
     pub(super) fn expire(&mut self, now: Now) {
-        self.devices.retain(|device| device.lost.is_none_or(|lost| lost + OFFLINE_GRACE > now.at));
-        if self.devices.is_empty() || self.location.is_some_and(|(_, at)| at + LOCATION_KEPT <= now.at) {
+        self.devices.retain(|device| device.lost_until.is_none_or(|until| until > now.at));
+        if self.devices.is_empty() || self.location.is_some_and(|(_, until)| until <= now.at) {
             self.location = None;
         }
     }
 
     /// When [`UserPresence::expire`] has something to do next.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.devices.iter().filter_map(|device| Some(device.lost? + OFFLINE_GRACE)).min()
+        self.devices.iter().filter_map(|device| device.lost_until).min()
     }
 
     /// Whether any device counts as connected.
@@ -161,19 +164,18 @@ impl UserPresence {
         }
         match self.status() {
             AwarenessStatus::Offline => Shown { last_seen: self.seen, ..Shown::GONE },
-            status => {
-                let location =
-                    self.location.filter(|(_, at)| *at + LOCATION_KEPT > now.at).map(|(location, _)| location);
-                Shown { status, last_seen: now.unix_ms, location, silent: false }
-            }
+            status => Shown { status, last_seen: now.unix_ms, location: self.location_at(now), silent: false },
         }
     }
 
     /// What the user's own devices are shown: the truth.
     pub(super) fn shown_to_self(&self, now: Now) -> Shown {
         let status = if self.is_there() { self.choice.unwrap_or(self.status()) } else { AwarenessStatus::Offline };
-        let location = self.location.filter(|(_, at)| *at + LOCATION_KEPT > now.at).map(|(location, _)| location);
-        Shown { status, last_seen: self.seen, location, silent: !self.silent.is_empty() }
+        Shown { status, last_seen: self.seen, location: self.location_at(now), silent: !self.silent.is_empty() }
+    }
+
+    fn location_at(&self, now: Now) -> Option<Location> {
+        self.location.filter(|(_, until)| *until > now.at).map(|(location, _)| location)
     }
 
     fn status(&self) -> AwarenessStatus {
@@ -204,7 +206,9 @@ impl UserPresence {
 mod tests {
     use super::*;
     use AwarenessStatus::*;
-    use std::time::Duration;
+
+    const GRACE: Duration = Duration::from_secs(15);
+    const KEPT: Duration = Duration::from_secs(600);
 
     fn device(name: &str) -> DeviceId {
         DeviceId::parse(name).unwrap()
@@ -226,14 +230,14 @@ mod tests {
         assert_eq!(user.shown(start).status, Offline);
         user.connected(&phone, 1, start);
         user.connected(&desk, 2, start);
-        user.update(&phone, &say(Idle), start);
+        user.update(&phone, &say(Idle), KEPT, start);
         assert_eq!(user.shown(start).status, Online);
-        user.update(&desk, &say(Idle), start);
+        user.update(&desk, &say(Idle), KEPT, start);
         assert_eq!(user.shown(start).status, Idle);
-        user.update(&desk, &say(Busy), start);
-        user.update(&phone, &say(Idle), start);
+        user.update(&desk, &say(Busy), KEPT, start);
+        user.update(&phone, &say(Idle), KEPT, start);
         assert_eq!(user.shown(start).status, Busy);
-        user.update(&phone, &say(Online), start);
+        user.update(&phone, &say(Online), KEPT, start);
         assert_eq!(user.shown(start).status, Online);
     }
 
@@ -242,14 +246,14 @@ mod tests {
         let (start, phone) = (Now::system(), device("phone"));
         let mut user = UserPresence::default();
         user.connected(&phone, 1, start);
-        user.update(&phone, &say(Idle), start);
-        user.lost(1, at(start, 10));
+        user.update(&phone, &say(Idle), KEPT, start);
+        user.lost(1, GRACE, at(start, 10));
         user.expire(at(start, 20));
         assert_eq!(user.shown(at(start, 20)).status, Idle);
         user.connected(&phone, 2, at(start, 21));
-        user.lost(1, at(start, 22));
+        user.lost(1, GRACE, at(start, 22));
         assert_eq!((user.due(), user.shown(at(start, 60)).status), (None, Idle));
-        user.lost(2, at(start, 30));
+        user.lost(2, GRACE, at(start, 30));
         user.expire(at(start, 45));
         assert_eq!(user.shown(at(start, 45)), Shown { last_seen: at(start, 30).unix_ms, ..Shown::GONE });
         user.connected(&phone, 3, at(start, 50));
@@ -265,17 +269,17 @@ mod tests {
         user.connected(&phone, 1, start);
         user.connected(&desk, 2, start);
         let location = Some(Location { latitude: 1.0, longitude: 2.0 });
-        user.update(&phone, &Update { location, ..say(Online) }, start);
+        user.update(&phone, &Update { location, ..say(Online) }, KEPT, start);
         assert_eq!(user.shown(start).location, location);
         assert_eq!(user.shown(at(start, 600)).location, None);
         let frozen = Shown { last_seen: at(start, 5).unix_ms, ..Shown::GONE };
-        user.update(&desk, &say(Invisible), at(start, 5));
-        user.update(&desk, &Update { silent: true, ..say(Idle) }, at(start, 6));
+        user.update(&desk, &say(Invisible), KEPT, at(start, 5));
+        user.update(&desk, &Update { silent: true, ..say(Idle) }, KEPT, at(start, 6));
         assert_eq!(user.shown(at(start, 9)), frozen);
         assert_eq!(user.shown_to_self(at(start, 9)).status, Invisible);
-        user.update(&phone, &say(Online), at(start, 10));
+        user.update(&phone, &say(Online), KEPT, at(start, 10));
         assert_eq!(user.shown(at(start, 11)), frozen);
-        user.update(&desk, &say(Online), at(start, 12));
+        user.update(&desk, &say(Online), KEPT, at(start, 12));
         assert_eq!(
             user.shown(at(start, 12)),
             Shown { status: Online, last_seen: at(start, 12).unix_ms, location: None, silent: false }

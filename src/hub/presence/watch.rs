@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Now;
 use crate::hub::Signal;
-use crate::limits::{DIRECTED_MAX, PRESENCE_INTERVAL};
+use crate::limits::DIRECTED_MAX;
 use crate::store::Access;
 use crate::wire::{DeviceId, Eid};
 
@@ -28,6 +28,8 @@ pub struct Watch {
     pub(super) id: u64,
     pub(super) user: Eid,
     pub(super) device: DeviceId,
+    /// It is told about an owner at most once in it.
+    interval: Duration,
     signal: Arc<Signal>,
     /// Something may be waiting; saves the lock where nothing is.
     marked: AtomicBool,
@@ -54,9 +56,9 @@ struct Queue {
 }
 
 impl Watch {
-    pub(super) fn new(id: u64, user: Eid, device: DeviceId, signal: Arc<Signal>) -> Watch {
+    pub(super) fn new(id: u64, user: Eid, device: DeviceId, interval: Duration, signal: Arc<Signal>) -> Watch {
         let queue = Queue { loading: Some(HashMap::new()), ..Queue::default() };
-        Watch { id, user, device, signal, marked: AtomicBool::new(false), queue: Mutex::new(queue) }
+        Watch { id, user, device, interval, signal, marked: AtomicBool::new(false), queue: Mutex::new(queue) }
     }
 
     /// The owner's state has changed.
@@ -68,7 +70,7 @@ impl Watch {
             }
             match queue.told_at.get(owner) {
                 Some(at) => {
-                    let due = *at + PRESENCE_INTERVAL;
+                    let due = *at + self.interval;
                     queue.postponed.insert((due, owner.clone()));
                 }
                 None => queue.ready.push_back(owner.clone()),
@@ -132,8 +134,8 @@ impl Watch {
 
 impl Queue {
     /// The next owner to look at; what was postponed long enough is ready again.
-    fn next(&mut self, now: Instant) -> Option<Eid> {
-        while let Some((_, owner)) = self.told.pop_front_if(|(at, _)| *at + PRESENCE_INTERVAL <= now) {
+    fn next(&mut self, interval: Duration, now: Instant) -> Option<Eid> {
+        while let Some((_, owner)) = self.told.pop_front_if(|(at, _)| *at + interval <= now) {
             self.told_at.remove(&owner);
         }
         if self.told.is_empty() {
@@ -189,7 +191,7 @@ impl WatchPlace {
                 if let Some(owner) = queue.withdrawn.pop_front() {
                     return Some(Told { owner, shown: Shown::GONE });
                 }
-                let Some(owner) = queue.next(now.at) else {
+                let Some(owner) = queue.next(self.watch.interval, now.at) else {
                     self.watch.marked.store(false, Ordering::Release);
                     return None;
                 };

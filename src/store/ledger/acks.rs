@@ -150,13 +150,7 @@ fn go_forward(
 }
 
 /// Whether every message for the reader up to `last` is known to be read, at the cost of one page.
-fn all_read(
-    txn: &Txn,
-    reader: &Eid,
-    chat: ChatId,
-    from_high: bool,
-    last: Version,
-) -> Result<bool, StoreError> {
+fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Version) -> Result<bool, StoreError> {
     let mark = record::read::<MarkRecord>(txn, &key::mark(chat, reader))?.unwrap_or_default();
     let span = key::versions(chat, Version::from(mark.read), Some(last.next()));
     let rows = txn.range(Space::Chats, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;

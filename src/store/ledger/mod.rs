@@ -23,10 +23,10 @@ use std::time::Instant;
 use super::StoreError;
 use super::kv::{Kv, Order, Space};
 use super::record::{self, PendingRecord, corrupt};
+use super::retention::Gone;
 use super::types::{
     Accepted, Acknowledged, Acknowledgment, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
 };
-use super::retention::Gone;
 use super::{key, kv};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};

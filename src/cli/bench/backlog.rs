@@ -1,0 +1,147 @@
+//! `bimip bench backlog`: a device comes back to messages that waited for it, while others go on talking.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::connection::{Device, Reader, Target, text, write};
+use super::process::Subject;
+use super::report::{histogram, percentiles, record};
+use crate::cli::{Failure, say};
+use crate::wire::{Eid, Payload};
+
+/// Texts that the sender has under way while the backlog is made.
+const IN_FLIGHT: usize = 256;
+
+/// Messages that waited for a device: how fast it gets them, and who notices
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Messages that wait
+    #[arg(long, default_value_t = 10_000)]
+    messages: usize,
+    /// Bytes of text
+    #[arg(long, default_value_t = 150)]
+    size: usize,
+    /// A running server; without it one is started
+    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    server: Option<SocketAddr>,
+    /// Its data directory, for its development key
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let subject = Subject::find(self.server, self.data_dir.as_deref(), None)?;
+        let target = Target::new(subject.server, &subject.data_dir)?;
+        let run = crate::clock::Now::system().unix_ms;
+        let receiver = format!("returning-{run}");
+        let to = Eid::parse(&format!("{receiver}@localhost"))?;
+        let mut sender = target.device(&format!("writer-{run}"), true).await?;
+
+        // The live rate of the same pair, in the same run, is what the backlog's is compared with.
+        let mut live = target.device(&receiver, true).await?;
+        let began = Instant::now();
+        let (_, seen) =
+            tokio::join!(send(&mut sender, &to, self.messages, self.size), receive(&mut live, 0, self.messages));
+        seen?;
+        let live_rate = self.messages as f64 / began.elapsed().as_secs_f64();
+        live.connection.close(0u8.into(), b"offline");
+        drop(live);
+
+        send(&mut sender, &to, self.messages, self.size).await?;
+        let bystanders =
+            (target.device(&format!("one-{run}"), true).await?, target.device(&format!("other-{run}"), true).await?);
+        let alone = talk(bystanders, Duration::from_secs(2)).await?;
+        let (bystanders, quiet) = alone;
+
+        let returned = async {
+            let began = Instant::now();
+            // The stored cursor is still at the log's start: everything comes, the live half first.
+            let mut device = target.device(&receiver, true).await?;
+            receive(&mut device, 0, 2 * self.messages).await?;
+            anyhow::Ok(began.elapsed())
+        };
+        let (took, talked) = tokio::join!(returned, talk(bystanders, Duration::from_secs(2)));
+        let rate = 2.0 * self.messages as f64 / took?.as_secs_f64();
+        let (_, busy) = talked?;
+        say(&format!("live      {live_rate:.0} messages a second, one pair"))?;
+        say(&format!(
+            "backlog   {rate:.0} messages a second, sign-in included: {:.0} % of live",
+            rate / live_rate * 100.0
+        ))?;
+        say(&format!("others before  {}", percentiles(&quiet)))?;
+        say(&format!("others during  {}", percentiles(&busy)))?;
+        Ok(())
+    }
+}
+
+/// Sends texts and waits until all are accepted.
+async fn send(sender: &mut Device, to: &Eid, count: usize, size: usize) -> anyhow::Result<()> {
+    let from = sender.eid.clone();
+    let run = crate::clock::Now::system().unix_ms;
+    let (lane, answers) = sender.chat.as_mut().context("the chat lane")?;
+    let (mut sent, mut accepted, mut frames) = (0, 0, Vec::new());
+    while accepted < count {
+        while sent < count && sent - accepted < IN_FLIGHT {
+            frames.push(text(&from, to, &format!("{run}-{sent}"), &"x".repeat(size)));
+            sent += 1;
+        }
+        write(lane, &mut frames).await?;
+        let mut answer = Some(answers.next().await?);
+        while let Some(scheme) = answer.take() {
+            match scheme.payload {
+                Some(Payload::VersionUpdate(_)) => accepted += 1,
+                Some(Payload::ErrorMessage(error)) => bail!("refused: {} {}", error.code, error.message),
+                _ => {}
+            }
+            answer = answers.ready()?;
+        }
+    }
+    Ok(())
+}
+
+/// Receives messages, checking that versions come one after the other.
+async fn receive(device: &mut Device, after: i64, count: usize) -> anyhow::Result<()> {
+    let (_, messages) = device.chat.as_mut().context("the chat lane")?;
+    let mut version = after;
+    while version < after + count as i64 {
+        if let Some(Payload::ChatMessage(chat)) = messages.next().await?.payload {
+            version += 1;
+            if chat.version != version {
+                bail!("version {} came where {version} was due", chat.version);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Two devices exchange one text at a time, for as long as asked; the latencies of each.
+pub(super) async fn talk(
+    (mut one, mut other): (Device, Device),
+    time: Duration,
+) -> anyhow::Result<((Device, Device), hdrhistogram::Histogram<u64>)> {
+    let mut latencies = histogram();
+    let until = Instant::now() + time;
+    let run = crate::clock::Now::system().unix_ms;
+    let mut n = 0u64;
+    while Instant::now() < until {
+        n += 1;
+        let frame = text(&one.eid, &other.eid, &format!("{run}-{n}"), "one at a time");
+        let began = Instant::now();
+        write(&mut one.chat.as_mut().context("the chat lane")?.0, &mut vec![frame]).await?;
+        next_message(&mut other.chat.as_mut().context("the chat lane")?.1).await?;
+        record(&mut latencies, began.elapsed());
+        // What was accepted is read too, so that nothing piles up.
+        while one.chat.as_mut().context("the chat lane")?.1.ready()?.is_some() {}
+        std::mem::swap(&mut one, &mut other);
+    }
+    Ok(((one, other), latencies))
+}
+
+async fn next_message(reader: &mut Reader) -> anyhow::Result<()> {
+    while !matches!(reader.next().await?.payload, Some(Payload::ChatMessage(_))) {}
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! `bimip bench fan-out`: an owner's presence changes, and everybody who may see it is told.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+
+use super::connection::Target;
+use super::process::{Subject, Usage};
+use super::report::{histogram, percentiles, record};
+use crate::cli::{Failure, say};
+use crate::wire::proto::{AwarenessNotification, SubscriberAddRequest};
+use crate::wire::{AwarenessStatus, Eid, Lane, Payload, encode_frame, envelope};
+
+/// Sign-ins at once.
+const CONCURRENT: usize = 64;
+/// For one change to reach everybody.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Presence changes of one user, told to many
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Who may see the owner, and is connected
+    #[arg(long, default_value_t = 5_000)]
+    subscribers: usize,
+    /// Changes to measure, half a second apart
+    #[arg(long, default_value_t = 10)]
+    changes: usize,
+    /// A running server; without it one is started
+    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    server: Option<SocketAddr>,
+    /// Its data directory, for its development key
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Its process, for CPU
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let target = Target::new(subject.server, &subject.data_dir)?;
+        let run = crate::clock::Now::system().unix_ms;
+        let name = |n: usize| format!("fan-{run}-{n}");
+        let mut owner = target.device(&format!("star-{run}"), true).await?;
+        for n in 0..self.subscribers {
+            let add = SubscriberAddRequest {
+                owner: Some(owner.eid.identity()),
+                subscriber: Some(Eid::parse(&format!("{}@localhost", name(n)))?.identity()),
+                ..SubscriberAddRequest::default()
+            };
+            owner.control.0.write_all(&encode_frame(&envelope(Payload::SubscriberAddRequest(add)))).await?;
+        }
+        for _ in 0..self.subscribers {
+            match owner.control.1.next().await?.payload {
+                Some(Payload::SubscriberAddResponse(added)) if added.status == 1 => {}
+                other => return Err(anyhow::anyhow!("a subscriber was not added: {other:?}").into()),
+            }
+        }
+        say(&format!("{} subscribers added", self.subscribers))?;
+
+        let (told, mut tellings) = mpsc::channel::<(i32, Instant)>(1024);
+        let mut joining = stream::iter((0..self.subscribers).map(|n| {
+            let (target, name) = (&target, name(n));
+            async move {
+                let device = target.device(&name, true).await?;
+                let (lane, reader) = device.open(Lane::Presence).await?;
+                anyhow::Ok((device, lane, reader))
+            }
+        }))
+        .buffer_unordered(CONCURRENT);
+        while let Some(joined) = joining.next().await {
+            let (device, lane, mut reader) = joined?;
+            let told = told.clone();
+            tokio::spawn(async move {
+                let _open = (device, lane);
+                while let Ok(scheme) = reader.next().await {
+                    if let Some(Payload::AwarenessNotification(notification)) = scheme.payload
+                        && told.send((notification.status, Instant::now())).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(joining);
+        // The snapshot: everybody sees the owner on line.
+        for _ in 0..self.subscribers {
+            tokio::time::timeout(WITHIN, tellings.recv()).await?.context("a snapshot")?;
+        }
+        say("everybody is connected and has seen the owner")?;
+
+        let (mut lane, _answers) = owner.open(Lane::Presence).await?;
+        let usage = || subject.pid.and_then(Usage::of);
+        let (before, began) = (usage(), Instant::now());
+        let mut latencies = histogram();
+        let mut spent = Duration::ZERO;
+        for change in 0..self.changes {
+            let status = if change % 2 == 0 { AwarenessStatus::Away } else { AwarenessStatus::Online };
+            let notification = AwarenessNotification {
+                from: Some(owner.eid.identity()),
+                status: status.code(),
+                ..AwarenessNotification::default()
+            };
+            let said = Instant::now();
+            lane.write_all(&encode_frame(&envelope(Payload::AwarenessNotification(notification)))).await?;
+            for _ in 0..self.subscribers {
+                let (seen, at) = tokio::time::timeout(WITHIN, tellings.recv()).await?.context("a notification")?;
+                if seen != status.code() {
+                    return Err(anyhow::anyhow!("status {seen} was told where {} was said", status.code()).into());
+                }
+                record(&mut latencies, at.duration_since(said));
+            }
+            spent += said.elapsed();
+            tokio::time::sleep(Duration::from_millis(600).saturating_sub(said.elapsed())).await;
+        }
+        let total = (self.changes * self.subscribers) as f64;
+        say(&format!("{:.0} notifications a second while they go out", total / spent.as_secs_f64()))?;
+        say(&format!("each told after  {}", percentiles(&latencies)))?;
+        if let Some((before, after)) = before.zip(usage()) {
+            let cpu = (after.cpu_seconds - before.cpu_seconds) * 1e6 / total;
+            say(&format!("server {cpu:.1} µs of CPU a notification, over {:.1} s", began.elapsed().as_secs_f64()))?;
+        }
+        if tellings.try_recv().is_ok() {
+            return Err(anyhow::Error::msg("somebody was told more often than the owner changed").into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! `bimip bench idle`: what a signed-in device that does nothing costs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::connection::Target;
+use super::process::{Subject, Usage};
+use crate::cli::{Failure, say};
+
+/// Sign-ins at once.
+const CONCURRENT: usize = 64;
+
+/// Memory and CPU of idle sessions
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Sessions to open
+    #[arg(long, default_value_t = 1000)]
+    sessions: usize,
+    /// Seconds to watch them for
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
+    seconds: u64,
+    /// A running server; without it one is started
+    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    server: Option<SocketAddr>,
+    /// Its data directory, for its development key
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Its process
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let target = Target::new(subject.server, &subject.data_dir)?;
+        // What the first session allocates for good is not the sessions' cost.
+        let first = target.device("first", true).await?;
+        let usage = || subject.pid.and_then(Usage::of).unwrap_or_default();
+        let before = usage();
+        let began = std::time::Instant::now();
+        let names = (0..self.sessions).map(|n| format!("idle-{n}"));
+        let mut opening = stream::iter(names.map(|name| {
+            let target = &target;
+            async move { target.device(&name, true).await }
+        }))
+        .buffer_unordered(CONCURRENT);
+        let mut devices = Vec::with_capacity(self.sessions);
+        while let Some(device) = opening.next().await {
+            devices.push(tokio::spawn(device?.answer_pings()));
+        }
+        drop(opening);
+        let signing_in = began.elapsed();
+        let signed_in = usage();
+        tokio::time::sleep(Duration::from_secs(self.seconds)).await;
+        let after = usage();
+        let lost = devices.iter().filter(|device| device.is_finished()).count();
+        let bytes = after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / self.sessions as f64;
+        let sign_in_cpu = (signed_in.cpu_seconds - before.cpu_seconds) * 1e6 / self.sessions as f64;
+        let cpu = (after.cpu_seconds - signed_in.cpu_seconds) / self.seconds as f64;
+        let per_second = self.sessions as f64 / signing_in.as_secs_f64();
+        if self.json {
+            let figures = serde_json::json!({
+                "sessions": self.sessions, "lost": lost, "sign_ins_per_second": per_second,
+                "sign_in_cpu_us": sign_in_cpu, "bytes_per_session": bytes, "idle_cpu_share": cpu,
+            });
+            say(&figures.to_string())?;
+        } else {
+            say(&format!(
+                "{} sessions signed in at {per_second:.0}/s, {sign_in_cpu:.0} µs of CPU each",
+                self.sessions
+            ))?;
+            say(&format!("{:.1} KiB of memory each, {:.2} % of a core for all of them", bytes / 1024.0, cpu * 100.0))?;
+            say(&format!("{lost} lost"))?;
+        }
+        drop(first);
+        if lost > 0 {
+            return Err(anyhow::anyhow!("{lost} idle sessions were lost").into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! `bimip bench`: measurements that people can repeat.
+
+mod backlog;
+mod connection;
+mod fan_out;
+mod idle;
+mod load;
+mod neighbours;
+mod process;
+mod report;
+
+use super::Failure;
+
+/// Measure a server
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Load(load::Args),
+    Idle(idle::Args),
+    Backlog(backlog::Args),
+    Neighbours(neighbours::Args),
+    FanOut(fan_out::Args),
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        match self.what {
+            What::Load(args) => runtime.block_on(args.run()),
+            What::Idle(args) => runtime.block_on(args.run()),
+            What::Backlog(args) => runtime.block_on(args.run()),
+            What::Neighbours(args) => runtime.block_on(args.run()),
+            What::FanOut(args) => runtime.block_on(args.run()),
+        }
+    }
+}

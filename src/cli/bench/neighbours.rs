@@ -1,0 +1,139 @@
+//! `bimip bench neighbours`: what others notice of a device that does not read, and of a burst of media metadata.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use hdrhistogram::Histogram;
+
+use super::backlog::talk;
+use super::connection::{Device, Target, media, text, write};
+use super::process::{Subject, Usage};
+use super::report::{histogram, percentiles, record};
+use crate::cli::{Failure, say};
+use crate::wire::proto::PingPong;
+use crate::wire::{Eid, Lane, Payload, encode_frame, envelope};
+
+/// Texts of the writer to the device that does not read: more than every buffer on the way.
+const FLOOD_TEXT_BYTES: usize = 8 * 1024;
+/// Media messages written at once.
+const MEDIA_BATCH: usize = 32;
+
+/// What others notice of a device that does not read, and of media bursts
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Seconds for each measurement
+    #[arg(long = "for", default_value_t = 5, value_name = "SECONDS")]
+    seconds: u64,
+    /// A running server; without it one is started
+    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    server: Option<SocketAddr>,
+    /// Its data directory, for its development key
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Its process, for memory
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let target = Target::new(subject.server, &subject.data_dir)?;
+        let time = Duration::from_secs(self.seconds);
+        let run = crate::clock::Now::system().unix_ms;
+        let pair =
+            (target.device(&format!("one-{run}"), true).await?, target.device(&format!("other-{run}"), true).await?);
+        let (pair, quiet) = talk(pair, time).await?;
+        say(&format!("others alone                    {}", percentiles(&quiet)))?;
+
+        // The same writing to somebody who reads, or the comparison would show only that somebody writes.
+        let reads = target.device(&format!("reads-{run}"), true).await?;
+        let to = reads.eid.clone();
+        let reading = tokio::spawn(read_all(reads));
+        let writer = target.device(&format!("writer-{run}"), true).await?;
+        let (written, talked) = tokio::join!(flood(writer, &to, time), talk(pair, time));
+        let (mut writer, pair) = (written?, talked?);
+        say(&format!("beside a device that reads      {}", percentiles(&pair.1)))?;
+        reading.abort();
+
+        let stuck = target.device(&format!("stuck-{run}"), true).await?;
+        let to = stuck.eid.clone();
+        let before = subject.pid.and_then(Usage::of);
+        let (written, talked) = tokio::join!(flood(writer, &to, time), talk(pair.0, time));
+        writer = written?;
+        let pair = talked?;
+        let after = subject.pid.and_then(Usage::of);
+        say(&format!("beside one that does not        {}", percentiles(&pair.1)))?;
+        if let Some((before, after)) = before.zip(after) {
+            let grown = after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / 1024.0 / 1024.0;
+            say(&format!("the server grew by {grown:.1} MiB meanwhile (store caches included)"))?;
+        }
+        drop(stuck);
+
+        let pings = |device: Device| ping(device, time);
+        let (device, alone) = pings(target.device(&format!("pings-{run}"), true).await?).await?;
+        say(&format!("pings alone                     {}", percentiles(&alone)))?;
+        let (mut lane, _answers) = device.open(Lane::Media).await?;
+        let (from, to) = (device.eid.clone(), Eid::parse(&format!("album-{run}@localhost"))?);
+        let burst = async {
+            let until = Instant::now() + time;
+            let (mut n, mut frames) = (0u64, Vec::new());
+            while Instant::now() < until {
+                for _ in 0..MEDIA_BATCH {
+                    n += 1;
+                    frames.push(media(&from, &to, &format!("{run}-{n}")));
+                }
+                write(&mut lane, &mut frames).await?;
+            }
+            anyhow::Ok(n)
+        };
+        let (sent, pinged, talked) = tokio::join!(burst, pings(device), talk(pair.0, time));
+        say(&format!("pings, own media burst          {}", percentiles(&pinged?.1)))?;
+        say(&format!("others' chat, media burst       {}", percentiles(&talked?.1)))?;
+        say(&format!("the burst: {:.0} media messages a second", sent? as f64 / self.seconds as f64))?;
+        drop(writer);
+        Ok(())
+    }
+}
+
+/// Writes long texts to somebody, as fast as they are accepted.
+async fn flood(mut writer: Device, to: &Eid, time: Duration) -> anyhow::Result<Device> {
+    let from = writer.eid.clone();
+    let run = crate::clock::Now::system().unix_ms;
+    let (lane, answers) = writer.chat.as_mut().context("the chat lane")?;
+    let content = "x".repeat(FLOOD_TEXT_BYTES);
+    let (until, mut n) = (Instant::now() + time, 0u64);
+    while Instant::now() < until {
+        n += 1;
+        write(lane, &mut vec![text(&from, to, &format!("{run}-{n}"), &content)]).await?;
+        answers.next().await?;
+    }
+    Ok(writer)
+}
+
+async fn read_all(mut device: Device) -> anyhow::Result<()> {
+    let (_, messages) = device.chat.as_mut().context("the chat lane")?;
+    loop {
+        messages.next().await?;
+    }
+}
+
+/// Pings ten times a second and measures the answers.
+async fn ping(mut device: Device, time: Duration) -> anyhow::Result<(Device, Histogram<u64>)> {
+    let mut latencies = histogram();
+    let (until, mut tick) = (Instant::now() + time, tokio::time::interval(Duration::from_millis(100)));
+    while Instant::now() < until {
+        tick.tick().await;
+        let ping =
+            PingPong { r#type: 1, status: 1, request_time: crate::clock::Now::system().unix_ms, ..PingPong::default() };
+        let began = Instant::now();
+        device.control.0.write_all(&encode_frame(&envelope(Payload::PingpongMessage(ping)))).await?;
+        while !matches!(device.control.1.next().await?.payload, Some(Payload::PingpongMessage(pong)) if pong.r#type == 2)
+        {
+        }
+        record(&mut latencies, began.elapsed());
+    }
+    Ok((device, latencies))
+}

@@ -1,0 +1,40 @@
+//! Figures as a person reads them, and as JSON.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// Latencies in microseconds, to three digits, up to a minute.
+pub(super) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order")
+}
+
+/// Records, cutting off at the histogram's bounds.
+pub(super) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+    histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
+}
+
+/// A row of percentiles, in milliseconds.
+pub(super) fn percentiles(histogram: &Histogram<u64>) -> String {
+    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+    format!(
+        "p50 {:>8.2}  p95 {:>8.2}  p99 {:>8.2}  p99.9 {:>8.2}  max {:>8.2} ms",
+        at(0.5),
+        at(0.95),
+        at(0.99),
+        at(0.999),
+        histogram.max() as f64 / 1000.0
+    )
+}
+
+/// The same as JSON, in microseconds.
+pub(super) fn json(histogram: &Histogram<u64>) -> serde_json::Value {
+    serde_json::json!({
+        "count": histogram.len(),
+        "p50_us": histogram.value_at_quantile(0.5),
+        "p95_us": histogram.value_at_quantile(0.95),
+        "p99_us": histogram.value_at_quantile(0.99),
+        "p999_us": histogram.value_at_quantile(0.999),
+        "max_us": histogram.max(),
+    })
+}

@@ -1,0 +1,262 @@
+//! How client commands find their server, an identity and a token: flags over `[client]` over the data directory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::options::ConfigFile;
+use super::{Failure, Usage};
+use crate::auth::dev::DevFiles;
+use crate::auth::{Grant, Signer};
+use crate::client::{Builder, CloseReason, Device, Session, State, TokenError};
+use crate::clock::Now;
+use crate::config::Config;
+use crate::wire::{CloseCode, DeviceId, Eid};
+
+/// Who signs in where; in every client command.
+#[derive(clap::Args)]
+pub(super) struct Connection {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// User to sign in as, local@domain [client.as]
+    #[arg(long = "as", value_name = "EID")]
+    as_eid: Option<Eid>,
+    /// Device to sign in as; each has its own place in the user's log [client.device, else one for each command]
+    #[arg(long, value_name = "ID")]
+    device: Option<DeviceId>,
+    /// The server [client.server, else localhost on the port of `listen`]
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// PEM file with the authority that vouches for the server [client.ca, else the data directory's certs/ca.pem]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// File with the token [client.token_file, else one is signed with the data directory's keys/token.key]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Folder of a development server [bimip-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Flags {
+    data_dir: Option<PathBuf>,
+    client: ClientFlags,
+}
+
+#[derive(Serialize)]
+struct ClientFlags {
+    server: Option<String>,
+    ca: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    #[serde(rename = "as")]
+    as_eid: Option<String>,
+    device: Option<String>,
+}
+
+/// Everything that a device needs to sign in.
+pub(super) struct Account {
+    pub(super) eid: Eid,
+    pub(super) device: DeviceId,
+    /// As people know it.
+    pub(super) server: String,
+    /// What is dialed, and the name that its certificate must be for, where that is not the host of `server`.
+    dial: (String, Option<&'static str>),
+    ca: PathBuf,
+    token: Token,
+}
+
+#[derive(Clone)]
+enum Token {
+    /// Read again for each sign-in: whoever renews it writes the file.
+    File(PathBuf),
+    /// Signed anew for each sign-in.
+    Signed(Arc<Signer>, Grant),
+}
+
+impl Connection {
+    /// `device` is the command's own: two commands of one user do not push each other out.
+    pub(super) fn account(self, device: &'static str) -> Result<Account, Failure> {
+        let config = self.file.load(Flags {
+            data_dir: self.data_dir,
+            client: ClientFlags {
+                server: self.server,
+                ca: self.ca,
+                token_file: self.token_file,
+                as_eid: self.as_eid.map(|eid| eid.to_string()),
+                device: self.device.map(|device| device.to_string()),
+            },
+        })?;
+        let Some(eid) = &config.client.as_eid else {
+            return Err(Usage("no user: give --as local@domain").into());
+        };
+        let eid = Eid::parse(eid)?;
+        let device = DeviceId::parse(config.client.device.as_deref().unwrap_or(device))?;
+        let files = DevFiles::in_data_dir(&config.data_dir);
+
+        let token = match &config.client.token_file {
+            Some(path) => Token::File(path.clone()),
+            None if files.token_key.exists() => {
+                let grant =
+                    Grant { eid: eid.clone(), device: Some(device.clone()), ttl: config.token.ttl()?, scope: None };
+                Token::Signed(Arc::new(Signer::from_pem_file(&files.token_key)?), grant)
+            }
+            None => {
+                return Err(Failure::new(
+                    anyhow!("no development key in {}", config.data_dir.join("keys").display()),
+                    "start `bimip serve --dev` first, or give --data-dir or --token-file",
+                ));
+            }
+        };
+        // Once now, so that a wrong file is told before anything is dialed.
+        token.read().map_err(|error| anyhow!(error))?;
+
+        let ca = config.client.ca.clone().unwrap_or(files.ca);
+        if !ca.exists() {
+            return Err(Failure::new(
+                anyhow!("no certificate authority {}", ca.display()),
+                "start `bimip serve --dev` first, or give --data-dir or --ca",
+            ));
+        }
+        let (server, dial) = server(&config)?;
+        Ok(Account { eid, device, server, dial, ca, token })
+    }
+}
+
+/// The server's name, and what to dial. `localhost` has an address of each family on most machines, and a server that
+/// listens on one of them only: the family is taken from `listen`, so that nobody waits for the other one's silence.
+fn server(config: &Config) -> Result<(String, (String, Option<&'static str>)), Failure> {
+    if let Some(server) = &config.client.server {
+        return Ok((server.clone(), (server.clone(), None)));
+    }
+    let listen = config.listen;
+    if listen.port() == 0 {
+        return Err(Usage("no server: `listen` has port 0, give --server host:port").into());
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok((listen.to_string(), (listen.to_string(), None)));
+    }
+    let loopback = if listen.is_ipv6() { "[::1]" } else { "127.0.0.1" };
+    let port = listen.port();
+    Ok((format!("localhost:{port}"), (format!("{loopback}:{port}"), Some("localhost"))))
+}
+
+impl Account {
+    /// A device of this account, to be completed and connected.
+    pub(super) fn builder(&self) -> Builder {
+        let token = self.token.clone();
+        let builder = Device::builder()
+            .server(&self.dial.0)
+            .roots_pem(&self.ca)
+            .identity(self.eid.clone(), self.device.clone())
+            .token(move || std::future::ready(token.read()));
+        match self.dial.1 {
+            Some(name) => builder.server_name(name),
+            None => builder,
+        }
+    }
+
+    /// A session, or why there is none by `until`. Gives up early on what waiting does not mend.
+    pub(super) async fn reach(&self, device: &Device, until: Instant) -> Result<Session, Failure> {
+        let mut state = device.state();
+        let mut last = None;
+        loop {
+            match state.borrow_and_update().clone() {
+                State::Connected(session) => return Ok(session),
+                State::Closed(reason) => return Err(self.failure(&reason)),
+                State::Waiting { reason: reason @ (CloseReason::Tls(_) | CloseReason::NoToken(_)), .. } => {
+                    return Err(self.failure(&reason));
+                }
+                State::Waiting { reason, .. } => last = Some(reason),
+                State::Connecting => {}
+            }
+            if !matches!(timeout_at(until, state.changed()).await, Ok(Ok(()))) {
+                let silence = CloseReason::Network("no answer in time".to_owned());
+                return Err(self.failure(&last.unwrap_or(silence)));
+            }
+        }
+    }
+
+    /// Why there is no session, in one line and with what may help.
+    pub(super) fn failure(&self, reason: &CloseReason) -> Failure {
+        let Account { server, device, .. } = self;
+        let what = anyhow!("cannot reach {server}: {reason}");
+        match reason {
+            CloseReason::Network(_) | CloseReason::Server { code: CloseCode::Draining | CloseCode::Internal, .. } => {
+                Failure::new(what, "is it running? Start one with `bimip serve --dev`, or give --server host:port")
+            }
+            CloseReason::Tls(_) => Failure::new(
+                what,
+                format!("{} must be the authority that this server's certificate comes from (--ca)", self.ca.display()),
+            ),
+            CloseReason::Server { code: CloseCode::Unauthenticated | CloseCode::Revoked, reason } => Failure::new(
+                anyhow!("{server} does not let {} sign in: {reason}", self.eid),
+                match self.token {
+                    Token::File(_) => "the token in --token-file is not good (any more)",
+                    Token::Signed(..) => "--data-dir must be the one of this server",
+                },
+            ),
+            CloseReason::Server { code: CloseCode::Replaced, .. } => Failure::new(
+                anyhow!("{} signed in elsewhere as device {device}", self.eid),
+                "give each its own --device",
+            ),
+            _ => Failure { reason: what, hint: None },
+        }
+    }
+}
+
+impl Token {
+    fn read(&self) -> Result<String, TokenError> {
+        match self {
+            Token::File(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
+                let token = text.trim();
+                if token.is_empty() {
+                    return Err(format!("no token in {}: the file is empty", path.display()).into());
+                }
+                Ok(token.to_owned())
+            }
+            Token::Signed(signer, grant) => Ok(signer.sign(grant, Now::system().unix_ms / 1000)?),
+        }
+    }
+}
+
+/// A time from a number of seconds on the command line, within `max`.
+pub(super) fn seconds(text: &str, max: Duration) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    match seconds.filter(|time| !time.is_zero() && *time <= max) {
+        Some(time) => Ok(time),
+        None => Err(format!("must be seconds, as in 15 or 0.5, at most {}", max.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_server_it_is_the_one_that_listens_here() {
+        let server_of = |listen: &str| {
+            let config = Config { listen: listen.parse().unwrap(), ..Config::default() };
+            super::server(&config).map(|(name, (dial, _))| format!("{name} {dial}")).map_err(|failure| failure.reason)
+        };
+        assert_eq!(server_of("0.0.0.0:4433").unwrap(), "localhost:4433 127.0.0.1:4433");
+        assert_eq!(server_of("[::]:5").unwrap(), "localhost:5 [::1]:5");
+        assert_eq!(server_of("10.0.0.7:5").unwrap(), "10.0.0.7:5 10.0.0.7:5");
+        assert!(server_of("0.0.0.0:0").is_err());
+    }
+
+    #[test]
+    fn seconds_are_bounded() {
+        let max = Duration::from_secs(10);
+        assert_eq!(seconds("0.5", max), Ok(Duration::from_millis(500)));
+        for wrong in ["", "x", "0", "-1", "11", "NaN", "inf"] {
+            assert!(seconds(wrong, max).is_err(), "{wrong}");
+        }
+    }
+}

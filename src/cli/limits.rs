@@ -1,0 +1,31 @@
+//! Bounds of the client commands, each with its reason. The server's stand in `src/limits.rs`, the device's in
+//! `src/client/limits.rs`.
+
+use std::time::Duration;
+
+/// How long `bimip send` tries before it says that it could not.
+pub(super) const SEND_WITHIN: Duration = Duration::from_secs(15);
+/// Longest wait that a person can ask for: a day.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// One step of `bimip demo`. On one machine each takes milliseconds; past this something is wrong.
+pub(super) const DEMO_STEP_WITHIN: Duration = Duration::from_secs(10);
+/// What the demo's actors may tell ahead of the director's listening.
+pub(super) const DEMO_NEWS_MAX: usize = 256;
+
+/// Keys and answers on their way to the chat screen.
+pub(super) const CHAT_QUEUE_MAX: usize = 256;
+/// Messages of one conversation that the chat screen keeps; older ones come from the server's history again.
+pub(super) const CHAT_MESSAGES_MAX: usize = 2_000;
+/// Conversations that the chat screen keeps; the ones that were quiet for longest go.
+pub(super) const CHAT_CONVERSATIONS_MAX: usize = 500;
+/// Messages of one page of history: what a tall terminal shows.
+pub(super) const CHAT_PAGE: i32 = 50;
+/// Lines that were sent and can be recalled with the arrow keys.
+pub(super) const CHAT_RECALL_MAX: usize = 100;
+/// How often the chat screen measures the round-trip time while it is connected.
+pub(super) const CHAT_PING_EVERY: Duration = Duration::from_secs(10);
+/// How often the screen is drawn when nothing happens, for the clock and the connection's wait.
+pub(super) const CHAT_TICK: Duration = Duration::from_secs(1);
+/// How long the keyboard's thread sleeps at most before it looks whether the screen is gone.
+pub(super) const CHAT_KEY_POLL: Duration = Duration::from_millis(100);

@@ -1,0 +1,92 @@
+//! READ for whole conversations: one request on its way, whatever was read meanwhile in the next one.
+
+use std::collections::HashMap;
+use std::future::pending;
+
+use tokio::task::JoinHandle;
+
+use crate::client::{Device, RequestError};
+use crate::clock::Now;
+use crate::wire::proto::AcknowledgmentRequest;
+use crate::wire::{AckStatus, ChatId, Eid, Payload, Version};
+
+/// What was read and not yet said so. As many entries as conversations that the device has seen.
+pub(super) struct Reader {
+    device: Device,
+    due: HashMap<ChatId, (Eid, Version)>,
+    /// Newest of each that is due or was said.
+    said: HashMap<ChatId, Version>,
+    under_way: Option<UnderWay>,
+    /// The connection went away with the last one; what is due waits for the next.
+    paused: bool,
+}
+
+struct UnderWay {
+    chat: ChatId,
+    peer: Eid,
+    version: Version,
+    answer: JoinHandle<Result<Payload, RequestError>>,
+}
+
+impl Reader {
+    pub(super) fn new(device: Device) -> Reader {
+        Reader { device, due: HashMap::new(), said: HashMap::new(), under_way: None, paused: false }
+    }
+
+    /// Everything in this chat with this peer was read, up to a version.
+    pub(super) fn read(&mut self, chat: ChatId, peer: &Eid, version: Version) {
+        if self.said.get(&chat).is_some_and(|said| *said >= version) {
+            return;
+        }
+        self.said.insert(chat, version);
+        self.due.insert(chat, (peer.clone(), version));
+        self.next();
+    }
+
+    /// There is a connection (again).
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+        self.next();
+    }
+
+    /// Waits for the request on its way, and makes the next. Cancel safe.
+    pub(super) async fn turn(&mut self) {
+        let answer = match &mut self.under_way {
+            Some(request) => (&mut request.answer).await,
+            None => pending().await,
+        };
+        let Some(UnderWay { chat, peer, version, .. }) = self.under_way.take() else { return };
+        if let Ok(Err(RequestError::NotConnected | RequestError::TimedOut | RequestError::Busy)) = answer {
+            self.due.entry(chat).or_insert((peer, version));
+            self.paused = true;
+        }
+        self.next();
+    }
+
+    /// Waits until everything was said, or the connection is gone.
+    pub(super) async fn finish(&mut self) {
+        while self.under_way.is_some() {
+            self.turn().await;
+        }
+    }
+
+    fn next(&mut self) {
+        if self.under_way.is_some() || self.paused {
+            return;
+        }
+        let Some(chat) = self.due.keys().next().copied() else { return };
+        let Some((peer, version)) = self.due.remove(&chat) else { return };
+        let request = Payload::AcknowledgmentRequest(AcknowledgmentRequest {
+            from: Some(self.device.eid().device_identity(self.device.device_id())),
+            to: Some(peer.identity()),
+            status: AckStatus::Read.code(),
+            timestamp: Now::system().unix_ms,
+            chat_id: chat.to_string(),
+            up_to_version: version.wire(),
+            ..AcknowledgmentRequest::default()
+        });
+        let device = self.device.clone();
+        let answer = tokio::spawn(async move { device.request(request).await });
+        self.under_way = Some(UnderWay { chat, peer, version, answer });
+    }
+}

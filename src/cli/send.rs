@@ -1,0 +1,98 @@
+//! `bimip send`: one text, and what the server said to it.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::connect::{Account, Connection, seconds};
+use super::limits::{SEND_WITHIN, WAIT_MAX};
+use super::{Failure, Usage, say};
+use crate::client::{Content, Device, SendError, Sent};
+use crate::wire::{Eid, Lane};
+
+/// Send a text; done once the server has it
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+    /// Who receives it, local@domain
+    #[arg(long, value_name = "EID")]
+    to: Eid,
+    /// What it says: up to 16 KiB
+    #[arg(long)]
+    text: String,
+    /// After how long to give up [15]
+    #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
+    timeout: Option<Duration>,
+    /// Print the answer as a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let account = self.connection.account("cli-send")?;
+        let until = self.timeout.unwrap_or(SEND_WITHIN);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sent = runtime.block_on(send(&account, &self.to, self.text, until))?;
+        say(&if self.json { as_json(&sent, &self.to) } else { as_line(&sent, &self.to) })?;
+        Ok(())
+    }
+}
+
+async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Result<Sent, Failure> {
+    let until = Instant::now() + within;
+    // What comes meanwhile is for whoever listens as this device: it is neither taken nor acknowledged here.
+    let (device, events) = account.builder().lanes(&[Lane::Control, Lane::Chat]).auto_sync(false).connect()?;
+    drop(events);
+    account.reach(&device, until).await?;
+    let answer = timeout_at(until, device.send(device.draft(to, Content::Text(text)))).await;
+    let sent = match answer {
+        Ok(Ok(sent)) => sent,
+        Ok(Err(error)) => return Err(refused(account, error)),
+        Err(_) => return Err(unanswered(&device, within)),
+    };
+    device.close().await;
+    Ok(sent)
+}
+
+fn refused(account: &Account, error: SendError) -> Failure {
+    match error {
+        SendError::Invalid(what) => Usage(what).into(),
+        SendError::Closed(reason) => account.failure(&reason),
+        SendError::Refused(refusal) => anyhow!("refused by {}: {refusal}", account.server).into(),
+        other => other.into(),
+    }
+}
+
+fn unanswered(device: &Device, within: Duration) -> Failure {
+    Failure::new(
+        anyhow!(
+            "no answer within {} s: it is not known whether the message of {} was sent",
+            within.as_secs_f64(),
+            device.eid()
+        ),
+        "--timeout gives it longer",
+    )
+}
+
+fn as_line(sent: &Sent, to: &Eid) -> String {
+    let ms = sent.latency.as_secs_f64() * 1e3;
+    format!("sent to {to}: version {}, message {}, {ms:.1} ms", sent.version, sent.message_id)
+}
+
+fn as_json(sent: &Sent, to: &Eid) -> String {
+    json!({
+        "event": "sent",
+        "to": to.as_str(),
+        "version": sent.version.get(),
+        "message_id": sent.message_id.to_string(),
+        "message_id_local": sent.local_id.as_str(),
+        "chat_id": sent.chat_id.to_string(),
+        "sequence": sent.sequence.get(),
+        "latency_ms": super::event_line::ms(sent.latency),
+    })
+    .to_string()
+}

@@ -1,0 +1,572 @@
+//! One device as a state machine: frames, commands and time go in; frames, events and answers come out. No sockets, no
+//! clock, no randomness of its own: the task around it brings them, and so can a simulation.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::backoff::Jitter;
+use super::cursor::Cursor;
+use super::error::{CloseReason, Refusal, RequestError, SendError};
+use super::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
+use super::limits::{ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, RENEW_BEFORE, RENEW_RETRY};
+use super::outbox::{Backlog, Draft};
+use super::requests::{Answer, RequestReply, Requests, SendReply, Sent, answer};
+use crate::wire::proto::{
+    AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, SessionOpen, SyncAck,
+    VersionUpdate,
+};
+use crate::wire::{
+    AckStatus, Author, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, MessageScheme, Payload,
+    PingStatus, Sequence, VersionStatus, encode_frame, envelope, lane_of, open_envelope, payload_name,
+};
+
+/// What a device is, and how it behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) eid: Eid,
+    pub(crate) device: DeviceId,
+    /// `SessionOpen.client`.
+    pub(crate) client: String,
+    pub(crate) pipelined: bool,
+    pub(crate) auto_deliver: bool,
+    pub(crate) auto_sync: bool,
+}
+
+/// Both clocks at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) instant: Instant,
+    pub(crate) unix_ms: i64,
+}
+
+/// An event on its way to the application, with what follows once it took it.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) event: Event,
+    pub(crate) taken: Option<Taken>,
+}
+
+/// What the application took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) sequence: Sequence,
+    /// The message whose delivery to acknowledge, and its sender.
+    pub(crate) deliver: Option<(MessageId, Eid)>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down,
+    /// `SessionOpen` is on its way, and everything else behind it (profile 3).
+    Opening {
+        dialed: Instant,
+        until: Instant,
+    },
+    Open,
+}
+
+/// One direction of one lane.
+#[derive(Debug, Default)]
+struct LaneOut {
+    /// What belongs to this link alone; goes before requests.
+    answers: VecDeque<Bytes>,
+    /// The server asked for time; requests of this lane wait until then.
+    hold: Option<Instant>,
+}
+
+/// The state of one device.
+#[derive(Debug)]
+pub(crate) struct Core {
+    settings: Settings,
+    link: Link,
+    lanes: [LaneOut; 4],
+    requests: Requests,
+    cursor: Cursor,
+    events: VecDeque<Outgoing>,
+    /// Messages that are done with, for the outbox to forget.
+    done: Vec<LocalId>,
+    /// A session was accepted, for the task to tell.
+    accepted: Option<Session>,
+    /// What the server said last about the session as a whole: the reason of the close that follows.
+    refusal: Option<Refusal>,
+    renew_at: Option<Instant>,
+    jitter: Jitter,
+}
+
+impl Core {
+    pub(crate) fn new(settings: Settings, backlog: Backlog, jitter: Jitter, now: Now) -> Core {
+        let mut core = Core {
+            settings,
+            link: Link::Down,
+            lanes: Default::default(),
+            requests: Requests::default(),
+            cursor: Cursor::starting_at(backlog.cursor),
+            events: VecDeque::new(),
+            done: Vec::new(),
+            accepted: None,
+            refusal: None,
+            renew_at: None,
+            jitter,
+        };
+        for draft in &backlog.drafts {
+            core.requests.send(draft, &core.settings.eid, &core.settings.device, None, now.instant);
+        }
+        core
+    }
+
+    // --- Commands ---------------------------------------------------------------------------------------------------
+
+    /// Whether a message may take a place; asked before the outbox keeps it.
+    pub(crate) fn admit(&self, draft: &Draft) -> Result<(), SendError> {
+        draft.check(&self.settings.eid)?;
+        self.requests.admit(&draft.local_id)
+    }
+
+    /// Sends an admitted message, now or when there is a link.
+    pub(crate) fn send(&mut self, draft: &Draft, reply: SendReply, at: Instant) {
+        self.requests.send(draft, &self.settings.eid, &self.settings.device, Some(reply), at);
+    }
+
+    /// Asks for something. A request that is not `lasting` is only made on a link that is there.
+    pub(crate) fn request(&mut self, payload: Payload, lasting: bool, reply: RequestReply) {
+        let connected = matches!(self.link, Link::Open);
+        match lane_of(&payload) {
+            None => drop(answer(Some(reply), Err(RequestError::Unexpected))),
+            Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
+            Some(_) if !self.requests.has_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
+            Some(lane) => self.requests.request(lane, payload, lasting, Some(reply)),
+        }
+    }
+
+    /// Whether [`Core::taken`] may be called: an acknowledgment that it makes needs a place.
+    pub(crate) fn can_take(&self) -> bool {
+        !self.settings.auto_deliver || self.requests.has_room()
+    }
+
+    /// The application took an event.
+    pub(crate) fn taken(&mut self, taken: Taken, now: Now) {
+        self.cursor.taken(taken.sequence);
+        if let Some((message_id, sender)) = taken.deliver {
+            let request = acknowledgment(self.identity(), message_id, &sender, AckStatus::Delivered, now.unix_ms);
+            self.requests.request(Lane::Chat, request, true, None);
+            self.cursor.covered(taken.sequence);
+        }
+    }
+
+    /// Tells the server what is safe here: what the application says, or (when it leaves that to the device) what it
+    /// took, if it is time or `force`d. What was told is for the outbox to keep.
+    pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
+        let sequence = match said {
+            Some(sequence) => sequence,
+            None if !self.settings.auto_sync || !matches!(self.link, Link::Open) => return None,
+            None if force || self.cursor.sync_due(now).is_some_and(|due| due <= now) => self.cursor.sync()?,
+            None => return None,
+        };
+        self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: sequence.wire() }));
+        Some(sequence)
+    }
+
+    /// Signs in anew on the open session (profile 3).
+    pub(crate) fn renew(&mut self, token: String, now: Instant) {
+        if matches!(self.link, Link::Open) {
+            self.put(Lane::Control, Payload::SessionOpen(self.session_open(token)));
+            // Until the answer says better.
+            self.renew_at = Some(now + RENEW_RETRY);
+        }
+    }
+
+    /// The token source had nothing new; it is asked again later.
+    pub(crate) fn renew_later(&mut self, now: Instant) {
+        self.renew_at = self.renew_at.map(|_| now + RENEW_RETRY);
+    }
+
+    /// Asks the server for a sign of life, of which any packet is one.
+    pub(crate) fn probe(&mut self, now: Now) {
+        self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
+    }
+
+    // --- The link ---------------------------------------------------------------------------------------------------
+
+    /// There is a connection. `SessionOpen` goes first, and without waiting for its answer everything unanswered, in
+    /// its order (profile 3).
+    pub(crate) fn link_up(&mut self, token: String, dialed: Instant, now: Instant) {
+        self.refusal = None;
+        let open = Payload::SessionOpen(self.session_open(token));
+        self.put(Lane::Control, open);
+        self.link = Link::Opening { dialed, until: now + ACCEPT_WITHIN };
+    }
+
+    /// The connection is gone.
+    pub(crate) fn link_down(&mut self) {
+        self.link = Link::Down;
+        self.lanes = Default::default();
+        self.renew_at = None;
+        self.requests.link_down();
+    }
+
+    /// What the server said before it closed.
+    pub(crate) fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusal.take()
+    }
+
+    /// The next frame for a lane of the link.
+    pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
+        if matches!(self.link, Link::Down) {
+            return None;
+        }
+        let out = &mut self.lanes[lane.index()];
+        if let Some(frame) = out.answers.pop_front() {
+            return Some(frame);
+        }
+        if out.hold.is_some_and(|until| until > now) {
+            return None;
+        }
+        self.requests.next_frame(lane, now)
+    }
+
+    /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
+    /// again only control, so that the server keeps what is to come, and pings are answered.
+    pub(crate) fn reading(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Control => !matches!(self.link, Link::Down),
+            _ => matches!(self.link, Link::Open) && self.events.is_empty(),
+        }
+    }
+
+    /// A frame came.
+    pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
+        let MessageScheme { payload, sequence, request_id, .. } = match open_envelope(frame) {
+            Ok(scheme) => scheme,
+            Err((error, _)) => {
+                tracing::debug!(lane = lane.name(), %error, "a frame of the server was ignored");
+                return;
+            }
+        };
+        let sequence = Sequence::from_wire(sequence);
+        match payload {
+            Some(Payload::SessionAccept(accept)) => self.session_accept(accept, now.instant),
+            Some(Payload::PingpongMessage(ping)) if ping.r#type == Exchange::Request.code() => self.pong(ping, now),
+            Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
+            Some(Payload::ChatMessage(message)) => self.chat_message(message, sequence, now.instant),
+            Some(Payload::AcknowledgmentResponse(receipt)) => self.receipt(receipt, sequence, request_id, now.instant),
+            Some(Payload::AwarenessNotification(presence)) => self.emit(Event::Presence(presence)),
+            Some(Payload::ErrorMessage(error)) => self.refused(lane, error.into(), request_id, now.instant),
+            Some(payload) => {
+                let name = payload_name(&payload);
+                if !self.answered(request_id, payload, now.instant) {
+                    tracing::debug!(lane = lane.name(), payload = name, "an answer that nobody waits for was ignored");
+                }
+            }
+            // `open_envelope` gives an error for it.
+            None => {}
+        }
+    }
+
+    // --- Time and output --------------------------------------------------------------------------------------------
+
+    /// When [`Core::tick`] has something to do.
+    pub(crate) fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let sync =
+            if self.settings.auto_sync && matches!(self.link, Link::Open) { self.cursor.sync_due(now) } else { None };
+        let opening = match self.link {
+            Link::Opening { until, .. } => Some(until),
+            _ => None,
+        };
+        let held = Lane::ALL
+            .into_iter()
+            .filter(|lane| self.requests.has_unsent(*lane))
+            .filter_map(|lane| self.lanes[lane.index()].hold)
+            .min();
+        [sync, opening, held, self.requests.expiry()].into_iter().flatten().min()
+    }
+
+    /// Does what is due. An error when the link has to go.
+    pub(crate) fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
+        self.requests.expire(now);
+        for out in &mut self.lanes {
+            out.hold = out.hold.filter(|until| *until > now);
+        }
+        match self.link {
+            Link::Opening { until, .. } if until <= now => {
+                Err(CloseReason::Network("the server did not answer SessionOpen".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When the token has to be renewed.
+    pub(crate) fn renew_at(&self) -> Option<Instant> {
+        self.renew_at
+    }
+
+    /// The next event, in order.
+    pub(crate) fn next_event(&mut self) -> Option<Outgoing> {
+        self.events.pop_front()
+    }
+
+    /// Messages that need not be kept any longer.
+    pub(crate) fn take_done(&mut self) -> Vec<LocalId> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// A session that was accepted since the last call.
+    pub(crate) fn take_accepted(&mut self) -> Option<Session> {
+        self.accepted.take()
+    }
+
+    /// Whether the server owes something, so that silence means something.
+    pub(crate) fn owed(&self) -> bool {
+        matches!(self.link, Link::Opening { .. }) || (matches!(self.link, Link::Open) && self.requests.owed())
+    }
+
+    /// Whether everything asked for was answered.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// The device stops: whoever waits is told why.
+    pub(crate) fn release_waiters(&mut self, reason: &CloseReason) {
+        self.requests.release_waiters(&SendError::Closed(reason.clone()), &RequestError::Closed(reason.clone()));
+    }
+
+    /// An event of the connection itself. These come whether or not the application reads: the oldest go.
+    pub(crate) fn announce(&mut self, event: Event) {
+        if self.events.len() >= EVENTS_HELD_MAX {
+            let news = |held: &Outgoing| match &held.event {
+                Event::Connected(_) | Event::Disconnected(_) | Event::Presence(_) => true,
+                Event::Refused(refused) => refused.local_id.is_none(),
+                _ => false,
+            };
+            if let Some(oldest) = self.events.iter().position(news) {
+                self.events.remove(oldest);
+            }
+        }
+        self.events.push_back(Outgoing { event, taken: None });
+    }
+
+    // --- Families ---------------------------------------------------------------------------------------------------
+
+    /// Profile 3.
+    fn session_accept(&mut self, accept: SessionAccept, now: Instant) {
+        let lives = Duration::from_millis(u64::try_from(accept.token_expires_at - accept.server_time).unwrap_or(0));
+        self.renew_at = (accept.token_expires_at > 0).then(|| now + lives - RENEW_BEFORE.min(lives / 10));
+        // On an open session it confirms a renewed token, and says nothing new about the log.
+        let Link::Opening { dialed, .. } = self.link else { return };
+        self.link = Link::Open;
+        let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
+        let asked = self.cursor.resume_from();
+        let same_log = self.cursor.accepted(start, head);
+        if !same_log {
+            tracing::warn!(%head, "the log ends before what this device has seen: starting over");
+        }
+        let gap = !same_log || asked.is_some_and(|asked| start > asked);
+        let session = Session::parse(accept, gap, now - dialed);
+        self.accepted = Some(session.clone());
+        self.announce(Event::Connected(session));
+    }
+
+    /// Profile 4: at once.
+    fn pong(&mut self, ping: PingPong, now: Now) {
+        self.answer_frame(
+            Lane::Control,
+            Payload::PingpongMessage(PingPong {
+                to: ping.to,
+                r#type: Exchange::Response.code(),
+                status: PingStatus::Ok.code(),
+                request_time: ping.request_time,
+                response_time: now.unix_ms,
+                rtt: (now.unix_ms - ping.request_time).max(0),
+            }),
+        );
+    }
+
+    /// 5.10: answered each time it comes, reported once.
+    fn version_update(&mut self, update: VersionUpdate, sequence: Sequence, request_id: i64, now: Now) {
+        if update.r#type == Exchange::Response.code() {
+            return;
+        }
+        self.answer_frame(
+            Lane::Chat,
+            Payload::VersionUpdate(VersionUpdate {
+                to: Some(self.identity()),
+                r#type: Exchange::Response.code(),
+                status: VersionStatus::Updated.code(),
+                timestamp: now.unix_ms,
+                ..update.clone()
+            }),
+        );
+        let new = if request_id == 0 { self.cursor.tailed(sequence) } else { self.cursor.replied(sequence) };
+        let Some(accepted) = Accepted::parse(&update, sequence) else {
+            tracing::debug!("a VersionUpdate that is none was ignored");
+            return;
+        };
+        let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.requests.take_send(id));
+        let waited_for = match pending {
+            Some(send) => {
+                let sent = Sent {
+                    local_id: send.local_id.clone(),
+                    message_id: accepted.message_id,
+                    chat_id: accepted.chat_id,
+                    version: accepted.version,
+                    sequence,
+                    latency: now.instant - send.since,
+                };
+                self.done.push(send.local_id);
+                answer(send.reply, Ok(sent))
+            }
+            None => !new,
+        };
+        if !waited_for {
+            self.emit(Event::Accepted(accepted));
+        }
+    }
+
+    /// 5.9.2: every entry of the log once.
+    fn chat_message(&mut self, message: ChatMessage, sequence: Sequence, now: Instant) {
+        if !self.cursor.tailed(sequence) {
+            return;
+        }
+        let Some(message) = Message::parse(message, sequence, now) else {
+            tracing::warn!(%sequence, "an entry of the log is not a message that this version understands");
+            return;
+        };
+        let deliver = (self.settings.auto_deliver && message.author == Author::Receiver)
+            .then(|| (message.message_id, message.from.clone()));
+        self.emit_entry(Event::Message(message), Taken { sequence, deliver });
+    }
+
+    /// 5.9.3: the answer to one's own, or an entry of the log.
+    fn receipt(&mut self, receipt: AcknowledgmentResponse, sequence: Sequence, request_id: i64, now: Instant) {
+        if request_id != 0 {
+            self.cursor.replied(sequence);
+            self.answered(request_id, Payload::AcknowledgmentResponse(receipt), now);
+            return;
+        }
+        if !self.cursor.tailed(sequence) {
+            return;
+        }
+        match Acknowledged::parse(&receipt, sequence) {
+            Some(receipt) => self.emit_entry(Event::Acknowledged(receipt), Taken { sequence, deliver: None }),
+            None => tracing::warn!(%sequence, "an entry of the log is not a receipt that this version understands"),
+        }
+    }
+
+    fn answered(&mut self, request_id: i64, payload: Payload, now: Instant) -> bool {
+        let Some((request, sent)) = self.requests.take_request(request_id) else { return false };
+        answer(request.reply, Ok(Answer { payload, elapsed: now - sent }));
+        true
+    }
+
+    /// Profile 9.
+    fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
+        let kind = refusal.kind();
+        if kind == Some(ErrorCode::Unauthenticated) {
+            // The session is over, not the request: that goes out again on the next one.
+            self.refusal = Some(refusal);
+            return;
+        }
+        let send = match request_id {
+            0 => self.requests.send_named(&refusal.details),
+            id => self.requests.has_send(id).then_some(id),
+        };
+        let later = match kind {
+            Some(ErrorCode::TooFast | ErrorCode::Unavailable) => send.is_some() || self.requests.is_lasting(request_id),
+            Some(ErrorCode::TimedOut) => send.is_some(),
+            _ => false,
+        };
+        if later {
+            self.put_off(send.unwrap_or(request_id), &refusal, now);
+            return;
+        }
+        let Some(send) = send.and_then(|id| self.requests.take_send(id)) else {
+            if let Some((request, _)) = self.requests.take_request(request_id) {
+                answer(request.reply, Err(RequestError::Refused(refusal)));
+            } else {
+                if lane == Lane::Control {
+                    self.refusal = Some(refusal.clone());
+                }
+                self.announce(Event::Refused(Refused { local_id: None, refusal }));
+            }
+            return;
+        };
+        self.done.push(send.local_id.clone());
+        if !answer(send.reply, Err(SendError::Refused(refusal.clone()))) {
+            self.announce(Event::Refused(Refused { local_id: Some(send.local_id), refusal }));
+        }
+    }
+
+    /// Later again. The whole lane waits, so that what was put off keeps its place.
+    fn put_off(&mut self, id: i64, refusal: &Refusal, now: Instant) {
+        let Some((lane, before)) = self.requests.put_off(id) else { return };
+        let wait = refusal.wait().unwrap_or_else(|| {
+            let bound = BACKOFF_MIN.saturating_mul(2 << before.min(20)).min(BACKOFF_MAX);
+            bound / 2 + self.jitter.up_to(bound / 2)
+        });
+        let until = now + wait.min(BACKOFF_MAX);
+        let hold = &mut self.lanes[lane.index()].hold;
+        *hold = Some(hold.map_or(until, |held| held.max(until)));
+    }
+
+    // --- Within -----------------------------------------------------------------------------------------------------
+
+    fn emit(&mut self, event: Event) {
+        self.events.push_back(Outgoing { event, taken: None });
+    }
+
+    fn emit_entry(&mut self, event: Event, taken: Taken) {
+        self.cursor.handed_out();
+        self.events.push_back(Outgoing { event, taken: Some(taken) });
+    }
+
+    fn put(&mut self, lane: Lane, payload: Payload) {
+        self.lanes[lane.index()].answers.push_back(encode_frame(&envelope(payload)));
+    }
+
+    /// An answer that the server can do without.
+    fn answer_frame(&mut self, lane: Lane, payload: Payload) {
+        if self.lanes[lane.index()].answers.len() < ANSWERS_MAX {
+            self.put(lane, payload);
+        }
+    }
+
+    fn session_open(&self, token: String) -> SessionOpen {
+        SessionOpen {
+            identity: Some(self.identity()),
+            token,
+            resume_from: self.cursor.resume_from().map(Sequence::wire),
+            client: self.settings.client.clone(),
+            pipelined: self.settings.pipelined,
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        self.settings.eid.device_identity(&self.settings.device)
+    }
+}
+
+/// Asks the server itself (profile 4).
+pub(crate) fn ping(at: i64) -> PingPong {
+    PingPong {
+        r#type: Exchange::Request.code(),
+        status: PingStatus::Pending.code(),
+        request_time: at,
+        ..Default::default()
+    }
+}
+
+/// The request that acknowledges a message of `sender` (5.9.3).
+pub(crate) fn acknowledgment(own: Identity, message: MessageId, sender: &Eid, status: AckStatus, at: i64) -> Payload {
+    Payload::AcknowledgmentRequest(AcknowledgmentRequest {
+        from: Some(own),
+        to: Some(sender.identity()),
+        message_id: message.to_string(),
+        status: status.code(),
+        timestamp: at,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

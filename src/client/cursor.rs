@@ -1,0 +1,248 @@
+//! Where this device stands in its user's log (profile 8): what it has seen, and what is safe with the application.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::limits::{AHEAD_MAX, SYNC_EVERY, SYNC_WITHIN};
+use crate::wire::Sequence;
+
+/// The device's place in the log.
+///
+/// The tail comes in order, so the highest sequence tells what is new. A direct reply may run ahead of the tail (a
+/// resent message's VersionUpdate is answered at once, while older entries are still being delivered): taking it for the
+/// tail's position would lose those. It is remembered by itself until the tail gets there.
+#[derive(Debug, Default)]
+pub(crate) struct Cursor {
+    /// Every entry up to here was seen. `None` until a server or the application said where to start.
+    seen: Option<Sequence>,
+    /// Seen beyond it, by direct replies.
+    ahead: BTreeSet<Sequence>,
+    /// Entries that are on their way to the application.
+    outstanding: usize,
+    /// The newest one that it took.
+    taken: Sequence,
+    /// What the server was told that is safe here.
+    synced: Sequence,
+    /// Since when there is more to tell.
+    unsynced_since: Option<Instant>,
+}
+
+impl Cursor {
+    pub(crate) fn starting_at(seen: Option<Sequence>) -> Cursor {
+        Cursor { seen, ..Cursor::default() }
+    }
+
+    /// What to ask the server to resume from.
+    pub(crate) fn resume_from(&self) -> Option<Sequence> {
+        self.seen
+    }
+
+    /// A session was accepted: the tail starts after `start`, and the log ends at `head`. False if the log is not the one
+    /// that this device had seen: it ends before what was seen, so numbers start over and memory would hide what is new.
+    pub(crate) fn accepted(&mut self, start: Sequence, head: Sequence) -> bool {
+        let same_log = self.seen.is_none_or(|seen| seen <= head);
+        match self.seen {
+            Some(seen) if same_log => {
+                self.seen = Some(seen.max(start));
+                // The last SyncAck may not have arrived; repeating it costs one small frame.
+                self.synced = Sequence::ZERO;
+            }
+            _ => {
+                *self = Cursor { seen: Some(start), synced: start, outstanding: self.outstanding, ..Cursor::default() };
+            }
+        }
+        self.absorb();
+        same_log
+    }
+
+    /// An entry came from the tail. Whether it is new.
+    pub(crate) fn tailed(&mut self, sequence: Sequence) -> bool {
+        if sequence == Sequence::ZERO || self.seen.is_some_and(|seen| sequence <= seen) {
+            return false;
+        }
+        let new = !self.ahead.contains(&sequence);
+        self.seen = Some(sequence);
+        self.absorb();
+        new
+    }
+
+    /// An entry came as the direct reply to a request. Whether it is new.
+    pub(crate) fn replied(&mut self, sequence: Sequence) -> bool {
+        let Some(seen) = self.seen else { return false };
+        if sequence <= seen.next() {
+            return self.tailed(sequence);
+        }
+        if self.ahead.len() >= AHEAD_MAX {
+            return !self.ahead.contains(&sequence);
+        }
+        self.ahead.insert(sequence)
+    }
+
+    /// A new entry goes to the application.
+    pub(crate) fn handed_out(&mut self) {
+        self.outstanding += 1;
+    }
+
+    /// The application took an entry that was handed out.
+    pub(crate) fn taken(&mut self, sequence: Sequence) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.taken = self.taken.max(sequence);
+    }
+
+    /// The server knows by another way that everything up to here is safe (an acknowledgment, profile 8).
+    pub(crate) fn covered(&mut self, sequence: Sequence) {
+        self.synced = self.synced.max(sequence.min(self.safe()));
+    }
+
+    /// When a SyncAck is due, if anything is to be told.
+    pub(crate) fn sync_due(&mut self, now: Instant) -> Option<Instant> {
+        let (safe, synced) = (self.safe(), self.synced);
+        if safe <= synced {
+            self.unsynced_since = None;
+            return None;
+        }
+        let since = *self.unsynced_since.get_or_insert(now);
+        Some(if safe.get() - synced.get() >= SYNC_EVERY { now } else { since + SYNC_WITHIN })
+    }
+
+    /// What to tell the server now, if anything.
+    pub(crate) fn sync(&mut self) -> Option<Sequence> {
+        let safe = self.safe();
+        (safe > self.synced).then(|| {
+            self.synced = safe;
+            self.unsynced_since = None;
+            safe
+        })
+    }
+
+    /// Everything up to here is with the application, or needed nothing from it.
+    fn safe(&self) -> Sequence {
+        let seen = self.seen.unwrap_or(Sequence::ZERO);
+        if self.outstanding == 0 { seen } else { self.taken.min(seen) }
+    }
+
+    fn absorb(&mut self) {
+        let Some(mut seen) = self.seen else { return };
+        while let Some(first) = self.ahead.first().copied() {
+            if first > seen.next() {
+                break;
+            }
+            self.ahead.pop_first();
+            seen = seen.max(first);
+        }
+        self.seen = Some(seen);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seq(number: u64) -> Sequence {
+        Sequence::from(number)
+    }
+
+    fn at(start: u64) -> Cursor {
+        let mut cursor = Cursor::default();
+        assert!(cursor.accepted(seq(start), seq(100)));
+        cursor
+    }
+
+    #[test]
+    fn an_entry_is_new_once() {
+        enum Came {
+            Tail(u64),
+            Reply(u64),
+        }
+        use Came::{Reply, Tail};
+        // What came, whether it was new, where to resume then.
+        let steps = [
+            (Tail(0), false, 5),
+            (Tail(5), false, 5),
+            (Tail(6), true, 6),
+            (Tail(6), false, 6),
+            (Tail(9), true, 9),
+            // The next in line may be taken as the tail's.
+            (Reply(10), true, 10),
+            // One ahead of the tail must not hide what lies between.
+            (Reply(14), true, 10),
+            (Reply(14), false, 10),
+            (Reply(12), true, 10),
+            (Tail(11), true, 12),
+            (Tail(12), false, 12),
+            (Tail(13), true, 14),
+            (Tail(14), false, 14),
+            (Reply(20), true, 14),
+            (Tail(20), false, 20),
+            (Reply(3), false, 20),
+        ];
+        let mut cursor = at(5);
+        for (index, (came, new, resume)) in steps.into_iter().enumerate() {
+            let was_new = match came {
+                Tail(number) => cursor.tailed(seq(number)),
+                Reply(number) => cursor.replied(seq(number)),
+            };
+            assert_eq!(was_new, new, "step {index}");
+            assert_eq!(cursor.resume_from(), Some(seq(resume)), "step {index}");
+        }
+    }
+
+    #[test]
+    fn the_memory_of_replies_ahead_is_bounded() {
+        let mut cursor = at(0);
+        for number in 0..2 * AHEAD_MAX as u64 {
+            assert!(cursor.replied(seq(10 + 2 * number)));
+        }
+        assert_eq!(cursor.ahead.len(), AHEAD_MAX);
+        assert_eq!(cursor.resume_from(), Some(seq(0)));
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_was_seen_is_another_log() {
+        let mut cursor = at(5);
+        cursor.tailed(seq(50));
+        assert!(cursor.accepted(seq(50), seq(50)));
+        assert!(!cursor.tailed(seq(2)));
+        assert!(!cursor.accepted(seq(0), seq(3)));
+        assert!(cursor.tailed(seq(2)));
+    }
+
+    #[test]
+    fn a_tail_that_starts_later_moves_the_cursor() {
+        let mut cursor = Cursor::starting_at(Some(seq(5)));
+        assert!(cursor.accepted(seq(40), seq(60)));
+        assert_eq!(cursor.resume_from(), Some(seq(40)));
+    }
+
+    #[test]
+    fn only_what_the_application_took_is_synchronised() {
+        let now = Instant::now();
+        let mut cursor = at(5);
+        assert_eq!(cursor.sync_due(now), None);
+        for number in 6..=8 {
+            assert!(cursor.tailed(seq(number)));
+            cursor.handed_out();
+        }
+        assert_eq!(cursor.sync(), None);
+        cursor.taken(seq(6));
+        assert_eq!(cursor.sync_due(now), Some(now + SYNC_WITHIN));
+        // Waiting does not start over with every entry.
+        cursor.taken(seq(7));
+        assert_eq!(cursor.sync_due(now + SYNC_WITHIN / 2), Some(now + SYNC_WITHIN));
+        assert_eq!(cursor.sync(), Some(seq(7)));
+        assert_eq!(cursor.sync(), None);
+        cursor.taken(seq(8));
+        cursor.covered(seq(8));
+        assert_eq!(cursor.sync(), None);
+        // What needs nothing from the application is safe once nothing is on its way to it.
+        assert!(cursor.tailed(seq(9)));
+        assert_eq!(cursor.sync(), Some(seq(9)));
+        // Many at once do not wait.
+        assert!(cursor.tailed(seq(9 + SYNC_EVERY)));
+        assert_eq!(cursor.sync_due(now), Some(now));
+        // After a reconnect the last one is told again.
+        assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
+        assert!(cursor.accepted(seq(9 + SYNC_EVERY), seq(100)));
+        assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
+    }
+}

@@ -1,0 +1,158 @@
+//! What can go wrong on the device's side, in the words that an application acts on.
+
+use std::io;
+use std::time::Duration;
+
+use crate::wire::{CloseCode, ErrorCode, ErrorMessage, IdError, LocalId};
+
+/// The options do not make a device.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// An option without which there is no device.
+    #[error("`{0}` is missing: set it on the builder")]
+    Missing(&'static str),
+    /// The eid or the device id is none.
+    #[error("{0}")]
+    Identity(#[from] IdError),
+    /// The server is not `host:port`.
+    #[error("`{0}` is not a server address: use host:port")]
+    Server(String),
+    /// The trusted certificates could not be read.
+    #[error("cannot read trusted certificates from {path}: {reason}")]
+    Roots {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// TLS refused the settings.
+    #[error("TLS settings: {0}")]
+    Tls(String),
+    /// The outbox could not be read.
+    #[error("cannot read the outbox: {0}")]
+    Outbox(#[source] io::Error),
+    /// The system has no randomness.
+    #[error("no randomness from the system: {0}")]
+    Random(String),
+}
+
+/// An error that the server answered with (profile 9).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}{}", if details.is_empty() { String::new() } else { format!(" ({details})") })]
+pub struct Refusal {
+    /// As on the wire; [`Refusal::kind`] names it.
+    pub code: i32,
+    /// For people.
+    pub message: String,
+    /// The payload field that caused it.
+    pub route: String,
+    /// A `message_id_local`, milliseconds to wait, or the reason.
+    pub details: String,
+}
+
+impl Refusal {
+    /// The code, where it is one that this version knows.
+    pub fn kind(&self) -> Option<ErrorCode> {
+        ErrorCode::from_code(self.code)
+    }
+
+    /// How long the server asks to wait, when it does (429).
+    pub fn wait(&self) -> Option<Duration> {
+        (self.kind() == Some(ErrorCode::TooFast))
+            .then(|| self.details.trim().parse().ok().map(Duration::from_millis))?
+    }
+}
+
+impl From<ErrorMessage> for Refusal {
+    fn from(error: ErrorMessage) -> Refusal {
+        Refusal { code: error.code, message: error.message, route: error.route, details: error.details }
+    }
+}
+
+/// Why a message was not sent, or not known to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// It breaks a bound of the protocol, and never left.
+    #[error("not a message that can be sent: {0}")]
+    Invalid(&'static str),
+    /// Too much waits already. Nothing was sent; try again later.
+    #[error("the outbox is full")]
+    OutboxFull,
+    /// The outbox could not keep it. Nothing was sent.
+    #[error("the outbox failed: {0}")]
+    Outbox(String),
+    /// A message with this local id waits already: its own answer is on the way.
+    #[error("a message with the local id {0} is being sent")]
+    Duplicate(LocalId),
+    /// The server refuses it.
+    #[error("refused by the server: {0}")]
+    Refused(#[from] Refusal),
+    /// The device stopped before the answer came. A message that had a place in the outbox keeps it: it goes out, with
+    /// the same local id, when the device connects again.
+    #[error("the device is closed: {0}")]
+    Closed(CloseReason),
+}
+
+/// Why a request brought no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The server refuses it.
+    #[error("refused by the server: {0}")]
+    Refused(#[from] Refusal),
+    /// No answer came in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// Not connected, or not any more; for requests that make no sense later, such as a ping.
+    #[error("not connected")]
+    NotConnected,
+    /// Too many wait already.
+    #[error("too many requests are waiting for an answer")]
+    Busy,
+    /// The answer is not one to this request.
+    #[error("the server's answer does not fit the request")]
+    Unexpected,
+    /// The device is closed.
+    #[error("the device is closed: {0}")]
+    Closed(CloseReason),
+}
+
+/// Why a connection, or an attempt at one, came to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The application closed the device.
+    #[error("closed by the application")]
+    Local,
+    /// The server closed the connection.
+    #[error("closed by the server: {}{}", code.name(), if reason.is_empty() { String::new() } else { format!(" ({reason})") })]
+    Server {
+        /// The close code (profile 2).
+        code: CloseCode,
+        /// For people: the close's reason, or the error before it.
+        reason: String,
+    },
+    /// The token source had none to give.
+    #[error("no token: {0}")]
+    NoToken(String),
+    /// The server's certificate, or TLS otherwise, does not fit. Another attempt would end the same way, but may be
+    /// made: a certificate can be replaced.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The network, the name, or a server that does not answer.
+    #[error("{0}")]
+    Network(String),
+    /// What the server sent is not the protocol.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(String),
+}
+
+impl CloseReason {
+    /// Whether a token that was accepted now is what is missing.
+    pub(crate) fn wants_new_token(&self) -> bool {
+        matches!(self, CloseReason::Server { code: CloseCode::Unauthenticated | CloseCode::Revoked, .. })
+    }
+
+    /// Whether it is for the application to decide to come back.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, CloseReason::Local | CloseReason::Server { code: CloseCode::Goodbye | CloseCode::Replaced, .. })
+    }
+}

@@ -1,0 +1,178 @@
+//! The bounded queue between the device's task and the application, which says back what the application took.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::core::{Outgoing, Taken};
+use super::event::Event;
+use super::limits::EVENTS_MAX;
+
+/// The stream of events of one device.
+///
+/// Read it in a task of its own, or alongside whatever else waits for the device: while [`EVENTS_MAX`] events lie here
+/// unread, nothing but control is read from the server, not even the answers to what was sent. Dropping it says that
+/// events are of no interest: they are thrown away, and nothing is acknowledged by itself.
+#[derive(Debug)]
+pub struct Events {
+    inbox: Arc<Inbox>,
+}
+
+impl Events {
+    /// The next event; `None` once the device is closed and everything before that was taken.
+    ///
+    /// Cancel safe: an event is either returned or still there.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            {
+                let mut state = self.inbox.lock();
+                if let Some(event) = state.pop() {
+                    drop(state);
+                    self.inbox.taken.notify_one();
+                    return Some(event);
+                }
+                if state.ended {
+                    return None;
+                }
+            }
+            self.inbox.ready.notified().await;
+        }
+    }
+
+    /// The next event, if there is one now.
+    pub fn try_next(&mut self) -> Option<Event> {
+        let event = self.inbox.lock().pop()?;
+        self.inbox.taken.notify_one();
+        Some(event)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let mut state = self.inbox.lock();
+        state.unread = true;
+        state.events.clear();
+        drop(state);
+        self.inbox.taken.notify_one();
+    }
+}
+
+/// The task's end of it.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    ready: Notify,
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<Outgoing>,
+    /// Taken, and not yet drawn consequences from.
+    taken: VecDeque<Taken>,
+    /// The device is closed.
+    ended: bool,
+    /// Nobody reads any more.
+    unread: bool,
+}
+
+impl State {
+    fn pop(&mut self) -> Option<Event> {
+        let Outgoing { event, taken } = self.events.pop_front()?;
+        self.taken.extend(taken);
+        Some(event)
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new() -> (Arc<Inbox>, Events) {
+        let inbox = Arc::new(Inbox::default());
+        let events = Events { inbox: inbox.clone() };
+        (inbox, events)
+    }
+
+    /// Moves events in while there is room.
+    pub(crate) fn fill(&self, mut next: impl FnMut() -> Option<Outgoing>) {
+        let mut state = self.lock();
+        let mut any = false;
+        while state.unread || state.events.len() + state.taken.len() < EVENTS_MAX {
+            let Some(event) = next() else { break };
+            if !state.unread {
+                state.events.push_back(event);
+                any = true;
+            }
+        }
+        drop(state);
+        if any {
+            self.ready.notify_one();
+        }
+    }
+
+    /// What the application took next.
+    pub(crate) fn next_taken(&self) -> Option<Taken> {
+        self.lock().taken.pop_front()
+    }
+
+    /// Waits until the application took something.
+    pub(crate) async fn wait_taken(&self) {
+        self.taken.notified().await;
+    }
+
+    /// No event will follow.
+    pub(crate) fn end(&self) {
+        self.lock().ended = true;
+        self.ready.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and a queue is whole at every step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::error::CloseReason;
+    use crate::wire::Sequence;
+
+    fn entry(number: u64) -> Outgoing {
+        Outgoing {
+            event: Event::Disconnected(CloseReason::Local),
+            taken: Some(Taken { sequence: Sequence::from(number), deliver: None }),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_queue_takes_no_more_than_its_bound_until_the_task_has_seen_what_was_taken() {
+        let (inbox, mut events) = Inbox::new();
+        let mut source = (1..=2 * EVENTS_MAX).map(|number| entry(number as u64)).collect::<VecDeque<_>>().into_iter();
+        inbox.fill(|| source.next());
+        assert_eq!(source.len(), EVENTS_MAX);
+        assert!(events.next().await.is_some());
+        inbox.fill(|| source.next());
+        assert_eq!(source.len(), EVENTS_MAX);
+        inbox.wait_taken().await;
+        assert_eq!(inbox.next_taken().map(|taken| taken.sequence), Some(Sequence::from(1)));
+        inbox.fill(|| source.next());
+        assert_eq!(source.len(), EVENTS_MAX - 1);
+
+        drop(events);
+        inbox.wait_taken().await;
+        inbox.fill(|| source.next());
+        assert_eq!(source.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_after_the_last_event() {
+        let (inbox, mut events) = Inbox::new();
+        let mut source = [entry(1), entry(2)].into_iter();
+        inbox.fill(|| source.next());
+        inbox.end();
+        assert!(events.next().await.is_some());
+        assert!(events.try_next().is_some());
+        assert!(events.next().await.is_none());
+        assert!(events.next().await.is_none());
+    }
+}

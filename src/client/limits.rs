@@ -1,0 +1,111 @@
+//! Every bound of the device's side in one place, each with its reason. What an application may want to change is an
+//! option of the builder whose default stands here; the rest is the protocol's or the house's own.
+
+use std::time::Duration;
+
+// --- The protocol's (profile) ---------------------------------------------------------------------------------------
+
+/// Longest text (profile 7), checked before it takes a place in the outbox.
+pub const TEXT_BYTES_MAX: usize = 16 * 1024;
+/// Longest caption of a media message (profile 7).
+pub const CAPTION_BYTES_MAX: usize = 1024;
+/// Longest frame that a device takes. Four times what a server sends at its default, for one that was configured
+/// larger; more than that a phone should not be made to hold for one frame.
+pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+
+// --- The outbox -----------------------------------------------------------------------------------------------------
+
+/// Messages that may wait for their VersionUpdate. Two hours in a tunnel, a message every seven seconds.
+pub const OUTBOX_MESSAGES_MAX: usize = 1024;
+/// Bytes of the same, as frames: what a phone can spare, and what comes back in under a minute over 3G.
+pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Other requests (acknowledgments, pings, lists) that may wait for their answer. At the bound automatic
+/// acknowledgments wait, and with them the events behind; what the application asks for itself is refused.
+pub const REQUESTS_MAX: usize = 256;
+/// An answer to such a request that has not come within this is not going to: its waiter is told.
+pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
+/// Commands on their way from the handles to the device's task. It empties them at every turn.
+pub const COMMANDS_MAX: usize = 256;
+/// Commands taken in one turn, before frames get theirs.
+pub const COMMANDS_PER_TURN: usize = 64;
+
+// --- Lanes ----------------------------------------------------------------------------------------------------------
+
+/// Bytes that wait on one lane of the link before its sources pause; whatever is ready goes out in one write.
+pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
+/// Answers to the server's pings and version updates that wait on one lane. Neither is owed: the server pings again,
+/// and releases a message whose VersionUpdate was not answered (profile 7). So at the bound they are dropped, which
+/// keeps a server that does not read from growing the queue, and from being waited for.
+pub const ANSWERS_MAX: usize = 1024;
+/// Frames taken from the link in one turn, before commands and events get theirs.
+pub const FRAMES_PER_TURN: usize = 64;
+/// Bytes taken from a stream at once.
+pub const READ_CHUNK_BYTES: usize = 64 * 1024;
+
+// --- Events ---------------------------------------------------------------------------------------------------------
+
+/// Events that wait for the application, and that it took without their consequences (acknowledgment, SyncAck) being
+/// drawn. At the bound no lane but control is read: the server keeps the rest.
+pub const EVENTS_MAX: usize = 256;
+/// Events of the connection itself that wait behind a full queue; older ones are dropped, `Device::state` is exact.
+pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
+/// Positions of direct replies that came ahead of the log's tail. Beyond it a VersionUpdate that was handled may be
+/// reported a second time after a reconnect; no message is ever.
+pub const AHEAD_MAX: usize = 1024;
+/// Entries taken after which a SyncAck goes out: a resumed tail repeats no more than these to a new process.
+pub const SYNC_EVERY: u64 = 32;
+/// Time after which it goes out all the same, so that a quiet conversation is not repeated.
+pub const SYNC_WITHIN: Duration = Duration::from_secs(1);
+
+// --- Connecting -----------------------------------------------------------------------------------------------------
+
+/// Shortest upper bound of the wait before a reconnect: a hiccup should not be felt.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest one: what a person waits before looking at the phone again, and one handshake a half minute for a battery.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The wait for a server that is draining: a fleet's worth of devices must not arrive at once.
+pub const DRAIN_JITTER: Duration = Duration::from_millis(500);
+/// A session that was ended by the server, and not by the network, counts as a success from this age on. Otherwise
+/// a server that accepts and then throws out would be called ten times a second.
+pub const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// Tokens that may be refused one after the other before the device gives up: a source that signs anew at each call
+/// with the wrong key would go on for ever.
+pub const REFUSALS_MAX: u32 = 3;
+/// First bound of a handshake. QUIC sends its first packet again after 1 and 3 s; starting over is cheaper than its
+/// next wait when the server came back meanwhile. Doubles with each attempt.
+pub const HANDSHAKE_MIN: Duration = Duration::from_secs(4);
+/// Last bound of a handshake: the server's own.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Addresses of the server's name that are tried in one attempt.
+pub const ADDRESSES_MAX: usize = 4;
+/// Bound of the look-up of the server's name, and of the token source.
+pub const LOOKUP_WITHIN: Duration = Duration::from_secs(10);
+/// `SessionAccept` or a refusal must have come by then: the server's own bound for the other half of it (profile 3).
+pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+/// While something waits for an answer and not one packet arrives for this long, the path or the server is gone: nine
+/// probes of a 40 ms path, three of one with 500 ms. Without anything to wait for, the idle time-out decides.
+pub const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// NAT bindings of mobile networks live 20 to 30 s; one packet each 20 s keeps them, and the radio mostly asleep.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Three keep-alives lost in a row.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long before its expiry a token is renewed, at most; a short-lived one at nine tenths of its life.
+pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
+/// Pause before the token source is asked again when it failed or had nothing new.
+pub const RENEW_RETRY: Duration = Duration::from_secs(10);
+
+// --- QUIC windows ---------------------------------------------------------------------------------------------------
+
+/// What the server may have on the way on one lane: 25 Mbit/s at 150 ms. A lane that is not read costs this much.
+pub const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// The same over all lanes: two full ones, so that a blocked lane leaves the others as much again.
+pub const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
+/// What quinn keeps of what the device sends until it is acknowledged.
+pub const SEND_WINDOW_BYTES: u64 = 512 * 1024;
+
+// --- Closing --------------------------------------------------------------------------------------------------------
+
+/// How long `close` waits for answers that are under way, and for what was written to arrive.
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// How long it waits for the close itself to be on its way.
+pub const CLOSE_LINGER: Duration = Duration::from_millis(500);

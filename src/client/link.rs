@@ -1,0 +1,249 @@
+//! One QUIC connection as lanes: frames per lane in and out, batched, prioritised. It knows no family.
+//!
+//! The device's task sees nothing of QUIC but what stands here: [`QuicLink::queue`], [`QuicLink::poll`],
+//! [`QuicLink::finish`] and the path's figures. TLS over TCP (profile 2) joins as a second link with the same face.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+
+use super::error::CloseReason;
+use super::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES};
+use crate::wire::{CloseCode, FrameDecoder, Lane};
+
+type OpenStream = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send>>;
+
+enum Stream {
+    Closed,
+    Opening(OpenStream),
+    Open { send: SendStream, recv: RecvStream, ended: bool },
+}
+
+struct LaneIo {
+    stream: Stream,
+    outgoing: VecDeque<Bytes>,
+    outgoing_bytes: usize,
+    decoder: FrameDecoder,
+}
+
+/// A connection, its lanes opened by need.
+pub(crate) struct QuicLink {
+    connection: Connection,
+    lanes: [LaneIo; 4],
+}
+
+/// Lanes in the order in which they are served.
+const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
+
+impl QuicLink {
+    /// Takes a connection and opens these lanes, control first.
+    pub(crate) fn new(connection: Connection, lanes: &[Lane]) -> QuicLink {
+        let closed = |_| LaneIo {
+            stream: Stream::Closed,
+            outgoing: VecDeque::new(),
+            outgoing_bytes: 0,
+            decoder: FrameDecoder::new(FRAME_BYTES_MAX),
+        };
+        let mut link = QuicLink { connection, lanes: std::array::from_fn(closed) };
+        for lane in BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane)) {
+            link.open(lane);
+        }
+        link
+    }
+
+    /// Whether a lane takes another frame now.
+    pub(crate) fn has_room(&self, lane: Lane) -> bool {
+        self.lanes[lane.index()].outgoing_bytes < LANE_QUEUE_BYTES
+    }
+
+    /// Whether everything queued was given to QUIC.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.lanes.iter().all(|io| io.outgoing.is_empty())
+    }
+
+    /// Queues a frame; goes out with the next [`QuicLink::poll`], in one write with all that is queued.
+    pub(crate) fn queue(&mut self, lane: Lane, frame: Bytes) {
+        if matches!(self.lanes[lane.index()].stream, Stream::Closed) {
+            self.open(lane);
+        }
+        self.lanes[lane.index()].push(frame);
+    }
+
+    /// Writes what is queued and reads the lanes for which `reading` holds. Ready when frames came, or when a lane that
+    /// was full has room; an error ends the link.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        reading: impl Fn(Lane) -> bool,
+        frames: &mut Vec<(Lane, Bytes)>,
+    ) -> Poll<Result<(), CloseReason>> {
+        let mut room = false;
+        let mut end = None;
+        for lane in BY_PRIORITY {
+            let io = &mut self.lanes[lane.index()];
+            let was_full = io.outgoing_bytes >= LANE_QUEUE_BYTES;
+            if let Poll::Ready(Err(reason)) = io.poll_write(lane, cx) {
+                end.get_or_insert(reason);
+            }
+            room |= was_full && io.outgoing_bytes < LANE_QUEUE_BYTES;
+        }
+        for lane in BY_PRIORITY.into_iter().filter(|lane| reading(*lane)) {
+            if let Poll::Ready(Err(reason)) = self.lanes[lane.index()].poll_read(lane, cx, frames) {
+                end.get_or_insert(reason);
+            }
+        }
+        match end {
+            // What came before the end counts first: it may say why. The end is found again at the next call.
+            _ if !frames.is_empty() => Poll::Ready(Ok(())),
+            Some(reason) => Poll::Ready(Err(reason)),
+            None if room => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Round-trip time as QUIC estimates it.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Packets that arrived on this connection: the sign of life that needs no answer from the server's families.
+    pub(crate) fn packets_received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    /// Closes at once.
+    pub(crate) fn close(&self, code: CloseCode, reason: &str) {
+        self.connection.close(VarInt::from_u32(code.code().unsigned_abs()), reason.as_bytes());
+    }
+
+    /// Writes what is queued, ends every lane and waits until the server has all of it, or the connection is gone.
+    pub(crate) async fn finish(&mut self) {
+        let flushed = poll_fn(|cx| {
+            for lane in BY_PRIORITY {
+                if let Poll::Ready(Err(reason)) = self.lanes[lane.index()].poll_write(lane, cx) {
+                    return Poll::Ready(Err(reason));
+                }
+            }
+            if self.is_flushed() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        });
+        if flushed.await.is_err() {
+            return;
+        }
+        let mut arrived = Vec::new();
+        for io in &mut self.lanes {
+            if let Stream::Open { send, .. } = &mut io.stream {
+                if send.finish().is_ok() {
+                    arrived.push(send.stopped());
+                }
+            }
+        }
+        for lane in arrived {
+            // Stopped by the server, or the connection lost: nothing more can be done for it.
+            let _ = lane.await;
+        }
+    }
+
+    fn open(&mut self, lane: Lane) {
+        let connection = self.connection.clone();
+        let io = &mut self.lanes[lane.index()];
+        io.stream = Stream::Opening(Box::pin(async move { connection.open_bi().await }));
+        // A stream is invisible until a byte is written on it, and its first names the lane (profile 2).
+        io.push(Bytes::copy_from_slice(&[lane.byte()]));
+    }
+}
+
+impl LaneIo {
+    fn push(&mut self, frame: Bytes) {
+        self.outgoing_bytes += frame.len();
+        self.outgoing.push_back(frame);
+    }
+
+    fn poll_write(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
+        if let Stream::Opening(opening) = &mut self.stream {
+            let (send, recv) = ready!(opening.as_mut().poll(cx)).map_err(close_reason)?;
+            // Fails only for a stream that is finished.
+            let _ = send.set_priority(lane.priority());
+            self.stream = Stream::Open { send, recv, ended: false };
+        }
+        let Stream::Open { send, .. } = &mut self.stream else { return Poll::Pending };
+        while !self.outgoing.is_empty() {
+            let written = {
+                let write = pin!(send.write_chunks(self.outgoing.make_contiguous()));
+                ready!(write.poll(cx)).map_err(write_error)?
+            };
+            self.outgoing.drain(..written.chunks);
+            self.outgoing_bytes -= written.bytes;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(
+        &mut self,
+        lane: Lane,
+        cx: &mut Context<'_>,
+        frames: &mut Vec<(Lane, Bytes)>,
+    ) -> Poll<Result<(), CloseReason>> {
+        let Stream::Open { recv, ended, .. } = &mut self.stream else { return Poll::Pending };
+        loop {
+            while frames.len() < FRAMES_PER_TURN {
+                match self.decoder.next_frame() {
+                    Ok(Some(frame)) => frames.push((lane, frame)),
+                    Ok(None) => break,
+                    Err(error) => return Poll::Ready(Err(CloseReason::Protocol(error.to_string()))),
+                }
+            }
+            if *ended || frames.len() >= FRAMES_PER_TURN {
+                return Poll::Pending;
+            }
+            let chunk = {
+                let read = pin!(recv.read_chunk(READ_CHUNK_BYTES, true));
+                ready!(read.poll(cx)).map_err(read_error)?
+            };
+            match chunk {
+                Some(chunk) => self.decoder.feed(chunk.bytes),
+                None if lane == Lane::Control => {
+                    return Poll::Ready(Err(CloseReason::Protocol("the control lane was ended".into())));
+                }
+                None => *ended = true,
+            }
+        }
+    }
+}
+
+fn write_error(error: WriteError) -> CloseReason {
+    match error {
+        WriteError::ConnectionLost(error) => close_reason(error),
+        other => CloseReason::Protocol(format!("a lane was stopped: {other}")),
+    }
+}
+
+fn read_error(error: ReadError) -> CloseReason {
+    match error {
+        ReadError::ConnectionLost(error) => close_reason(error),
+        other => CloseReason::Protocol(format!("a lane was reset: {other}")),
+    }
+}
+
+/// Why a connection ended, or did not come about.
+pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            match CloseCode::from_quic(close.error_code.into_inner()) {
+                Some(code) => CloseReason::Server { code, reason },
+                None => CloseReason::Protocol(format!("close code {}", close.error_code)),
+            }
+        }
+        ConnectionError::LocallyClosed => CloseReason::Local,
+        // RFC 9001, 4.8: 0x100 plus the TLS alert.
+        ConnectionError::TransportError(error) if (0x100..0x200).contains(&u64::from(error.code)) => {
+            CloseReason::Tls(error.reason.clone())
+        }
+        other => CloseReason::Network(other.to_string()),
+    }
+}
