@@ -29,8 +29,10 @@ pub mod transport;
 pub mod client;
 
 pub mod limits;
-#[cfg(all(test, feature = "server"))]
+#[cfg(feature = "server")]
+#[cfg(test)]
 mod planted;
-#[cfg(all(test, feature = "server"))]
+#[cfg(feature = "server")]
+#[cfg(test)]
 mod simulation;
 pub mod wire;

@@ -5,7 +5,9 @@
 //! tells so many, from `BIMIP_SEED` on. How it works: docs/decisions/0002-deterministic-simulation.md.
 
 mod chronicle;
+mod clients;
 mod device;
+mod disasters;
 mod link;
 mod promises;
 mod random;
@@ -26,10 +28,9 @@ const SEEDS: u64 = 1500;
 /// Eventful moves of a story.
 const STEPS: usize = 600;
 
-fn story(seed: u64, world: &mut Result<World, Violation>) -> Result<(), Violation> {
+fn story(world: &mut Result<World, Violation>) -> Result<(), Violation> {
     let world = world.as_mut().map_err(|violation| violation.clone())?;
     let steps = world.random.of(&[STEPS / 4, STEPS, STEPS, 2 * STEPS]);
-    let _ = seed;
     world.live(steps)?;
     world.settle()?;
     promises::check(world)?;
@@ -39,7 +40,7 @@ fn story(seed: u64, world: &mut Result<World, Violation>) -> Result<(), Violatio
 /// Tells the story of a seed: its moves, or what went wrong, and the trace if asked for.
 fn tell(seed: u64, traced: bool) -> (Result<usize, Violation>, Vec<String>) {
     let mut world = World::new(seed, traced);
-    let told = catch_unwind(AssertUnwindSafe(|| story(seed, &mut world)));
+    let told = catch_unwind(AssertUnwindSafe(|| story(&mut world)));
     let (moves, trace) = world.map_or((0, None), |world| (world.moves, world.trace));
     let told = told.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

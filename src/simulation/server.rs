@@ -11,6 +11,7 @@ use crate::auth::{Grant, Signer, Verifier, dev};
 use crate::clock::Now;
 use crate::config::{AuthConfig, LimitsConfig, Rate};
 use crate::hub::Hub;
+use crate::hub::presence::Timing;
 use crate::observe::{Metrics, TransportKind};
 use crate::session::{Call, Done, Flood, Origin, Services, Session, Settings};
 use crate::store::{
@@ -143,7 +144,7 @@ impl Server {
     pub(super) fn start(memory: &Memory, time: &Time, seed: u64) -> Result<Server, StoreError> {
         let ledger = Ledger::open(Arc::new(memory.clone()), time.now().at, |_| ())?;
         let entropy = Mutex::new(Random::new(seed));
-        let hub = Hub::with_clock(|| {
+        let hub = Hub::with_clock(Timing::default(), || {
             let time = time.clone();
             Box::new(move || time.now())
         });
@@ -167,7 +168,6 @@ impl Server {
                 release_within: RELEASE_WITHIN,
                 ping_interval: crate::limits::PING_INTERVAL,
                 frame_bytes_max: crate::limits::FRAME_BYTES_MAX,
-                connections_per_address: 0,
                 idle_timeout: crate::limits::IDLE_TIMEOUT,
             },
             random: Box::new(move |bytes| entropy.lock().unwrap().fill(bytes)),

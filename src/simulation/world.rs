@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::limits::{FRAME_BYTES_MAX, LANE_QUEUE_BYTES, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::session::{LinkEvent, Output};
-use crate::store::{EntryBody, Fault, Kv, LogEntry, Memory, Op, Order, Pass, Retention, Space, all_rows};
-use crate::wire::proto::HistoryPage;
-use crate::wire::{DeviceId, Eid, Lane, MessageScheme, Payload, envelope};
+use crate::store::{Kv, Memory, Op, Order, Pass, Retention, Space, all_rows};
+use crate::wire::{DeviceId, Eid, Lane};
 
 use super::Violation;
 use super::chronicle::Chronicle;
-use super::device::{Device, Effect};
+use super::device::Device;
 use super::link::{Link, Up};
 use super::random::Random;
 use super::server::{LinkId, Move, Server, Time};
@@ -56,14 +55,14 @@ pub(super) struct World {
     pub(super) devices: Vec<Device>,
     pub(super) users: Vec<Eid>,
     pub(super) links: BTreeMap<LinkId, Link>,
-    next_link: LinkId,
+    pub(super) next_link: LinkId,
     pub(super) chronicle: Chronicle,
     /// Highest sequence that trimming has taken, by user.
     pub(super) trimmed: BTreeMap<Eid, i64>,
     /// How old an entry gets and how many a log keeps, in stories with a retention; a pass of it, and where the last ended.
     pub(super) retention: Option<(i64, u64)>,
     pub(super) pass: Option<(Retention, Pass)>,
-    swept: Vec<u8>,
+    pub(super) swept: Vec<u8>,
     /// Kept when a seed is replayed.
     pub(super) trace: Option<Vec<String>>,
     pub(super) moves: usize,
@@ -285,41 +284,6 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn begin_pass(&mut self, older_than_ms: i64, entries_max_per_user: u64) {
-        let retention = Retention { older_than_ms, entries_max_per_user };
-        self.note(|| format!("the retention begins: {retention:?}"));
-        self.pass = Some((retention, Pass::new(retention, self.time.now().unix_ms, self.swept.clone())));
-    }
-
-    /// The retention finds what may go; nothing else may.
-    fn trim(&mut self) -> Result<(), Violation> {
-        let Some((retention, mut pass)) = self.pass.take() else { return Ok(()) };
-        let Some(ops) = pass.step(&*self.memory.view()).map_err(|error| error.to_string())? else {
-            self.note(|| "the retention ends".into());
-            self.swept = pass.swept();
-            return Ok(());
-        };
-        self.pass = Some((retention, pass));
-        for op in ops {
-            self.note(|| format!("the retention wants {op:?}"));
-            if let Op::TrimLog { user, up_to, .. } = &op {
-                let log = &self.chronicle.logs[user];
-                let head = log.last_key_value().map_or(0, |(head, _)| *head);
-                let kept = |sequence: u64, at: i64| {
-                    sequence + retention.entries_max_per_user > head && at >= retention.older_than_ms
-                };
-                let loss = log.range(..=up_to.get()).find(|(sequence, entry)| kept(**sequence, time_of(entry)));
-                let before = self.trimmed.get(user).copied().unwrap_or(0);
-                if let Some((sequence, _)) = loss.filter(|(sequence, _)| **sequence as i64 > before) {
-                    return Err(format!("the retention takes {user}'s entry {sequence} of {head}: {retention:?}"));
-                }
-                self.trimmed.insert(user.clone(), before.max(up_to.wire()));
-            }
-            self.server.enqueue(op);
-        }
-        Ok(())
-    }
-
     /// An input to a session, and what follows from it.
     fn session(&mut self, link: LinkId, input: impl FnOnce(&mut crate::session::Session)) -> Result<(), Violation> {
         let now = self.time.now();
@@ -378,7 +342,7 @@ impl World {
     }
 
     /// Forgets what is over on both sides.
-    fn collect(&mut self, link: LinkId) {
+    pub(super) fn collect(&mut self, link: LinkId) {
         if self.server.conns.get(&link).is_some_and(super::server::Conn::is_over) {
             self.server.conns.remove(&link);
         }
@@ -388,150 +352,12 @@ impl World {
         }
     }
 
-    fn link(&mut self, link: LinkId) -> &mut Link {
+    pub(super) fn link(&mut self, link: LinkId) -> &mut Link {
         self.links.get_mut(&link).expect("a step names a link that is there")
     }
 
     fn conn(&mut self, link: LinkId) -> &mut super::server::Conn {
         self.server.conns.get_mut(&link).expect("a step names a connection that is there")
-    }
-
-    // --- Clients ---
-
-    pub(super) fn connect(&mut self, device: usize, resume: bool, pipelined: bool) {
-        self.abandon(device);
-        let id = self.next_link;
-        self.next_link += 1;
-        let narrow = self.random.percent(self.narrow).then(|| self.random.within(0, 600));
-        self.links.insert(id, Link::new(device, narrow));
-        self.server.connect(id, self.time.now());
-        let open = self.devices[device].open(id, resume, pipelined);
-        let (name, highest) = (self.devices[device].name(), self.devices[device].highest);
-        self.note(|| format!("{name} signs in on link {id}, resume {resume} from {highest}, pipelined {pipelined}"));
-        self.send(device, Lane::Control, open, 0);
-        let lane = self.link(id).lane(Lane::Chat);
-        lane.up.push_back(Up::Opened);
-    }
-
-    /// The device gives its connection up without a word.
-    pub(super) fn abandon(&mut self, device: usize) {
-        if let Some(old) = self.devices[device].link {
-            if let Some(link) = self.links.get_mut(&old) {
-                link.client_lost();
-            }
-            self.devices[device].offline();
-            self.collect(old);
-        }
-    }
-
-    pub(super) fn send(&mut self, device: usize, lane: Lane, payload: Payload, request_id: i64) {
-        let Some(id) = self.devices[device].link else { return };
-        let name = self.devices[device].name();
-        if self.trace.is_some() {
-            let words = format!("{payload:?}");
-            self.note(|| format!("{name} sends {}", &words[..words.len().min(400)]));
-        }
-        let scheme = MessageScheme { request_id, ..envelope(payload) };
-        let link = self.link(id);
-        if !link.server {
-            return;
-        }
-        let up = &mut link.lane(lane).up;
-        if lane == Lane::Control && matches!(scheme.payload, Some(Payload::SessionOpen(_))) {
-            up.push_back(Up::Opened);
-        }
-        up.push_back(Up::Frame(prost::Message::encode_to_vec(&scheme).into()));
-    }
-
-    fn down(&mut self, link: LinkId, lane: Lane) -> Result<(), Violation> {
-        let device = self.link(link).device;
-        let Some(frame) = self.link(link).lane(lane).down.pop_front() else { return Ok(()) };
-        if self.trace.is_some() {
-            let scheme: MessageScheme = prost::Message::decode_length_delimited(&frame[..]).unwrap_or_default();
-            let (words, name) = (format!("{scheme:?}"), self.devices[device].name());
-            self.note(|| format!("{name} gets {}", &words[..words.len().min(500)]));
-        }
-        let effect = self.devices[device].frame(lane, &frame)?;
-        match effect {
-            Effect::Nothing | Effect::Failed => {}
-            Effect::Page(page) => self.check_page(&page)?,
-            Effect::Starts(at) => {
-                let device = &mut self.devices[device];
-                let trimmed = self.trimmed.get(&device.user).copied().unwrap_or(0);
-                if at > trimmed {
-                    return Err(format!("{} starts at {at}, only {trimmed} is trimmed", device.name()));
-                }
-                device.told_start = device.told_start.max(at);
-            }
-        }
-        while !self.devices[device].unanswered.is_empty() && self.random.percent(self.answers) {
-            self.answer(device);
-        }
-        Ok(())
-    }
-
-    pub(super) fn answer(&mut self, device: usize) {
-        if let Some(update) = self.devices[device].unanswered.pop_front() {
-            self.send(device, Lane::Chat, Device::answer(update), 0);
-        }
-    }
-
-    fn client_sees(&mut self, link: LinkId) {
-        let device = self.link(link).device;
-        self.note(|| format!("link {link} is gone for its client"));
-        self.link(link).client_lost();
-        if self.devices[device].link == Some(link) {
-            self.devices[device].offline();
-        }
-        self.collect(link);
-    }
-
-    /// Nothing in a page that did not happen.
-    fn check_page(&self, page: &HistoryPage) -> Result<(), Violation> {
-        for message in &page.messages {
-            let Some(happened) = self.chronicle.released.get(&message.message_id) else {
-                return Err(format!("history shows {} before its release", message.message_id));
-            };
-            if happened.version.wire() != message.version || happened.chat.to_string() != page.chat_id {
-                return Err(format!("history shows {message:?}, it was {happened:?}"));
-            }
-        }
-        if !page.messages.is_sorted_by(|one, next| one.version + 1 == next.version) {
-            return Err(format!("a page of {} has a hole", page.chat_id));
-        }
-        Ok(())
-    }
-
-    // --- Disasters ---
-
-    /// The server dies, and comes back over what a crash leaves.
-    pub(super) fn restart(&mut self) -> Result<(), Violation> {
-        let kept = self.random.within(0, self.memory.unsynced());
-        self.note(|| format!("the server dies, {kept} unsynced commits survive"));
-        let ids: Vec<_> = self.links.keys().copied().collect();
-        self.server.conns.clear();
-        for id in ids {
-            self.link(id).server_lost();
-            self.collect(id);
-        }
-        self.memory.crash(kept);
-        (self.pass, self.swept) = (None, Vec::new());
-        // It may die again while it comes up.
-        if self.random.percent(10) {
-            self.memory.fail_after(0, self.random.of(&[Fault::Before, Fault::After]));
-        }
-        for _ in 0..2 {
-            let seed = self.random.number();
-            match Server::start(&self.memory, &self.time, seed) {
-                Ok(server) => {
-                    self.server = server;
-                    self.memory.heal();
-                    return self.chronicle.catch_up(&self.memory, &self.users);
-                }
-                Err(_) => self.memory.crash(0),
-            }
-        }
-        Err("the server does not come up".into())
     }
 
     /// How many rows there are.
@@ -543,13 +369,5 @@ impl World {
     /// Messages that are accepted and not released, as stored.
     pub(super) fn waiting(&self) -> usize {
         self.rows(Space::Pending)
-    }
-}
-
-/// When an entry happened, as the retention counts.
-fn time_of(entry: &LogEntry) -> i64 {
-    match &entry.body {
-        EntryBody::Acknowledged(state) => state.at,
-        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => m.received_at,
     }
 }
