@@ -33,6 +33,8 @@ pub struct Hub {
     shards: Vec<Mutex<HashMap<Eid, User>>>,
     hasher: RandomState,
     joins: AtomicU64,
+    /// Sessions that have not signed in yet; as many as there are connections at most.
+    visitors: Mutex<HashMap<u64, Arc<Signal>>>,
     connected: AtomicUsize,
     clock: Clock,
     presence: Arc<Presence>,
@@ -75,11 +77,19 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             joins: AtomicU64::new(0),
+            visitors: Mutex::default(),
             connected: AtomicUsize::new(0),
             clock: clock(),
             presence: Arc::new(Presence::new(presence, clock())),
             revocations: Revocations::new(),
         }
+    }
+
+    /// Somebody has connected and not signed in: only [`Hub::broadcast`] reaches them, until the visit is dropped.
+    pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
+        let number = self.joins.fetch_add(1, Ordering::Relaxed);
+        self.visitors.lock().unwrap_or_else(PoisonError::into_inner).insert(number, signal);
+        Visit { hub: self.clone(), number }
     }
 
     /// Registers a device until the returned membership is dropped. An older connection of the same device is told
@@ -134,8 +144,10 @@ impl Hub {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Tells every connected device.
+    /// Tells every connected device, signed in or not.
     pub fn broadcast(&self, notice: &Notice) {
+        let visitors: Vec<_> = self.visitors.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        visitors.iter().for_each(|signal| signal.notify(notice.clone()));
         for shard in &self.shards {
             let signals: Vec<_> = {
                 let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,6 +204,18 @@ impl LogObserver for Hub {
                 self.close_revoked(&revocation.target);
             }
         }
+    }
+}
+
+/// A visitor's place in the hub.
+pub struct Visit {
+    hub: Arc<Hub>,
+    number: u64,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.hub.visitors.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
 }
 
