@@ -1,6 +1,7 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
 mod http;
+mod retention;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ impl Server {
         let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
-            tokio::spawn(upkeep(metrics)),
+            tokio::spawn(upkeep(metrics.clone())),
+            tokio::spawn(retention::run(config.retention, store.clone(), metrics, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
         ];
         if let Some(listener) = tcp {
