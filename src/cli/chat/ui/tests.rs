@@ -20,7 +20,7 @@ fn eid(name: &str) -> Eid {
 
 fn screen(app: &App, width: u16) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, HEIGHT)).unwrap();
-    terminal.draw(|frame| drop(draw(frame, app, &TimeZone::UTC))).unwrap();
+    terminal.draw(|frame| _ = draw(frame, app, &TimeZone::UTC)).unwrap();
     let buffer = terminal.backend().buffer();
     let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
     (0..HEIGHT).map(row).collect()
@@ -137,10 +137,10 @@ fn any_size_can_be_drawn() {
     for (width, height) in [(1, 1), (2, 3), (5, 4), (30, 5), (300, 100)] {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let mut app = app();
-        terminal.draw(|frame| drop(draw(frame, &app, &TimeZone::UTC))).unwrap();
+        terminal.draw(|frame| _ = draw(frame, &app, &TimeZone::UTC)).unwrap();
         app.help = true;
         app.notice = Some("x".repeat(400));
-        terminal.draw(|frame| drop(draw(frame, &app, &TimeZone::UTC))).unwrap();
+        terminal.draw(|frame| _ = draw(frame, &app, &TimeZone::UTC)).unwrap();
     }
 }
 
