@@ -33,6 +33,8 @@ pub struct Hub {
     shards: Vec<Mutex<HashMap<Eid, User>>>,
     hasher: RandomState,
     joins: AtomicU64,
+    /// Sessions that have not signed in yet; as many as there are connections at most.
+    visitors: Mutex<HashMap<u64, Arc<Signal>>>,
     connected: AtomicUsize,
     clock: Clock,
     presence: Arc<Presence>,
@@ -75,11 +77,19 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             joins: AtomicU64::new(0),
+            visitors: Mutex::default(),
             connected: AtomicUsize::new(0),
             clock: clock(),
             presence: Arc::new(Presence::new(presence, clock())),
             revocations: Revocations::new(),
         }
+    }
+
+    /// Somebody has connected and not signed in: only [`Hub::broadcast`] reaches them, until the visit is dropped.
+    pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
+        let number = self.joins.fetch_add(1, Ordering::Relaxed);
+        self.visitors.lock().unwrap_or_else(PoisonError::into_inner).insert(number, signal);
+        Visit { hub: self.clone(), number }
     }
 
     /// Registers a device until the returned membership is dropped. An older connection of the same device is told
@@ -134,8 +144,10 @@ impl Hub {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Tells every connected device.
+    /// Tells every connected device, signed in or not.
     pub fn broadcast(&self, notice: &Notice) {
+        let visitors: Vec<_> = self.visitors.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        visitors.iter().for_each(|signal| signal.notify(notice.clone()));
         for shard in &self.shards {
             let signals: Vec<_> = {
                 let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,6 +207,18 @@ impl LogObserver for Hub {
     }
 }
 
+/// A visitor's place in the hub.
+pub struct Visit {
+    hub: Arc<Hub>,
+    number: u64,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.hub.visitors.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
 /// A device's place in the hub; leaving is dropping it, so no way out of a session can forget it.
 pub struct Membership {
     hub: Arc<Hub>,
@@ -233,7 +257,7 @@ impl Membership {
         let found = user.recent.after(after, limit);
         let passed = match &found {
             Recent::Entries(entries) => entries.last().map_or(after, |entry| entry.sequence),
-            Recent::Nothing | Recent::Behind => after,
+            Recent::Nothing | Recent::Behind(_) => after,
         };
         if let Some(member) = user.members.iter_mut().find(|member| member.join == self.join) {
             member.passed = member.passed.max(Some(passed));
@@ -315,7 +339,7 @@ mod tests {
         assert_eq!(sequences(place.recent(6.into(), 2)), [7]);
         assert!(matches!(place.recent(7.into(), 2), Recent::Nothing));
         // All passed and let go; an older position has to read the store.
-        assert!(matches!(place.recent(5.into(), 2), Recent::Behind));
+        assert!(matches!(place.recent(5.into(), 2), Recent::Behind(head) if head == 7.into()));
     }
 
     #[test]
@@ -329,7 +353,7 @@ mod tests {
             hub.appended(&alice, &entry(n));
             assert_eq!(sequences(fast.recent((n - 1).into(), 10)), [n]);
         }
-        assert!(matches!(slow.recent(Sequence::ZERO, 10), Recent::Behind));
+        assert!(matches!(slow.recent(Sequence::ZERO, 10), Recent::Behind(_)));
         assert_eq!(sequences(slow.recent(10.into(), 1)), [11]);
     }
 

@@ -150,6 +150,7 @@ impl Session {
     pub(super) fn subscriber_list(&mut self, origin: Origin, request: &SubscriberListRequest) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(request.owner.as_ref(), &open.user, open.device.as_str())?;
+        open.listing = true;
         let owner = open.user.clone();
         self.call(Call::List(origin, owner));
         Ok(())
@@ -157,6 +158,9 @@ impl Session {
 
     /// The list, in as many frames as it needs; all but the last say that there is more.
     pub(super) fn list_read(&mut self, origin: Origin, owner: &Eid, contacts: Result<Vec<Contact>, StoreError>) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.listing = false;
+        }
         let contacts = match contacts {
             Ok(contacts) => contacts,
             Err(error) => return self.refuse(origin, Fault::from(&error)),

@@ -31,25 +31,50 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Sto
     let signed_in =
         driver.session.identity().map(|(user, device, id, since)| (user.clone(), device.clone(), id.to_owned(), since));
     let remaining = driver.session.end();
-    let reason = match ending {
-        Ending::Theirs(reason) => reason,
-        Ending::Ours(code, reason) => {
-            driver.link.announce(code, reason);
-            // The last error has to arrive before the close does.
-            let _ = timeout(CLOSE_LINGER, poll_fn(|cx| driver.link.poll_drained(cx))).await;
-            driver.link.close(code, reason);
-            code.into()
+    let Driver { mut link, session, store, calls, .. } = driver;
+    let kind = link.kind();
+    let farewell = async {
+        match ending {
+            Ending::Theirs(reason) => reason,
+            Ending::Ours(code, reason) => {
+                link.announce(code, reason);
+                // The last error has to arrive before the close does.
+                let _ = timeout(CLOSE_LINGER, poll_fn(|cx| link.poll_drained(cx))).await;
+                link.close(code, reason);
+                code.into()
+            }
         }
     };
+    // What the sender left behind does not wait for its last answer to arrive.
+    let (reason, ()) = tokio::join!(farewell, finish(session, store, calls, remaining));
     if let Some((user, device, session, since)) = signed_in {
-        services.metrics.sessions(driver.link.kind()).decrement(1);
+        services.metrics.sessions(kind).decrement(1);
         services.metrics.closed(reason);
         let seconds = since.elapsed().as_secs_f64();
         tracing::info!(session, %user, %device, reason = reason.name(), seconds, "session closed");
     }
-    driver.finish(remaining).await;
     reason
 }
+
+/// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
+async fn finish(mut session: Session, store: Arc<dyn Store>, mut calls: Calls, remaining: Vec<Call>) {
+    calls.extend(remaining.into_iter().map(|call| boxed(&store, call)));
+    loop {
+        while let Some(output) = session.poll_output() {
+            if let Output::Call(call) = output {
+                calls.push(boxed(&store, call));
+            }
+        }
+        let Some(done) = calls.next().await else { return };
+        session.done(done, Now::system());
+    }
+}
+
+fn boxed(store: &Arc<dyn Store>, call: Call) -> BoxFuture<'static, Done> {
+    Box::pin(run(store.clone(), call))
+}
+
+type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
 
 enum Ending {
     Ours(CloseCode, &'static str),
@@ -61,7 +86,7 @@ struct Driver<L> {
     session: Session,
     store: Arc<dyn Store>,
     /// Bounded by the session.
-    calls: FuturesUnordered<BoxFuture<'static, Done>>,
+    calls: Calls,
     /// A call was added that has not been polled: nothing would wake the task for it.
     called: bool,
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
@@ -168,7 +193,7 @@ impl<L: Link> Driver<L> {
             match output {
                 Output::Send(lane, frame) => self.link.push(lane, frame),
                 Output::Call(call) => {
-                    self.calls.push(Box::pin(run(self.store.clone(), call)));
+                    self.calls.push(boxed(&self.store, call));
                     self.called = true;
                 }
                 Output::Synced(user, device, sequence) => self.store.advance_cursor(&user, &device, sequence),
@@ -176,22 +201,5 @@ impl<L: Link> Driver<L> {
             }
         }
         None
-    }
-
-    /// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
-    async fn finish(mut self, remaining: Vec<Call>) {
-        self.calls.extend(remaining.into_iter().map(|call| {
-            let call: BoxFuture<'static, Done> = Box::pin(run(self.store.clone(), call));
-            call
-        }));
-        drop(self.link);
-        while let Some(done) = self.calls.next().await {
-            self.session.done(done, Now::system());
-            while let Some(output) = self.session.poll_output() {
-                if let Output::Call(call) = output {
-                    self.calls.push(Box::pin(run(self.store.clone(), call)));
-                }
-            }
-        }
     }
 }

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
-use crate::hub::{Hub, Membership, Notice, Signal};
+use crate::hub::{Hub, Membership, Notice, Signal, Visit};
 use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::wire::{
@@ -123,6 +123,8 @@ pub struct Session {
     phase: Phase,
     lanes: LaneSet,
     draining: bool,
+    /// The close was asked for.
+    closing: bool,
     /// Store calls under way.
     calls: usize,
     out: VecDeque<Output>,
@@ -130,12 +132,16 @@ pub struct Session {
 
 enum Phase {
     /// No SessionOpen yet.
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+        /// How a shutdown finds it.
+        _visit: Visit,
+    },
     /// The token is good; the store is asked where the device stands.
     Opening(Box<Opening>),
     /// Signed in.
     Open(Box<Open>),
-    /// The close was asked for.
+    /// Refused, or gone.
     Closed,
 }
 
@@ -154,6 +160,8 @@ struct Open {
     watching: Option<Watching>,
     claims: Claims,
     meter: Meter,
+    /// The user's list is being read.
+    listing: bool,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
     revoking: usize,
     /// The session's token was revoked meanwhile.
@@ -164,15 +172,18 @@ impl Session {
     /// A session whose peer has not said anything yet.
     pub fn new(services: Arc<Services>, transport: TransportKind, address: IpAddr, now: Now) -> Session {
         let until = now.at + services.settings.open_within;
+        let signal = Arc::new(Signal::default());
+        let phase = Phase::Waiting { until, _visit: services.hub.visit(signal.clone()) };
         Session {
             services,
             transport,
             address,
             strikes: 0,
-            signal: Arc::default(),
-            phase: Phase::Waiting { until },
+            signal,
+            phase,
             lanes: LaneSet::NONE,
             draining: false,
+            closing: false,
             calls: 0,
             out: VecDeque::new(),
         }
@@ -199,7 +210,10 @@ impl Session {
                 if self.calls >= SESSION_CALLS_MAX {
                     return wanted;
                 }
-                wanted = wanted.with(Lane::Control);
+                // One list at a time: it may fill the lane many times over.
+                if !open.listing {
+                    wanted = wanted.with(Lane::Control);
+                }
                 if open.watching.as_ref().is_some_and(Watching::is_ready) {
                     wanted = wanted.with(Lane::Presence);
                 }
@@ -214,7 +228,7 @@ impl Session {
     /// When [`Session::tick`] has something to do next.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Waiting { until } => Some(*until),
+            Phase::Waiting { until, .. } => Some(*until),
             Phase::Opening(_) | Phase::Closed => None,
             Phase::Open(open) => {
                 let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
@@ -294,7 +308,7 @@ impl Session {
     /// Input: time passed.
     pub fn tick(&mut self, now: Now) {
         match &mut self.phase {
-            Phase::Waiting { until } if *until <= now.at => {
+            Phase::Waiting { until, .. } if *until <= now.at => {
                 self.services.metrics.opened(self.transport, OpenResult::Late);
                 let fault = Fault::new(ErrorCode::Unauthenticated, "no SessionOpen in time");
                 self.refuse(Origin { lane: Lane::Control, request_id: 0, payload: "session_open" }, fault);
@@ -319,7 +333,7 @@ impl Session {
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
-        if self.draining && self.calls == 0 && !matches!(self.phase, Phase::Closed) {
+        if self.draining && self.calls == 0 {
             self.close(CloseCode::Draining, "the server is shutting down");
         }
     }
@@ -468,7 +482,7 @@ impl Session {
     }
 
     fn close(&mut self, code: CloseCode, reason: &'static str) {
-        if !matches!(self.phase, Phase::Closed) {
+        if !std::mem::replace(&mut self.closing, true) {
             self.out.push_back(Output::Close(code, reason));
         }
     }

@@ -14,6 +14,8 @@ use super::{Call, Now, Origin, Phase, Session};
 pub(super) struct Watching {
     place: WatchPlace,
     ready: bool,
+    /// The lane is full: nothing is due before it takes more.
+    held: bool,
 }
 
 impl Watching {
@@ -22,12 +24,12 @@ impl Watching {
     }
 
     pub(super) fn has_more(&self) -> bool {
-        self.ready && self.place.is_marked()
+        self.ready && (self.held || self.place.is_marked())
     }
 
     /// When something that was put off is due.
     pub(super) fn due(&self) -> Option<std::time::Instant> {
-        self.place.due().filter(|_| self.ready)
+        self.place.due().filter(|_| self.ready && !self.held)
     }
 }
 
@@ -37,7 +39,7 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         if self.lanes.contains(Lane::Presence) && open.watching.is_none() {
             let place = self.services.hub.presence().watch(&open.user, &open.device, self.signal.clone());
-            open.watching = Some(Watching { place, ready: false });
+            open.watching = Some(Watching { place, ready: false, held: false });
             let user = open.user.clone();
             self.call(Call::Owners(user));
         }
@@ -61,9 +63,13 @@ impl Session {
     /// Tells what is due, as far as the lane takes it.
     pub(super) fn pump_presence(&mut self, queued: usize, now: Now) {
         let mut room = LANE_QUEUE_BYTES.saturating_sub(queued);
-        while room > 0 {
+        loop {
             let Phase::Open(open) = &mut self.phase else { return };
             let Some(watching) = open.watching.as_mut().filter(|watching| watching.ready) else { return };
+            watching.held = room == 0;
+            if watching.held {
+                return;
+            }
             let due = watching.place.due().is_some_and(|due| due <= now.at);
             if !due && !watching.place.is_marked() {
                 return;

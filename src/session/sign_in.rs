@@ -98,7 +98,7 @@ impl Session {
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
-        // Known to the hub before it is asked, so that a revocation finds one or the other.
+        // The new token first, or a revocation in between would find neither of the two.
         open.membership.renew(claims.clone());
         if self.services.hub.refuses(claims, device) {
             return self.refuse_revoked(origin);
@@ -126,9 +126,7 @@ impl Session {
         if !matches!(self.phase, Phase::Opening(_)) {
             return; // Closed meanwhile.
         }
-        let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Waiting { until: now.at }) else {
-            return;
-        };
+        let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Closed) else { return };
         let state = match state {
             Ok(state) => state,
             Err(error) => {
@@ -173,6 +171,7 @@ impl Session {
             pings: Pings::new(now),
             watching: None,
             claims,
+            listing: false,
             revoking: 0,
             revoked: false,
         }));
