@@ -57,7 +57,7 @@ pub enum StoreError {
     /// The caller is not the message's recipient (403).
     #[error("only the recipient acknowledges a message")]
     NotRecipient,
-    /// The recipient has blocked the sender, or the other way round (403).
+    /// The recipient has blocked the sender (403). Who blocks may still write.
     #[error("not allowed to write to this user")]
     Blocked,
     /// The user has as many devices as it may (403).
