@@ -29,6 +29,9 @@ use super::outbox::Outbox;
 use super::requests::answer;
 use crate::wire::{CloseCode, Lane};
 
+/// What the task waits for beside its link.
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// A device at work.
 pub(crate) struct Task {
     core: Core,
@@ -53,13 +56,13 @@ pub(crate) struct Task {
     refused: Option<(String, CloseReason)>,
     accepted_at: Option<Instant>,
     silence: Silence,
-    renewing: Option<Pin<Box<dyn Future<Output = Result<String, CloseReason>> + Send>>>,
+    renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
 }
 
 enum Phase {
-    Dialing(Pin<Box<dyn Future<Output = Result<Dialed, DialError>> + Send>>),
+    Dialing(Work<Result<Dialed, DialError>>),
     Linked(Box<QuicLink>),
     Waiting(Instant),
     Stopped(CloseReason),
