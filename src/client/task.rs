@@ -410,6 +410,13 @@ impl Task {
                 Phase::Stopped(reason) => drop(answer(Some(reply), Err(RequestError::Closed(reason.clone())))),
                 _ => self.core.request(payload, lasting, reply),
             },
+            Command::Tell { presence, reply } => {
+                let told = match &self.phase {
+                    Phase::Stopped(reason) => Err(RequestError::Closed(reason.clone())),
+                    _ => self.core.tell(*presence, Instant::now()),
+                };
+                answer(Some(reply), told);
+            }
             Command::Sync(sequence) => {
                 if let Some(sequence) = self.core.sync(Some(sequence), false, Instant::now()) {
                     self.keep(|outbox| outbox.advance(sequence));

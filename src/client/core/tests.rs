@@ -1,5 +1,6 @@
 //! A device without sockets: what it sends and how that is answered, frame by frame.
 
+mod families;
 mod receiving;
 
 use tokio::sync::oneshot;

@@ -29,7 +29,7 @@ fn an_entry_comes_once_and_in_order_across_reconnects() {
     }
     let seen = |events: Vec<Event>| -> Vec<u64> {
         let sequence = |event| match event {
-            Event::Message(message) => Some(Message::from(message).sequence.get()),
+            Event::Message(message) => Some(message.sequence.get()),
             _ => None,
         };
         events.into_iter().filter_map(sequence).collect()
