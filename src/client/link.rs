@@ -136,10 +136,10 @@ impl QuicLink {
         }
         let mut arrived = Vec::new();
         for io in &mut self.lanes {
-            if let Stream::Open { send, .. } = &mut io.stream {
-                if send.finish().is_ok() {
-                    arrived.push(send.stopped());
-                }
+            if let Stream::Open { send, .. } = &mut io.stream
+                && send.finish().is_ok()
+            {
+                arrived.push(send.stopped());
             }
         }
         for lane in arrived {
