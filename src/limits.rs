@@ -148,10 +148,10 @@ pub const STORE_PAGE_ROWS: usize = 512;
 pub const TRIM_ROWS: usize = 256;
 /// Between two of its steps the store is others': at most some ten thousand rows go in a second.
 pub const TRIM_PAUSE: Duration = Duration::from_millis(10);
-/// Memory that each large space of the embedded engine fills before it writes a file.
-pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.
-pub const STORE_JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Memory that each large space of the embedded engine fills before it writes a file (docs/decisions/0001).
+pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Journal of the embedded engine, the least it takes: bounds the disk and the replay at start-up (the same record).
+pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Threads of the embedded engine that write and merge files behind the writer's back.
 pub const STORE_WORKERS: usize = 2;
 

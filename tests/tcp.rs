@@ -1,5 +1,7 @@
 //! TLS over TCP: the same lanes, each frame behind its lane's byte (profile 2), and the same families behind them.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

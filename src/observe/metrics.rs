@@ -109,8 +109,6 @@ pub struct Metrics {
     pub trimmed_entries: Counter,
     /// Messages that the retention deleted with their last entry.
     pub trimmed_messages: Counter,
-    /// A session's notices were full and one was dropped.
-    pub notices_dropped: Counter,
 }
 
 impl Metrics {
@@ -222,7 +220,6 @@ impl Metrics {
                 "Messages that the retention deleted with their last entry.",
                 &[],
             ),
-            notices_dropped: counter(r, "bimip_notices_dropped_total", "Notices lost to a full session.", &[]),
             recorder,
         }
     }

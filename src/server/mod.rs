@@ -113,7 +113,7 @@ impl Server {
         let metrics_address = http.local_addr().map_err(unbound)?;
 
         let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
-        let crowd = Crowd::new(config.limits.connections_per_address);
+        let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
         let shared = (services.clone(), store.clone());
         let (tasks, stopping) = (sessions.clone(), stop.clone());
         let accepting = quic::serve(endpoint.clone(), config.quic, crowd.clone(), shared.clone(), tasks, stopping);
@@ -128,7 +128,7 @@ impl Server {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
             background.push(tokio::spawn(tls_tcp::serve(listener, Arc::new(tls), crowd, shared, tasks, stopping)));
         }
-        tracing::info!(quic = %quic_address, tcp = ?tcp_address, metrics = %metrics_address, "listening");
+        tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
         Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
     }
 

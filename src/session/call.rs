@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::hub::presence::Update;
 use crate::store::{
     Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Revocation, Store, StoreError,
+    NewMessage, Relation, Revocation, RevocationTarget, Store, StoreError,
 };
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
 use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
@@ -133,7 +133,15 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             let contacts = store.contacts(&owner).await;
             Done::List(origin, owner, contacts)
         }
-        Call::Revoke(origin, revocation, answer) => Done::Revoke(origin, answer, store.revoke(*revocation).await),
+        Call::Revoke(origin, revocation, answer) => {
+            let target = revocation.target.clone();
+            let revoked = match (store.revoke(*revocation).await, target) {
+                // A lost device gives its place back.
+                (Ok(()), RevocationTarget::Device(user, device)) => store.forget_device(&user, &device).await,
+                (revoked, _) => revoked,
+            };
+            Done::Revoke(origin, answer, revoked)
+        }
         Call::SignOut(origin, user, device, revocation, answer) => {
             let done = match store.revoke(*revocation).await {
                 Ok(()) => store.forget_device(&user, &device).await,

@@ -122,8 +122,14 @@ impl Session {
         open.revoking -= 1;
         if let Err(error) = done {
             tracing::error!(session = open.session_id, %error, "a device was not signed out");
+            // Half of it may have happened: a session whose token is revoked ends all the same.
+            let close = open.revoked && open.revoking == 0;
             let failed = Logout { status: LogoutStatus::Fail.code(), ..response };
-            return self.send(Lane::Control, origin.request_id, Payload::Logout(failed));
+            self.send(Lane::Control, origin.request_id, Payload::Logout(failed));
+            if close {
+                self.close(CloseCode::Revoked, "revoked");
+            }
+            return;
         }
         open.membership.disappear(&open.device, true);
         self.send(Lane::Control, origin.request_id, Payload::Logout(response));

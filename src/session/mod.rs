@@ -368,7 +368,13 @@ impl Session {
         }
         let scheme = match open_envelope(frame) {
             Ok(scheme) => scheme,
-            Err((error, scheme)) => return self.refuse_envelope(lane, error, scheme.as_deref()),
+            Err((error, scheme)) => {
+                let origin = Origin { lane, request_id: 0, payload: "" };
+                if self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+                    self.refuse_envelope(lane, error, scheme.as_deref());
+                }
+                return;
+            }
         };
         let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
         let origin = Origin { lane, request_id, payload: payload_name(&payload) };

@@ -141,7 +141,8 @@ impl Session {
         let shown = Shown {
             status: if hides { AwarenessStatus::Offline } else { update.status },
             last_seen: now.unix_ms,
-            location: update.location.filter(|_| !hides),
+            // The same condition as for everybody who sees the user.
+            location: update.location.filter(|_| !hides && relation.access.is_some_and(|access| access.share_location)),
             silent: false,
         };
         self.services.hub.presence().direct(to, &Told { owner: open.user.clone(), shown });

@@ -44,7 +44,9 @@ fn options(space: Space) -> KeyspaceCreateOptions {
         // Small or short-lived rows: their deletions vanish in the memtable.
         _ => limits::STORE_MEMTABLE_BYTES_MAX / 4,
     };
-    KeyspaceCreateOptions::default().max_memtable_size(bytes)
+    // What these are asked for by name is there nearly always, so a filter in the last level would only cost.
+    let hits = matches!(space, Space::Messages | Space::Chats | Space::Logs);
+    KeyspaceCreateOptions::default().max_memtable_size(bytes).expect_point_read_hits(hits)
 }
 
 fn failed(error: ::fjall::Error) -> StoreError {

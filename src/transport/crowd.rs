@@ -6,33 +6,50 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::session::network_of;
 
-/// Connections by address; as many entries as there are connections at most.
+/// Connections over both transports, in all and by address.
 pub struct Crowd {
     /// Zero: no limit.
     per_address: usize,
-    counts: Mutex<HashMap<IpAddr, usize>>,
+    total: usize,
+    counts: Mutex<Counts>,
+}
+
+/// As many addresses as there are connections at most.
+#[derive(Default)]
+struct Counts {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
 }
 
 impl Crowd {
-    /// `per_address` zero: no limit.
-    pub fn new(per_address: usize) -> Arc<Crowd> {
-        Arc::new(Crowd { per_address, counts: Mutex::default() })
+    /// At most `total` in all; `per_address` zero: no limit.
+    pub fn new(per_address: usize, total: usize) -> Arc<Crowd> {
+        Arc::new(Crowd { per_address, total, counts: Mutex::default() })
+    }
+
+    /// Whether there is room for any other.
+    pub(super) fn has_room(&self) -> bool {
+        self.counts().total < self.total
     }
 
     /// Whether the address may have another one.
     pub(super) fn admits(&self, address: SocketAddr) -> bool {
-        self.per_address == 0
-            || self.counts().get(&network_of(address.ip())).is_none_or(|count| *count < self.per_address)
+        let network = network_of(address.ip());
+        self.per_address == 0 || self.counts().by_address.get(&network).is_none_or(|count| *count < self.per_address)
     }
 
     /// Counts a connection until the place is dropped. A phone that moves keeps the place it came with.
     pub(super) fn enter(self: Arc<Self>, address: SocketAddr) -> Place {
         let address = network_of(address.ip());
-        *self.counts().entry(address).or_default() += 1;
+        {
+            let mut counts = self.counts();
+            counts.total += 1;
+            *counts.by_address.entry(address).or_default() += 1;
+        }
         Place { crowd: self, address }
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -45,10 +62,11 @@ pub(super) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.crowd.counts();
-        if let Some(count) = counts.get_mut(&self.address) {
+        counts.total -= 1;
+        if let Some(count) = counts.by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.address);
+                counts.by_address.remove(&self.address);
             }
         }
     }
@@ -60,13 +78,16 @@ mod tests {
 
     #[test]
     fn an_address_has_so_many_places_and_gets_them_back() {
-        let crowd = Crowd::new(2);
+        let crowd = Crowd::new(2, 3);
         let (one, other): (SocketAddr, SocketAddr) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:1".parse().unwrap());
         let _first = crowd.clone().enter(one);
         let second = crowd.clone().enter(one);
         assert!(!crowd.admits(one) && crowd.admits(other));
+        let _third = crowd.clone().enter(other);
+        assert!(!crowd.has_room());
         drop(second);
+        assert!(crowd.has_room());
         assert!(crowd.admits(one));
-        assert!(Crowd::new(0).admits(one));
+        assert!(Crowd::new(0, 1).admits(one));
     }
 }

@@ -109,7 +109,7 @@ pub async fn serve(
         };
         let Some(incoming) = incoming else { return };
         let handshakes = gate.handshakes.load(Ordering::Relaxed);
-        if handshakes >= config.handshakes_max || endpoint.open_connections() >= config.max_connections {
+        if handshakes >= config.handshakes_max || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             incoming.refuse();
         } else if !crowd.admits(incoming.remote_address()) {

@@ -56,7 +56,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if handshakes.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
+        if handshakes.load(Ordering::Relaxed) >= HANDSHAKES_MAX || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             continue;
         }

@@ -28,11 +28,21 @@ async fn it_reaches_that_user_alone_on_all_devices_and_is_not_stored() {
     };
     notify(&mut alice, word).await;
     for device in [&mut bob, &mut desk] {
+        // Where she is he learns only if her list says so.
         let word = told(device, ALICE, BUSY).await;
-        assert_eq!((word.latitude, word.longitude), (Some(1.5), Some(2.5)));
+        assert_eq!((word.latitude, word.longitude), (None, None));
         assert_eq!(ask(device, ALICE).await.status, UNKNOWN);
     }
     canary.only_is_heard_by(&mut carol).await;
+    let word = AwarenessNotification {
+        to: Some(identity(CAROL)),
+        latitude: Some(1.5),
+        longitude: Some(2.5),
+        ..notification(&alice, BUSY)
+    };
+    notify(&mut alice, word).await;
+    let word = told(&mut carol, ALICE, BUSY).await;
+    assert_eq!((word.latitude, word.longitude), (Some(1.5), Some(2.5)));
     let asked = ask(&mut carol, ALICE).await;
     assert_eq!((asked.status, asked.latitude), (ONLINE, None));
 }

@@ -64,7 +64,9 @@ async fn a_choice_outlives_all_devices() {
     told(&mut bob, ALICE, BUSY).await;
     phone.leave();
     told(&mut bob, ALICE, crate::OFFLINE).await;
-    sign_in(&server, ALICE, "desk").await.ping().await;
+    // Kept until she has been seen.
+    let mut desk = sign_in(&server, ALICE, "desk").await;
+    desk.ping().await;
     told(&mut bob, ALICE, BUSY).await;
 }
 
