@@ -29,8 +29,8 @@ struct What {
     #[arg(long = "token", value_name = "FILE")]
     token: Option<PathBuf>,
     /// Every token of this device until now; not the one to sign in as, which is --device
-    #[arg(long = "of-device", value_name = "ID")]
-    device: Option<DeviceId>,
+    #[arg(long, value_name = "ID")]
+    of_device: Option<DeviceId>,
     /// Every token of the user until now
     #[arg(long)]
     all: bool,
@@ -46,7 +46,7 @@ impl Args {
                     .map_err(|error| anyhow!("cannot read the token in {}: {error}", path.display()))?;
                 (Revoke::Token(token.trim().to_owned()), "token", format!("the token in {}", path.display()))
             }
-            What { device: Some(device), .. } => {
+            What { of_device: Some(device), .. } => {
                 let words = format!("every token of device {device} until now");
                 (Revoke::Device(device), "device", words)
             }
