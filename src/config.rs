@@ -50,6 +50,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The message store.
     pub store: StoreConfig,
+    /// What is kept of the logs, and how long.
+    pub retention: RetentionConfig,
     /// Media messages.
     pub media: MediaConfig,
     /// What is written to standard error.
@@ -204,6 +206,18 @@ impl From<(u32, u32)> for Rate {
 pub struct StoreConfig {
     /// Memory for what was read, in bytes.
     pub cache_bytes: u64,
+}
+
+/// `[retention]`: what is kept of the logs (profile 8). What lies further back is deleted in the background.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Days that an entry of a log is kept.
+    pub days: u32,
+    /// Entries that are kept of one user's log.
+    pub entries_per_user: u64,
+    /// Minutes from one pass over the store to the next.
+    pub interval_minutes: u64,
 }
 
 /// `[media]`: media messages.
@@ -380,6 +394,7 @@ impl Default for Config {
             presence: PresenceConfig::default(),
             limits: LimitsConfig::default(),
             store: StoreConfig::default(),
+            retention: RetentionConfig::default(),
             media: MediaConfig::default(),
             log: LogConfig::default(),
             client: ClientConfig::default(),
@@ -441,6 +456,16 @@ impl Default for LimitsConfig {
 impl Default for StoreConfig {
     fn default() -> StoreConfig {
         StoreConfig { cache_bytes: limits::STORE_CACHE_BYTES }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> RetentionConfig {
+        RetentionConfig {
+            days: limits::RETENTION_DAYS,
+            entries_per_user: limits::RETENTION_ENTRIES_PER_USER,
+            interval_minutes: limits::RETENTION_INTERVAL.as_secs() / 60,
+        }
     }
 }
 

@@ -29,4 +29,10 @@ pub mod transport;
 pub mod client;
 
 pub mod limits;
+#[cfg(feature = "server")]
+#[cfg(test)]
+mod planted;
+#[cfg(feature = "server")]
+#[cfg(test)]
+mod simulation;
 pub mod wire;

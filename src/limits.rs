@@ -144,6 +144,10 @@ pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
 /// Rows read in one go where all of something is read.
 pub const STORE_PAGE_ROWS: usize = 512;
+/// Rows that one step of the retention looks at or deletes: a few milliseconds of a reader, and less of the writer.
+pub const TRIM_ROWS: usize = 256;
+/// Between two of its steps the store is others': at most some ten thousand rows go in a second.
+pub const TRIM_PAUSE: Duration = Duration::from_millis(10);
 /// Memory that each large space of the embedded engine fills before it writes a file.
 pub const STORE_MEMTABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Journal of the embedded engine: bounds the disk it takes and the replay at start-up.
@@ -192,6 +196,15 @@ pub const INITIAL_RTT: Duration = Duration::from_millis(200);
 
 /// Memory for the store's cache of blocks that it read.
 pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+// --- Retention defaults, each a field of `[retention]` ---------------------------------------------------------------
+
+/// Entries of a log are kept so long (profile 8).
+pub const RETENTION_DAYS: u32 = 30;
+/// Entries that are kept of one user's log: a thousand messages a day with their receipts. Some 30 MB on disk.
+pub const RETENTION_ENTRIES_PER_USER: u64 = 100_000;
+/// From one pass of the retention to the next: what is too old goes within an hour.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 
 // --- Signing in -----------------------------------------------------------------------------------------------------
 

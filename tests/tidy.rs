@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 600;
 
 /// Modules of the crate and their floors; a module uses only floors below its own.
-const FLOORS: [(&str, u8); 11] = [
+const FLOORS: [(&str, u8); 12] = [
     ("wire", 1),
     ("store", 2),
     ("auth", 2),
@@ -21,10 +21,12 @@ const FLOORS: [(&str, u8); 11] = [
     ("client", 5),
     ("server", 6),
     ("cli", 7),
+    ("simulation", 7),
     ("main", 8),
 ];
-/// Beside the stairs: every floor of the server uses them, and they use `wire` and each other at most.
-const CELLAR: [&str; 3] = ["limits", "clock", "config"];
+/// Beside the stairs: every floor of the server uses them, and they use `wire` and each other at most. `planted` is for
+/// tests only.
+const CELLAR: [&str; 4] = ["limits", "clock", "config", "planted"];
 
 /// A Rust file of the crate.
 struct Source {
@@ -58,7 +60,11 @@ impl Source {
     /// Folders of the modules that it declares for tests only, whether or not they are folders.
     fn test_modules(&self) -> impl Iterator<Item = PathBuf> {
         let path = Path::new(&self.path);
-        let folder = if path.ends_with("mod.rs") { path.parent().unwrap().to_owned() } else { path.with_extension("") };
+        let folder = if path.ends_with("mod.rs") || path.ends_with("lib.rs") {
+            path.parent().unwrap().to_owned()
+        } else {
+            path.with_extension("")
+        };
         self.text.split("#[cfg(test)]\n").skip(1).filter_map(move |item| {
             let declaration = item.lines().next()?.strip_suffix(';')?;
             let (_, name) = declaration.split_once("mod ")?;

@@ -228,13 +228,13 @@ fn private_key(path: &Path, algorithm: &'static SignatureAlgorithm) -> Result<Ke
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Access {
+pub(super) enum Access {
     Owner,
     Anyone,
 }
 
 /// Writes a new file whole or not at all; one that exists stays as it is.
-fn create(path: &Path, text: &str, access: Access) -> Result<(), AuthError> {
+pub(super) fn create(path: &Path, text: &str, access: Access) -> Result<(), AuthError> {
     if path.exists() {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 
 pub mod dev;
 mod keys;
+mod reset_key;
 mod tls;
 mod token;
 
@@ -11,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
+pub use reset_key::reset_key;
 pub use tls::load_tls;
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};
 

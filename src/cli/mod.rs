@@ -3,6 +3,7 @@
 mod bench;
 mod block;
 mod certs;
+mod chat;
 mod config;
 mod connect;
 mod contacts;
@@ -53,6 +54,7 @@ enum Command {
     Block(block::Args),
     Presence(presence::Args),
     Revoke(revoke::Args),
+    Chat(chat::Args),
     Demo(demo::Args),
     Token(token::Args),
     Certs(certs::Args),
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Block(args) => args.run(),
         Command::Presence(args) => args.run(),
         Command::Revoke(args) => args.run(),
+        Command::Chat(args) => args.run(),
         Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
@@ -84,7 +87,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let code = if failure.is_usage() { USAGE } else { FAILURE };
-            complain(&format!("{:#}", failure.reason), failure.hint.as_deref());
+            complain(&failure.text(), failure.hint.as_deref());
             code.into()
         }
     }
@@ -100,6 +103,15 @@ struct Failure {
 impl Failure {
     fn new(reason: impl Into<anyhow::Error>, hint: impl Into<String>) -> Failure {
         Failure { reason: reason.into(), hint: Some(hint.into()) }
+    }
+
+    /// The reason with its causes, each once: most of ours already say theirs.
+    fn text(&self) -> String {
+        self.reason.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
+            () if text.is_empty() => cause,
+            () if text.ends_with(&cause) => text,
+            () => format!("{text}: {cause}"),
+        })
     }
 
     fn is_usage(&self) -> bool {

@@ -120,3 +120,6 @@ pub const SEND_WINDOW_BYTES: u64 = 512 * 1024;
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How long it waits for the close itself to be on its way.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
+
+/// A server that ends the control lane closes the connection right after it; one that does not has broken the protocol.
+pub const CLOSE_FOLLOWS_WITHIN: Duration = Duration::from_secs(2);

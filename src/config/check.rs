@@ -27,9 +27,29 @@ const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
 /// The store's own working set, to a machine's memory.
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 
+/// From a day to ten years.
+const RETENTION_DAYS: RangeInclusive<u32> = 1..=3650;
+/// Fewer would make a device that was away for a moment lose messages.
+const RETENTION_ENTRIES: RangeInclusive<u64> = 100..=1_000_000_000;
+/// Up to a day.
+const RETENTION_MINUTES: RangeInclusive<u64> = 1..=1440;
+
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     let Config {
-        domains, server_name, tls, auth: _, quic, session, presence, store, media, log, client, token, ..
+        domains,
+        server_name,
+        tls,
+        auth: _,
+        quic,
+        session,
+        presence,
+        store,
+        retention,
+        media,
+        log,
+        client,
+        token,
+        ..
     } = config;
 
     if let Some(domain) = domains.iter().find(|domain| Eid::parse(&format!("a@{domain}")).is_err()) {
@@ -69,6 +89,9 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     within("presence.interval_ms", presence.interval_ms, PRESENCE_INTERVAL_MS)?;
     within("presence.location_kept_ms", presence.location_kept_ms, LOCATION_KEPT_MS)?;
     within("store.cache_bytes", store.cache_bytes, CACHE_BYTES)?;
+    within("retention.days", retention.days, RETENTION_DAYS)?;
+    within("retention.entries_per_user", retention.entries_per_user, RETENTION_ENTRIES)?;
+    within("retention.interval_minutes", retention.interval_minutes, RETENTION_MINUTES)?;
 
     if let Some(base) = &media.cdn_base {
         // An id is appended to it, and the whole has to stay within the bound.

@@ -17,8 +17,8 @@ pub enum Recent {
     Nothing,
     /// The entries that follow, without a gap.
     Entries(Vec<Arc<LogEntry>>),
-    /// There is more than the hub remembers: read the store.
-    Behind,
+    /// There is more than the hub remembers, up to this entry: read the store.
+    Behind(Sequence),
 }
 
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl RecentEntries {
                 let skip = (after.next().get() - oldest.sequence.get()) as usize;
                 Recent::Entries(self.entries.iter().skip(skip).take(limit).cloned().collect())
             }
-            _ => Recent::Behind,
+            _ => Recent::Behind(self.head),
         }
     }
 

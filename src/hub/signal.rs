@@ -83,6 +83,12 @@ impl Signal {
         self.advanced.swap(false, Ordering::AcqRel)
     }
 
+    /// Whether there is anything to look at, for who polls instead of being woken.
+    #[cfg(test)]
+    pub(crate) fn is_set(&self) -> bool {
+        self.advanced.load(Ordering::Acquire) || !self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The oldest notice.
     pub fn take_notice(&self) -> Option<Notice> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front()

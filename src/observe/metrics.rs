@@ -105,6 +105,10 @@ pub struct Metrics {
     pub releases_overdue: Counter,
     /// Awareness notifications sent.
     pub presence_told: Counter,
+    /// Log entries that the retention deleted.
+    pub trimmed_entries: Counter,
+    /// Messages that the retention deleted with their last entry.
+    pub trimmed_messages: Counter,
     /// A session's notices were full and one was dropped.
     pub notices_dropped: Counter,
 }
@@ -206,6 +210,18 @@ impl Metrics {
                 &[],
             ),
             presence_told: counter(r, "bimip_presence_notifications_total", "Awareness notifications sent.", &[]),
+            trimmed_entries: counter(
+                r,
+                "bimip_retention_entries_total",
+                "Log entries that the retention deleted.",
+                &[],
+            ),
+            trimmed_messages: counter(
+                r,
+                "bimip_retention_messages_total",
+                "Messages that the retention deleted with their last entry.",
+                &[],
+            ),
             notices_dropped: counter(r, "bimip_notices_dropped_total", "Notices lost to a full session.", &[]),
             recorder,
         }

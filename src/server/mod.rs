@@ -1,6 +1,7 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
 mod http;
+mod retention;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ impl Server {
         let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
-            tokio::spawn(upkeep(metrics)),
+            tokio::spawn(upkeep(metrics.clone())),
+            tokio::spawn(retention::run(config.retention, store.clone(), metrics, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
         ];
         if let Some(listener) = tcp {
@@ -174,10 +176,11 @@ fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error>
 
 /// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
 async fn bind(config: &Config, tls: &rustls::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
+    let reset_key = crate::auth::reset_key(&config.data_dir)?;
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;
-        let endpoint = quic::bind(config.listen, &config.quic, tls.clone())?;
+        let endpoint = quic::bind(config.listen, &config.quic, tls.clone(), &reset_key)?;
         if !config.tcp.enabled {
             return Ok((endpoint, None));
         }

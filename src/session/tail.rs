@@ -96,6 +96,10 @@ impl Session {
             }
         }
         open.tail.look = true;
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::LostWakeUp) {
+            open.tail.look = false;
+        }
     }
 
     /// Sends the device's form of an entry, if it has one; returns the frame's bytes.
@@ -162,7 +166,9 @@ fn next_entry(open: &mut Open) -> Next {
             tail.look = false;
             return Next::Nothing;
         }
-        Recent::Nothing | Recent::Behind => {}
+        Recent::Nothing => {}
+        // Should all of it have been trimmed, the tail goes on after it.
+        Recent::Behind(head) => tail.head = tail.head.max(head),
     }
     tail.reading = true;
     Next::Read

@@ -35,6 +35,7 @@ async fn conforms(store: &dyn Store) {
     devices_keep_their_place(store).await;
     lists_and_blocks_hold(store).await;
     revocations_last_until_they_expire(store).await;
+    the_retention_trims_logs_and_forgets_messages_in_time(store).await;
     store.check().await.unwrap();
 }
 
@@ -138,6 +139,58 @@ async fn lists_and_blocks_hold(store: &dyn Store) {
     assert!(store.set_block(&alice, &eve, false).await.unwrap());
     assert!(store.remove_contact(&alice, &bob).await.unwrap());
     assert!(store.contacts(&alice).await.unwrap().is_empty());
+}
+
+/// Last: it trims what the others have left.
+async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store) {
+    const DAY: i64 = 24 * 3600 * 1000;
+    let (rita, sam) = (eid("rita"), eid("sam"));
+    let at = |number: u64, ms: i64| NewMessage { received_at: ms, ..text("rita", "sam", number) };
+    let mut ids = Vec::new();
+    for number in 0..600 {
+        ids.push(store.accept(at(1000 + number, 1000 + number as i64), true).await.unwrap().message.id);
+    }
+    let waiting = store.accept(at(1600, 1600), false).await.unwrap().message;
+    let keep = |entries_max_per_user, older_than_ms| Retention { older_than_ms, entries_max_per_user };
+    let versions = async || {
+        let query = HistoryQuery { reader: rita.clone(), peer: sam.clone(), before: None, after: None, limit: 1000 };
+        let page: Vec<HistoryMessage> = store.history(query).await.unwrap();
+        page.iter().map(|message| message.message.version.get()).collect::<Vec<_>>()
+    };
+
+    // By number, beyond a step's rows. The messages stay, as a repeat has to be answered with them.
+    let trimmed = store.trim(keep(100, 0), 2000).await.unwrap();
+    assert_eq!(trimmed.messages, 0);
+    let log = store.read_log(&sam, Sequence::ZERO, 1000).await.unwrap();
+    assert_eq!((log.len(), log[0].sequence.get()), (100, 501));
+    let state = store.open_device(&sam, &device("new")).await.unwrap();
+    assert_eq!((state.log.trimmed.get(), state.log.head.get()), (500, 600));
+    assert_eq!(versions().await.len(), 600);
+    let again = store.accept(at(1000, 5000), true).await.unwrap();
+    assert_eq!((again.outcome, again.message.id), (AcceptOutcome::Known, ids[0]));
+
+    // Once its name need not be known any more, a message goes with the last entry that speaks of it: in rita's log,
+    // which has one entry more, 501 of them.
+    let trimmed = store.trim(keep(100, 0), 8 * DAY).await.unwrap();
+    assert_eq!(trimmed.entries, 0);
+    assert_eq!(versions().await, (501..=600).collect::<Vec<_>>());
+    let seen = ack("sam", AckTarget::Message(ids[0]), AckStatus::Read, 1);
+    assert_eq!(store.acknowledge(seen).await.unwrap_err(), StoreError::NoSuchMessage);
+
+    // By age everything goes but what waits, and it is released all the same; numbers go on.
+    let trimmed = store.trim(keep(1000, 9 * DAY), 9 * DAY).await.unwrap();
+    assert_eq!(trimmed.messages, 104, "and the four between alice and bob");
+    assert!(store.read_log(&sam, Sequence::ZERO, 10).await.unwrap().is_empty());
+    assert_eq!(kinds_of(store, "rita").await, ["accepted"]);
+    store.release(waiting.id).await.unwrap();
+    assert_eq!(versions().await, [601]);
+    assert_eq!(store.read_log(&sam, Sequence::ZERO, 10).await.unwrap()[0].sequence.get(), 601);
+    store.trim(keep(0, 0), 9 * DAY).await.unwrap();
+    assert!(versions().await.is_empty());
+    let last = store.accept(at(1601, 9 * DAY), true).await.unwrap();
+    assert_eq!((last.message.version.get(), last.sequence.get()), (602, 603));
+    let new = store.accept(at(1000, 9 * DAY), true).await.unwrap();
+    assert_eq!((new.outcome, new.message.version.get()), (AcceptOutcome::Released, 603));
 }
 
 async fn revocations_last_until_they_expire(store: &dyn Store) {

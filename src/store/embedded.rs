@@ -10,9 +10,10 @@ use super::fjall::Fjall;
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
+use super::retention::Pass;
 use super::types::{
     Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Revocation,
+    NewMessage, Relation, Retention, Revocation, Trimmed,
 };
 use super::writer::{Job, Writer, unobserved};
 use super::{LogObserver, Store, StoreError, read};
@@ -52,6 +53,8 @@ pub struct Embedded {
     engine: Mutex<Option<Arc<dyn Kv>>>,
     queue_wait: Duration,
     readers: Arc<Semaphore>,
+    /// Up to which message the retention has come in this process.
+    swept: Mutex<Vec<u8>>,
     /// Its sender goes when the writer has ended.
     ended: watch::Receiver<()>,
 }
@@ -95,7 +98,14 @@ impl Embedded {
         };
         std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(failed)?;
         let readers = Arc::new(Semaphore::new(limits::STORE_READERS_MAX));
-        Ok(Embedded { jobs, engine: Mutex::new(Some(engine)), queue_wait: options.queue_wait, readers, ended })
+        Ok(Embedded {
+            jobs,
+            engine: Mutex::new(Some(engine)),
+            queue_wait: options.queue_wait,
+            readers,
+            swept: Mutex::default(),
+            ended,
+        })
     }
 
     /// Has the writer do it, and waits for that.
@@ -240,6 +250,27 @@ impl Store for Embedded {
             let _ = self.jobs.try_send(Job::Do(Op::DropRevocations { expired_at: now_ms }, None));
         }
         Ok(valid)
+    }
+
+    async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError> {
+        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (mut pass, mut trimmed) = (Pass::new(retention, now_ms, swept), Trimmed::default());
+        loop {
+            let (after, ops) = self.read(move |view| pass.step(view).map(|ops| (pass, ops))).await?;
+            pass = after;
+            let Some(ops) = ops else { break };
+            for op in ops {
+                match &op {
+                    Op::TrimLog { from, up_to, .. } => trimmed.entries += up_to.get() + 1 - from.get(),
+                    Op::TrimChat { gone, .. } => trimmed.messages += gone.len() as u64,
+                    _ => {}
+                }
+                self.write(op).await?;
+            }
+            tokio::time::sleep(limits::TRIM_PAUSE).await;
+        }
+        *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = pass.swept();
+        Ok(trimmed)
     }
 
     async fn chat_version(&self, chat: ChatId) -> Result<Version, StoreError> {

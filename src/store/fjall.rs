@@ -19,7 +19,10 @@ pub(crate) struct Fjall {
 impl Fjall {
     /// Opens or makes the database in `dir`; replays its journal. Fails if another process has it open.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Fjall, StoreError> {
-        let failed = |error| StoreError::Engine(format!("opening {}: {error}", dir.display()));
+        let failed = |error| match error {
+            ::fjall::Error::Locked => StoreError::Engine("another process has it open".to_owned()),
+            error => StoreError::Engine(format!("opening {}: {error}", dir.display())),
+        };
         let database = Database::builder(dir)
             .cache_size(cache_bytes)
             .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)

@@ -77,6 +77,15 @@ pub(crate) fn log(user: &Eid, sequence: Sequence) -> Vec<u8> {
     joined(user, &sequence.get().to_be_bytes())
 }
 
+/// Whose row it is, where keys begin with a user.
+pub(crate) fn user_of(key: &[u8]) -> Result<Eid, Corrupt> {
+    key.split(|byte| *byte == END)
+        .next()
+        .and_then(|user| std::str::from_utf8(user).ok())
+        .and_then(|text| Eid::parse(text).ok())
+        .ok_or(Corrupt("not a user"))
+}
+
 /// The entries of a log after `after`.
 pub(crate) fn entries(user: &Eid, after: Sequence) -> Span {
     following(all_of(user), &log(user, after))

@@ -92,7 +92,8 @@ pub(crate) trait Kv: Send + Sync + 'static {
     fn view(&self) -> Box<dyn View>;
 
     /// Takes effect as a whole or not at all. Durable: survives a power loss from the return on, with every commit
-    /// before it. Else a crash may lose it, but never without losing all that followed. After an error the engine is
-    /// not used for writing again, as nobody knows what became of the batch.
+    /// before it; no view shows it earlier. Else a crash may lose it, but never without losing all that followed. After
+    /// an error the engine is not used for writing again, as nobody knows what became of the batch; until it is opened
+    /// again no view shows that.
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError>;
 }

@@ -16,7 +16,7 @@ type Spaces = [BTreeMap<Bytes, Bytes>; Space::COUNT];
 pub enum Fault {
     /// Nothing.
     Before,
-    /// Everything: only the answer is lost.
+    /// Everything: only the answer is lost. It shows once the engine is opened again.
     After,
 }
 
@@ -47,6 +47,12 @@ impl Memory {
     /// The commit after the next `commits` ones fails, and all after it, until [`Memory::crash`].
     pub fn fail_after(&self, commits: usize, fault: Fault) {
         self.state().fault = Some((commits, fault));
+    }
+
+    /// No commit fails any more, unless one already has.
+    #[cfg(test)]
+    pub(crate) fn heal(&self) {
+        self.state().fault = None;
     }
 
     /// As a power loss: of what was not durable only the oldest `kept` commits remain. Faults are cleared.
@@ -110,8 +116,10 @@ impl Kv for Memory {
         if fault == Some(Fault::Before) {
             return Err(StoreError::Engine("told to fail before".into()));
         }
-        // Copies the rows only while somebody holds a view.
-        write(Arc::make_mut(&mut state.live), &batch);
+        if fault.is_none() {
+            // Copies the rows only while somebody holds a view.
+            write(Arc::make_mut(&mut state.live), &batch);
+        }
         state.commits += 1;
         state.unsynced.push(batch);
         if durable {

@@ -12,20 +12,33 @@ mod ledger;
 mod memory;
 mod read;
 mod record;
+mod retention;
 mod types;
 mod writer;
 
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod testing;
+
+// The parts of an embedded store, for who drives them a step at a time.
+#[cfg(test)]
+pub(crate) use {
+    key::all as all_rows,
+    kv::{Kv, Order, Space},
+    ledger::{Ledger, Op, Outcome, Reply},
+    read::{history as read_history, log as read_log},
+    retention::Pass,
+};
 
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};
 pub use types::{
     AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, Content, DeviceState,
-    EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation, Revocation,
-    RevocationTarget,
+    EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation, Retention, Revocation,
+    RevocationTarget, Trimmed,
 };
 
 use std::sync::Arc;
@@ -44,7 +57,7 @@ pub enum StoreError {
     /// The caller is not the message's recipient (403).
     #[error("only the recipient acknowledges a message")]
     NotRecipient,
-    /// The recipient has blocked the sender, or the other way round (403).
+    /// The recipient has blocked the sender (403). Who blocks may still write.
     #[error("not allowed to write to this user")]
     Blocked,
     /// The user has as many devices as it may (403).
@@ -158,6 +171,11 @@ pub trait Store: Send + Sync + 'static {
     async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError>;
 
     // --- Life ---
+
+    /// Deletes what the retention does not keep, in steps that leave the store to others in between; `now_ms` is Unix
+    /// milliseconds. What is cut off is done by the next call. Numbers are never used again; messages that wait for
+    /// their release stay, and so does a message whose `message_id_local` has to be remembered.
+    async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError>;
 
     /// The chat's newest version, zero if it has none.
     async fn chat_version(&self, chat: ChatId) -> Result<crate::wire::Version, StoreError>;

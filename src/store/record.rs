@@ -92,6 +92,8 @@ records! {
         status: i32 => [int32, tag = "5"],
         delivered_at: i64 => [int64, tag = "6"],
         read_at: i64 => [int64, tag = "7"],
+        /// Where its copy stands in the sender's log; zero: in the same entry as its VersionUpdate, or nowhere yet.
+        copy_sequence: u64 => [uint64, tag = "8"],
     }
 
     /// That a sender has used this `message_id_local`, and for what.
@@ -306,8 +308,17 @@ impl ChatRecord {
         }
     }
 
+    /// When it came to a state that it is in or past.
+    pub(crate) fn reached(&self, status: AckStatus) -> i64 {
+        if status == AckStatus::Read { self.read_at } else { self.delivered_at }
+    }
+
     /// Moves the state forward; `false` if it was there or further.
     pub(crate) fn advance(&mut self, status: AckStatus, at: i64) -> bool {
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::AcknowledgmentBackwards) && self.status != status.code() {
+            self.status = 0;
+        }
         let states = [AckStatus::Delivered, AckStatus::Read];
         if self.status >= status.code() || !states.contains(&status) {
             return false;

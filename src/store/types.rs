@@ -182,6 +182,24 @@ pub struct LogBounds {
     pub head: Sequence,
 }
 
+/// What is kept of the logs; what lies further back goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Entries from before this are trimmed, Unix milliseconds.
+    pub older_than_ms: i64,
+    /// So many of the newest entries of each user's log are kept, if they are not too old.
+    pub entries_max_per_user: u64,
+}
+
+/// What a pass of the retention has deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Entries of logs.
+    pub entries: u64,
+    /// Messages that no log referred to any more.
+    pub messages: u64,
+}
+
 /// Where a device stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceState {

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Connection, ConnectionError, Endpoint, IdleTimeout, Incoming, RecvStream, SendStream, TransportConfig, VarInt,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
+    TransportConfig, VarInt,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,11 +47,25 @@ pub enum QuicError {
 }
 
 /// Opens the server's endpoint. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
-pub fn bind(address: SocketAddr, config: &QuicConfig, tls: rustls::ServerConfig) -> Result<Endpoint, QuicError> {
+///
+/// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
+/// is told at once (RFC 9000, 10.3), and not only by silence.
+pub fn bind(
+    address: SocketAddr,
+    config: &QuicConfig,
+    tls: rustls::ServerConfig,
+    reset_key: &[u8; 32],
+) -> Result<Endpoint, QuicError> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
-    Endpoint::server(server, address).map_err(|source| QuicError::Bind { address, source })
+    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+    let open = || {
+        let socket = std::net::UdpSocket::bind(address)?;
+        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
+        Endpoint::new(EndpointConfig::new(Arc::new(reset_key)), Some(server), socket, runtime)
+    };
+    open().map_err(|source| QuicError::Bind { address, source })
 }
 
 fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {

@@ -3,8 +3,9 @@
 use std::ops::Deref;
 
 use bimip::wire::proto::{
-    AcknowledgmentResponse, ChatMessage, HistoryPage, PingPong, SessionAccept, TokenRevokeResponse, VersionUpdate,
-    chat_message,
+    AcknowledgmentResponse, AwarenessNotification, AwarenessResponse, BlockSubscriber, ChatMessage, HistoryPage,
+    Logout, PingPong, SessionAccept, SubscriberAddResponse, SubscriberList, SubscriberRemove, TokenRevokeResponse,
+    VersionUpdate, chat_message,
 };
 use bimip::wire::{ErrorMessage, MessageScheme, Payload};
 
@@ -34,6 +35,13 @@ bodies! {
     ChatMessage = ChatMessage,
     AcknowledgmentResponse = AcknowledgmentResponse,
     HistoryPage = HistoryPage,
+    AwarenessNotification = AwarenessNotification,
+    AwarenessResponse = AwarenessResponse,
+    BlockSubscriber = BlockSubscriber,
+    Logout = Logout,
+    SubscriberAddResponse = SubscriberAddResponse,
+    SubscriberList = SubscriberList,
+    SubscriberRemove = SubscriberRemove,
     TokenRevokeResponse = TokenRevokeResponse,
 }
 

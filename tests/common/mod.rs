@@ -8,14 +8,20 @@
 
 mod body;
 mod bystanders;
+mod dice;
+#[cfg(feature = "cli")]
+mod process;
 mod quic;
 mod raw;
 mod server;
 
 pub use body::{Body, Got, text_of};
 pub use bystanders::Bystanders;
+pub use dice::Dice;
+#[cfg(feature = "cli")]
+pub use process::{Process, program};
 pub use raw::{Raw, identity, length_prefix};
-pub use server::{SignIn, TestServer, sign};
+pub use server::{Door, SignIn, TestServer, scratch, sign};
 
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -37,10 +37,9 @@ pub struct Link {
 
 impl Link {
     /// An established connection, with no lane open.
-    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Link {
-        let connecting = endpoint.connect(address, "localhost").expect("the address is one");
-        let connection = connecting.await.expect("a handshake");
-        Link { connection, lanes: [const { None }; 4], strays: Vec::new() }
+    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<Link, ConnectionError> {
+        let connection = endpoint.connect(address, "localhost").expect("the address is one").await?;
+        Ok(Link { connection, lanes: [const { None }; 4], strays: Vec::new() })
     }
 
     /// Opens a stream that names itself by `byte`, whatever that is and however often.
@@ -53,10 +52,10 @@ impl Link {
         }
     }
 
-    /// Writes to an open lane.
-    pub async fn write(&mut self, lane: Lane, bytes: &[u8]) {
+    /// Writes to an open lane; the reason if that is no longer possible.
+    pub async fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         let (send, _) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
-        send.write_all(bytes).await.unwrap_or_else(|error| panic!("writing to {lane:?}: {error}"));
+        send.write_all(bytes).await.map_err(|error| error.to_string())
     }
 
     /// The next bytes of a lane; the reason if there are no more.

@@ -54,7 +54,12 @@ impl Raw {
 
     /// Writes any bytes.
     pub async fn write(&mut self, lane: Lane, bytes: &[u8]) {
-        within_bound("a lane to take bytes", self.link.write(lane, bytes)).await;
+        self.try_write(lane, bytes).await.unwrap_or_else(|end| panic!("writing to {lane:?}: {end}"));
+    }
+
+    /// The same, unless the connection is gone.
+    pub async fn try_write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
+        within_bound("a lane to take bytes", self.link.write(lane, bytes)).await
     }
 
     /// Writes a frame of any content.
@@ -92,7 +97,7 @@ impl Raw {
     /// The next frame of a lane.
     pub async fn recv(&mut self, lane: Lane) -> MessageScheme {
         let what = format!("a frame on {lane:?} for {} {}", self.eid, self.device);
-        within_bound(&what, self.next_frame(lane)).await.unwrap_or_else(|end| panic!("no frame on {lane:?}: {end}"))
+        within_bound(&what, self.try_recv(lane)).await.unwrap_or_else(|end| panic!("no frame on {lane:?}: {end}"))
     }
 
     /// The next frame of a lane, which carries a `T`.
@@ -119,7 +124,8 @@ impl Raw {
         self.expect_error(lane, 501, request_id).await;
     }
 
-    async fn next_frame(&mut self, lane: Lane) -> Result<MessageScheme, String> {
+    /// The next frame of a lane, however long it takes; the reason if there are no more. May be given up and called again.
+    pub async fn try_recv(&mut self, lane: Lane) -> Result<MessageScheme, String> {
         let decoder = &mut self.decoders[lane.index()];
         let frame = loop {
             match decoder.next_frame() {

@@ -10,7 +10,7 @@ use bimip::config::Config;
 use bimip::server::Server;
 use bimip::wire::proto::{SessionAccept, SessionOpen};
 use bimip::wire::{DeviceId, Eid, Identity, Lane, Payload};
-use quinn::Endpoint;
+use quinn::{ConnectionError, Endpoint};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,7 +22,7 @@ use super::{Raw, now_s, within_bound};
 pub struct TestServer {
     server: Server,
     config: Config,
-    clients: Endpoint,
+    door: Door,
     /// Removed when the test ends.
     _directory: TempDir,
 }
@@ -46,14 +46,15 @@ impl TestServer {
         change(&mut config);
         config.check().expect("a configuration that an operator could have");
         let server = start(&config).await;
-        let clients = client_endpoint(&DevFiles::in_data_dir(&config.data_dir).ca);
-        TestServer { server, config, clients, _directory: directory }
+        let door = Door::new(&config.data_dir, server.quic_address, config.session.max_frame_bytes);
+        TestServer { server, config, door, _directory: directory }
     }
 
     /// Stops it gracefully and starts it again on the same directory, on other ports.
     pub async fn restart(mut self) -> TestServer {
         within_bound("the server to stop", self.server.shutdown()).await;
         self.server = start(&self.config).await;
+        self.door.address = self.server.quic_address;
         self
     }
 
@@ -67,6 +68,11 @@ impl TestServer {
         self.server.quic_address
     }
 
+    /// Where TLS over TCP listens.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.server.tcp_address
+    }
+
     /// What it runs on.
     pub fn config(&self) -> &Config {
         &self.config
@@ -74,12 +80,12 @@ impl TestServer {
 
     /// Its keys and certificates.
     pub fn files(&self) -> DevFiles {
-        DevFiles::in_data_dir(&self.config.data_dir)
+        self.door.files.clone()
     }
 
     /// A token for an hour; `device`: the only one that may use it.
     pub fn token(&self, eid: &str, device: Option<&str>) -> String {
-        self.token_at(eid, device, now_s(), Duration::from_secs(3600))
+        self.door.token(eid, device)
     }
 
     /// A token that was signed at a time (Unix seconds), for a while.
@@ -89,22 +95,17 @@ impl TestServer {
 
     /// A connection that has said nothing.
     pub async fn connect(&self) -> Raw {
-        let link = within_bound("a handshake", Link::dial(&self.clients, self.server.quic_address)).await;
-        Raw::new(link, self.config.session.max_frame_bytes)
+        self.try_connect().await.expect("a handshake")
+    }
+
+    /// The same, unless the server refuses.
+    pub async fn try_connect(&self) -> Result<Raw, ConnectionError> {
+        self.door.try_connect().await
     }
 
     /// A device about to sign in.
     pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
-        SignIn {
-            server: self,
-            lanes: vec![Lane::Control, Lane::Chat],
-            open: SessionOpen {
-                identity: Some(Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() }),
-                token: self.token(eid, None),
-                client: "tests".to_owned(),
-                ..SessionOpen::default()
-            },
-        }
+        self.door.session(eid, device)
     }
 
     /// A signed-in device with the lanes control and chat.
@@ -136,6 +137,46 @@ impl TestServer {
     }
 }
 
+/// How devices get in: where the server is, whom to trust, what signs tokens.
+pub struct Door {
+    /// Where it listens.
+    pub address: SocketAddr,
+    clients: Endpoint,
+    files: DevFiles,
+    max_frame_bytes: usize,
+}
+
+impl Door {
+    /// Of a server that runs on a data directory.
+    pub fn new(data_dir: &Path, address: SocketAddr, max_frame_bytes: usize) -> Door {
+        let files = DevFiles::in_data_dir(data_dir);
+        Door { address, clients: client_endpoint(&files.ca), files, max_frame_bytes }
+    }
+
+    /// A device about to sign in, with the lanes control and chat.
+    pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
+        SignIn {
+            door: self,
+            lanes: vec![Lane::Control, Lane::Chat],
+            open: SessionOpen {
+                identity: Some(Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() }),
+                token: self.token(eid, None),
+                client: "tests".to_owned(),
+                ..SessionOpen::default()
+            },
+        }
+    }
+
+    fn token(&self, eid: &str, device: Option<&str>) -> String {
+        sign(&self.files.token_key, eid, device, now_s(), Duration::from_secs(3600))
+    }
+
+    async fn try_connect(&self) -> Result<Raw, ConnectionError> {
+        let link = within_bound("a handshake", Link::dial(&self.clients, self.address)).await?;
+        Ok(Raw::new(link, self.max_frame_bytes))
+    }
+}
+
 /// Signs a token with any key of ours.
 pub fn sign(key: &Path, eid: &str, device: Option<&str>, at: i64, ttl: Duration) -> String {
     let grant = Grant {
@@ -149,7 +190,7 @@ pub fn sign(key: &Path, eid: &str, device: Option<&str>, at: i64, ttl: Duration)
 
 /// In memory where there is such a place: what a disk keeps when the machine fails is not asked here, and a test waits
 /// for a dozen commits. `TMPDIR` chooses another.
-fn scratch() -> TempDir {
+pub fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     let directory = if std::env::var_os("TMPDIR").is_none() && memory.is_dir() {
         tempfile::tempdir_in(memory)
@@ -166,7 +207,7 @@ async fn start(config: &Config) -> Server {
 /// A SessionOpen that is being put together.
 #[derive(Clone)]
 pub struct SignIn<'a> {
-    server: &'a TestServer,
+    door: &'a Door,
     lanes: Vec<Lane>,
     /// As it will be sent.
     pub open: SessionOpen,
@@ -199,7 +240,7 @@ impl SignIn<'_> {
 
     /// Connects, opens the lanes and says SessionOpen; returns the request id of that too.
     pub async fn attempt(self) -> (Raw, i64) {
-        let mut raw = self.server.connect().await;
+        let mut raw = self.door.try_connect().await.expect("a handshake");
         for lane in self.lanes {
             raw.open(lane).await;
         }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 
 use super::backlog::talk;
-use super::connection::{Device, Target, media, text, write};
+use super::connection::{Device, Reader, Target, media, text, write};
 use super::process::{Subject, Usage};
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
@@ -73,8 +73,10 @@ impl Args {
         drop(stuck);
 
         let pings = |device: Device| ping(device, time);
-        let (device, alone) = pings(target.device(&format!("pings-{run}"), true).await?).await?;
+        let (mut device, alone) = pings(target.device(&format!("pings-{run}"), true).await?).await?;
         say(&format!("pings alone                     {}", percentiles(&alone)))?;
+        // The media messages' version updates come on its chat lane; one that does not read them is not read either.
+        let updates = tokio::spawn(read_lane(device.chat.take()));
         let (mut lane, _answers) = device.open(Lane::Media).await?;
         let (from, to) = (device.eid.clone(), Eid::parse(&format!("album-{run}@localhost"))?);
         let burst = async {
@@ -93,6 +95,7 @@ impl Args {
         say(&format!("pings, own media burst          {}", percentiles(&pinged?.1)))?;
         say(&format!("others' chat, media burst       {}", percentiles(&talked?.1)))?;
         say(&format!("the burst: {:.0} media messages a second", sent? as f64 / self.seconds as f64))?;
+        updates.abort();
         drop(writer);
         Ok(())
     }
@@ -114,9 +117,13 @@ async fn flood(mut writer: Device, to: &Eid, time: Duration) -> anyhow::Result<D
 }
 
 async fn read_all(mut device: Device) -> anyhow::Result<()> {
-    let (_, messages) = device.chat.as_mut().context("the chat lane")?;
+    read_lane(device.chat.take()).await
+}
+
+async fn read_lane(lane: Option<(quinn::SendStream, Reader)>) -> anyhow::Result<()> {
+    let (_open, mut frames) = lane.context("the lane")?;
     loop {
-        messages.next().await?;
+        frames.next().await?;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The boards: each user's presence, and the watches that stand with it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const SHARDS: usize = 64;
 pub struct Presence {
     timing: Timing,
     clock: Clock,
-    shards: Vec<Mutex<HashMap<Eid, Board>>>,
+    pub(super) shards: Vec<Mutex<HashMap<Eid, Board>>>,
     hasher: RandomState,
     watches: AtomicU64,
     /// Boards that have something to do at a time; each board at most once.
@@ -36,17 +36,20 @@ pub struct Presence {
 }
 
 #[derive(Default)]
-struct Board {
+pub(super) struct Board {
     user: UserPresence,
-    /// What the watches were last told to look at.
-    published: Option<Shown>,
+    /// What is shown, as of the last change.
+    latest: Option<Shown>,
+    /// That changed since the last fan-out. Not whether it differs from what was fanned out then: who looked in between
+    /// saw something else.
+    changed: bool,
     fanned_out: Option<Instant>,
     /// Where the board stands on the agenda.
     scheduled: Option<Instant>,
     /// Who sees this user, by watch.
-    watchers: HashMap<u64, (Arc<Watch>, Access)>,
+    pub(super) watchers: HashMap<u64, (Arc<Watch>, Access)>,
     /// This user's own watches.
-    watches: Vec<Arc<Watch>>,
+    pub(super) watches: Vec<Arc<Watch>>,
 }
 
 impl Board {
@@ -59,11 +62,17 @@ impl Board {
         self.user.shown(now).status != AwarenessStatus::Offline
     }
 
-    /// When there is something to publish or to expire.
+    /// Sees whether what is shown has changed.
+    fn look(&mut self, now: Now) {
+        let shown = self.user.shown(now);
+        self.changed |= shown.differs(&self.latest.unwrap_or(Shown::GONE));
+        self.latest = Some(shown);
+    }
+
+    /// When there is something to fan out or to expire.
     fn due(&self, interval: Duration, now: Now) -> Option<Instant> {
-        let changed = self.user.shown(now).differs(&self.published.unwrap_or(Shown::GONE));
-        let publish = changed.then(|| self.fanned_out.map_or(now.at, |last| (last + interval).max(now.at)));
-        publish.into_iter().chain(self.user.due()).min()
+        let fan_out = self.changed.then(|| self.fanned_out.map_or(now.at, |last| (last + interval).max(now.at)));
+        fan_out.into_iter().chain(self.user.due()).min()
     }
 }
 
@@ -93,9 +102,9 @@ impl Presence {
         self.change(user, |board, now| board.user.lost(join, self.timing.offline_grace, now));
     }
 
-    /// The device has left on purpose (profile 5: at once).
-    pub fn left(&self, user: &Eid, device: &DeviceId, signed_out: bool) {
-        self.change(user, |board, now| board.user.left(device, signed_out, now));
+    /// The device has left on purpose with that connection (profile 5: at once).
+    pub fn left(&self, user: &Eid, device: &DeviceId, join: u64, signed_out: bool) {
+        self.change(user, |board, now| board.user.left(device, join, signed_out, now));
     }
 
     /// A device has said how its user is; the user's other devices are told.
@@ -134,19 +143,20 @@ impl Presence {
                 continue;
             }
             match access {
-                Some(access) => self.stand(owner, &watch, access),
+                Some(_) => self.stand(owner, &watch),
                 None => {
-                    let was_there = self
-                        .change(owner, |board, now| board.watchers.remove(&watch.id).is_some() && board.is_seen(now));
-                    watch.withdraw(owner, was_there);
+                    self.change(owner, |board, _| board.watchers.remove(&watch.id));
+                    watch.withdraw(owner);
                 }
             }
         }
     }
 
-    /// Puts a watch beside an owner; it is told if there is anything to see.
-    pub(super) fn stand(&self, owner: &Eid, watch: &Arc<Watch>, access: Access) {
+    /// Puts a watch beside an owner, as the watch's own list says now: the owner may have withdrawn, or the lane closed,
+    /// since the caller looked. It is told if there is anything to see.
+    pub(super) fn stand(&self, owner: &Eid, watch: &Arc<Watch>) {
         let visible = self.change(owner, |board, now| {
+            let Some(access) = watch.access(owner) else { return false };
             board.watchers.insert(watch.id, (watch.clone(), access));
             board.is_seen(now)
         });
@@ -156,9 +166,9 @@ impl Presence {
     }
 
     /// Takes a watch off all boards.
-    pub(super) fn leave(&self, watch: &Arc<Watch>, owners: &HashSet<Eid>) {
+    pub(super) fn leave(&self, watch: &Arc<Watch>, owners: impl Iterator<Item = Eid>) {
         for owner in owners {
-            self.change(owner, |board, _| board.watchers.remove(&watch.id));
+            self.change(&owner, |board, _| board.watchers.remove(&watch.id));
         }
         self.change(&watch.user, |board, _| board.watches.retain(|other| other.id != watch.id));
     }
@@ -192,14 +202,14 @@ impl Presence {
                         board.scheduled = None;
                     }
                     board.user.expire(now);
-                    let shown = board.user.shown(now);
-                    if !shown.differs(&board.published.unwrap_or(Shown::GONE)) {
+                    board.look(now);
+                    if !board.changed {
                         return Vec::new();
                     }
                     if board.fanned_out.is_some_and(|last| last + self.timing.interval > now.at) {
                         return Vec::new(); // Scheduled anew below.
                     }
-                    (board.published, board.fanned_out) = (Some(shown), Some(now.at));
+                    (board.changed, board.fanned_out) = (false, Some(now.at));
                     board.watchers.values().map(|(watch, _)| watch.clone()).collect()
                 });
                 if !watches.is_empty() {
@@ -237,6 +247,7 @@ impl Presence {
             let mut shard = self.shard(user);
             let board = shard.entry(user.clone()).or_default();
             let result = change(board, now);
+            board.look(now);
             if let Some(at) = board.due(self.timing.interval, now)
                 && board.scheduled.is_none_or(|scheduled| at < scheduled)
             {

@@ -5,6 +5,8 @@
 //! has to look at, once for each owner: a slow lane, or an owner who flaps, leaves nothing behind but the newest state.
 
 mod board;
+#[cfg(test)]
+mod sim;
 mod state;
 mod timing;
 mod watch;

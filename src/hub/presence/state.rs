@@ -79,8 +79,12 @@ struct Device {
 }
 
 impl UserPresence {
-    /// A device has signed in. What it said before a short loss still holds.
+    /// A device has signed in. What it said before a short loss still holds. A connection that was replaced while it
+    /// signed in comes too late.
     pub(super) fn connected(&mut self, id: &DeviceId, join: u64, now: Now) {
+        if self.devices.iter().any(|device| device.id == *id && device.join > join) {
+            return;
+        }
         self.seen = now.unix_ms;
         match self.devices.iter_mut().find(|device| device.id == *id) {
             Some(device) => (device.join, device.lost_until) = (join, None),
@@ -98,10 +102,11 @@ impl UserPresence {
         }
     }
 
-    /// A device has left on purpose: no grace. Signing out also takes back its DO_NOT_BROADCAST.
-    pub(super) fn left(&mut self, id: &DeviceId, signed_out: bool, now: Now) {
-        self.devices.retain(|device| device.id != *id);
+    /// A device has left on purpose, unless a newer connection has taken its place: no grace. Signing out also takes back its DO_NOT_BROADCAST.
+    pub(super) fn left(&mut self, id: &DeviceId, join: u64, signed_out: bool, now: Now) {
+        self.devices.retain(|device| device.join != join);
         self.seen = now.unix_ms;
+        self.expire(now);
         if signed_out {
             self.speak(id, now);
         }
@@ -149,7 +154,8 @@ impl UserPresence {
 
     /// When [`UserPresence::expire`] has something to do next.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.devices.iter().filter_map(|device| device.lost_until).min()
+        let lost = self.devices.iter().filter_map(|device| device.lost_until);
+        lost.chain(self.location.map(|(_, until)| until)).min()
     }
 
     /// Whether any device counts as connected.
@@ -258,8 +264,20 @@ mod tests {
         assert_eq!(user.shown(at(start, 45)), Shown { last_seen: at(start, 30).unix_ms, ..Shown::GONE });
         user.connected(&phone, 3, at(start, 50));
         assert_eq!(user.shown(at(start, 50)).status, Online);
-        user.left(&phone, false, at(start, 51));
+        user.left(&phone, 3, false, at(start, 51));
         assert_eq!(user.shown(at(start, 51)).status, Offline);
+    }
+
+    #[test]
+    fn a_connection_that_was_replaced_does_not_touch_its_successors_presence() {
+        let (start, phone) = (Now::system(), device("phone"));
+        let mut user = UserPresence::default();
+        user.connected(&phone, 2, start);
+        user.connected(&phone, 1, start);
+        user.lost(1, GRACE, at(start, 1));
+        user.left(&phone, 1, false, at(start, 1));
+        user.expire(at(start, 60));
+        assert_eq!((user.due(), user.shown(at(start, 60)).status), (None, Online));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::hub::Signal;
 use crate::limits::DIRECTED_MAX;
 use crate::store::Access;
-use crate::wire::{DeviceId, Eid};
+use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
 use super::board::Presence;
 use super::state::Shown;
@@ -39,8 +39,10 @@ pub struct Watch {
 /// Bounded: each owner stands at most once in it, and directed notices have a bound of their own.
 #[derive(Default)]
 struct Queue {
-    /// Whom this watch stands with.
-    owners: HashSet<Eid>,
+    /// Whom this watch stands with. A board is only asked to take the watch in as this says, with the board held.
+    owners: HashMap<Eid, Standing>,
+    /// The lane is gone: nobody is added any more.
+    closed: bool,
     /// Until the list of owners has come from the store: what changed meanwhile, which is newer.
     loading: Option<HashMap<Eid, Option<Access>>>,
     /// Whose state has to be looked at, and since when each waits.
@@ -53,6 +55,32 @@ struct Queue {
     told_at: HashMap<Eid, Instant>,
     directed: VecDeque<Told>,
     withdrawn: VecDeque<Eid>,
+}
+
+/// How a watch stands with an owner.
+#[derive(Default)]
+struct Standing {
+    /// `None`: about to be taken off the owner's board.
+    access: Option<Access>,
+    /// What the lane was last told; `None`: nothing, which is as good as OFFLINE.
+    told: Option<Shown>,
+    /// The owner is being looked at, and may be told to be there.
+    looking: bool,
+}
+
+impl Standing {
+    /// Whether the owner seems to be there, as far as can be known.
+    fn shows(&self) -> bool {
+        self.looking || self.told.is_some_and(|told| told.status != AwarenessStatus::Offline)
+    }
+
+    /// Whether it is worth telling.
+    fn is_news(&self, shown: &Shown) -> bool {
+        match &self.told {
+            Some(told) => shown.differs(told),
+            None => shown.status != AwarenessStatus::Offline,
+        }
+    }
 }
 
 impl Watch {
@@ -79,17 +107,22 @@ impl Watch {
         self.wake();
     }
 
-    /// The user may not see the owner any more, who therefore seems to leave, if they were there.
-    pub(super) fn withdraw(&self, owner: &Eid, was_there: bool) {
+    /// The watch is off the board of an owner whom the user may not see any more, and who therefore seems to leave, if
+    /// they seemed to be there.
+    pub(super) fn withdraw(&self, owner: &Eid) {
         {
             let mut queue = self.queue();
-            queue.owners.remove(owner);
-            if !was_there || queue.withdrawn.contains(owner) {
+            if !queue.owners.remove(owner).is_some_and(|standing| standing.shows()) || queue.withdrawn.contains(owner) {
                 return;
             }
             queue.withdrawn.push_back(owner.clone());
         }
         self.wake();
+    }
+
+    /// What the user may see of the owner.
+    pub(super) fn access(&self, owner: &Eid) -> Option<Access> {
+        self.queue().owners.get(owner)?.access
     }
 
     /// Somebody tells this user alone; the oldest such notice makes room.
@@ -107,18 +140,15 @@ impl Watch {
     /// While the list is loading, remembers a change for later and returns `false`.
     pub(super) fn note(&self, owner: &Eid, access: Option<Access>) -> bool {
         let mut queue = self.queue();
-        match &mut queue.loading {
-            Some(changes) => {
-                changes.insert(owner.clone(), access);
-                false
-            }
-            None => {
-                if access.is_some() {
-                    queue.owners.insert(owner.clone());
-                }
-                true
-            }
+        if queue.closed {
+            return false;
         }
+        if let Some(changes) = &mut queue.loading {
+            changes.insert(owner.clone(), access);
+            return false;
+        }
+        queue.owners.entry(owner.clone()).or_default().access = access;
+        true
     }
 
     fn wake(&self) {
@@ -171,13 +201,12 @@ impl WatchPlace {
         {
             let mut queue = self.watch.queue();
             access.extend(queue.loading.take().unwrap_or_default());
-            queue.owners = access.iter().filter(|(_, a)| a.is_some()).map(|(owner, _)| owner.clone()).collect();
+            access.retain(|_, access| access.is_some());
+            let standing =
+                |(owner, a): (&Eid, &Option<Access>)| (owner.clone(), Standing { access: *a, ..Standing::default() });
+            queue.owners = access.iter().map(standing).collect();
         }
-        for (owner, access) in access {
-            if let Some(access) = access {
-                self.presence.stand(&owner, &self.watch, access);
-            }
-        }
+        access.keys().for_each(|owner| self.presence.stand(owner, &self.watch));
     }
 
     /// The next thing to tell, if anything is due.
@@ -195,13 +224,28 @@ impl WatchPlace {
                     self.watch.marked.store(false, Ordering::Release);
                     return None;
                 };
-                queue.was_told(&owner, now.at);
+                if let Some(standing) = queue.owners.get_mut(&owner) {
+                    standing.looking = true;
+                }
                 owner
             };
             // Looked at only now: the newest state, and only if it still may be seen.
-            if let Some(shown) = self.presence.see(&owner, &self.watch, now) {
-                return Some(Told { owner, shown });
+            let seen = self.presence.see(&owner, &self.watch, now);
+            let mut queue = self.watch.queue();
+            // Not `looking` any more: the owner has withdrawn meanwhile, and seems to leave after this.
+            let mut standing = queue.owners.get_mut(&owner).filter(|standing| standing.looking);
+            if let Some(standing) = &mut standing {
+                standing.looking = false;
             }
+            let Some(shown) = seen else { continue };
+            if let Some(standing) = standing {
+                if !standing.is_news(&shown) {
+                    continue;
+                }
+                standing.told = Some(shown);
+            }
+            queue.was_told(&owner, now.at);
+            return Some(Told { owner, shown });
         }
     }
 
@@ -223,7 +267,11 @@ impl WatchPlace {
 
 impl Drop for WatchPlace {
     fn drop(&mut self) {
-        let owners = std::mem::take(&mut self.watch.queue().owners);
-        self.presence.leave(&self.watch, &owners);
+        let owners = {
+            let mut queue = self.watch.queue();
+            queue.closed = true;
+            std::mem::take(&mut queue.owners)
+        };
+        self.presence.leave(&self.watch, owners.into_keys());
     }
 }

@@ -7,7 +7,7 @@ use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, ChatRecord, MarkRecord, corrupt};
 use crate::store::types::{AckTarget, Acknowledged, Acknowledgment, EntryBody};
 use crate::store::{StoreError, key};
-use crate::wire::{AckStatus, ChatId, MessageId, Sequence, Version};
+use crate::wire::{AckStatus, ChatId, Eid, MessageId, Sequence, Version};
 
 impl Books {
     pub(super) fn acknowledge(&mut self, txn: &mut Txn, ack: Acknowledgment) -> Result<Acknowledged, StoreError> {
@@ -76,8 +76,13 @@ impl Books {
             Some(row) => Some(row),
             None => newest_for_reader(txn, chat, from_high, forward.covered)?,
         };
-        let (status, at) = match (&newest, forward.changed) {
-            (Some((key, row)), false) => stored(key, row)?.unwrap_or((ack.status, ack.at)),
+        // The state that all of them have: the newest may be further than the others.
+        let (status, at) = match &newest {
+            Some((_, row)) if !forward.changed => {
+                let read = all_read(txn, &ack.reader, chat, from_high, forward.covered)?;
+                let status = if read { AckStatus::Read } else { ack.status };
+                (status, row.reached(status))
+            }
             _ => (ack.status, ack.at),
         };
         let target = AckTarget::UpTo(chat, forward.covered);
@@ -142,6 +147,20 @@ fn go_forward(
         txn.put_unsynced(mark_key, &mark);
     }
     Ok(forward)
+}
+
+/// Whether every message for the reader up to `last` is known to be read, at the cost of one page.
+fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Version) -> Result<bool, StoreError> {
+    let mark = record::read::<MarkRecord>(txn, &key::mark(chat, reader))?.unwrap_or_default();
+    let span = key::versions(chat, Version::from(mark.read), Some(last.next()));
+    let rows = txn.range(Space::Chats, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+    for (key, value) in &rows {
+        let row = record::decode::<ChatRecord>(key, value)?;
+        if row.from_high == from_high && row.status != AckStatus::Read.code() {
+            return Ok(false);
+        }
+    }
+    Ok(rows.len() < limits::STORE_PAGE_ROWS)
 }
 
 /// The newest row for the reader up to `last`, if not too many of the other's lie behind it.

@@ -72,6 +72,18 @@ impl Books {
         Ok(bounds)
     }
 
+    /// `user`'s log begins after `up_to` now.
+    pub(super) fn has_trimmed(&mut self, user: &Eid, up_to: Sequence) {
+        if let Some(bounds) = self.logs.get_mut(user) {
+            bounds.trimmed = up_to;
+        }
+    }
+
+    /// The chat has no message any more.
+    pub(super) fn forget_chat(&mut self, chat: ChatId) {
+        self.chats.pop(&chat);
+    }
+
     /// Appends to `user`'s log.
     pub(super) fn append(
         &mut self,

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::books::Books;
 use super::txn::Txn;
 use crate::limits;
+#[cfg(test)]
+use crate::planted;
 use crate::store::kv::Space;
 use crate::store::record::{self, ChatRecord, ContactRecord, LocalRecord, MessageRecord, PendingRecord, corrupt};
 use crate::store::types::{AcceptOutcome, Accepted, EntryBody, Message, NewMessage};
@@ -16,6 +18,12 @@ impl Books {
         let digest = record::digest(&new);
         let local_key = key::local(&new.sender, &new.local_id);
         if let Some(known) = record::read::<LocalRecord>(txn, &local_key)? {
+            #[cfg(test)]
+            if planted::is(planted::Bug::VersionGap) {
+                let chat = ChatId::between(&new.sender, &new.recipient);
+                let early = self.version(txn, chat, &new.sender, &new.recipient)?.next();
+                self.advance_chat(chat, early);
+            }
             return accepted_before(txn, &local_key, &known, &digest);
         }
         let block = record::read::<ContactRecord>(txn, &key::pair(&new.recipient, &new.sender))?;
@@ -38,6 +46,10 @@ impl Books {
         } else {
             let place = PendingRecord { chat: chat.as_bytes().to_vec(), version: version.get() };
             txn.put(key::message(message.id), &place);
+            #[cfg(test)]
+            if planted::is(planted::Bug::LostRelease) {
+                txn.delete(Space::Pending, key::message(message.id));
+            }
             (self.append(txn, &message.sender, origin, EntryBody::Accepted(message.clone()))?, 0)
         };
         let id = message.id.as_bytes().to_vec();
@@ -81,7 +93,8 @@ impl Books {
         };
         let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
         let origin = Some(message.device.clone());
-        self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        let copied = self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        row.copy_sequence = copied.get();
         row.recipient_sequence = received.get();
         txn.put(row_key, &row);
         txn.delete(Space::Pending, key::message(id));

@@ -9,6 +9,7 @@ mod chat;
 mod contacts;
 mod devices;
 mod revocations;
+mod trims;
 mod txn;
 
 #[cfg(test)]
@@ -22,12 +23,13 @@ use std::time::Instant;
 use super::StoreError;
 use super::kv::{Kv, Order, Space};
 use super::record::{self, PendingRecord, corrupt};
+use super::retention::Gone;
 use super::types::{
     Accepted, Acknowledged, Acknowledgment, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
 };
 use super::{key, kv};
 use crate::limits;
-use crate::wire::{DeviceId, Eid, MessageId, Sequence};
+use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};
 use books::Books;
 use txn::{Txn, Written};
 
@@ -58,6 +60,18 @@ pub(crate) enum Op {
     Revoke(Revocation),
     DropRevocations {
         expired_at: i64,
+    },
+    /// Delete entries of a log up to one of them.
+    TrimLog {
+        user: Eid,
+        from: Sequence,
+        up_to: Sequence,
+    },
+    /// Delete the oldest messages of a chat, which no log refers to.
+    TrimChat {
+        chat: ChatId,
+        parties: (Eid, Eid),
+        gone: Vec<Gone>,
     },
     /// Succeeds if the engine has not failed.
     Check,
@@ -181,6 +195,8 @@ impl Ledger {
             }
             Op::Revoke(revocation) => revocations::revoke(txn, revocation).map(|()| Reply::Done),
             Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
+            Op::TrimLog { user, from, up_to } => books.trim_log(txn, &user, from, up_to).map(|()| Reply::Done),
+            Op::TrimChat { chat, parties, gone } => books.trim_chat(txn, chat, &parties, gone).map(|()| Reply::Done),
             Op::Check => Ok(Reply::Done),
         };
         // A refusal comes before the first write and costs nothing; only an engine that fails in between leaves some.

@@ -43,6 +43,7 @@ struct Sent {
     /// In the recipient's log; zero: not released.
     received: u64,
     state: Option<(AckStatus, i64)>,
+    delivered_at: i64,
 }
 
 #[derive(Clone, Default)]
@@ -120,7 +121,7 @@ impl Model {
         let (sender, recipient) = (new.sender.clone(), new.recipient.clone());
         let (origin, ready) = (new.device.clone(), release);
         let chat = self.chats.get_mut(&chat).unwrap();
-        chat.push(Sent { id, sender, recipient, origin, ready, received, state: None });
+        chat.push(Sent { id, sender, recipient, origin, ready, received, state: None, delivered_at: 0 });
         format!("{} {id} v{} at {sequence}", if now { "Released" } else { "Waiting" }, chat.len())
     }
 
@@ -184,13 +185,22 @@ impl Model {
         let (mut changed, mut newest) = (false, None);
         for sent in rows.iter_mut().filter(|sent| sent.recipient == ack.reader) {
             if sent.state.is_none_or(|(status, _)| status < ack.status) {
+                if sent.state.is_none() {
+                    sent.delivered_at = ack.at;
+                }
                 sent.state = Some((ack.status, ack.at));
                 changed = true;
             }
             newest = Some(sent.clone());
         }
-        let stored = newest.as_ref().and_then(|sent| sent.state).filter(|_| !changed);
-        let (status, at) = stored.unwrap_or((ack.status, ack.at));
+        let is_read = |sent: &&Sent| sent.state.is_some_and(|(status, _)| status == AckStatus::Read);
+        let all_read = rows.iter().filter(|sent| sent.recipient == ack.reader).all(|sent| is_read(&sent));
+        let (status, at) = match newest.as_ref().and_then(|sent| Some((sent, sent.state?))).filter(|_| !changed) {
+            Some((_, read)) if all_read => read,
+            Some((sent, _)) if ack.status == AckStatus::Delivered => (AckStatus::Delivered, sent.delivered_at),
+            Some((_, stored)) => stored,
+            None => (ack.status, ack.at),
+        };
         if changed {
             let body = format!("{} {at} {target:?} by {} of {sender}", status.name(), ack.reader);
             self.append(&sender, body.clone(), None);

@@ -80,6 +80,11 @@ impl Txn {
         self.write(space, key, None);
     }
 
+    /// As [`Txn::delete`], for what may come back in a crash.
+    pub(crate) fn delete_unsynced(&mut self, space: Space, key: Vec<u8>) {
+        self.write(space, key, None);
+    }
+
     pub(crate) fn appended(&mut self, user: Eid, entry: LogEntry) {
         self.appended.push((user, entry));
     }

@@ -73,6 +73,21 @@ fn a_bulk_acknowledgment_covers_the_peers_released_messages_with_one_entry() {
 }
 
 #[test]
+fn a_bulk_acknowledgment_is_answered_with_the_state_that_all_have() {
+    let mut house = House::new();
+    house.sent("alice", "bob", 1);
+    let newest = house.sent("alice", "bob", 2);
+    house.ack(ack("bob", up_to(2), AckStatus::Delivered, 10)).unwrap();
+    house.ack(ack("bob", AckTarget::Message(newest.id), AckStatus::Read, 11)).unwrap();
+    // Only the newest is read.
+    let again = house.ack(ack("bob", up_to(2), AckStatus::Delivered, 12)).unwrap();
+    assert_eq!((again.status, again.at, again.changed), (AckStatus::Delivered, 10, false));
+    house.ack(ack("bob", up_to(1), AckStatus::Read, 13)).unwrap();
+    let again = house.ack(ack("bob", up_to(2), AckStatus::Delivered, 14)).unwrap();
+    assert_eq!((again.status, again.at, again.changed), (AckStatus::Read, 11, false));
+}
+
+#[test]
 fn bulk_and_single_acknowledgments_mix_in_any_order() {
     let mut house = House::new();
     let sent: Vec<_> = (1..=6).map(|number| house.sent("alice", "bob", number)).collect();

@@ -1,0 +1,57 @@
+//! Deleting what [`crate::store::retention`] has found. Never waited for: what a crash brings back goes again.
+
+use super::books::Books;
+use super::txn::Txn;
+use crate::store::kv::{Order, Space, View};
+use crate::store::record::FloorRecord;
+use crate::store::retention::Gone;
+use crate::store::{StoreError, key};
+use crate::wire::{ChatId, Eid, Sequence};
+
+impl Books {
+    /// Deletes entries; they are in no way looked at.
+    pub(super) fn trim_log(
+        &mut self,
+        txn: &mut Txn,
+        user: &Eid,
+        from: Sequence,
+        up_to: Sequence,
+    ) -> Result<(), StoreError> {
+        let bounds = self.log(txn, user)?;
+        let (from, up_to) = (from.max(bounds.trimmed.next()), up_to.min(bounds.head));
+        for sequence in from.get()..=up_to.get() {
+            txn.delete_unsynced(Space::Logs, key::log(user, Sequence::from(sequence)));
+        }
+        if up_to > bounds.trimmed {
+            txn.put_unsynced(key::log_floor(user), &FloorRecord { last: up_to.get() });
+            self.has_trimmed(user, up_to);
+        }
+        Ok(())
+    }
+
+    /// Deletes messages that nothing refers to, the oldest of their chat.
+    pub(super) fn trim_chat(
+        &mut self,
+        txn: &mut Txn,
+        chat: ChatId,
+        parties: &(Eid, Eid),
+        gone: Vec<Gone>,
+    ) -> Result<(), StoreError> {
+        let Some(last) = gone.last().map(|gone| gone.version) else { return Ok(()) };
+        let is_empty = txn.range(Space::Chats, &key::versions(chat, last, None), Order::Ascending, 1)?.is_empty();
+        for Gone { version, id, local } in gone {
+            txn.delete_unsynced(Space::Chats, key::chat(chat, version));
+            txn.delete_unsynced(Space::Messages, key::message(id));
+            txn.delete_unsynced(Space::Locals, local);
+        }
+        // The versions go on from here at the least, and the next pass looks no further back.
+        txn.put_unsynced(key::chat_floor(chat), &FloorRecord { last: last.get() });
+        if is_empty {
+            for reader in [&parties.0, &parties.1] {
+                txn.delete_unsynced(Space::Marks, key::mark(chat, reader));
+            }
+            self.forget_chat(chat);
+        }
+        Ok(())
+    }
+}

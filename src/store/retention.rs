@@ -1,0 +1,235 @@
+//! What may go, and in which steps: log entries beyond their age or number, and messages that no log refers to any more.
+//!
+//! A pass looks at views beside the writer and hands it lists of rows to delete, a bounded number each, so that commits
+//! stay short. What a list names cannot be referred to again: what was trimmed stays trimmed, and what waits for its
+//! release is left out. A pass that is cut off is begun again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::kv::{Order, Space, Span, View};
+use super::ledger::Op;
+use super::record::{self, ChatRecord, FloorRecord, LogRecord, PendingRecord, corrupt};
+use super::types::{Message, Retention};
+use super::{StoreError, key};
+use crate::limits;
+use crate::wire::{ChatId, Eid, MessageId, Sequence, Version};
+
+/// A message that goes, with what else stands for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Gone {
+    pub(crate) version: Version,
+    pub(crate) id: MessageId,
+    /// Key of its `message_id_local`.
+    pub(crate) local: Vec<u8>,
+}
+
+/// One pass over everything.
+pub(crate) struct Pass {
+    retention: Retention,
+    /// Messages accepted from then on keep their `message_id_local`, and with it themselves, as a repeat is answered
+    /// with them.
+    locals_from_ms: i64,
+    stage: Stage,
+    /// Messages to which perhaps nothing refers any more: their entries were trimmed, or they have come of age.
+    candidates: VecDeque<MessageId>,
+    /// Messages up to this key have come of age; they are looked at once, and again when an entry of theirs goes.
+    swept: Vec<u8>,
+}
+
+enum Stage {
+    /// Logs from this key on.
+    Logs(Vec<u8>),
+    Messages,
+    Over,
+}
+
+impl Pass {
+    /// `swept` is what the pass before it came to; empty: there was none in this process.
+    pub(crate) fn new(retention: Retention, now_ms: i64, swept: Vec<u8>) -> Pass {
+        let kept = i64::try_from(limits::LOCAL_IDS_KEPT.as_millis()).unwrap_or(i64::MAX);
+        Pass {
+            retention,
+            locals_from_ms: now_ms.saturating_sub(kept),
+            stage: Stage::Logs(Vec::new()),
+            candidates: VecDeque::new(),
+            swept,
+        }
+    }
+
+    /// The next step's operations, perhaps none; `None`: the pass is over.
+    pub(crate) fn step(&mut self, view: &dyn View) -> Result<Option<Vec<Op>>, StoreError> {
+        if !self.candidates.is_empty() {
+            return self.messages(view).map(Some);
+        }
+        match &self.stage {
+            Stage::Logs(from) => {
+                let from = from.clone();
+                self.logs(view, from).map(Some)
+            }
+            Stage::Messages => self.come_of_age(view).map(Some),
+            Stage::Over => Ok(None),
+        }
+    }
+
+    /// Where the next pass goes on among the messages.
+    pub(crate) fn swept(self) -> Vec<u8> {
+        self.swept
+    }
+
+    /// Trims logs from a key on, until it has looked at enough.
+    fn logs(&mut self, view: &dyn View, mut from: Vec<u8>) -> Result<Vec<Op>, StoreError> {
+        let (mut ops, mut looked_at) = (Vec::new(), 0);
+        while looked_at < limits::TRIM_ROWS {
+            let rest = Span { from, to: key::all().to };
+            let first = view.range(Space::Logs, &rest, Order::Ascending, 1)?;
+            let Some((first, oldest)) = first.first() else {
+                self.stage = Stage::Messages;
+                return Ok(ops);
+            };
+            let user = key::user_of(first).map_err(|why| corrupt(Space::Logs, first, why))?;
+            from = key::all_of(&user).to;
+            looked_at += 1;
+            let surplus = self.surplus(view, &user)?;
+            if self.goes(surplus, first, oldest)?.is_some() {
+                let (op, rows) = self.log(view, user, surplus)?;
+                looked_at += rows;
+                // There may be more of this one.
+                if rows == limits::TRIM_ROWS
+                    && let Some(Op::TrimLog { user, up_to, .. }) = &op
+                {
+                    from = key::entries(user, *up_to).from;
+                }
+                ops.extend(op);
+            }
+        }
+        self.stage = Stage::Logs(from);
+        Ok(ops)
+    }
+
+    /// Up to where a log holds more than it may.
+    fn surplus(&self, view: &dyn View, user: &Eid) -> Result<u64, StoreError> {
+        let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
+        let Some((key, _)) = newest.first() else { return Ok(0) };
+        let head = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
+        Ok(head.get().saturating_sub(self.retention.entries_max_per_user))
+    }
+
+    /// The entry of a row that goes, with its sequence.
+    fn goes(&self, surplus: u64, key: &[u8], value: &[u8]) -> Result<Option<(Sequence, LogRecord)>, StoreError> {
+        let entry = record::decode::<LogRecord>(key, value)?;
+        let sequence = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
+        let goes = sequence.get() <= surplus || entry.at < self.retention.older_than_ms;
+        Ok(goes.then_some((sequence, entry)))
+    }
+
+    /// Trims a page of a log, up to the first entry that stays. Also returns how many rows it has looked at.
+    fn log(&mut self, view: &dyn View, user: Eid, surplus: u64) -> Result<(Option<Op>, usize), StoreError> {
+        let floor = record::read::<FloorRecord>(view, &key::log_floor(&user))?;
+        let trimmed = Sequence::from(floor.map_or(0, |floor| floor.last));
+        let rows = view.range(Space::Logs, &key::entries(&user, trimmed), Order::Ascending, limits::TRIM_ROWS)?;
+        let mut up_to = None;
+        for (key, value) in &rows {
+            let Some((sequence, entry)) = self.goes(surplus, key, value)? else { break };
+            if !entry.message.is_empty() {
+                let id = record::message_id(&entry.message).map_err(|why| corrupt(Space::Logs, key, why))?;
+                if is_pending(view, id)? {
+                    break;
+                }
+                self.candidates.push_back(id);
+            }
+            up_to = Some(sequence);
+        }
+        Ok((up_to.map(|up_to| Op::TrimLog { user, from: trimmed.next(), up_to }), rows.len()))
+    }
+
+    /// Messages that no longer have to answer a repeat.
+    fn come_of_age(&mut self, view: &dyn View) -> Result<Vec<Op>, StoreError> {
+        let to = MessageId::new(self.locals_from_ms, [0; 10]);
+        let span = Span { from: self.swept.clone(), to: key::message(to) };
+        let rows = view.range(Space::Messages, &span, Order::Ascending, limits::TRIM_ROWS)?;
+        match rows.last() {
+            None => self.stage = Stage::Over,
+            Some((last, _)) => self.swept = key::following(key::all(), last).from,
+        }
+        for (key, _) in &rows {
+            self.candidates.push_back(record::message_id(key).map_err(|why| corrupt(Space::Messages, key, why))?);
+        }
+        Ok(Vec::new())
+    }
+
+    /// Deletes, of some candidates' chats, all messages that nothing refers to.
+    fn messages(&mut self, view: &dyn View) -> Result<Vec<Op>, StoreError> {
+        let mut chats: BTreeMap<ChatId, (Version, MessageId)> = BTreeMap::new();
+        let some = self.candidates.len().min(limits::TRIM_ROWS);
+        for id in self.candidates.drain(..some).collect::<Vec<_>>() {
+            if let Some(message) = record::message(view, id)?
+                && self.is_past(view, &message)?
+            {
+                let newest = chats.entry(message.chat).or_insert((message.version, id));
+                *newest = (message.version, id).max(*newest);
+            }
+        }
+        let (mut ops, mut room) = (Vec::new(), limits::TRIM_ROWS);
+        for (chat, (version, id)) in chats {
+            let (op, rows) = if room > 0 { self.chat(view, chat, version, room)? } else { (None, 0) };
+            room -= rows;
+            // More of this chat is to go than a step takes.
+            if room == 0 {
+                self.candidates.push_back(id);
+            }
+            ops.extend(op);
+        }
+        Ok(ops)
+    }
+
+    /// Deletes a chat's oldest messages, up to a version, as far as nothing refers to them: in the order of their
+    /// versions, as both logs have them in that order, so that what is left of the chat has no hole.
+    fn chat(
+        &self,
+        view: &dyn View,
+        chat: ChatId,
+        up_to: Version,
+        limit: usize,
+    ) -> Result<(Option<Op>, usize), StoreError> {
+        let floor = record::read::<FloorRecord>(view, &key::chat_floor(chat))?;
+        let trimmed = Version::from(floor.map_or(0, |floor| floor.last));
+        let span = key::versions(chat, trimmed, Some(up_to.next()));
+        let rows = view.range(Space::Chats, &span, Order::Ascending, limit)?;
+        let (mut gone, mut parties) = (Vec::new(), None);
+        for (key, value) in &rows {
+            let row = record::decode::<ChatRecord>(key, value)?;
+            let id = row.message().map_err(|why| corrupt(Space::Chats, key, why))?;
+            let message = record::message_named(view, id)?;
+            if !self.is_past(view, &message)? {
+                break;
+            }
+            let local = key::local(&message.sender, &message.local_id);
+            gone.push(Gone { version: message.version, id, local });
+            parties = Some((message.sender.clone(), message.recipient.clone()));
+        }
+        let op = parties.map(|parties| Op::TrimChat { chat, parties, gone });
+        Ok((op, rows.len()))
+    }
+
+    /// Whether no log refers to a message and no repeat of it has to be known.
+    fn is_past(&self, view: &dyn View, message: &Message) -> Result<bool, StoreError> {
+        if message.received_at >= self.locals_from_ms || is_pending(view, message.id)? {
+            return Ok(false);
+        }
+        let row_key = key::chat(message.chat, message.version);
+        let Some(row) = record::read::<ChatRecord>(view, &row_key)? else {
+            return Err(corrupt(Space::Chats, &row_key, "its message is there, and it is not"));
+        };
+        let trimmed = |user: &Eid| {
+            let floor = record::read::<FloorRecord>(view, &key::log_floor(user))?;
+            Ok::<_, StoreError>(floor.map_or(0, |floor| floor.last))
+        };
+        Ok(row.released()
+            && trimmed(&message.recipient)? >= row.recipient_sequence
+            && trimmed(&message.sender)? >= row.sender_sequence.max(row.copy_sequence))
+    }
+}
+
+fn is_pending(view: &dyn View, id: MessageId) -> Result<bool, StoreError> {
+    Ok(record::read::<PendingRecord>(view, &key::message(id))?.is_some())
+}

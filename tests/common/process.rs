@@ -1,0 +1,90 @@
+//! The server as a process of its own, which can be killed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use bimip::limits;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+use super::server::Door;
+use super::within_bound;
+
+/// `bimip serve --dev`, with what it writes to standard error kept beside its data.
+pub struct Process {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    data_dir: PathBuf,
+    /// How devices get in.
+    pub door: Door,
+}
+
+impl Process {
+    /// Starts it and waits for its one line. `variables` are set in its environment.
+    pub async fn start(data_dir: &Path, variables: &[(&str, &str)]) -> Process {
+        std::fs::create_dir_all(data_dir).expect("a directory");
+        let log = std::fs::File::options().create(true).append(true).open(log_file(data_dir)).expect("a log");
+        let mut child = program(data_dir)
+            .envs(variables.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program runs");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        within_bound("the ready line", stdout.read_line(&mut line)).await.expect("it is text");
+        let address = line.strip_prefix("bimip ready quic=").and_then(|rest| rest.split_whitespace().next());
+        let address: SocketAddr = address.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+            panic!("no ready line: {line:?}\n{}", std::fs::read_to_string(log_file(data_dir)).unwrap_or_default())
+        });
+        let door = Door::new(data_dir, address, limits::FRAME_BYTES_MAX);
+        Process { child, stdout, data_dir: data_dir.to_owned(), door }
+    }
+
+    /// Where its data is.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("it was running");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).expect("it is running");
+        // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(id, signal) }, 0);
+    }
+
+    /// Waits for its end; standard output has had nothing but the ready line.
+    pub async fn ended(mut self) -> ExitStatus {
+        let status = within_bound("the process to end", self.child.wait()).await.expect("it was started");
+        let mut rest = String::new();
+        within_bound("the end of standard output", self.stdout.read_line(&mut rest)).await.expect("it is text");
+        assert_eq!(rest, "");
+        status
+    }
+
+    /// What it, and those before it on the same directory, wrote to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(log_file(&self.data_dir)).expect("it is text")
+    }
+}
+
+/// `bimip serve --dev` on free ports, about to be run.
+pub fn program(data_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    command
+        .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .env("BIMIP_LOG__FORMAT", "human");
+    command
+}
+
+fn log_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("stderr.log")
+}

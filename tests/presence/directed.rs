@@ -1,0 +1,105 @@
+//! A word about oneself to one user alone.
+
+use bimip::wire::Lane;
+use bimip::wire::proto::AwarenessNotification;
+
+use crate::common::{Raw, TestServer, identity};
+use crate::{
+    ALICE, AWAY, BOB, BUSY, CAROL, Canary, DO_NOT_BROADCAST, INVISIBLE, OFFLINE, ONLINE, UNKNOWN, admit, ask, block,
+    device_of, notification, notify, patient, sign_in, told,
+};
+
+#[tokio::test]
+async fn it_reaches_that_user_alone_on_all_devices_and_is_not_stored() {
+    let server = TestServer::with(patient).await;
+    let mut alice = sign_in(&server, ALICE, "phone").await;
+    let mut bob = sign_in(&server, BOB, "phone").await;
+    let mut desk = sign_in(&server, BOB, "desk").await;
+    let mut carol = sign_in(&server, CAROL, "phone").await;
+    admit(&mut alice, CAROL, None).await;
+    told(&mut carol, ALICE, ONLINE).await;
+    let mut canary = Canary::admitting(&server, &mut [&mut carol]).await;
+    // Bob is a stranger to her; she is none to him.
+    let word = AwarenessNotification {
+        to: Some(identity("BOB@localhost")),
+        latitude: Some(1.5),
+        longitude: Some(2.5),
+        ..notification(&alice, BUSY)
+    };
+    notify(&mut alice, word).await;
+    for device in [&mut bob, &mut desk] {
+        let word = told(device, ALICE, BUSY).await;
+        assert_eq!((word.latitude, word.longitude), (Some(1.5), Some(2.5)));
+        assert_eq!(ask(device, ALICE).await.status, UNKNOWN);
+    }
+    canary.only_is_heard_by(&mut carol).await;
+    let asked = ask(&mut carol, ALICE).await;
+    assert_eq!((asked.status, asked.latitude), (ONLINE, None));
+}
+
+#[tokio::test]
+async fn it_is_dropped_where_one_has_blocked_the_other() {
+    let server = TestServer::with(patient).await;
+    let mut alice = sign_in(&server, ALICE, "phone").await;
+    let mut bob = sign_in(&server, BOB, "phone").await;
+    let mut canary = Canary::admitting(&server, &mut [&mut bob]).await;
+    let word = |alice: &Raw, status| AwarenessNotification { to: Some(identity(BOB)), ..notification(alice, status) };
+    let allowed = word(&alice, AWAY);
+    notify(&mut alice, allowed).await;
+    told(&mut bob, ALICE, AWAY).await;
+    for alice_blocks in [true, false] {
+        match alice_blocks {
+            true => block(&mut alice, BOB, true).await,
+            false => block(&mut bob, ALICE, true).await,
+        }
+        for _ in 0..20 {
+            let dropped = word(&alice, BUSY);
+            notify(&mut alice, dropped).await;
+        }
+        // Nothing tells her, and nothing reaches him.
+        alice.expect_nothing_more(Lane::Presence).await;
+        canary.only_is_heard_by(&mut bob).await;
+        if alice_blocks {
+            // Both block; then bob alone.
+            block(&mut bob, ALICE, true).await;
+            block(&mut alice, BOB, false).await;
+        }
+    }
+    canary.only_is_heard_by(&mut bob).await;
+}
+
+#[tokio::test]
+async fn who_hides_from_somebody_seems_to_go() {
+    let server = TestServer::with(patient).await;
+    let mut alice = sign_in(&server, ALICE, "phone").await;
+    let mut bob = sign_in(&server, BOB, "phone").await;
+    for (status, awareness_intention) in [(INVISIBLE, 0), (BUSY, DO_NOT_BROADCAST)] {
+        let word = AwarenessNotification {
+            to: Some(identity(BOB)),
+            awareness_intention,
+            latitude: Some(1.0),
+            longitude: Some(1.0),
+            ..notification(&alice, status)
+        };
+        notify(&mut alice, word).await;
+        let word = told(&mut bob, ALICE, OFFLINE).await;
+        assert_eq!((word.latitude, word.awareness_intention), (None, 2));
+    }
+    // And only to him.
+    assert_eq!(ask(&mut alice, ALICE).await.status, ONLINE);
+}
+
+#[tokio::test]
+async fn a_recipient_that_is_none_is_refused() {
+    let server = TestServer::with(patient).await;
+    let mut alice = sign_in(&server, ALICE, "phone").await;
+    for to in [identity("bob"), device_of("", "phone"), identity("b ob@localhost")] {
+        let word = AwarenessNotification { to: Some(to), ..notification(&alice, BUSY) };
+        let request_id = notify(&mut alice, word).await;
+        alice.expect_error(Lane::Presence, 400, request_id).await;
+    }
+    // Who does not exist is told, as far as anybody can see.
+    let word = AwarenessNotification { to: Some(identity("nobody@localhost")), ..notification(&alice, BUSY) };
+    notify(&mut alice, word).await;
+    alice.expect_nothing_more(Lane::Presence).await;
+}
