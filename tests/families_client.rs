@@ -5,7 +5,8 @@
 
 mod common;
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use bimip::client::{
     Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, RequestError, Revoke, SendError, State,
@@ -109,8 +110,8 @@ async fn history_pages_both_ways_with_the_states_that_bulk_receipts_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn presence_is_seen_by_those_who_are_admitted_and_said_again_after_a_restart_of_the_server() {
-    let mut server = TestServer::start().await;
+async fn presence_is_seen_by_those_who_are_admitted_and_said_again_on_every_connection() {
+    let server = TestServer::start().await;
     let (alice, _alices) = device(&server, ALICE, "phone").await;
     let (bob, mut bobs) = device(&server, BOB, "phone").await;
     assert_eq!(bob.presence_of(&eid(ALICE)).await.unwrap().status, AwarenessStatus::Unknown);
@@ -135,17 +136,22 @@ async fn presence_is_seen_by_those_who_are_admitted_and_said_again_after_a_resta
     alice.set_presence(AwarenessStatus::DoNotDisturb, true, None).await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::DoNotDisturb).await;
 
-    // It listens on another port afterwards, so the devices find it by new sockets; what they said, they say again.
     let wrong = alice.set_presence(AwarenessStatus::Online, true, Some((91.0, 0.0))).await;
     assert!(matches!(wrong, Err(RequestError::Invalid(_))));
     alice.leave().await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::Offline).await;
-    bob.close().await;
-    server = server.restart().await;
+
+    // Said before there is a connection, and again when another one of the same device has taken its place.
     let (alice, _alices) = options(&server, ALICE, "phone").connect().unwrap();
-    alice.set_presence(AwarenessStatus::Idle, true, None).await.unwrap();
-    let (_bob, mut bobs) = device(&server, BOB, "phone").await;
-    presence(&mut bobs, ALICE, AwarenessStatus::Idle).await;
+    alice.set_presence(AwarenessStatus::Online, true, None).await.unwrap();
+    presence(&mut bobs, ALICE, AwarenessStatus::Online).await;
+    let (other, _others) = options(&server, ALICE, "phone").connect().unwrap();
+    other.set_presence(AwarenessStatus::Away, true, None).await.unwrap();
+    presence(&mut bobs, ALICE, AwarenessStatus::Away).await;
+    let mut state = alice.state();
+    within_bound("the end", state.wait_for(|state| matches!(state, State::Closed(_)))).await.unwrap();
+    alice.reconnect().await.unwrap();
+    presence(&mut bobs, ALICE, AwarenessStatus::Online).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,17 +232,35 @@ async fn a_message_that_waited_in_a_file_goes_out_in_the_next_life_of_the_applic
     assert_eq!(text.await, "from before");
 }
 
-/// Runs the program as this user; its exit code, standard output and error.
-async fn program(server: &TestServer, user: &str, arguments: &[&str]) -> (bool, String, String) {
+fn command(server: &TestServer, user: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
     command
         .args(arguments)
         .args(["--as", user, "--server", &server.quic_address().to_string(), "--data-dir"])
         .arg(&server.config().data_dir)
         .env_clear();
+    command
+}
+
+/// Runs the program as this user; whether it succeeded, standard output and error.
+async fn program(server: &TestServer, user: &str, arguments: &[&str]) -> (bool, String, String) {
+    let mut command = command(server, user, arguments);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+/// The first status that `bimip presence --watch` prints for this user.
+async fn watched(server: &TestServer, user: &str) -> String {
+    let mut child = command(server, user, &["presence", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let read = tokio::task::spawn_blocking(move || {
+        lines.map_while(Result::ok).find_map(|line| object(&line)["status"].as_str().map(str::to_owned))
+    });
+    let status = within_bound("a change", read).await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    status.expect("a change before the program ended")
 }
 
 async fn prints(server: &TestServer, user: &str, arguments: &[&str]) -> String {
@@ -265,8 +289,9 @@ async fn the_program_lists_blocks_and_shows_presence() {
     assert_eq!(object(&run(ALICE, &["presence", "--set", "dnd", "--json"]).await)["status"], "do_not_disturb");
     let seen = object(&run(BOB, &["presence", "--of", ALICE, "--json"]).await);
     assert_eq!((seen["from"].as_str(), seen["status"].as_str()), (Some(ALICE), Some("do_not_disturb")));
-    let watched = run(BOB, &["presence", "--watch", "--for", "2", "--json"]).await;
-    assert!(watched.lines().map(object).any(|line| line["status"] == "do_not_disturb"), "{watched}");
+    assert_eq!(watched(&server, BOB).await, "do_not_disturb");
+    let (success, _, err) = program(&server, BOB, &["presence", "--for", "1"]).await;
+    assert!(!success && err.contains("--watch"), "{err}");
 
     assert_eq!(run(ALICE, &["block", BOB]).await, format!("blocked {BOB}\n"));
     assert_eq!(object(&run(BOB, &["presence", "--of", ALICE, "--json"]).await)["status"], "unknown");

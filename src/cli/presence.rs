@@ -55,7 +55,6 @@ impl Args {
         let account = self.connection.account("cli-presence")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let stop = Stop::new(self.duration)?;
             // Its cursor stays: messages are for whoever listens as this device.
             let lanes = [Lane::Control, Lane::Presence];
             let (device, events) = account.builder().lanes(&lanes).auto_sync(false).connect()?;
@@ -75,7 +74,7 @@ impl Args {
                 say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
             }
             if self.watch {
-                watch(&account, &device, events, stop, self.json).await?;
+                watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
             }
             device.close().await;
             Ok(())
