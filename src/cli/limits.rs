@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// How long `bimip send` tries before it says that it could not.
 pub(super) const SEND_WITHIN: Duration = Duration::from_secs(15);
+/// How long a command that asks one thing (contacts, block, presence, revoke) waits for the answer.
+pub(super) const ASK_WITHIN: Duration = Duration::from_secs(15);
 /// Longest wait that a person can ask for: a day.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 

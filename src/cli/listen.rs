@@ -169,14 +169,14 @@ impl Listener {
 }
 
 /// The end of the time, or a signal.
-struct Stop {
+pub(super) struct Stop {
     until: Option<Instant>,
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Stop {
-    fn new(duration: Option<Duration>) -> Result<Stop, Failure> {
+    pub(super) fn new(duration: Option<Duration>) -> Result<Stop, Failure> {
         Ok(Stop {
             until: duration.map(|duration| Instant::now() + duration),
             interrupt: signal(SignalKind::interrupt())?,
@@ -185,7 +185,7 @@ impl Stop {
     }
 
     /// Cancel safe.
-    async fn wanted(&mut self) {
+    pub(super) async fn wanted(&mut self) {
         let time = async {
             match self.until {
                 Some(until) => sleep_until(until).await,

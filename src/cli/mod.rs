@@ -1,16 +1,21 @@
 //! The command line: one file per command; here is what they share, the parser and how failures are told.
 
 mod bench;
+mod block;
 mod certs;
 mod chat;
 mod config;
 mod connect;
+mod contacts;
 mod demo;
 mod event_line;
 mod limits;
 mod listen;
+mod once;
 mod options;
+mod presence;
 mod receipts;
+mod revoke;
 mod send;
 mod serve;
 mod token;
@@ -45,6 +50,10 @@ enum Command {
     Serve(serve::Args),
     Send(send::Args),
     Listen(listen::Args),
+    Contacts(contacts::Args),
+    Block(block::Args),
+    Presence(presence::Args),
+    Revoke(revoke::Args),
     Chat(chat::Args),
     Demo(demo::Args),
     Token(token::Args),
@@ -63,6 +72,10 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => args.run(),
         Command::Send(args) => args.run(),
         Command::Listen(args) => args.run(),
+        Command::Contacts(args) => args.run(),
+        Command::Block(args) => args.run(),
+        Command::Presence(args) => args.run(),
+        Command::Revoke(args) => args.run(),
         Command::Chat(args) => args.run(),
         Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),

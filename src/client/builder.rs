@@ -108,7 +108,7 @@ impl Builder {
         self
     }
 
-    /// Keeps unanswered messages beyond the process. The default keeps them in memory.
+    /// Keeps unanswered messages beyond the process, as [`super::FileOutbox`] does. The default keeps them in memory.
     pub fn outbox(mut self, outbox: Box<dyn Outbox>) -> Builder {
         self.outbox = outbox;
         self

@@ -70,6 +70,6 @@ pub use error::{BuildError, CloseReason, Refusal, RequestError, SendError};
 pub use event::{Accepted, AckTarget, Acknowledged, Content, Event, Media, Message, Refused, Session};
 pub use families::{Admission, Contact, Page, Presence, Reach, Revoke};
 pub use inbox::Events;
-pub use outbox::{Backlog, Draft, MemoryOutbox, Outbox};
+pub use outbox::{Backlog, Draft, FileOutbox, MemoryOutbox, Outbox};
 pub use requests::Sent;
 pub use token::{TokenError, TokenSource};

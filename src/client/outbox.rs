@@ -1,5 +1,7 @@
 //! What waits to be sent, kept beyond the process where the application wants that.
 
+mod file;
+
 use std::io;
 
 use super::error::SendError;
@@ -7,6 +9,8 @@ use super::event::Content;
 use super::limits::{CAPTION_BYTES_MAX, TEXT_BYTES_MAX};
 use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
 use crate::wire::{ChatId, DeviceId, Eid, Lane, LocalId, Payload, Sequence};
+
+pub use file::FileOutbox;
 
 /// A message that is not answered yet.
 #[derive(Clone, Debug, PartialEq, Eq)]

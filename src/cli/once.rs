@@ -1,0 +1,70 @@
+//! What commands share that sign in, ask something, print the answer and leave.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::time::{Instant, timeout_at};
+
+use super::connect::{Account, Connection, seconds};
+use super::limits::{ASK_WITHIN, WAIT_MAX};
+use super::{Failure, Usage};
+use crate::client::{Device, RequestError};
+use crate::wire::Lane;
+
+/// Options of such a command.
+#[derive(clap::Args)]
+pub(super) struct Once {
+    #[command(flatten)]
+    connection: Connection,
+    /// After how long to give up [15]
+    #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
+    timeout: Option<Duration>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Why an answer is none: from the server, or before it was asked.
+pub(super) type Asked<T> = Result<T, RequestError>;
+
+impl Once {
+    /// Signs in as the command's own device and asks.
+    pub(super) fn ask<T>(
+        self,
+        name: &'static str,
+        lanes: &[Lane],
+        ask: impl AsyncFnOnce(&Device) -> Asked<T>,
+    ) -> Result<T, Failure> {
+        let account = self.connection.account(name)?;
+        let within = self.timeout.unwrap_or(ASK_WITHIN);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let until = Instant::now() + within;
+            // What comes meanwhile is for whoever listens as this device: it is not taken here.
+            let (device, events) = account.builder().lanes(lanes).auto_sync(false).connect()?;
+            drop(events);
+            account.reach(&device, until).await?;
+            let answer = match timeout_at(until, ask(&device)).await {
+                Ok(answer) => answer.map_err(|error| refused(&account, error))?,
+                Err(_) => {
+                    let what =
+                        anyhow!("no answer within {} s: it is not known whether it was done", within.as_secs_f64());
+                    return Err(Failure::new(what, "--timeout gives it longer"));
+                }
+            };
+            device.close().await;
+            Ok(answer)
+        })
+    }
+}
+
+/// Why the server did not do it, in one line.
+pub(super) fn refused(account: &Account, error: RequestError) -> Failure {
+    match error {
+        RequestError::Invalid(what) => Usage(what).into(),
+        RequestError::Closed(reason) => account.failure(&reason),
+        RequestError::Refused(refusal) => anyhow!("refused by {}: {refusal}", account.server).into(),
+        RequestError::Failed(why) if !why.is_empty() => anyhow!("not done by {}: {why}", account.server).into(),
+        other => other.into(),
+    }
+}

@@ -1,0 +1,170 @@
+//! `bimip presence`: set one's own, ask for another's, watch everybody's.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::connect::{Account, Connection, seconds};
+use super::event_line::{Line, clock};
+use super::limits::{ASK_WITHIN, WAIT_MAX};
+use super::listen::Stop;
+use super::once::refused;
+use super::{Failure, say};
+use crate::client::{CloseReason, Device, Event, Events, Presence, RequestError, State};
+use crate::clock::Now;
+use crate::wire::{AwarenessStatus, Eid, Lane, Sequence};
+
+/// Set or show your presence, ask for somebody's, or watch everybody's
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+    /// What others see from now on; all but online and idle hold on all your devices until one says online
+    #[arg(long, value_name = "STATUS")]
+    set: Option<Own>,
+    /// Where you are, for those whom you let see it: degrees; with --set
+    #[arg(long, value_name = "LAT,LON", requires = "set", allow_hyphen_values = true, value_parser = location)]
+    location: Option<(f64, f64)>,
+    /// Whose presence to print [your own]
+    #[arg(long, value_name = "EID")]
+    of: Option<Eid>,
+    /// Print every change that you may see, as it comes, and stay online meanwhile
+    #[arg(long)]
+    watch: bool,
+    /// How long to watch [until interrupted]
+    #[arg(long = "for", value_name = "SECONDS", requires = "watch", value_parser = |text: &str| seconds(text, WAIT_MAX))]
+    duration: Option<Duration>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Own {
+    Online,
+    Away,
+    Busy,
+    Dnd,
+    Invisible,
+    Idle,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let account = self.connection.account("cli-presence")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            // Its cursor stays: messages are for whoever listens as this device.
+            let lanes = [Lane::Control, Lane::Presence];
+            let (device, events) = account.builder().lanes(&lanes).auto_sync(false).connect()?;
+            let until = Instant::now() + ASK_WITHIN;
+            account.reach(&device, until).await?;
+            let about = self.of.clone().unwrap_or_else(|| device.eid().clone());
+            let asked = async {
+                if let Some(set) = self.set {
+                    device.set_presence(set.status(), true, self.location).await?;
+                }
+                // Behind it on the same lane: the answer says that the server has taken it.
+                device.presence_of(&about).await
+            };
+            if !self.watch || self.of.is_some() || self.set.is_some() {
+                let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
+                let presence = presence.map_err(|error| refused(&account, error))?;
+                say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
+            }
+            if self.watch {
+                watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
+            }
+            device.close().await;
+            Ok(())
+        })
+    }
+}
+
+async fn watch(
+    account: &Account,
+    device: &Device,
+    mut events: Events,
+    mut stop: Stop,
+    json: bool,
+) -> Result<(), Failure> {
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            () = stop.wanted() => return Ok(()),
+        };
+        match event {
+            Some(event @ (Event::Presence(_) | Event::Connected(_) | Event::Disconnected(_) | Event::Refused(_))) => {
+                let line = Line { event: &event, at: Now::system().unix_ms, head: Sequence::ZERO };
+                say(&if json { line.json() } else { line.words() })?;
+                if let (Event::Disconnected(_), State::Closed(reason)) = (&event, &*device.state().borrow()) {
+                    return Err(account.failure(reason));
+                }
+            }
+            Some(_) => {}
+            None => return Err(account.failure(&CloseReason::Local)),
+        }
+    }
+}
+
+impl Own {
+    fn status(self) -> AwarenessStatus {
+        match self {
+            Own::Online => AwarenessStatus::Online,
+            Own::Away => AwarenessStatus::Away,
+            Own::Busy => AwarenessStatus::Busy,
+            Own::Dnd => AwarenessStatus::DoNotDisturb,
+            Own::Invisible => AwarenessStatus::Invisible,
+            Own::Idle => AwarenessStatus::Idle,
+        }
+    }
+}
+
+fn location(text: &str) -> Result<(f64, f64), String> {
+    let parsed = text.split_once(',').and_then(|(latitude, longitude)| {
+        Some((latitude.trim().parse::<f64>().ok()?, longitude.trim().parse::<f64>().ok()?))
+    });
+    match parsed {
+        Some((latitude, longitude)) if latitude.abs() <= 90.0 && longitude.abs() <= 180.0 => Ok((latitude, longitude)),
+        _ => Err("must be degrees, as in 52.52,13.40".to_owned()),
+    }
+}
+
+fn as_json(eid: &Eid, presence: Presence) -> String {
+    json!({
+        "event": "presence",
+        "at": Now::system().unix_ms,
+        "from": eid.as_str(),
+        "status": presence.status.name(),
+        "last_seen": presence.last_seen,
+        "latitude": presence.location.map(|(latitude, _)| latitude),
+        "longitude": presence.location.map(|(_, longitude)| longitude),
+    })
+    .to_string()
+}
+
+fn as_line(eid: &Eid, presence: Presence) -> String {
+    let mut line = format!("{eid} is {}", presence.status.name());
+    if presence.last_seen > 0 {
+        line += &format!(", last seen {}", clock(presence.last_seen, false));
+    }
+    if let Some((latitude, longitude)) = presence.location {
+        line += &format!(", at {latitude:.4},{longitude:.4}");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_two_numbers_on_earth() {
+        assert_eq!(location("-33.9, 151.2"), Ok((-33.9, 151.2)));
+        for wrong in ["", "1", "91,0", "0,181", "NaN,0", "a,b", "1,2,3"] {
+            assert!(location(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `bimip revoke`: one token, one device's or all of a user's are refused from now on.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use serde_json::json;
+
+use super::once::Once;
+use super::{Failure, say};
+use crate::client::Revoke;
+use crate::wire::{DeviceId, Eid, Lane};
+
+/// Refuse tokens from now on, and close the sessions that were opened with them
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    what: What,
+    /// Whose: somebody else's take a token with the scope admin [the user who signs in]
+    #[arg(long, value_name = "EID")]
+    user: Option<Eid>,
+    #[command(flatten)]
+    once: Once,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// The token in this file; not the one to sign in with, which is --token-file
+    #[arg(long = "token", value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// Every token of this device until now; not the one to sign in as, which is --device
+    #[arg(long, value_name = "ID")]
+    of_device: Option<DeviceId>,
+    /// Every token of the user until now
+    #[arg(long)]
+    all: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Args { what, user, once } = self;
+        let json = once.json;
+        let (revoke, kind, words) = match what {
+            What { token: Some(path), .. } => {
+                let token = std::fs::read_to_string(&path)
+                    .map_err(|error| anyhow!("cannot read the token in {}: {error}", path.display()))?;
+                (Revoke::Token(token.trim().to_owned()), "token", format!("the token in {}", path.display()))
+            }
+            What { of_device: Some(device), .. } => {
+                let words = format!("every token of device {device} until now");
+                (Revoke::Device(device), "device", words)
+            }
+            _ => (Revoke::All, "all", "every token until now".to_owned()),
+        };
+        let device = match &revoke {
+            Revoke::Device(device) => Some(device.to_string()),
+            _ => None,
+        };
+        let eid = once.ask("cli-revoke", &[Lane::Control], async |own| {
+            let eid = user.unwrap_or_else(|| own.eid().clone());
+            own.revoke_of(&eid, revoke).await.map(|()| eid)
+        })?;
+        say(&match json {
+            true => json!({ "event": "revoked", "eid": eid.as_str(), "what": kind, "device": device }).to_string(),
+            false => format!("revoked for {eid}: {words}"),
+        })?;
+        Ok(())
+    }
+}

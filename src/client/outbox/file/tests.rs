@@ -1,0 +1,178 @@
+//! The journal across restarts, torn ends and its own rewriting.
+
+use super::*;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("outbox")
+    }
+
+    fn open(&self) -> FileOutbox {
+        FileOutbox::open(self.path()).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        names(&self.open().load().unwrap())
+    }
+}
+
+fn names(backlog: &Backlog) -> Vec<String> {
+    backlog.drafts.iter().map(|draft| draft.local_id.to_string()).collect()
+}
+
+fn id(name: &str) -> LocalId {
+    LocalId::parse(name).unwrap()
+}
+
+fn text(name: &str) -> Draft {
+    Draft {
+        local_id: id(name),
+        to: Eid::parse("bob@x").unwrap(),
+        content: Content::Text(format!("text of {name} with an ü")),
+        created_at: 1_700_000_000_000,
+    }
+}
+
+#[test]
+fn what_was_unanswered_and_the_place_in_the_log_come_back_as_they_were() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    assert_eq!(outbox.load().unwrap(), Backlog::default());
+    let media = Media {
+        kind: MediaType::Video,
+        url: "https://cdn.example/7".into(),
+        caption: "a film".into(),
+        thumbnail_url: "https://cdn.example/7.jpg".into(),
+        size_bytes: 1 << 31,
+    };
+    let media = Draft { content: Content::Media(media), ..text("media") };
+    for draft in [&text("a"), &text("b"), &media, &text("c")] {
+        outbox.insert(draft).unwrap();
+    }
+    outbox.advance(Sequence::from(7)).unwrap();
+    outbox.remove(&id("b")).unwrap();
+    outbox.remove(&id("never there")).unwrap();
+    outbox.advance(Sequence::from(9)).unwrap();
+    drop(outbox);
+
+    let drafts = vec![text("a"), media, text("c")];
+    let mut outbox = place.open();
+    assert_eq!(outbox.load().unwrap(), Backlog { drafts, cursor: Some(Sequence::from(9)) });
+    outbox.remove(&id("a")).unwrap();
+    outbox.insert(&text("d")).unwrap();
+    drop(outbox);
+    assert_eq!(place.names(), ["media", "c", "d"]);
+}
+
+#[test]
+fn a_torn_end_is_cut_off_wherever_it_tears() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.insert(&text("a")).unwrap();
+    let whole = outbox.len as usize;
+    outbox.insert(&text("b")).unwrap();
+    drop(outbox);
+    let bytes = std::fs::read(place.path()).unwrap();
+    for end in whole..bytes.len() {
+        std::fs::write(place.path(), &bytes[..end]).unwrap();
+        let mut outbox = place.open();
+        assert_eq!(names(&outbox.load().unwrap()), ["a"], "{end} bytes");
+        outbox.insert(&text("after")).unwrap();
+        drop(outbox);
+        assert_eq!(place.names(), ["a", "after"], "{end} bytes");
+    }
+    // A byte of the last record that never reached the disk.
+    let mut torn = bytes.clone();
+    *torn.last_mut().unwrap() ^= 0x40;
+    std::fs::write(place.path(), &torn).unwrap();
+    assert_eq!(place.names(), ["a"]);
+    // A file that was only begun.
+    for end in 0..MAGIC.len() {
+        std::fs::write(place.path(), &bytes[..end]).unwrap();
+        assert_eq!(place.names(), [""; 0]);
+    }
+}
+
+#[test]
+fn history_is_written_out_of_the_file_and_nothing_that_is_wanted() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.insert(&text("first")).unwrap();
+    let mut longest = 0;
+    let long = Content::Text("x".repeat(16 * 1024));
+    for round in 0..100 {
+        let name = format!("round {round}");
+        outbox.insert(&Draft { content: long.clone(), ..text(&name) }).unwrap();
+        outbox.advance(Sequence::from(round)).unwrap();
+        longest = longest.max(outbox.len);
+        outbox.remove(&id(&name)).unwrap();
+    }
+    outbox.insert(&text("last")).unwrap();
+    assert!(longest < 2 * JOURNAL_DEAD_BYTES_MAX, "{longest} bytes");
+    assert_eq!(std::fs::metadata(place.path()).unwrap().len(), outbox.len);
+    // What stood before the rewriting is found behind it.
+    outbox.remove(&id("first")).unwrap();
+    drop(outbox);
+    let backlog = place.open().load().unwrap();
+    assert_eq!((names(&backlog), backlog.cursor), (vec!["last".to_owned()], Some(Sequence::from(99))));
+    assert!(!beside(&place.path(), ".new").exists());
+}
+
+#[test]
+fn a_rewriting_that_was_interrupted_changes_nothing() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.insert(&text("a")).unwrap();
+    drop(outbox);
+    std::fs::write(beside(&place.path(), ".new"), b"BIMIPOB\x01 half of a").unwrap();
+    assert_eq!(place.names(), ["a"]);
+}
+
+#[test]
+fn it_is_bounded() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    // Filled without a thousand waits for the disk.
+    for number in 0..OUTBOX_MESSAGES_MAX as u64 {
+        outbox.keep(&id(&number.to_string()), number, 1);
+    }
+    assert!(outbox.insert(&text("over")).is_err());
+    drop(outbox);
+    std::fs::File::create(place.path()).unwrap().set_len(JOURNAL_BYTES_MAX + 1).unwrap();
+    assert_eq!(FileOutbox::open(place.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn another_kind_of_file_is_left_alone_and_one_in_use_is_not_shared() {
+    let place = Place::new();
+    std::fs::write(place.path(), "a shopping list").unwrap();
+    assert_eq!(FileOutbox::open(place.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(std::fs::read(place.path()).unwrap(), b"a shopping list");
+
+    let place = Place::new();
+    let outbox = place.open();
+    assert_eq!(FileOutbox::open(place.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(outbox);
+    place.open();
+}
+
+#[test]
+fn the_checksum_is_the_usual_one() {
+    assert_eq!(checksum(b"123456789"), 0xCBF4_3926);
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_file_holds_it_is_opened_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let place = Place::new();
+        std::fs::write(place.path(), [MAGIC.as_slice(), &bytes].concat()).unwrap();
+        place.open().insert(&text("a")).unwrap();
+        proptest::prop_assert_eq!(place.names(), ["a"]);
+    }
+}
