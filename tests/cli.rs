@@ -209,7 +209,7 @@ fn wrong_usage_is_one_line_and_a_hint() {
 fn help_and_version_are_successes() {
     let place = Place::new();
     assert_eq!(place.prints(&["--version"]), format!("bimip {}\n", env!("CARGO_PKG_VERSION")));
-    for command in ["serve", "token", "certs", "config"] {
+    for command in ["serve", "send", "listen", "chat", "token", "certs", "config"] {
         assert!(place.prints(&["--help"]).contains(command));
         assert!(place.prints(&[command, "--help"]).contains("--config"));
     }

@@ -25,7 +25,11 @@ pub(super) const CHAT_PAGE: i32 = 50;
 pub(super) const CHAT_RECALL_MAX: usize = 100;
 /// How often the chat screen measures the round-trip time while it is connected.
 pub(super) const CHAT_PING_EVERY: Duration = Duration::from_secs(10);
-/// How often the screen is drawn when nothing happens, for the clock and the connection's wait.
-pub(super) const CHAT_TICK: Duration = Duration::from_secs(1);
+/// Events that the chat screen takes between two drawings: a long log is not shown message by message.
+pub(super) const CHAT_EVENTS_PER_DRAW: usize = 256;
+/// Pages of history that the chat screen asks for at once: well below the requests that a device may have waiting.
+pub(super) const CHAT_HISTORIES_MAX: usize = 4;
+/// The server says nothing to a new status unless it refuses it; this long the chat waits for that.
+pub(super) const CHAT_CONSENT_AFTER: Duration = Duration::from_secs(1);
 /// How long the keyboard's thread sleeps at most before it looks whether the screen is gone.
 pub(super) const CHAT_KEY_POLL: Duration = Duration::from_millis(100);

@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep_until};
 use super::connect::{Account, Connection, seconds};
 use super::event_line::Line;
 use super::limits::WAIT_MAX;
-use super::receipts::Reader;
+use super::receipts::Receipts;
 use super::{Failure, complain, say};
 use crate::client::{CloseReason, Device, Event, Events, Session, State};
 use crate::clock::Now;
-use crate::wire::{Author, Sequence};
+use crate::wire::{AckStatus, Author, Sequence};
 
 /// Print what a device receives, and acknowledge it as delivered
 #[derive(clap::Args)]
@@ -50,7 +50,7 @@ impl Args {
             let stop = Stop::new(self.duration)?;
             let (device, events) = account.builder().auto_deliver(true).connect()?;
             let listener = Listener {
-                reader: self.read.then(|| Reader::new(device.clone())),
+                reader: self.read.then(|| Receipts::new(device.clone(), AckStatus::Read)),
                 session: None,
                 told: false,
                 json: self.json,
@@ -66,7 +66,7 @@ impl Args {
 struct Listener {
     account: Account,
     device: Device,
-    reader: Option<Reader>,
+    reader: Option<Receipts>,
     /// The newest.
     session: Option<Session>,
     /// Whether it was told that there is none.
@@ -126,7 +126,7 @@ impl Listener {
         if let Event::Message(message) = event {
             self.left = self.left.map(|left| left - 1);
             if let Some(reader) = self.reader.as_mut().filter(|_| message.author == Author::Receiver) {
-                reader.read(message.chat_id, &message.from, message.version);
+                reader.reached(message.chat_id, &message.from, message.version);
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 mod bench;
 mod certs;
+mod chat;
 mod config;
 mod connect;
 mod demo;
@@ -44,6 +45,7 @@ enum Command {
     Serve(serve::Args),
     Send(send::Args),
     Listen(listen::Args),
+    Chat(chat::Args),
     Demo(demo::Args),
     Token(token::Args),
     Certs(certs::Args),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => args.run(),
         Command::Send(args) => args.run(),
         Command::Listen(args) => args.run(),
+        Command::Chat(args) => args.run(),
         Command::Demo(args) => args.run(),
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),

@@ -1,4 +1,4 @@
-//! READ for whole conversations: one request on its way, whatever was read meanwhile in the next one.
+//! Receipts for whole conversations: one request on its way, whatever was reached meanwhile in the next one.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -10,9 +10,10 @@ use crate::clock::Now;
 use crate::wire::proto::AcknowledgmentRequest;
 use crate::wire::{AckStatus, ChatId, Eid, Payload, Version};
 
-/// What was read and not yet said so. As many entries as conversations that the device has seen.
-pub(super) struct Reader {
+/// What was received or read, and not yet said so. As many entries as conversations that the device has seen.
+pub(super) struct Receipts {
     device: Device,
+    status: AckStatus,
     due: HashMap<ChatId, (Eid, Version)>,
     /// Newest of each that is due or was said.
     said: HashMap<ChatId, Version>,
@@ -28,13 +29,14 @@ struct UnderWay {
     answer: JoinHandle<Result<Payload, RequestError>>,
 }
 
-impl Reader {
-    pub(super) fn new(device: Device) -> Reader {
-        Reader { device, due: HashMap::new(), said: HashMap::new(), under_way: None, paused: false }
+impl Receipts {
+    /// Receipts of one kind.
+    pub(super) fn new(device: Device, status: AckStatus) -> Receipts {
+        Receipts { device, status, due: HashMap::new(), said: HashMap::new(), under_way: None, paused: false }
     }
 
-    /// Everything in this chat with this peer was read, up to a version.
-    pub(super) fn read(&mut self, chat: ChatId, peer: &Eid, version: Version) {
+    /// Everything in this chat with this peer got there, up to a version.
+    pub(super) fn reached(&mut self, chat: ChatId, peer: &Eid, version: Version) {
         if self.said.get(&chat).is_some_and(|said| *said >= version) {
             return;
         }
@@ -79,7 +81,7 @@ impl Reader {
         let request = Payload::AcknowledgmentRequest(AcknowledgmentRequest {
             from: Some(self.device.eid().device_identity(self.device.device_id())),
             to: Some(peer.identity()),
-            status: AckStatus::Read.code(),
+            status: self.status.code(),
             timestamp: Now::system().unix_ms,
             chat_id: chat.to_string(),
             up_to_version: version.wire(),

@@ -51,7 +51,10 @@ async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Re
     let answer = timeout_at(until, device.send(device.draft(to, Content::Text(text)))).await;
     let sent = match answer {
         Ok(Ok(sent)) => sent,
-        Ok(Err(error)) => return Err(refused(account, error)),
+        Ok(Err(error)) => {
+            device.close().await;
+            return Err(refused(account, error));
+        }
         Err(_) => return Err(unanswered(&device, within)),
     };
     device.close().await;

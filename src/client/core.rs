@@ -1,6 +1,8 @@
 //! One device as a state machine: frames, commands and time go in; frames, events and answers come out. No sockets, no
 //! clock, no randomness of its own: the task around it brings them, and so can a simulation.
 
+mod own_presence;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -12,15 +14,18 @@ use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
 use super::limits::{ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, RENEW_BEFORE, RENEW_RETRY};
 use super::outbox::{Backlog, Draft};
+use super::payloads::{acknowledgment, ping};
 use super::requests::{Answer, RequestReply, Requests, SendReply, Sent, answer};
 use crate::wire::proto::{
-    AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, SessionOpen, SyncAck,
+    AcknowledgmentResponse, AwarenessNotification, ChatMessage, PingPong, SessionAccept, SessionOpen, SyncAck,
     VersionUpdate,
 };
 use crate::wire::{
     AckStatus, Author, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, MessageScheme, Payload,
     PingStatus, Sequence, VersionStatus, encode_frame, envelope, lane_of, open_envelope, payload_name,
 };
+
+use own_presence::OwnPresence;
 
 /// What a device is, and how it behaves.
 #[derive(Clone, Debug)]
@@ -92,6 +97,7 @@ pub(crate) struct Core {
     /// What the server said last about the session as a whole: the reason of the close that follows.
     refusal: Option<Refusal>,
     renew_at: Option<Instant>,
+    presence: OwnPresence,
     jitter: Jitter,
 }
 
@@ -108,6 +114,7 @@ impl Core {
             accepted: None,
             refusal: None,
             renew_at: None,
+            presence: OwnPresence::default(),
             jitter,
         };
         for draft in &backlog.drafts {
@@ -137,6 +144,22 @@ impl Core {
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
             Some(_) if !self.requests.has_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
             Some(lane) => self.requests.request(lane, payload, lasting, Some(reply)),
+        }
+    }
+
+    /// Says something about the user. For everybody: now, and again on every connection. For one user: now or not at all.
+    pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Instant) -> Result<(), RequestError> {
+        if presence.to.is_none() {
+            self.presence.set(presence, now);
+            return Ok(());
+        }
+        match self.link {
+            Link::Down => Err(RequestError::NotConnected),
+            _ if self.lanes[Lane::Presence.index()].answers.len() >= ANSWERS_MAX => Err(RequestError::Busy),
+            _ => {
+                self.put(Lane::Presence, Payload::AwarenessNotification(presence));
+                Ok(())
+            }
         }
     }
 
@@ -195,6 +218,7 @@ impl Core {
         self.refusal = None;
         let open = Payload::SessionOpen(self.session_open(token));
         self.put(Lane::Control, open);
+        self.presence.again();
         self.link = Link::Opening { dialed, until: now + ACCEPT_WITHIN };
     }
 
@@ -215,6 +239,9 @@ impl Core {
     pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
         if matches!(self.link, Link::Down) {
             return None;
+        }
+        if lane == Lane::Presence && self.presence.is_due() {
+            return self.presence.take(now);
         }
         let out = &mut self.lanes[lane.index()];
         if let Some(frame) = out.answers.pop_front() {
@@ -253,6 +280,7 @@ impl Core {
             Some(Payload::AcknowledgmentResponse(receipt)) => self.receipt(receipt, sequence, request_id, now.instant),
             Some(Payload::AwarenessNotification(presence)) => self.emit(Event::Presence(presence)),
             Some(Payload::ErrorMessage(error)) => self.refused(lane, error.into(), request_id, now.instant),
+            Some(Payload::SubscriberList(list)) if list.more => self.requests.part(request_id, list.entries),
             Some(payload) => {
                 let name = payload_name(&payload);
                 if !self.answered(request_id, payload, now.instant) {
@@ -323,7 +351,7 @@ impl Core {
 
     /// Whether everything asked for was answered.
     pub(crate) fn is_settled(&self) -> bool {
-        self.requests.is_empty()
+        self.requests.is_empty() && !(self.presence.is_due() && matches!(self.link, Link::Open))
     }
 
     /// The device stops: whoever waits is told why.
@@ -453,8 +481,11 @@ impl Core {
         }
     }
 
-    fn answered(&mut self, request_id: i64, payload: Payload, now: Instant) -> bool {
-        let Some((request, sent)) = self.requests.take_request(request_id) else { return false };
+    fn answered(&mut self, request_id: i64, mut payload: Payload, now: Instant) -> bool {
+        let Some((mut request, sent)) = self.requests.take_request(request_id) else { return false };
+        if let Payload::SubscriberList(list) = &mut payload {
+            list.entries.splice(..0, std::mem::take(&mut request.parts));
+        }
         answer(request.reply, Ok(Answer { payload, elapsed: now - sent }));
         true
     }
@@ -544,28 +575,6 @@ impl Core {
     fn identity(&self) -> Identity {
         self.settings.eid.device_identity(&self.settings.device)
     }
-}
-
-/// Asks the server itself (profile 4).
-pub(crate) fn ping(at: i64) -> PingPong {
-    PingPong {
-        r#type: Exchange::Request.code(),
-        status: PingStatus::Pending.code(),
-        request_time: at,
-        ..Default::default()
-    }
-}
-
-/// The request that acknowledges a message of `sender` (5.9.3).
-pub(crate) fn acknowledgment(own: Identity, message: MessageId, sender: &Eid, status: AckStatus, at: i64) -> Payload {
-    Payload::AcknowledgmentRequest(AcknowledgmentRequest {
-        from: Some(own),
-        to: Some(sender.identity()),
-        message_id: message.to_string(),
-        status: status.code(),
-        timestamp: at,
-        ..Default::default()
-    })
 }
 
 #[cfg(test)]

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::builder::Builder;
-use super::core::{acknowledgment, ping};
 use super::error::{CloseReason, RequestError, SendError};
 use super::event::{Acknowledged, Content, Session};
 use super::outbox::Draft;
+use super::payloads::{acknowledgment, ping};
 use super::requests::{Answer, RequestReply, SendReply, Sent};
-use crate::wire::{AckStatus, DeviceId, Eid, LocalId, MessageId, Payload, PingStatus, Sequence};
+use crate::wire::proto::AwarenessNotification;
+use crate::wire::{AckStatus, DeviceId, Eid, Identity, LocalId, MessageId, Payload, PingStatus, Sequence};
 
 /// Where a device stands with its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,7 @@ struct Inner {
 pub(crate) enum Command {
     Send { draft: Draft, reply: SendReply, at: Instant },
     Request { payload: Payload, lasting: bool, reply: RequestReply },
+    Tell { presence: Box<AwarenessNotification>, reply: oneshot::Sender<Result<(), RequestError>> },
     Sync(Sequence),
     Rebind { to: Option<SocketAddr>, reply: oneshot::Sender<io::Result<Option<SocketAddr>>> },
     Reconnect(oneshot::Sender<()>),
@@ -197,9 +199,12 @@ impl Device {
         sender: &Eid,
         status: AckStatus,
     ) -> Result<AckStatus, RequestError> {
-        let own = self.inner.eid.device_identity(&self.inner.device);
-        let payload = acknowledgment(own, message, sender, status, unix_ms());
-        match self.ask(payload, true).await?.payload {
+        let payload = acknowledgment(self.identity(), message, sender, status, unix_ms());
+        self.receipt(payload).await
+    }
+
+    pub(super) async fn receipt(&self, acknowledgment: Payload) -> Result<AckStatus, RequestError> {
+        match self.ask(acknowledgment, true).await?.payload {
             Payload::AcknowledgmentResponse(receipt) => Acknowledged::parse(&receipt, Sequence::ZERO)
                 .map(|receipt| receipt.status)
                 .ok_or(RequestError::Unexpected),
@@ -289,7 +294,18 @@ impl Device {
         }
     }
 
-    async fn ask(&self, payload: Payload, lasting: bool) -> Result<Answer, RequestError> {
+    /// The user on this device, as requests have it.
+    pub(super) fn identity(&self) -> Identity {
+        self.inner.eid.device_identity(&self.inner.device)
+    }
+
+    pub(super) async fn tell(&self, presence: AwarenessNotification) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Tell { presence: Box::new(presence), reply }).await?;
+        answer.await.unwrap_or_else(|_| Err(RequestError::Closed(self.closed())))
+    }
+
+    pub(super) async fn ask(&self, payload: Payload, lasting: bool) -> Result<Answer, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Request { payload, lasting, reply }).await?;
         answer.await.unwrap_or_else(|_| Err(RequestError::Closed(self.closed())))

@@ -70,10 +70,10 @@ impl Dialer {
     /// One attempt: every address of the server's name in turn.
     pub(crate) async fn dial(self: Arc<Self>, mut attempt: Attempt) -> Result<Dialed, DialError> {
         let token = self.token().await.map_err(DialError::Failed)?;
-        if let Some((refused, reason)) = attempt.refused.take() {
-            if refused == token {
-                return Err(DialError::NoNewToken(reason));
-            }
+        if let Some((refused, reason)) = attempt.refused.take()
+            && refused == token
+        {
+            return Err(DialError::NoNewToken(reason));
         }
         let started = Instant::now();
         let mut last = CloseReason::Network(format!("{} has no address", self.server));

@@ -99,6 +99,12 @@ pub enum RequestError {
     /// The server refuses it.
     #[error("refused by the server: {0}")]
     Refused(#[from] Refusal),
+    /// It breaks a bound of the protocol, and never left.
+    #[error("not a request that can be made: {0}")]
+    Invalid(&'static str),
+    /// The server understood it, and says that it was not done, and perhaps why.
+    #[error("not done by the server{}", if .0.is_empty() { String::new() } else { format!(": {}", .0) })]
+    Failed(String),
     /// No answer came in time.
     #[error("no answer in time")]
     TimedOut,

@@ -24,10 +24,21 @@ pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const REQUESTS_MAX: usize = 256;
 /// An answer to such a request that has not come within this is not going to: its waiter is told.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
+/// Entries of a list of subscribers that comes in several frames: three times what a server admits (profile 6), as it
+/// lists blocked users too.
+pub const LIST_ENTRIES_MAX: usize = 15_000;
+/// The age at which the server forgets a location (profile 5), and from which a reconnect does not tell it anew.
+pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
 /// Commands on their way from the handles to the device's task. It empties them at every turn.
 pub const COMMANDS_MAX: usize = 256;
 /// Commands taken in one turn, before frames get theirs.
 pub const COMMANDS_PER_TURN: usize = 64;
+
+/// Bytes of a journal's records that are no longer wanted before it is written anew, beyond as many as are wanted: a
+/// thousand short messages, which makes the rewrite rare and the file small.
+pub const JOURNAL_DEAD_BYTES_MAX: u64 = 256 * 1024;
+/// Longest journal that is read. What an outbox may hold fits several times.
+pub const JOURNAL_BYTES_MAX: u64 = 8 * OUTBOX_BYTES_MAX as u64;
 
 // --- Lanes ----------------------------------------------------------------------------------------------------------
 
@@ -109,3 +120,6 @@ pub const SEND_WINDOW_BYTES: u64 = 512 * 1024;
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How long it waits for the close itself to be on its way.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
+
+/// A server that ends the control lane closes the connection right after it; one that does not has broken the protocol.
+pub const CLOSE_FOLLOWS_WITHIN: Duration = Duration::from_secs(2);

@@ -10,10 +10,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Sleep, sleep};
+
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 use super::error::CloseReason;
-use super::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES};
+use super::limits::{CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES};
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 type OpenStream = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send>>;
@@ -34,6 +36,11 @@ struct LaneIo {
 /// A connection, its lanes opened by need.
 pub(crate) struct QuicLink {
     connection: Connection,
+    /// Why the connection is gone, whichever lane would have noticed.
+    closed: Pin<Box<dyn Future<Output = ConnectionError> + Send>>,
+    gone: Option<CloseReason>,
+    /// The server has ended the control lane, and has until then to close the connection and say why.
+    ending: Option<Pin<Box<Sleep>>>,
     lanes: [LaneIo; 4],
 }
 
@@ -49,7 +56,14 @@ impl QuicLink {
             outgoing_bytes: 0,
             decoder: FrameDecoder::new(FRAME_BYTES_MAX),
         };
-        let mut link = QuicLink { connection, lanes: std::array::from_fn(closed) };
+        let watched = connection.clone();
+        let mut link = QuicLink {
+            connection,
+            closed: Box::pin(async move { watched.closed().await }),
+            gone: None,
+            ending: None,
+            lanes: std::array::from_fn(closed),
+        };
         for lane in BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane)) {
             link.open(lane);
         }
@@ -97,6 +111,9 @@ impl QuicLink {
                 end.get_or_insert(reason);
             }
         }
+        if end.is_none() {
+            end = self.poll_end(cx);
+        }
         match end {
             // What came before the end counts first: it may say why. The end is found again at the next call.
             _ if !frames.is_empty() => Poll::Ready(Ok(())),
@@ -104,6 +121,22 @@ impl QuicLink {
             None if room => Poll::Ready(Ok(())),
             None => Poll::Pending,
         }
+    }
+
+    /// The end of the connection, or of the wait for it once the server has ended the control lane.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
+        if self.gone.is_none()
+            && let Poll::Ready(error) = self.closed.as_mut().poll(cx)
+        {
+            self.gone = Some(close_reason(error));
+        }
+        if self.gone.is_some() {
+            return self.gone.clone();
+        }
+        let Stream::Open { ended: true, .. } = self.lanes[Lane::Control.index()].stream else { return None };
+        let ending = self.ending.get_or_insert_with(|| Box::pin(sleep(CLOSE_FOLLOWS_WITHIN)));
+        let waited = ending.as_mut().poll(cx).is_ready();
+        waited.then(|| CloseReason::Protocol("the control lane was ended".into()))
     }
 
     /// Round-trip time as QUIC estimates it.
@@ -136,10 +169,10 @@ impl QuicLink {
         }
         let mut arrived = Vec::new();
         for io in &mut self.lanes {
-            if let Stream::Open { send, .. } = &mut io.stream {
-                if send.finish().is_ok() {
-                    arrived.push(send.stopped());
-                }
+            if let Stream::Open { send, .. } = &mut io.stream
+                && send.finish().is_ok()
+            {
+                arrived.push(send.stopped());
             }
         }
         for lane in arrived {
@@ -206,9 +239,7 @@ impl LaneIo {
             };
             match chunk {
                 Some(chunk) => self.decoder.feed(chunk.bytes),
-                None if lane == Lane::Control => {
-                    return Poll::Ready(Err(CloseReason::Protocol("the control lane was ended".into())));
-                }
+                // On the control lane the close follows, and says why.
                 None => *ended = true,
             }
         }

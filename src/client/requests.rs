@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::error::{RequestError, SendError};
-use super::limits::{OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX};
+use super::limits::{LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX};
 use super::outbox::Draft;
+use crate::wire::proto::Subscriber;
 use crate::wire::{
     ChatId, DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence, Version, encode_frame, envelope,
 };
@@ -64,6 +65,8 @@ pub(crate) struct PendingRequest {
     pub(crate) reply: Option<RequestReply>,
     /// Still wanted after a reconnect.
     pub(crate) lasting: bool,
+    /// Entries of a list whose last frame has not come.
+    pub(crate) parts: Vec<Subscriber>,
     sent: Option<Instant>,
     frame: Bytes,
     lane: Lane,
@@ -114,7 +117,8 @@ impl Requests {
     /// Takes a request.
     pub(crate) fn request(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>) {
         let (id, frame) = self.enter(lane, payload);
-        self.requests.insert(id, PendingRequest { reply, lasting, sent: None, frame, lane, put_off: 0 });
+        self.requests
+            .insert(id, PendingRequest { reply, lasting, parts: Vec::new(), sent: None, frame, lane, put_off: 0 });
     }
 
     /// The next frame to go out on a lane.
@@ -161,6 +165,16 @@ impl Requests {
         Some((request, sent))
     }
 
+    /// A frame of a list that goes on in the next. One that goes on for too long is none: its waiter is told.
+    pub(crate) fn part(&mut self, request_id: i64, entries: Vec<Subscriber>) {
+        let Some(request) = self.requests.get_mut(&request_id).filter(|request| request.sent.is_some()) else { return };
+        if request.parts.len() + entries.len() <= LIST_ENTRIES_MAX {
+            request.parts.extend(entries);
+        } else if let Some((request, _)) = self.take_request(request_id) {
+            answer(request.reply, Err(RequestError::Unexpected));
+        }
+    }
+
     /// Whether an error is about a request that outlives a put-off.
     pub(crate) fn is_lasting(&self, request_id: i64) -> bool {
         self.requests.get(&request_id).is_some_and(|request| request.lasting)
@@ -197,6 +211,7 @@ impl Requests {
         }
         for (id, request) in &mut self.requests {
             request.sent = None;
+            request.parts.clear();
             self.unsent[request.lane.index()].insert(*id);
         }
         self.expiry = None;

@@ -29,6 +29,9 @@ use super::outbox::Outbox;
 use super::requests::answer;
 use crate::wire::{CloseCode, Lane};
 
+/// What the task waits for beside its link.
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// A device at work.
 pub(crate) struct Task {
     core: Core,
@@ -53,13 +56,13 @@ pub(crate) struct Task {
     refused: Option<(String, CloseReason)>,
     accepted_at: Option<Instant>,
     silence: Silence,
-    renewing: Option<Pin<Box<dyn Future<Output = Result<String, CloseReason>> + Send>>>,
+    renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
 }
 
 enum Phase {
-    Dialing(Pin<Box<dyn Future<Output = Result<Dialed, DialError>> + Send>>),
+    Dialing(Work<Result<Dialed, DialError>>),
     Linked(Box<QuicLink>),
     Waiting(Instant),
     Stopped(CloseReason),
@@ -407,6 +410,13 @@ impl Task {
                 Phase::Stopped(reason) => drop(answer(Some(reply), Err(RequestError::Closed(reason.clone())))),
                 _ => self.core.request(payload, lasting, reply),
             },
+            Command::Tell { presence, reply } => {
+                let told = match &self.phase {
+                    Phase::Stopped(reason) => Err(RequestError::Closed(reason.clone())),
+                    _ => self.core.tell(*presence, Instant::now()),
+                };
+                answer(Some(reply), told);
+            }
             Command::Sync(sequence) => {
                 if let Some(sequence) = self.core.sync(Some(sequence), false, Instant::now()) {
                     self.keep(|outbox| outbox.advance(sequence));
@@ -471,8 +481,9 @@ impl Task {
 
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
         match &self.phase {
-            Phase::Linked(link) => {
-                now >= closing.until || !closing.patient || (self.core.is_settled() && link.is_flushed())
+            Phase::Linked(_) => {
+                // What is queued is written by leaving.
+                now >= closing.until || !closing.patient || self.core.is_settled()
             }
             _ => true,
         }

@@ -1,5 +1,6 @@
 //! The client library's promises, over real QUIC against a peer that loses, refuses and dies.
 #![cfg(feature = "client")]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod peer;
 

@@ -1,0 +1,424 @@
+//! What the chat knows and decides: keys and events go in, effects come out. No terminal, no network, no clock.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::super::limits::CHAT_CONVERSATIONS_MAX;
+use super::command::Line;
+use super::conversation::{Conversation, Progress};
+use super::input::Input;
+use crate::client::{Accepted, Acknowledged, CloseReason, Content, Event, Message, SendError, Sent, State};
+use crate::wire::proto::{AwarenessNotification, Subscriber};
+use crate::wire::{AckStatus, Author, AwarenessStatus, CloseCode, DeviceId, Eid, LocalId, Version};
+
+/// What happened.
+pub(super) enum Happening {
+    Key(KeyEvent),
+    Pasted(String),
+    Event(Event),
+    State(State),
+    /// A message that was handed over has this local id now.
+    Composed {
+        to: Eid,
+        local_id: LocalId,
+        content: Content,
+        at: i64,
+    },
+    Sent(Eid, Sent),
+    NotSent(Eid, Option<LocalId>, SendError),
+    History {
+        peer: Eid,
+        messages: Vec<Message>,
+        complete: bool,
+    },
+    NoHistory {
+        peer: Eid,
+        reason: String,
+    },
+    Contacts(Vec<Subscriber>),
+    RoundTrip(Duration),
+    Notice(String),
+    /// What was drawn: lines of the open conversation, and how many fit.
+    Drawn {
+        lines: usize,
+        height: usize,
+    },
+}
+
+/// What is to be done about it.
+#[derive(Debug, PartialEq)]
+pub(super) enum Effect {
+    Send(Eid, Content),
+    /// The page of history before this version, or the newest.
+    History(Eid, Option<Version>),
+    Acknowledge(Eid, AckStatus, Version),
+    Contacts,
+    Admit(Eid),
+    Status(AwarenessStatus),
+    Reconnect,
+    Quit,
+}
+
+/// How it stands with the server.
+#[derive(Debug, PartialEq)]
+pub(super) enum Connection {
+    Connecting,
+    Open { session: String },
+    Waiting { seconds: u64, reason: String },
+    Closed { reason: String },
+}
+
+/// The whole state.
+pub(super) struct App {
+    pub(super) own: Eid,
+    pub(super) device: DeviceId,
+    pub(super) connection: Connection,
+    pub(super) round_trip: Option<Duration>,
+    /// The most recently active first.
+    pub(super) conversations: Vec<Conversation>,
+    open: Option<Eid>,
+    presence: HashMap<Eid, AwarenessStatus>,
+    pub(super) input: Input,
+    /// Something to tell, until the next key.
+    pub(super) notice: Option<String>,
+    pub(super) help: bool,
+    /// Lines that fit, and lines that there are.
+    height: usize,
+    lines: usize,
+}
+
+impl App {
+    pub(super) fn new(own: Eid, device: DeviceId) -> App {
+        App {
+            own,
+            device,
+            connection: Connection::Connecting,
+            round_trip: None,
+            conversations: Vec::new(),
+            open: None,
+            presence: HashMap::new(),
+            input: Input::default(),
+            notice: None,
+            help: false,
+            height: 0,
+            lines: 0,
+        }
+    }
+
+    // --- What is shown ----------------------------------------------------------------------------------------------
+
+    pub(super) fn opened(&self) -> Option<&Conversation> {
+        let open = self.open.as_ref()?;
+        self.conversations.iter().find(|conversation| conversation.peer == *open)
+    }
+
+    pub(super) fn is_open(&self, conversation: &Conversation) -> bool {
+        self.open.as_ref() == Some(&conversation.peer)
+    }
+
+    pub(super) fn presence_of(&self, peer: &Eid) -> Option<AwarenessStatus> {
+        self.presence.get(peer).copied()
+    }
+
+    pub(super) fn is_online(&self) -> bool {
+        matches!(self.connection, Connection::Open { .. })
+    }
+
+    pub(super) fn unread(&self) -> usize {
+        self.conversations.iter().map(Conversation::unread).sum()
+    }
+
+    // --- What happens -----------------------------------------------------------------------------------------------
+
+    pub(super) fn update(&mut self, happening: Happening) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match happening {
+            Happening::Key(key) => self.key(key, &mut effects),
+            Happening::Pasted(text) => self.input.insert(&text),
+            Happening::Event(event) => self.event(event, &mut effects),
+            Happening::State(state) => self.state(state),
+            Happening::Composed { to, local_id, content, at } => {
+                self.conversation(&to, &mut effects).compose(local_id, content, at);
+                self.sort();
+            }
+            Happening::Sent(to, sent) => self.conversation(&to, &mut effects).sent(&sent),
+            Happening::NotSent(to, local_id, error) => {
+                if let Some(local_id) = local_id {
+                    self.conversation(&to, &mut effects).refused(&local_id);
+                }
+                self.notice = Some(format!("not sent to {to}: {error}"));
+            }
+            Happening::History { peer, messages, complete } => {
+                self.conversation(&peer, &mut effects).page(messages, complete);
+                self.sort();
+            }
+            Happening::NoHistory { peer, reason } => {
+                let online = self.is_online();
+                let conversation = self.conversation(&peer, &mut effects);
+                conversation.loading = false;
+                // Asking again at once would fail again. After a reconnect it is asked for by itself.
+                conversation.complete = online;
+                if online {
+                    self.notice = Some(format!("no history of {peer}: {reason}"));
+                }
+            }
+            Happening::Contacts(contacts) => self.contacts(contacts, &mut effects),
+            Happening::RoundTrip(time) => self.round_trip = Some(time),
+            Happening::Notice(text) => self.notice = Some(text),
+            Happening::Drawn { lines, height } => self.drawn(lines, height, &mut effects),
+        }
+        self.read(&mut effects);
+        effects
+    }
+
+    /// Opens a conversation, which may be new.
+    pub(super) fn open(&mut self, peer: &Eid) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.open_in(peer, &mut effects);
+        self.read(&mut effects);
+        effects
+    }
+
+    fn open_in(&mut self, peer: &Eid, effects: &mut Vec<Effect>) {
+        if *peer == self.own {
+            self.notice = Some("that is you".to_owned());
+            return;
+        }
+        self.conversation(peer, effects);
+        self.open = Some(peer.clone());
+        self.help = false;
+    }
+
+    // --- Keys -------------------------------------------------------------------------------------------------------
+
+    fn key(&mut self, key: KeyEvent, effects: &mut Vec<Effect>) {
+        self.notice = None;
+        let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        let broken = key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SHIFT);
+        match key.code {
+            KeyCode::Char('c') if control => effects.push(Effect::Quit),
+            KeyCode::Char('d') if control && self.input.is_empty() => effects.push(Effect::Quit),
+            KeyCode::Char('r') if control => effects.push(Effect::Reconnect),
+            KeyCode::Char('n') if control => self.step(1),
+            KeyCode::Char('p') if control => self.step(-1),
+            KeyCode::Tab => self.step(1),
+            KeyCode::BackTab => self.step(-1),
+            KeyCode::PageUp => self.scroll(1, effects),
+            KeyCode::PageDown => self.scroll(-1, effects),
+            KeyCode::Esc if self.help => self.help = false,
+            KeyCode::Esc => self.scroll(isize::MIN, effects),
+            KeyCode::Enter if broken => self.input.insert("\n"),
+            KeyCode::Enter => self.enter(effects),
+            _ => drop(self.input.key(key)),
+        }
+    }
+
+    fn enter(&mut self, effects: &mut Vec<Effect>) {
+        let text = self.input.take();
+        let line = match Line::parse(&text) {
+            Ok(line) => line,
+            Err(reason) => {
+                self.notice = Some(reason);
+                return;
+            }
+        };
+        match (line, &self.open) {
+            (Line::Nothing, _) => self.help = false,
+            (Line::Say(content), Some(peer)) => {
+                self.help = false;
+                effects.push(Effect::Send(peer.clone(), content));
+            }
+            (Line::Say(_), None) => {
+                self.input.insert(&text);
+                self.notice = Some("to whom? /to bob@localhost opens a conversation".to_owned());
+            }
+            (Line::To(peer), _) => self.open_in(&peer, effects),
+            (Line::Admit(peer), _) => effects.push(Effect::Admit(peer)),
+            (Line::Status(status), _) => effects.push(Effect::Status(status)),
+            (Line::Reconnect, _) => effects.push(Effect::Reconnect),
+            (Line::Help, _) => self.help = !self.help,
+            (Line::Quit, _) => effects.push(Effect::Quit),
+        }
+    }
+
+    /// To the next conversation, or the one before.
+    fn step(&mut self, by: isize) {
+        let count = self.conversations.len();
+        if count == 0 {
+            return;
+        }
+        let current = self.conversations.iter().position(|conversation| self.is_open(conversation));
+        let next = match current {
+            Some(index) => (index + count).wrapping_add_signed(by) % count,
+            None => 0,
+        };
+        self.open = Some(self.conversations[next].peer.clone());
+        self.help = false;
+    }
+
+    /// By pages, upwards; `isize::MIN` is all the way down.
+    fn scroll(&mut self, pages: isize, effects: &mut Vec<Effect>) {
+        // One line of the page before stays, for the eye.
+        let page = self.height.saturating_sub(1).max(1);
+        let (lines, height) = (self.lines, self.height);
+        let Some(conversation) = self.opened_mut() else { return };
+        let top = lines.saturating_sub(height);
+        conversation.scroll = match pages {
+            1.. => (conversation.scroll + page).min(top),
+            isize::MIN => 0,
+            _ => conversation.scroll.saturating_sub(page),
+        };
+        if pages > 0 {
+            ask_for_older(conversation, effects);
+        }
+    }
+
+    /// Keeps the view within what there is, and fetches what it is about to show.
+    fn drawn(&mut self, lines: usize, height: usize, effects: &mut Vec<Effect>) {
+        (self.lines, self.height) = (lines, height);
+        let online = self.is_online();
+        let Some(conversation) = self.opened_mut() else { return };
+        conversation.scroll = conversation.scroll.min(lines.saturating_sub(height));
+        if online && lines < conversation.scroll + 2 * height {
+            ask_for_older(conversation, effects);
+        }
+    }
+
+    // --- The device -------------------------------------------------------------------------------------------------
+
+    fn event(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Connected(_) => {
+                effects.push(Effect::Contacts);
+                for conversation in &mut self.conversations {
+                    // What was asked for on the connection before is not answered any more.
+                    conversation.loading = !conversation.fetched;
+                    if conversation.loading {
+                        effects.push(Effect::History(conversation.peer.clone(), None));
+                    }
+                }
+            }
+            Event::Disconnected(_) => self.round_trip = None,
+            Event::Message(message) => self.message(message, effects),
+            Event::Acknowledged(receipt) => self.receipt(&receipt, effects),
+            Event::Presence(presence) => self.told(&presence, effects),
+            // Of an earlier run of this device: history has its text.
+            Event::Accepted(Accepted { .. }) => {}
+            Event::Refused(refused) => self.notice = Some(format!("refused: {}", refused.refusal)),
+        }
+    }
+
+    fn message(&mut self, message: Message, effects: &mut Vec<Effect>) {
+        let received = message.author == Author::Receiver;
+        let peer = if received { message.from.clone() } else { message.to.clone() };
+        let conversation = self.conversation(&peer, effects);
+        conversation.message(message);
+        if let Some(version) = conversation.newest_received().filter(|_| received) {
+            effects.push(Effect::Acknowledge(peer, AckStatus::Delivered, version));
+        }
+        self.sort();
+    }
+
+    fn receipt(&mut self, receipt: &Acknowledged, effects: &mut Vec<Effect>) {
+        let Acknowledged { by, sender, target, status, .. } = receipt;
+        let progress = if *status == AckStatus::Read { Progress::Read } else { Progress::Delivered };
+        if *sender == self.own {
+            self.conversation(by, effects).reached(*target, progress);
+        } else if *by == self.own && progress == Progress::Read {
+            self.conversation(sender, effects).read(*target);
+        }
+    }
+
+    fn told(&mut self, presence: &AwarenessNotification, effects: &mut Vec<Effect>) {
+        let Ok(peer) = Eid::from_identity(presence.from.as_ref()) else { return };
+        if peer == self.own {
+            return;
+        }
+        self.conversation(&peer, effects);
+        self.presence.insert(peer, AwarenessStatus::from_code(presence.status).unwrap_or(AwarenessStatus::Unknown));
+    }
+
+    fn contacts(&mut self, contacts: Vec<Subscriber>, effects: &mut Vec<Effect>) {
+        for contact in contacts.into_iter().filter(|contact| !contact.blocked) {
+            let Ok(peer) = Eid::from_identity(contact.subscriber.as_ref()) else { continue };
+            self.conversation(&peer, effects).nickname = contact.nickname;
+        }
+    }
+
+    fn state(&mut self, state: State) {
+        self.connection = match state {
+            State::Connecting => match &self.connection {
+                // Between two attempts; the reason stays in sight.
+                Connection::Waiting { reason, .. } => Connection::Waiting { seconds: 0, reason: reason.clone() },
+                _ => Connection::Connecting,
+            },
+            State::Connected(session) => {
+                self.round_trip.get_or_insert(session.connected_in);
+                Connection::Open { session: session.session_id }
+            }
+            State::Waiting { retry_in, reason } => {
+                Connection::Waiting { seconds: retry_in.as_millis().div_ceil(1000) as u64, reason: reason.to_string() }
+            }
+            State::Closed(CloseReason::Server { code: CloseCode::Replaced, .. }) => {
+                Connection::Closed { reason: "signed in elsewhere as the same device".to_owned() }
+            }
+            State::Closed(reason) => Connection::Closed { reason: reason.to_string() },
+        };
+    }
+
+    // --- Within -----------------------------------------------------------------------------------------------------
+
+    /// What is in sight counts as read.
+    fn read(&mut self, effects: &mut Vec<Effect>) {
+        if self.help {
+            return;
+        }
+        let Some(conversation) = self.opened_mut().filter(|conversation| conversation.scroll == 0) else { return };
+        if let Some(version) = conversation.take_unread() {
+            effects.push(Effect::Acknowledge(conversation.peer.clone(), AckStatus::Read, version));
+        }
+    }
+
+    fn opened_mut(&mut self) -> Option<&mut Conversation> {
+        let open = self.open.as_ref()?;
+        self.conversations.iter_mut().find(|conversation| conversation.peer == *open)
+    }
+
+    /// A conversation that is new gets its newest page of history, which has the states of its messages.
+    fn conversation(&mut self, peer: &Eid, effects: &mut Vec<Effect>) -> &mut Conversation {
+        let index = match self.conversations.iter().position(|conversation| conversation.peer == *peer) {
+            Some(index) => index,
+            None => {
+                if self.conversations.len() >= CHAT_CONVERSATIONS_MAX {
+                    let quiet = self.conversations.iter().rposition(|conversation| !self.is_open(conversation));
+                    self.conversations.remove(quiet.unwrap_or(CHAT_CONVERSATIONS_MAX - 1));
+                }
+                let mut conversation = Conversation::new(peer.clone());
+                // Without a connection it is asked for once there is one.
+                conversation.loading = self.is_online();
+                if conversation.loading {
+                    effects.push(Effect::History(peer.clone(), None));
+                }
+                self.conversations.push(conversation);
+                self.conversations.len() - 1
+            }
+        };
+        &mut self.conversations[index]
+    }
+
+    fn sort(&mut self) {
+        self.conversations.sort_by_key(|conversation| std::cmp::Reverse(conversation.active));
+    }
+}
+
+fn ask_for_older(conversation: &mut Conversation, effects: &mut Vec<Effect>) {
+    if !conversation.loading && conversation.has_older() {
+        conversation.loading = true;
+        effects.push(Effect::History(conversation.peer.clone(), conversation.floor()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

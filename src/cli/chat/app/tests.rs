@@ -1,0 +1,277 @@
+//! What the chat decides, happening by happening.
+
+use std::time::Instant;
+
+use super::*;
+use crate::client::{AckTarget, Session};
+use crate::wire::{ChatId, MessageId, Sequence};
+
+fn eid(name: &str) -> Eid {
+    Eid::parse(&format!("{name}@x")).unwrap()
+}
+
+fn app() -> App {
+    let mut app = App::new(eid("alice"), DeviceId::parse("cli-chat").unwrap());
+    app.update(Happening::State(State::Connected(session())));
+    app
+}
+
+fn session() -> Session {
+    Session {
+        session_id: "0123456789abcdef".to_owned(),
+        server: "test".to_owned(),
+        server_time: 0,
+        log_head: Sequence::ZERO,
+        resume_from: Sequence::ZERO,
+        gap: false,
+        token_expires_at: 0,
+        connected_in: Duration::from_millis(3),
+    }
+}
+
+fn id(number: u64) -> MessageId {
+    MessageId::new(number as i64, [1; 10])
+}
+
+/// A message in the chat with `peer`, theirs or own.
+fn message(peer: &str, version: u64, own: bool, text: &str) -> Message {
+    let (alice, peer) = (eid("alice"), eid(peer));
+    let (from, to) = if own { (alice.clone(), peer.clone()) } else { (peer.clone(), alice.clone()) };
+    Message {
+        sequence: Sequence::from(version),
+        author: if own { Author::Sender } else { Author::Receiver },
+        message_id: id(version),
+        local_id: None,
+        chat_id: ChatId::between(&alice, &peer),
+        version: Version::from(version),
+        from,
+        from_device: None,
+        to,
+        content: Content::Text(text.to_owned()),
+        acknowledgment: if own { AckStatus::Sent } else { AckStatus::Unread },
+        created_at: version as i64,
+        server_received_at: version as i64,
+        received: Instant::now(),
+    }
+}
+
+fn came(app: &mut App, message: Message) -> Vec<Effect> {
+    app.update(Happening::Event(Event::Message(message)))
+}
+
+fn key(app: &mut App, code: KeyCode) -> Vec<Effect> {
+    app.update(Happening::Key(KeyEvent::new(code, KeyModifiers::NONE)))
+}
+
+fn enter(app: &mut App, line: &str) -> Vec<Effect> {
+    app.update(Happening::Pasted(line.to_owned()));
+    key(app, KeyCode::Enter)
+}
+
+fn composed(app: &mut App, to: &str, local_id: &str) -> LocalId {
+    let local_id = LocalId::parse(local_id).unwrap();
+    let content = Content::Text(local_id.to_string());
+    app.update(Happening::Composed { to: eid(to), local_id: local_id.clone(), content, at: 50 });
+    local_id
+}
+
+fn sent(app: &mut App, to: &str, local_id: &LocalId, version: u64) {
+    let sent = Sent {
+        local_id: local_id.clone(),
+        message_id: id(version),
+        chat_id: ChatId::between(&eid("alice"), &eid(to)),
+        version: Version::from(version),
+        sequence: Sequence::from(version),
+        latency: Duration::ZERO,
+    };
+    app.update(Happening::Sent(eid(to), sent));
+}
+
+fn receipt(app: &mut App, by: &str, sender: &str, target: AckTarget, status: AckStatus) {
+    let receipt =
+        Acknowledged { sequence: Sequence::ZERO, by: eid(by), sender: eid(sender), target, status, timestamp: 0 };
+    app.update(Happening::Event(Event::Acknowledged(receipt)));
+}
+
+fn up_to(peer: &str, version: u64) -> AckTarget {
+    AckTarget::UpTo(ChatId::between(&eid("alice"), &eid(peer)), Version::from(version))
+}
+
+fn progress(app: &App) -> Vec<Progress> {
+    app.opened().unwrap().shown().map(|entry| entry.progress).collect()
+}
+
+fn page(app: &mut App, peer: &str, versions: std::ops::RangeInclusive<u64>, complete: bool) -> Vec<Effect> {
+    let messages = versions.map(|version| message(peer, version, false, "old")).collect();
+    app.update(Happening::History { peer: eid(peer), messages, complete })
+}
+
+#[test]
+fn own_messages_get_their_ticks_and_only_forward() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    let (one, two) = (composed(&mut app, "bob", "1"), composed(&mut app, "bob", "2"));
+    assert_eq!(progress(&app), [Progress::Waiting, Progress::Waiting]);
+    sent(&mut app, "bob", &one, 1);
+    assert_eq!(progress(&app), [Progress::Sent, Progress::Waiting]);
+    receipt(&mut app, "bob", "alice", up_to("bob", 1), AckStatus::Read);
+    receipt(&mut app, "bob", "alice", AckTarget::Message(id(1)), AckStatus::Delivered);
+    assert_eq!(progress(&app), [Progress::Read, Progress::Waiting]);
+    // A receipt that overtakes the answer, on its way through another queue.
+    receipt(&mut app, "bob", "alice", AckTarget::Message(id(2)), AckStatus::Delivered);
+    sent(&mut app, "bob", &two, 2);
+    assert_eq!(progress(&app), [Progress::Read, Progress::Delivered]);
+}
+
+#[test]
+fn a_refused_message_stays_and_says_so() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    let local_id = composed(&mut app, "bob", "1");
+    app.update(Happening::NotSent(eid("bob"), Some(local_id), SendError::OutboxFull));
+    assert_eq!(progress(&app), [Progress::Refused]);
+    assert!(app.notice.as_ref().unwrap().contains("the outbox is full"));
+    key(&mut app, KeyCode::Char('x'));
+    assert_eq!(app.notice, None);
+}
+
+#[test]
+fn what_is_in_sight_is_read_and_the_rest_is_counted() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    let effects = came(&mut app, message("bob", 1, false, "hi"));
+    let version = Version::from(1);
+    assert_eq!(
+        effects,
+        [
+            Effect::Acknowledge(eid("bob"), AckStatus::Delivered, version),
+            Effect::Acknowledge(eid("bob"), AckStatus::Read, version)
+        ]
+    );
+    let effects = came(&mut app, message("carol", 1, false, "hi"));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Acknowledge(_, AckStatus::Read, _))));
+    assert_eq!(app.unread(), 1);
+    // Scrolled up, the newest is not in sight.
+    app.update(Happening::Drawn { lines: 100, height: 10 });
+    key(&mut app, KeyCode::PageUp);
+    came(&mut app, message("bob", 2, false, "there?"));
+    assert_eq!(app.unread(), 2);
+    let effects = key(&mut app, KeyCode::Esc);
+    assert_eq!(effects, [Effect::Acknowledge(eid("bob"), AckStatus::Read, Version::from(2))]);
+    // Read on another device of one's own.
+    receipt(&mut app, "alice", "carol", up_to("carol", 1), AckStatus::Read);
+    assert_eq!(app.unread(), 0);
+}
+
+#[test]
+fn history_is_asked_for_until_the_screen_is_full_or_nothing_is_left() {
+    let mut app = app();
+    assert_eq!(app.open(&eid("bob")), [Effect::History(eid("bob"), None)]);
+    // One at a time.
+    assert!(app.update(Happening::Drawn { lines: 1, height: 10 }).is_empty());
+    page(&mut app, "bob", 21..=40, false);
+    assert!(app.update(Happening::Drawn { lines: 20, height: 10 }).is_empty());
+    let effects = key(&mut app, KeyCode::PageUp);
+    assert_eq!(effects, [Effect::History(eid("bob"), Some(Version::from(21)))]);
+    page(&mut app, "bob", 1..=20, true);
+    assert_eq!(app.opened().unwrap().shown().count(), 40);
+    key(&mut app, KeyCode::PageUp);
+    assert!(!app.opened().unwrap().has_older());
+}
+
+#[test]
+fn a_gap_is_not_shown_and_is_filled_from_history() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    page(&mut app, "bob", 1..=3, true);
+    came(&mut app, message("bob", 6, false, "six"));
+    assert_eq!(app.opened().unwrap().shown().count(), 1);
+    let effects = app.update(Happening::Drawn { lines: 1, height: 10 });
+    assert_eq!(effects, [Effect::History(eid("bob"), Some(Version::from(6)))]);
+    page(&mut app, "bob", 2..=5, false);
+    assert_eq!(app.opened().unwrap().shown().count(), 6);
+    // One that the server cannot fill any more is the beginning.
+    came(&mut app, message("bob", 9, false, "nine"));
+    page(&mut app, "bob", 9..=9, false);
+    assert_eq!(app.opened().unwrap().shown().count(), 1);
+    assert!(app.update(Happening::Drawn { lines: 1, height: 10 }).is_empty());
+}
+
+#[test]
+fn lines_that_are_entered_become_effects() {
+    let mut app = app();
+    enter(&mut app, "hello?");
+    assert_eq!(app.input.text(), "hello?");
+    assert!(app.notice.is_some());
+    app.input.take();
+    enter(&mut app, "/to bob@x");
+    assert_eq!(enter(&mut app, "hello"), [Effect::Send(eid("bob"), Content::Text("hello".to_owned()))]);
+    assert_eq!(enter(&mut app, "/quit"), [Effect::Quit]);
+    enter(&mut app, "/to alice@x");
+    assert_eq!(app.notice.as_deref(), Some("that is you"));
+    let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+    assert_eq!(app.update(Happening::Key(control_c)), [Effect::Quit]);
+}
+
+#[test]
+fn conversations_are_in_the_order_of_their_activity_and_tab_goes_round() {
+    let mut app = app();
+    came(&mut app, message("bob", 1, false, "a"));
+    came(&mut app, message("carol", 2, false, "b"));
+    let peers = |app: &App| app.conversations.iter().map(|c| c.peer.to_string()).collect::<Vec<_>>();
+    assert_eq!(peers(&app), ["carol@x", "bob@x"]);
+    for expected in ["carol@x", "bob@x", "carol@x"] {
+        key(&mut app, KeyCode::Tab);
+        assert_eq!(app.opened().unwrap().peer.as_str(), expected);
+    }
+    key(&mut app, KeyCode::BackTab);
+    assert_eq!(app.opened().unwrap().peer.as_str(), "bob@x");
+    composed(&mut app, "bob", "1");
+    assert_eq!(peers(&app), ["bob@x", "carol@x"]);
+}
+
+#[test]
+fn contacts_and_presence_make_conversations() {
+    let mut app = app();
+    let identity = |name: &str| Some(eid(name).identity());
+    let entry = Subscriber { subscriber: identity("dora"), nickname: "Dora".to_owned(), ..Subscriber::default() };
+    let blocked = Subscriber { subscriber: identity("eve"), blocked: true, ..Subscriber::default() };
+    app.update(Happening::Contacts(vec![entry, blocked]));
+    let away = AwarenessNotification { from: identity("bob"), status: 3, ..AwarenessNotification::default() };
+    app.update(Happening::Event(Event::Presence(away)));
+    let names: Vec<_> = app.conversations.iter().map(Conversation::name).collect();
+    assert_eq!(names, ["Dora", "bob@x"]);
+    assert_eq!(app.presence_of(&eid("bob")), Some(AwarenessStatus::Away));
+}
+
+#[test]
+fn a_connection_that_comes_back_fetches_what_was_not_fetched() {
+    let mut app = App::new(eid("alice"), DeviceId::parse("cli-chat").unwrap());
+    assert!(app.open(&eid("bob")).is_empty());
+    app.update(Happening::State(State::Waiting {
+        retry_in: Duration::from_millis(1500),
+        reason: CloseReason::Network("nobody there".to_owned()),
+    }));
+    assert_eq!(app.connection, Connection::Waiting { seconds: 2, reason: "nobody there".to_owned() });
+    app.update(Happening::State(State::Connected(session())));
+    let connected = |app: &mut App| app.update(Happening::Event(Event::Connected(session())));
+    assert_eq!(connected(&mut app), [Effect::Contacts, Effect::History(eid("bob"), None)]);
+    page(&mut app, "bob", 1..=1, true);
+    assert_eq!(connected(&mut app), [Effect::Contacts]);
+}
+
+#[test]
+fn memory_is_bounded() {
+    let mut app = app();
+    for number in 0..CHAT_CONVERSATIONS_MAX + 10 {
+        came(&mut app, message(&format!("user{number}"), 1, false, "hi"));
+    }
+    assert_eq!(app.conversations.len(), CHAT_CONVERSATIONS_MAX);
+    app.open(&eid("bob"));
+    let most = crate::cli::limits::CHAT_MESSAGES_MAX as u64;
+    for version in 1..=most + 10 {
+        came(&mut app, message("bob", version, false, "hi"));
+    }
+    assert_eq!(app.opened().unwrap().shown().count() as u64, most);
+    assert!(app.opened().unwrap().has_older());
+}

@@ -1,0 +1,89 @@
+//! What the device says about its user, and lists that come in several frames.
+
+use super::*;
+use crate::client::limits::{LIST_ENTRIES_MAX, LOCATION_KEPT};
+use crate::wire::proto::{Subscriber, SubscriberList, SubscriberListRequest};
+
+const PRESENCE: Lane = Lane::Presence;
+
+fn state(status: i32) -> AwarenessNotification {
+    AwarenessNotification {
+        from: Some(alice().identity()),
+        status,
+        latitude: Some(1.0),
+        longitude: Some(2.0),
+        ..Default::default()
+    }
+}
+
+fn told(bench: &mut Bench) -> Vec<(i32, Option<f64>)> {
+    let told = |scheme: MessageScheme| match scheme.payload {
+        Some(Payload::AwarenessNotification(told)) => (told.status, told.latitude),
+        other => panic!("{other:?}"),
+    };
+    bench.out(PRESENCE).into_iter().map(told).collect()
+}
+
+#[test]
+fn the_newest_own_presence_is_said_once_on_every_connection() {
+    let mut bench = Bench::new();
+    let now = bench.now.instant;
+    bench.core.tell(state(1), now).unwrap();
+    bench.core.tell(state(3), now).unwrap();
+    assert!(bench.core.is_settled(), "nobody waits for a link that is not there");
+    let mut bench = bench.open(0);
+    assert!(!bench.core.is_settled());
+    assert_eq!(told(&mut bench), [(3, Some(1.0))]);
+    assert_eq!(told(&mut bench), []);
+    bench.core.tell(state(4), now).unwrap();
+    assert_eq!(told(&mut bench), [(4, Some(1.0))]);
+
+    bench.core.link_down();
+    bench.connect(0, 1_000);
+    assert_eq!(told(&mut bench), [(4, Some(1.0))]);
+    bench.core.link_down();
+    bench.now.instant += LOCATION_KEPT;
+    bench.connect(0, 1_000);
+    assert_eq!(told(&mut bench), [(4, None)], "an old location is not made new");
+}
+
+#[test]
+fn a_word_to_one_user_is_said_now_or_not_at_all() {
+    let mut bench = Bench::new();
+    let word = AwarenessNotification { to: Some(bob().identity()), ..state(1) };
+    assert_eq!(bench.core.tell(word.clone(), bench.now.instant), Err(RequestError::NotConnected));
+    let mut bench = bench.open(0);
+    assert_eq!(told(&mut bench), []);
+    for _ in 0..ANSWERS_MAX {
+        bench.core.tell(word.clone(), bench.now.instant).unwrap();
+    }
+    assert_eq!(bench.core.tell(word, bench.now.instant), Err(RequestError::Busy));
+    assert_eq!(told(&mut bench).len(), ANSWERS_MAX);
+}
+
+fn list(entries: usize, more: bool) -> Payload {
+    let entry = Subscriber { subscriber: Some(bob().identity()), ..Default::default() };
+    Payload::SubscriberList(SubscriberList { owner: None, entries: vec![entry; entries], more })
+}
+
+#[test]
+fn a_list_in_several_frames_is_one_answer_and_a_bounded_one() {
+    let mut bench = Bench::new().open(0);
+    let request = || Payload::SubscriberListRequest(SubscriberListRequest::default());
+    let mut joined = bench.ask(request(), false);
+    let id = bench.out(CONTROL)[0].request_id;
+    bench.receive(CONTROL, list(2, true), 0, id);
+    bench.receive(CONTROL, list(3, true), 0, id + 1);
+    bench.receive(CONTROL, list(3, true), 0, id);
+    assert!(joined.try_recv().is_err());
+    bench.receive(CONTROL, list(1, false), 0, id);
+    let Payload::SubscriberList(joined) = joined.try_recv().unwrap().unwrap().payload else { panic!() };
+    assert_eq!(joined.entries.len(), 6);
+
+    let endless = bench.ask(request(), false);
+    let id = bench.out(CONTROL)[0].request_id;
+    for _ in 0..2 {
+        bench.receive(CONTROL, list(LIST_ENTRIES_MAX / 2 + 1, true), 0, id);
+    }
+    assert_eq!(failure(endless), RequestError::Unexpected);
+}

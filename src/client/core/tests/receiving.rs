@@ -1,0 +1,189 @@
+//! What comes in: entries of the log once and in order, and what the device says back about them.
+
+use super::*;
+
+#[test]
+fn only_control_is_read_until_the_session_is_accepted_and_while_events_wait() {
+    let mut bench = Bench::new();
+    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    assert!(bench.core.reading(CONTROL) && !bench.core.reading(CHAT));
+    bench.receive(CONTROL, accept(0, 0), 0, 0);
+    bench.events();
+    assert!(bench.core.reading(CHAT));
+    bench.receive(CHAT, chat(1), 1, 0);
+    assert!(bench.core.reading(CONTROL) && !bench.core.reading(CHAT) && !bench.core.reading(Lane::Presence));
+    // A ping is answered meanwhile.
+    bench.out(CONTROL);
+    bench.receive(CONTROL, ping_request(), 0, 0);
+    let Some(Payload::PingpongMessage(pong)) = bench.out(CONTROL).remove(0).payload else { panic!() };
+    assert_eq!((pong.r#type, pong.status, pong.request_time, pong.response_time), (2, 2, 5, 1_000));
+    bench.events();
+    assert!(bench.core.reading(CHAT));
+}
+
+#[test]
+fn an_entry_comes_once_and_in_order_across_reconnects() {
+    let mut bench = Bench::new().open(4);
+    for (sequence, number) in [(5, 1), (6, 2), (6, 2), (5, 1)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    let seen = |events: Vec<Event>| -> Vec<u64> {
+        let sequence = |event| match event {
+            Event::Message(message) => Some(message.sequence.get()),
+            _ => None,
+        };
+        events.into_iter().filter_map(sequence).collect()
+    };
+    assert_eq!(seen(bench.events()), [5, 6]);
+    bench.core.link_down();
+    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
+    assert_eq!(open.resume_from, Some(6));
+    bench.receive(CONTROL, accept(6, 8), 0, 0);
+    for (sequence, number) in [(6, 2), (7, 3), (8, 4)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    assert_eq!(seen(bench.events()), [7, 8]);
+}
+
+#[test]
+fn a_reply_that_runs_ahead_of_the_tail_hides_nothing() {
+    let mut bench = Bench::new().open(10);
+    let mut answer = bench.send("one");
+    bench.out(CHAT);
+    bench.receive(CHAT, update("one", 1), 14, 1);
+    assert!(answer.try_recv().unwrap().is_ok());
+    for sequence in [11, 12, 13] {
+        bench.receive(CHAT, chat(sequence), u64::from(sequence), 0);
+    }
+    bench.receive(CHAT, update("one", 1), 14, 0);
+    assert_eq!(bench.events().len(), 3);
+}
+
+#[test]
+fn an_accepted_message_that_nobody_waits_for_is_an_event() {
+    let backlog = Backlog { drafts: vec![draft("earlier"), draft("later")], cursor: Some(Sequence::from(3)) };
+    let mut bench = Bench::with(backlog, true, true);
+    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
+    assert_eq!(open.resume_from, Some(3));
+    bench.receive(CONTROL, accept(3, 9), 0, 0);
+    assert_eq!(bench.names(), ["earlier", "later"]);
+    bench.events();
+    bench.receive(CHAT, update("earlier", 1), 4, 1);
+    drop(bench.send("dropped"));
+    bench.receive(CHAT, update("dropped", 3), 6, 3);
+    let names: Vec<_> = bench
+        .events()
+        .into_iter()
+        .map(|event| match event {
+            Event::Accepted(accepted) => accepted.local_id.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(names, ["earlier", "dropped"]);
+    assert_eq!(bench.core.take_done().len(), 2);
+}
+
+#[test]
+fn delivery_is_acknowledged_when_the_application_took_the_message_and_until_it_is_answered() {
+    let acknowledged = |frames: Vec<MessageScheme>| -> Vec<(String, i32)> {
+        let request = |scheme: MessageScheme| match scheme.payload {
+            Some(Payload::AcknowledgmentRequest(ack)) => Some((ack.message_id, ack.status)),
+            _ => None,
+        };
+        frames.into_iter().filter_map(request).collect()
+    };
+    let mut bench = Bench::new().open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    assert_eq!(bench.out(CHAT), []);
+    bench.events();
+    assert_eq!(acknowledged(bench.out(CHAT)), [(id(1).to_string(), 2)]);
+    // It tells the server what a SyncAck would.
+    bench.now.instant += SYNC_WITHIN;
+    assert_eq!(bench.core.sync(None, false, bench.now.instant), None);
+    bench.core.link_down();
+    bench.connect(1, 1_000);
+    let again = bench.out(CHAT);
+    let request_id = again[0].request_id;
+    assert_eq!(acknowledged(again), [(id(1).to_string(), 2)]);
+    bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, request_id);
+    assert!(bench.core.is_settled());
+    assert_eq!(bench.events(), [], "one's own acknowledgment is no news");
+
+    // A copy of what another device of the same user sent is not acknowledged.
+    let Payload::ChatMessage(copy) = chat(2) else { panic!() };
+    bench.receive(CHAT, Payload::ChatMessage(ChatMessage { author: "sender".into(), ..copy }), 2, 0);
+    assert_eq!(bench.events().len(), 1);
+    assert_eq!(acknowledged(bench.out(CHAT)), []);
+}
+
+#[test]
+fn acknowledgments_that_find_no_place_wait_with_the_application() {
+    let mut bench = Bench::new().open(0);
+    let waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), false)).collect();
+    assert!(!bench.core.can_take());
+    bench.core.link_down();
+    assert!(bench.core.can_take());
+    drop(waiting);
+}
+
+#[test]
+fn what_was_taken_is_synchronised_late_and_what_the_application_says_at_once() {
+    let synced = |frames: Vec<MessageScheme>| -> Vec<i64> {
+        let sync = |scheme: MessageScheme| match scheme.payload {
+            Some(Payload::SyncAck(sync)) => Some(sync.sequence),
+            _ => None,
+        };
+        frames.into_iter().filter_map(sync).collect()
+    };
+    let mut bench = Bench::with(Backlog::default(), false, true).open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    bench.receive(CHAT, receipt(9, AckStatus::Read), 2, 0);
+    assert_eq!(bench.core.sync(None, true, bench.now.instant), None, "nothing was taken");
+    assert_eq!(bench.events().len(), 2);
+    let due = bench.core.deadline(bench.now.instant).unwrap();
+    assert_eq!(due, bench.now.instant + SYNC_WITHIN);
+    assert_eq!(bench.core.sync(None, false, bench.now.instant), None);
+    assert_eq!(bench.core.sync(None, false, due), Some(Sequence::from(2)));
+    assert_eq!(synced(bench.out(CHAT)), [2]);
+
+    let mut bench = Bench::with(Backlog::default(), false, false).open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    bench.events();
+    assert_eq!(bench.core.sync(None, true, bench.now.instant), None);
+    assert_eq!(bench.core.sync(Some(Sequence::from(1)), false, bench.now.instant), Some(Sequence::from(1)));
+    assert_eq!(synced(bench.out(CHAT)), [1]);
+}
+
+#[test]
+fn receipts_and_presence_are_events() {
+    let mut bench = Bench::new().open(0);
+    bench.receive(CHAT, receipt(1, AckStatus::Read), 1, 0);
+    bench.receive(CHAT, receipt(1, AckStatus::Read), 1, 0);
+    bench.receive(Lane::Presence, Payload::AwarenessNotification(AwarenessNotification::default()), 0, 0);
+    let events = bench.events();
+    let [Event::Acknowledged(receipt), Event::Presence(_)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((&receipt.by, &receipt.sender, receipt.status), (&bob(), &alice(), AckStatus::Read));
+}
+
+#[test]
+fn events_of_the_connection_are_bounded_while_nobody_reads_and_messages_are_never_dropped() {
+    let mut bench = Bench::new().open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    for _ in 0..4 * EVENTS_HELD_MAX {
+        bench.core.announce(Event::Disconnected(CloseReason::Local));
+    }
+    let events = bench.events();
+    assert_eq!(events.len(), EVENTS_HELD_MAX);
+    assert!(matches!(events[0], Event::Message(_)));
+}
+
+#[test]
+fn answers_to_a_server_that_does_not_read_are_bounded() {
+    let mut bench = Bench::new().open(0);
+    for _ in 0..2 * ANSWERS_MAX {
+        bench.receive(CONTROL, ping_request(), 0, 0);
+    }
+    assert_eq!(bench.out(CONTROL).len(), ANSWERS_MAX);
+}

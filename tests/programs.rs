@@ -1,0 +1,248 @@
+//! The programs together, as processes: a server, those who send and those who listen.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const FAILURE: i32 = 1;
+const USAGE: i32 = 2;
+/// Longest wait for anything. A failure, not a pace: nothing here takes seconds.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// A program that is running; ends with the test.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(arguments: &[&str], folder: &tempfile::TempDir) -> Running {
+        let mut child = program(arguments, folder).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = lines(child.stdout.take().unwrap());
+        Running { child, lines }
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(WITHIN).expect("a line in time")
+    }
+
+    /// The next JSON line about this kind of event.
+    fn event(&self, name: &str) -> Value {
+        loop {
+            let event: Value = serde_json::from_str(&self.line()).unwrap();
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: a plain system call; the child was not waited for, so that the id is still its own.
+        assert_eq!(unsafe { libc::kill(id, signal) }, 0);
+    }
+
+    /// Its status, once it has written its last line.
+    fn end(mut self) -> ExitStatus {
+        while self.lines.recv_timeout(WITHIN).is_ok() {}
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(out: ChildStdout) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(out).lines().map_while(Result::ok).take_while(|line| sender.send(line.clone()).is_ok()).count()
+    });
+    lines
+}
+
+fn program(arguments: &[&str], folder: &tempfile::TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    command.args(arguments).current_dir(folder.path()).env_clear();
+    command
+}
+
+/// A development server, and a folder to run the others in.
+struct Place {
+    server: Running,
+    quic: String,
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, quic) = serve(&folder, "127.0.0.1:0");
+        Place { server, quic, folder }
+    }
+
+    fn arguments<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        [arguments, &["--data-dir", "d", "--server", &self.quic]].concat()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        program(&self.arguments(arguments), &self.folder).output().unwrap()
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running {
+        Running::start(&self.arguments(arguments), &self.folder)
+    }
+
+    /// Sends as a script would: one JSON object, and a success.
+    fn send(&self, from: &str, to: &str, text: &str) -> Value {
+        let output = self.run(&["send", "--as", from, "--to", to, "--text", text, "--json"]);
+        assert!(output.status.success(), "{}", err(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// Starts a server and waits until it is ready.
+fn serve(folder: &tempfile::TempDir, listen: &str) -> (Running, String) {
+    let arguments = ["serve", "--dev", "--data-dir", "d", "--domains", "localhost", "--listen", listen];
+    let arguments = [&arguments[..], &["--metrics-listen", "127.0.0.1:0"]].concat();
+    let server = Running::start(&arguments, folder);
+    let ready = server.line();
+    let quic = ready.strip_prefix("bimip ready quic=").unwrap_or_else(|| panic!("{ready}"));
+    let quic = quic.split(' ').next().unwrap().to_owned();
+    (server, quic)
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn what_is_sent_is_heard_with_its_version_and_latencies() {
+    let place = Place::new();
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json", "--count", "1", "--read"]);
+    bob.event("connected");
+    let alice = place.start(&["listen", "--as", "alice@localhost", "--json"]);
+    alice.event("connected");
+
+    let sent = place.send("alice@localhost", "bob@localhost", "Hey Bob!");
+    assert_eq!(sent["version"], 1);
+    assert!(sent["latency_ms"].as_f64().unwrap() > 0.0);
+    let heard = bob.event("message");
+    assert_eq!(heard["text"], "Hey Bob!");
+    assert_eq!(heard["from"], "alice@localhost");
+    assert_eq!(heard["version"], 1);
+    assert_eq!(heard["message_id"], sent["message_id"]);
+    assert_eq!(heard["live"], true);
+    assert!(heard["delivery_ms"].is_i64() && heard["end_to_end_ms"].is_i64());
+    assert!(bob.end().success());
+
+    // Another device of the sender has the sender's copy, and both receipts.
+    assert_eq!(alice.event("message")["author"], "sender");
+    assert_eq!(alice.event("acknowledged")["status"], "delivered");
+    let read = alice.event("acknowledged");
+    assert_eq!((&read["status"], &read["up_to_version"]), (&"read".into(), &1.into()));
+    alice.signal(libc::SIGINT);
+    assert!(alice.end().success());
+}
+
+#[test]
+fn what_was_sent_before_is_heard_later_once_and_in_order() {
+    let place = Place::new();
+    for text in ["one", "two", "three"] {
+        place.send("alice@localhost", "bob@localhost", text);
+    }
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json", "--count", "3"]);
+    for (text, version) in [("one", 1), ("two", 2), ("three", 3)] {
+        let heard = bob.event("message");
+        assert_eq!((&heard["text"], &heard["version"]), (&text.into(), &version.into()));
+        assert_eq!(heard["live"], false);
+    }
+    assert!(bob.end().success());
+    // The same device does not hear them again; another one does.
+    place.send("alice@localhost", "bob@localhost", "four");
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json", "--count", "1"]);
+    assert_eq!(bob.event("message")["text"], "four");
+    let tablet = place.start(&["listen", "--as", "bob@localhost", "--device", "tablet", "--count", "4"]);
+    let words = tablet.line();
+    assert!(words.contains("connected"), "{words}");
+    let words = tablet.line();
+    assert!(words.contains("#1 v1 from alice@localhost: \"one\""), "{words}");
+    assert!(tablet.end().success());
+}
+
+#[test]
+fn refusals_and_failures_are_one_line_a_hint_and_a_code() {
+    let place = Place::new();
+    let fails = |code: i32, arguments: &[&str], reason: &str| {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", err(&output));
+        assert!(output.stdout.is_empty());
+        let err = err(&output);
+        assert!(err.contains(reason) && err.lines().count() <= 2, "{err}");
+    };
+    let send = ["send", "--as", "alice@localhost", "--text", "hi"];
+    fails(USAGE, &[&send[..], &["--to", "alice@localhost"]].concat(), "the recipient is the sender");
+    fails(USAGE, &[&send[..], &["--to", "bob"]].concat(), "an eid is local@domain");
+    fails(USAGE, &[&send[..], &["--to", "bob@localhost", "--timeout", "0"]].concat(), "must be seconds");
+    fails(USAGE, &["chat", "--as", "alice@localhost"], "chat needs a terminal");
+    let refusal = format!("bimip: refused by {}: 404: ", place.quic);
+    fails(FAILURE, &[&send[..], &["--to", "bob@elsewhere"]].concat(), &refusal);
+    let wrong_ca = ["--to", "bob@localhost", "--ca", "other/ca.pem"];
+    assert!(program(&["certs", "other"], &place.folder).output().unwrap().status.success());
+    fails(FAILURE, &[&send[..], &wrong_ca].concat(), "TLS: ");
+
+    // A port that nobody listens on any more.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nobody = socket.local_addr().unwrap().to_string();
+    let arguments = ["--to", "bob@localhost", "--data-dir", "d", "--timeout", "0.3", "--server", &nobody];
+    let output = program(&[&send[..], &arguments].concat(), &place.folder).output().unwrap();
+    assert_eq!(output.status.code(), Some(FAILURE));
+    assert!(err(&output).starts_with(&format!("bimip: cannot reach {nobody}: ")), "{}", err(&output));
+
+    let nowhere = ["--to", "bob@localhost", "--data-dir", "nowhere"];
+    let output = program(&[&send[..], &nowhere].concat(), &place.folder).output().unwrap();
+    assert_eq!(output.status.code(), Some(FAILURE));
+    assert!(err(&output).starts_with("bimip: no development key in nowhere/keys\nhint: "), "{}", err(&output));
+}
+
+#[test]
+fn a_server_that_is_terminated_drains_and_its_listeners_come_back_to_the_next() {
+    let place = Place::new();
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json"]);
+    bob.event("connected");
+    place.server.signal(libc::SIGTERM);
+    let Place { server, quic, folder } = place;
+    assert!(server.end().success());
+    bob.event("disconnected");
+
+    let (server, same) = serve(&folder, &quic);
+    assert_eq!(same, quic);
+    let place = Place { server, quic, folder };
+    bob.event("connected");
+    place.send("alice@localhost", "bob@localhost", "Still there?");
+    assert_eq!(bob.event("message")["text"], "Still there?");
+    bob.signal(libc::SIGTERM);
+    assert!(bob.end().success());
+}
+
+#[test]
+fn the_demo_succeeds_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = program(&["demo"], &folder).stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(child.wait().unwrap().success(), "{told}");
+    for part in ["changes of address", "catching up", "Everything arrived, in order, exactly once."] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    // No terminal, no colours.
+    assert!(!told.contains('\u{1b}'));
+}
