@@ -106,6 +106,8 @@ pub struct TcpLink {
     lanes: LaneSet,
     queues: [VecDeque<Bytes>; 4],
     queued: [usize; 4],
+    /// Says with which code the connection closes, after everything else and whether or not control was opened.
+    last: Option<Bytes>,
     /// Taken from the queues, on its way into the stream.
     out: BytesMut,
     unflushed: bool,
@@ -126,6 +128,7 @@ impl TcpLink {
             lanes: LaneSet::NONE,
             queues: Default::default(),
             queued: [0; 4],
+            last: None,
             out: BytesMut::new(),
             unflushed: false,
             closed: None,
@@ -184,6 +187,12 @@ impl TcpLink {
                 self.out.put_u8(Lane::ALL[lane].byte());
                 self.out.extend_from_slice(&frame);
             }
+        }
+        if self.queued == [0; 4]
+            && let Some(frame) = self.last.take()
+        {
+            self.out.put_u8(Lane::Control.byte());
+            self.out.extend_from_slice(&frame);
         }
     }
 }
@@ -274,9 +283,7 @@ impl Link for TcpLink {
 
     fn announce(&mut self, code: CloseCode, reason: &str) {
         let error = ErrorMessage { code: code.tcp_error_code(), message: reason.to_owned(), ..ErrorMessage::default() };
-        // Whoever opened no lane yet is told too.
-        self.lanes = self.lanes.with(Lane::Control);
-        self.push(Lane::Control, encode_frame(&envelope(Payload::ErrorMessage(error))));
+        self.last = Some(encode_frame(&envelope(Payload::ErrorMessage(error))));
     }
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {

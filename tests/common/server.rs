@@ -68,6 +68,11 @@ impl TestServer {
         self.server.quic_address
     }
 
+    /// Where TLS over TCP listens.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.server.tcp_address
+    }
+
     /// What it runs on.
     pub fn config(&self) -> &Config {
         &self.config
