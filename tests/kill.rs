@@ -32,12 +32,12 @@ const ERIN: &str = "erin@localhost";
 /// Messages that one sender has sent and not seen a VersionUpdate of.
 const IN_FLIGHT: usize = 16;
 
-/// `BIMIP_KILL_SEED` repeats what the dice do; what the machine does differs.
+/// `KILL_SEED` repeats what the dice do; what the machine does differs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_message_survives_kill_9() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let seed = std::env::var("BIMIP_KILL_SEED").map_or(u64::from(now), |seed| seed.parse().unwrap());
-    println!("BIMIP_KILL_SEED={seed}");
+    let seed = std::env::var("KILL_SEED").map_or(u64::from(now), |seed| seed.parse().unwrap());
+    println!("KILL_SEED={seed}");
     let (mut dice, directory) = (Dice::new(seed), scratch());
     let mut world = World::new(&mut dice);
     for round in 1..=ROUNDS {

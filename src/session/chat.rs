@@ -186,7 +186,9 @@ impl Session {
         if first_still_comes && open.chat.requests.get(local).is_some_and(|ids| ids.len() == 1) {
             return; // The tail answers it.
         }
-        forget_request(open, local, origin.request_id);
+        if !forget_request(open, local, origin.request_id) {
+            return; // The tail came by while the store was asked, and has answered it.
+        }
         let mut scheme = render::version_update(&accepted.message, accepted.sequence);
         scheme.request_id = origin.request_id;
         let frame = encode_frame(&scheme);
@@ -281,15 +283,17 @@ pub(super) fn echo(local_id: &str) -> String {
     local_id.chars().take(LOCAL_ID_ECHO_MAX).collect()
 }
 
-fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) {
-    if let Some(ids) = open.chat.requests.get_mut(local_id) {
-        if let Some(index) = ids.iter().rposition(|id| *id == request_id) {
-            ids.remove(index);
-        }
-        if ids.is_empty() {
-            open.chat.requests.remove(local_id);
-        }
+/// Takes a send off those that wait for their answer; `false`: it had been answered.
+fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) -> bool {
+    let Some(ids) = open.chat.requests.get_mut(local_id) else { return false };
+    let index = ids.iter().rposition(|id| *id == request_id);
+    if let Some(index) = index {
+        ids.remove(index);
     }
+    if ids.is_empty() {
+        open.chat.requests.remove(local_id);
+    }
+    index.is_some()
 }
 
 /// Clients count characters differently: any decimal number up to the content's bytes will do (profile 7).

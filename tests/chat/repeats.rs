@@ -1,5 +1,7 @@
 //! The same message again brings the same answer and nothing else (profile 7).
 
+use std::collections::BTreeMap;
+
 use bimip::wire::proto::{TextPayloadRequest, VersionUpdate};
 use bimip::wire::{Lane, Payload};
 
@@ -165,4 +167,39 @@ async fn the_same_name_for_another_message_is_a_conflict() {
     assert_eq!(carol.say(BOB, "local-1", "mine").await.version, 1);
     assert_eq!(text_of(&*bob.hear().await), "once");
     assert_eq!(text_of(&*bob.hear().await), "mine");
+}
+
+#[tokio::test]
+async fn a_message_sent_again_while_the_tail_brings_its_answer_is_answered_once() {
+    const MESSAGES: usize = 100;
+    let server = TestServer::start().await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    for n in 0..MESSAGES {
+        alice.say(BOB, &format!("local-{n}"), &n.to_string()).await;
+    }
+    for _ in 0..5 {
+        // As a phone comes back: the outbox goes out right behind the sign-in.
+        let (mut alice, _) = server.session(ALICE, "phone").pipelined().resume_from(0).attempt().await;
+        let mut requests = BTreeMap::new();
+        for n in 0..MESSAGES {
+            requests.insert(alice.post(BOB, &format!("local-{n}"), &n.to_string()).await, format!("local-{n}"));
+        }
+        while !requests.is_empty() {
+            let update = alice.expect::<VersionUpdate>(Lane::Chat).await;
+            if update.request_id != 0 {
+                let local = requests.remove(&update.request_id);
+                assert_eq!(local.as_ref(), Some(&update.message_id_local), "each is answered once");
+            }
+        }
+        // All that the tail still brings are entries, and no second answers.
+        alice.send(Lane::Chat, Payload::SyncAck(Default::default())).await;
+        let last = alice.post(BOB, "local-0", "0").await;
+        loop {
+            match alice.expect::<VersionUpdate>(Lane::Chat).await.request_id {
+                0 => {}
+                id => break assert_eq!(id, last),
+            }
+        }
+        alice.expect_nothing_more(Lane::Chat).await;
+    }
 }

@@ -78,6 +78,10 @@ impl Process {
 /// `bimip serve --dev` on free ports, about to be run.
 pub fn program(data_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    // What configures a server of whoever runs the tests does not configure this one.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BIMIP_")) {
+        command.env_remove(name);
+    }
     command
         .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir"])
         .arg(data_dir)
