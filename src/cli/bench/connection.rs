@@ -13,7 +13,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::wire::proto::{MediaPayloadRequest, SessionOpen, TextPayloadRequest};
+use crate::wire::proto::{MediaPayloadRequest, SessionOpen, SubscriberAddRequest, TextPayloadRequest};
 use crate::wire::{
     ALPN, DeviceId, Eid, FrameDecoder, Lane, MessageScheme, Payload, encode_frame, encode_lane_frame, envelope,
     open_envelope,
@@ -52,15 +52,34 @@ impl Target {
         Ok(Target { endpoint, server, signer })
     }
 
+    /// Signs in with a token that nobody signed, and waits to be closed.
+    pub(super) async fn refused(&self, name: &str) -> anyhow::Result<()> {
+        let (eid, id) = (Eid::parse(&format!("{name}@localhost"))?, DeviceId::parse("bench")?);
+        let open = SessionOpen {
+            identity: Some(eid.device_identity(&id)),
+            // Well-formed, so that its signature is really looked at.
+            token: forged(&self.token(&eid)?),
+            ..SessionOpen::default()
+        };
+        let connection = self.endpoint.connect(self.server, "localhost")?.await?;
+        let (mut send, _recv) = connection.open_bi().await?;
+        send.write_all(&encode_lane_frame(Lane::Control, &envelope(Payload::SessionOpen(open)))).await?;
+        connection.closed().await;
+        Ok(())
+    }
+
+    fn token(&self, eid: &Eid) -> anyhow::Result<String> {
+        let grant =
+            crate::auth::Grant { eid: eid.clone(), device: None, ttl: Duration::from_secs(24 * 3600), scope: None };
+        Ok(self.signer.sign(&grant, crate::clock::Now::system().unix_ms / 1000)?)
+    }
+
     /// Connects, opens control and chat, and signs in.
     pub(super) async fn device(&self, name: &str, pipelined: bool) -> anyhow::Result<Device> {
         let (eid, id) = (Eid::parse(&format!("{name}@localhost"))?, DeviceId::parse("bench")?);
-        let grant =
-            crate::auth::Grant { eid: eid.clone(), device: None, ttl: Duration::from_secs(24 * 3600), scope: None };
-        let now = crate::clock::Now::system().unix_ms / 1000;
         let open = SessionOpen {
             identity: Some(eid.device_identity(&id)),
-            token: self.signer.sign(&grant, now)?,
+            token: self.token(&eid)?,
             client: "bimip-bench".to_owned(),
             pipelined,
             ..SessionOpen::default()
@@ -79,6 +98,17 @@ impl Target {
     }
 }
 
+/// The same token with the first byte of its signature changed.
+fn forged(token: &str) -> String {
+    match token.rsplit_once('.') {
+        Some((signed, signature)) => {
+            let other = if signature.starts_with('A') { "B" } else { "A" };
+            format!("{signed}.{other}{}", signature.get(1..).unwrap_or_default())
+        }
+        None => token.to_owned(),
+    }
+}
+
 /// A signed-in device.
 pub(super) struct Device {
     pub(super) eid: Eid,
@@ -89,6 +119,27 @@ pub(super) struct Device {
 }
 
 impl Device {
+    /// Admits these users of `localhost` to see this one.
+    pub(super) async fn admit(mut self, names: impl Iterator<Item = String>) -> anyhow::Result<()> {
+        let mut asked = 0;
+        for name in names {
+            let add = SubscriberAddRequest {
+                owner: Some(self.eid.identity()),
+                subscriber: Some(Eid::parse(&format!("{name}@localhost"))?.identity()),
+                ..SubscriberAddRequest::default()
+            };
+            self.control.0.write_all(&encode_frame(&envelope(Payload::SubscriberAddRequest(add)))).await?;
+            asked += 1;
+        }
+        while asked > 0 {
+            match self.control.1.next().await?.payload {
+                Some(Payload::SubscriberAddResponse(added)) if added.status != 2 => asked -= 1,
+                other => bail!("a subscriber was not added: {other:?}"),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a further lane.
     pub(super) async fn open(&self, lane: Lane) -> anyhow::Result<(SendStream, Reader)> {
         let (mut send, recv) = self.connection.open_bi().await?;

@@ -10,6 +10,7 @@ use futures_util::stream;
 use super::connection::Target;
 use super::process::{Subject, Usage};
 use crate::cli::{Failure, say};
+use crate::wire::Lane;
 
 /// Sign-ins at once.
 const CONCURRENT: usize = 64;
@@ -20,6 +21,12 @@ pub(super) struct Args {
     /// Sessions to open
     #[arg(long, default_value_t = 1000)]
     sessions: usize,
+    /// Contacts of each: it admits so many of the others, and opens its presence lane
+    #[arg(long, default_value_t = 0)]
+    contacts: usize,
+    /// Afterwards, sign-ins with a bad token, to compare their cost
+    #[arg(long, default_value_t = 0)]
+    refused: usize,
     /// Seconds to watch them for
     #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
     seconds: u64,
@@ -38,23 +45,58 @@ pub(super) struct Args {
 }
 
 impl Args {
+    /// Everybody admits the ones that follow.
+    async fn befriend(&self, target: &Target) -> anyhow::Result<()> {
+        if self.contacts == 0 {
+            return Ok(());
+        }
+        let admitting = stream::iter((0..self.sessions).map(|n| async move {
+            let friends = (1..=self.contacts).map(|step| format!("idle-{}", (n + step) % self.sessions));
+            target.device(&format!("idle-{n}"), true).await?.admit(friends).await
+        }));
+        let mut admitting = admitting.buffer_unordered(CONCURRENT);
+        while let Some(admitted) = admitting.next().await {
+            admitted?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         // What the first session allocates for good is not the sessions' cost.
         let first = target.device("first", true).await?;
+        self.befriend(&target).await?;
         let usage = || subject.pid.and_then(Usage::of).unwrap_or_default();
         let before = usage();
         let began = std::time::Instant::now();
         let names = (0..self.sessions).map(|n| format!("idle-{n}"));
         let mut opening = stream::iter(names.map(|name| {
             let target = &target;
-            async move { target.device(&name, true).await }
+            async move {
+                let device = target.device(&name, true).await?;
+                let presence = if self.contacts > 0 { Some(device.open(Lane::Presence).await?) } else { None };
+                anyhow::Ok((device, presence))
+            }
         }))
         .buffer_unordered(CONCURRENT);
         let mut devices = Vec::with_capacity(self.sessions);
         while let Some(device) = opening.next().await {
-            devices.push(tokio::spawn(device?.answer_pings()));
+            let (device, presence) = device?;
+            devices.push(tokio::spawn(async move {
+                let reading = async {
+                    match presence {
+                        Some((_open, mut lane)) => loop {
+                            lane.next().await?;
+                        },
+                        None => std::future::pending::<anyhow::Result<()>>().await,
+                    }
+                };
+                tokio::select! {
+                    ended = device.answer_pings() => ended,
+                    ended = reading => ended,
+                }
+            }));
         }
         drop(opening);
         let signing_in = began.elapsed();
@@ -81,6 +123,14 @@ impl Args {
             say(&format!("{lost} lost"))?;
         }
         drop(first);
+        if self.refused > 0 {
+            let before = usage();
+            for _ in 0..self.refused {
+                target.refused("stranger").await?;
+            }
+            let cpu = (usage().cpu_seconds - before.cpu_seconds) * 1e6 / self.refused as f64;
+            say(&format!("{} refused sign-ins, {cpu:.0} µs of CPU each", self.refused))?;
+        }
         if lost > 0 {
             return Err(anyhow::anyhow!("{lost} idle sessions were lost").into());
         }
