@@ -23,8 +23,8 @@ use world::World;
 /// What was promised and is not so.
 type Violation = String;
 
-/// Stories that every test run tells: some 25 s of one core without optimisation.
-const SEEDS: u64 = 1500;
+/// Stories that every test run tells: some 50 s of one core without optimisation.
+const SEEDS: u64 = 3000;
 /// Eventful moves of a story.
 const STEPS: usize = 600;
 

@@ -1,7 +1,7 @@
 //! What must survive: every user's log, chats, acknowledgments, contacts, blocks, revocations and cursors.
 //!
 //! [`Store`] says what the families need, in their words; no engine's type leaks through it, so that a second
-//! implementation over PostgreSQL can stand beside [`embedded`]. A call that changes something returns once the change
+//! implementation over PostgreSQL can stand beside [`Embedded`]. A call that changes something returns once the change
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
 mod embedded;

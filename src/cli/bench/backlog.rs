@@ -1,13 +1,11 @@
 //! `bimip bench backlog`: a device comes back to messages that waited for it, while others go on talking.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::connection::{Device, Reader, Target, text, write};
-use super::process::Subject;
+use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::{Eid, Payload};
@@ -24,17 +22,13 @@ pub(super) struct Args {
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
-    /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
-    server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    subject: SubjectFlags,
 }
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = Subject::find(self.server, self.data_dir.as_deref(), None)?;
+        let subject = self.subject.find()?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         let run = crate::clock::Now::system().unix_ms;
         let receiver = format!("returning-{run}");

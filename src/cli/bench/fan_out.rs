@@ -1,7 +1,5 @@
 //! `bimip bench fan-out`: an owner's presence changes, and everybody who may see it is told.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -9,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::connection::Target;
-use super::process::{Subject, Usage};
+use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::proto::{AwarenessNotification, SubscriberAddRequest};
@@ -29,20 +27,13 @@ pub(super) struct Args {
     /// Changes to measure, half a second apart
     #[arg(long, default_value_t = 10)]
     changes: usize,
-    /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
-    server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Its process, for CPU
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    subject: SubjectFlags,
 }
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let subject = self.subject.find()?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         let run = crate::clock::Now::system().unix_ms;
         let name = |n: usize| format!("fan-{run}-{n}");

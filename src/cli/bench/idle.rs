@@ -1,14 +1,12 @@
 //! `bimip bench idle`: what a signed-in device that does nothing costs.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::connection::Target;
-use super::process::{Subject, Usage};
+use super::process::{SubjectFlags, Usage};
 use crate::cli::{Failure, say};
 use crate::wire::Lane;
 
@@ -30,15 +28,8 @@ pub(super) struct Args {
     /// Seconds to watch them for
     #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
     seconds: u64,
-    /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
-    server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Its process
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    subject: SubjectFlags,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -62,7 +53,7 @@ impl Args {
     }
 
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let subject = self.subject.find()?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         // What the first session allocates for good is not the sessions' cost.
         let first = target.device("first", true).await?;

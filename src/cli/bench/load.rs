@@ -3,8 +3,6 @@
 //! With a rate, latency counts from the time at which a message was due, whether or not the generator was late (no
 //! coordinated omission). Every message is checked to arrive once and in order.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::connection::{Device, Target, write};
-use super::process::{Subject, Usage};
+use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::proto::{AcknowledgmentRequest, VersionUpdate, chat_message};
@@ -54,15 +52,8 @@ pub(super) struct Args {
     /// Seconds before that
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     warm_up: u64,
-    /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
-    server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Its process, for CPU and memory
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    subject: SubjectFlags,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -105,7 +96,7 @@ impl Log {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let subject = self.subject.find()?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         // A run against a server that has seen others must not meet their messages.
         let run = crate::clock::Now::system().unix_ms;

@@ -1,7 +1,5 @@
 //! `bimip bench neighbours`: what others notice of a device that does not read, and of a burst of media metadata.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -9,7 +7,7 @@ use hdrhistogram::Histogram;
 
 use super::backlog::talk;
 use super::connection::{Device, Reader, Target, media, text, write};
-use super::process::{Subject, Usage};
+use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::proto::PingPong;
@@ -18,7 +16,9 @@ use crate::wire::{Eid, Lane, Payload, encode_frame, envelope};
 /// Texts of the writer to the device that does not read: more than every buffer on the way.
 const FLOOD_TEXT_BYTES: usize = 8 * 1024;
 /// Media messages written at once.
-const MEDIA_BATCH: usize = 32;
+const ALBUM: usize = 100;
+/// Between two albums of a person in a hurry.
+const ALBUM_EVERY: Duration = Duration::from_millis(500);
 
 /// What others notice of a device that does not read, and of media bursts
 #[derive(clap::Args)]
@@ -26,20 +26,13 @@ pub(super) struct Args {
     /// Seconds for each measurement
     #[arg(long = "for", default_value_t = 5, value_name = "SECONDS")]
     seconds: u64,
-    /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
-    server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Its process, for memory
-    #[arg(long)]
-    pid: Option<u32>,
+    #[command(flatten)]
+    subject: SubjectFlags,
 }
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = Subject::find(self.server, self.data_dir.as_deref(), self.pid)?;
+        let subject = self.subject.find()?;
         let target = Target::new(subject.server, &subject.data_dir)?;
         let time = Duration::from_secs(self.seconds);
         let run = crate::clock::Now::system().unix_ms;
@@ -78,27 +71,45 @@ impl Args {
         // The media messages' version updates come on its chat lane; one that does not read them is not read either.
         let updates = tokio::spawn(read_lane(device.chat.take()));
         let (mut lane, _answers) = device.open(Lane::Media).await?;
-        let (from, to) = (device.eid.clone(), Eid::parse(&format!("album-{run}@localhost"))?);
-        let burst = async {
-            let until = Instant::now() + time;
-            let (mut n, mut frames) = (0u64, Vec::new());
-            while Instant::now() < until {
-                for _ in 0..MEDIA_BATCH {
-                    n += 1;
-                    frames.push(media(&from, &to, &format!("{run}-{n}")));
-                }
-                write(&mut lane, &mut frames).await?;
-            }
-            anyhow::Ok(n)
-        };
-        let (sent, pinged, talked) = tokio::join!(burst, pings(device), talk(pair.0, time));
-        say(&format!("pings, own media burst          {}", percentiles(&pinged?.1)))?;
-        say(&format!("others' chat, media burst       {}", percentiles(&talked?.1)))?;
-        say(&format!("the burst: {:.0} media messages a second", sent? as f64 / self.seconds as f64))?;
+        let to = Eid::parse(&format!("album-{run}@localhost"))?;
+        // As a phone does it, an album at once and then a while nothing; and as fast as the server takes it.
+        let (mut device, mut pair) = (device, pair.0);
+        for (name, pause) in [("albums", ALBUM_EVERY), ("flat out", Duration::ZERO)] {
+            let from = device.eid.clone();
+            let sending = albums(&mut lane, &from, &to, pause, time);
+            let (sent, pinged, talked) = tokio::join!(sending, pings(device), talk(pair, time));
+            let (pinged, talked) = (pinged?, talked?);
+            say(&format!("media, {name}: {:.0} a second", sent? as f64 / self.seconds as f64))?;
+            say(&format!("  its sender's pings            {}", percentiles(&pinged.1)))?;
+            say(&format!("  others' chat                  {}", percentiles(&talked.1)))?;
+            (device, pair) = (pinged.0, talked.0);
+        }
         updates.abort();
         drop(writer);
         Ok(())
     }
+}
+
+/// Sends albums, one every `pause`; returns how many media messages that were.
+async fn albums(
+    lane: &mut quinn::SendStream,
+    from: &Eid,
+    to: &Eid,
+    pause: Duration,
+    time: Duration,
+) -> anyhow::Result<u64> {
+    let run = crate::clock::Now::system().unix_ms;
+    let until = Instant::now() + time;
+    let (mut n, mut frames) = (0u64, Vec::new());
+    while Instant::now() < until {
+        for _ in 0..ALBUM {
+            n += 1;
+            frames.push(media(from, to, &format!("{run}-{n}")));
+        }
+        write(lane, &mut frames).await?;
+        tokio::time::sleep(pause).await;
+    }
+    Ok(n)
 }
 
 /// Writes long texts to somebody, as fast as they are accepted.

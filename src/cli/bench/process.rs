@@ -7,6 +7,20 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 
+/// Which server to measure.
+#[derive(clap::Args)]
+pub(super) struct SubjectFlags {
+    /// A running server; without it one is started
+    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    server: Option<SocketAddr>,
+    /// Its data directory, for its development key
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Its process, for CPU and memory
+    #[arg(long)]
+    pid: Option<u32>,
+}
+
 /// A server to measure, and its process if that can be seen.
 pub(super) struct Subject {
     pub(super) server: SocketAddr,
@@ -16,18 +30,14 @@ pub(super) struct Subject {
     _own: Option<(Running, tempfile::TempDir)>,
 }
 
-impl Subject {
+impl SubjectFlags {
     /// The server that was named, or a process of this program with a temporary directory beside the working one: a
     /// temporary file system in memory would make the disk look too good.
-    pub(super) fn find(
-        server: Option<SocketAddr>,
-        data_dir: Option<&Path>,
-        pid: Option<u32>,
-    ) -> anyhow::Result<Subject> {
-        if let Some(server) = server {
-            let data_dir =
-                data_dir.context("--server needs --data-dir, whose development key signs the tokens")?.to_owned();
-            return Ok(Subject { server, data_dir, pid, _own: None });
+    pub(super) fn find(&self) -> anyhow::Result<Subject> {
+        if let Some(server) = self.server {
+            let data_dir = self.data_dir.clone();
+            let data_dir = data_dir.context("--server needs --data-dir, whose development key signs the tokens")?;
+            return Ok(Subject { server, data_dir, pid: self.pid, _own: None });
         }
         let folder = tempfile::Builder::new().prefix("bimip-bench-").tempdir_in(".")?;
         let running = Running::start(folder.path())?;
