@@ -36,9 +36,11 @@ pub const LOCAL_IDS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 // --- Sessions -------------------------------------------------------------------------------------------------------
 
-/// Store calls that one session may have under way; at the bound its lanes are not read until one returns.
+/// Store calls that one session may have under way; at the bound chat and media are not read until one returns.
 /// 64 fill a commit group from a single busy sender, and cost at most 64 frames of memory.
 pub const SESSION_CALLS_MAX: usize = 64;
+/// Calls beyond these that only control and presence may make: a full chat lane does not delay a ping (profile 2).
+pub const SESSION_CALLS_RESERVED: usize = 16;
 /// Messages of one session that wait for their VersionUpdate's answer; at the bound chat is not read further.
 pub const SESSION_UNRELEASED_MAX: usize = 256;
 /// Bytes queued on one lane before its sources (tail, replies) pause. One frame may go over it.

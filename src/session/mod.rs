@@ -36,7 +36,7 @@ use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
-use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
+use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::wire::{
     self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, Sequence, encode_frame,
@@ -207,7 +207,7 @@ impl Session {
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
             Phase::Open(open) => {
                 let mut wanted = LaneSet::NONE;
-                if self.calls >= SESSION_CALLS_MAX {
+                if self.calls >= SESSION_CALLS_MAX + SESSION_CALLS_RESERVED {
                     return wanted;
                 }
                 // One list at a time: it may fill the lane many times over.
@@ -217,7 +217,7 @@ impl Session {
                 if open.watching.as_ref().is_some_and(Watching::is_ready) {
                     wanted = wanted.with(Lane::Presence);
                 }
-                if open.chat.unanswered() < SESSION_UNRELEASED_MAX {
+                if self.calls < SESSION_CALLS_MAX && open.chat.unanswered() < SESSION_UNRELEASED_MAX {
                     wanted = wanted.with(Lane::Chat).with(Lane::Media);
                 }
                 wanted
