@@ -73,7 +73,7 @@ routes! {
 
 /// Wraps a payload, its route set.
 pub fn envelope(payload: Payload) -> MessageScheme {
-    MessageScheme { route: route_of(&payload), payload: Some(payload), sequence: 0, request_id: 0 }
+    MessageScheme { route: route_of(&payload), payload: Some(payload), ..MessageScheme::default() }
 }
 
 /// Decodes one frame and checks that the route fits (profile 1).
