@@ -203,7 +203,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
         cache_bytes: config.store.cache_bytes,
         on_commit: Box::new(move |operations, took| {
             commits.commit.record(took);
-            commits.commit_batch.record(operations as f64);
+            commits.commit_operations.record(operations as f64);
         }),
         ..Options::default()
     };
@@ -240,12 +240,10 @@ fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the operating system gives randomness");
 }
 
-/// The exporter's histograms collect samples until somebody drains them; a scrape may never come.
 async fn upkeep(metrics: Arc<Metrics>) {
-    let handle = metrics.prometheus();
     let mut every = tokio::time::interval(METRICS_UPKEEP);
     loop {
         every.tick().await;
-        handle.run_upkeep();
+        metrics.run_upkeep();
     }
 }

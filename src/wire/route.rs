@@ -36,6 +36,9 @@ macro_rules! routes {
             match payload { $(Payload::$variant(_) => $name),* }
         }
 
+        /// Every payload's name.
+        pub const PAYLOAD_NAMES: &[&str] = &[$($name),*];
+
         /// The lane that a payload belongs on; `None` for errors, which answer on any.
         pub fn lane_of(payload: &Payload) -> Option<Lane> {
             match payload { $(Payload::$variant(_) => $lane),* }
