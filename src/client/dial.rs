@@ -28,6 +28,20 @@ pub(crate) struct Dialer {
     /// Keeps the TLS sessions of earlier connections, for resumption.
     pub(crate) quic: ClientConfig,
     pub(crate) tokens: Arc<dyn TokenSource>,
+    #[cfg(feature = "qlog")]
+    pub(crate) qlog: Option<Traced>,
+}
+
+/// Gives the writer of a connection's trace.
+#[cfg(feature = "qlog")]
+pub(crate) type TraceSink = Box<dyn Fn() -> Option<Box<dyn std::io::Write + Send + Sync>> + Send + Sync>;
+
+/// What makes a connection that is traced: its transport, which quinn does not let us copy, is made anew for each.
+#[cfg(feature = "qlog")]
+pub(crate) struct Traced {
+    pub(crate) sink: TraceSink,
+    pub(crate) keep_alive: Option<Duration>,
+    pub(crate) idle_timeout: Duration,
 }
 
 /// What an attempt starts from.
@@ -95,6 +109,23 @@ impl Dialer {
         }
     }
 
+    /// For one connection.
+    fn config(&self) -> ClientConfig {
+        #[cfg(feature = "qlog")]
+        if let Some(Traced { sink, keep_alive, idle_timeout }) = &self.qlog
+            && let Ok(mut transport) = transport(*keep_alive, *idle_timeout)
+            && let Some(writer) = sink()
+        {
+            let mut stream = quinn::QlogConfig::default();
+            stream.writer(writer).title(Some(format!("bimip client to {}", self.server)));
+            transport.qlog_stream(stream.into_stream());
+            let mut quic = self.quic.clone();
+            quic.transport_config(Arc::new(transport));
+            return quic;
+        }
+        self.quic.clone()
+    }
+
     async fn addresses(&self, bind: Option<SocketAddr>) -> Result<Vec<SocketAddr>, CloseReason> {
         let unresolved = |reason: String| CloseReason::Network(format!("cannot resolve {}: {reason}", self.server));
         let found = timeout(LOOKUP_WITHIN, tokio::net::lookup_host(&self.server))
@@ -113,7 +144,7 @@ impl Dialer {
                 .map_err(|error| CloseReason::Network(format!("cannot open a UDP socket: {error}")))?,
         };
         let connecting = endpoint
-            .connect_with(self.quic.clone(), address, &self.server_name)
+            .connect_with(self.config(), address, &self.server_name)
             .map_err(|error| CloseReason::Network(error.to_string()))?;
         match timeout(handshake_within(attempt.number), connecting).await {
             Ok(Ok(connection)) => Ok((endpoint, connection)),
@@ -158,9 +189,16 @@ pub(crate) fn quic_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     let crypto = QuicClientConfig::try_from(config).map_err(|error| tls(&error))?;
 
+    let mut quic = ClientConfig::new(Arc::new(crypto));
+    quic.transport_config(Arc::new(transport(keep_alive, idle_timeout)?));
+    Ok(quic)
+}
+
+fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) -> Result<TransportConfig, BuildError> {
+    let idle_timeout = idle_timeout.try_into().map_err(|error| BuildError::Tls(format!("idle_timeout: {error}")))?;
     let mut transport = TransportConfig::default();
     transport
-        .max_idle_timeout(Some(idle_timeout.try_into().map_err(|error| tls(&error))?))
+        .max_idle_timeout(Some(idle_timeout))
         .keep_alive_interval(keep_alive)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -168,9 +206,7 @@ pub(crate) fn quic_config(
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(None);
-    let mut quic = ClientConfig::new(Arc::new(crypto));
-    quic.transport_config(Arc::new(transport));
-    Ok(quic)
+    Ok(transport)
 }
 
 fn handshake_within(attempt: u32) -> Duration {

@@ -50,6 +50,8 @@ label_values! {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
         Connections = "connections",
     }
+    /// `result` of tracing a connection.
+    TraceResult { Begun = "begun", Refused = "refused", Cut = "cut" }
     /// `result` of signing in.
     OpenResult {
         Accepted = "accepted", Renewed = "renewed", BadRequest = "bad_request", BadToken = "bad_token",
@@ -89,6 +91,7 @@ pub struct Metrics {
     frames: Vec<Vec<Counter>>,
     delivery: Vec<Histogram>,
     rate_limited: Vec<Counter>,
+    traces: Vec<Counter>,
     /// Application round trips that the server measured.
     pub ping_rtt: Histogram,
     /// One durable commit of the store.
@@ -179,6 +182,13 @@ impl Metrics {
                     counter(r, "bimip_rate_limited_total", help, &[("limit", limit.name())])
                 })
                 .collect(),
+            traces: TraceResult::ALL
+                .iter()
+                .map(|result| {
+                    let help = "qlog traces of connections: begun, refused for want of room, cut at their bound.";
+                    counter(r, "bimip_qlog_traces_total", help, &[("result", result.name())])
+                })
+                .collect(),
             ping_rtt: histogram(
                 r,
                 "bimip_ping_rtt_seconds",
@@ -262,6 +272,11 @@ impl Metrics {
     /// Somebody went over a limit.
     pub fn rate_limited(&self, limit: LimitKind) {
         self.rate_limited[limit as usize].increment(1);
+    }
+
+    /// What became of a connection's trace.
+    pub fn traced(&self, result: TraceResult) {
+        self.traces[result as usize].increment(1);
     }
 
     /// An error was answered. `payload` is a field name of the schema, or empty.

@@ -4,4 +4,4 @@ mod log;
 mod metrics;
 
 pub use log::{LogFormat, start_log};
-pub use metrics::{CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, TransportKind};
+pub use metrics::{CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, TraceResult, TransportKind};
