@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
@@ -198,6 +198,9 @@ pub struct QuicLink {
     lanes: [Option<LaneStreams>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
+    /// Where the peer was last seen, and how often that was another place than before.
+    seen: SocketAddr,
+    migrations: u64,
 }
 
 struct LaneStreams {
@@ -212,7 +215,7 @@ struct LaneStreams {
 impl QuicLink {
     /// A link over an established connection.
     pub fn new(connection: Connection, frame_bytes_max: usize) -> QuicLink {
-        let accepting = accept(connection.clone());
+        let (accepting, seen) = (accept(connection.clone()), connection.remote_address());
         QuicLink {
             connection,
             frame_bytes_max,
@@ -221,6 +224,8 @@ impl QuicLink {
             lanes: [const { None }; 4],
             closed: None,
             draining: None,
+            seen,
+            migrations: 0,
         }
     }
 
@@ -281,6 +286,18 @@ impl Link for QuicLink {
         self.connection.remote_address()
     }
 
+    fn path(&self) -> PathStats {
+        let stats = self.connection.stats();
+        PathStats {
+            rtt: Some(stats.path.rtt),
+            packets_sent: stats.path.sent_packets,
+            packets_lost: stats.path.lost_packets,
+            bytes_in: stats.udp_rx.bytes,
+            bytes_out: stats.udp_tx.bytes,
+            migrations: self.migrations + u64::from(self.remote() != self.seen),
+        }
+    }
+
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
         if let Some(reason) = self.closed {
             return Poll::Ready(LinkEvent::Closed(reason));
@@ -310,6 +327,12 @@ impl Link for QuicLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Once a turn: quinn does not tell of it.
+        let remote = self.remote();
+        if remote != self.seen {
+            self.seen = remote;
+            self.migrations += 1;
+        }
         let mut all = Poll::Ready(());
         for lane in BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]
