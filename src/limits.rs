@@ -175,6 +175,11 @@ pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 /// A handshake takes no longer: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Traces of QUIC connections in their folder (`quic.qlog_dir`): the newest few hundred show what is going on.
+pub const QLOG_FILES_MAX: usize = 512;
+/// Bytes of one trace: a hundred thousand packets, which a phone takes days for. In all 4 GiB, and usually a hundredth.
+pub const QLOG_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
 // --- Transport defaults, each a field of `[quic]` --------------------------------------------------------------------
 
 /// Silence after which a connection is given up: four of the server's pings unanswered. Shorter, and a phone that

@@ -45,6 +45,8 @@ pub struct Builder {
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     silence: Duration,
+    #[cfg(feature = "qlog")]
+    qlog: Option<super::dial::TraceSink>,
 }
 
 enum Roots {
@@ -72,6 +74,8 @@ impl Default for Builder {
             keep_alive: Some(KEEP_ALIVE),
             idle_timeout: IDLE_TIMEOUT,
             silence: SILENCE_MAX,
+            #[cfg(feature = "qlog")]
+            qlog: None,
         }
     }
 }
@@ -189,6 +193,17 @@ impl Builder {
         self
     }
 
+    /// Writes a trace of each connection in qlog's JSON-SEQ; `sink` gives the writer of each, or `None` for no trace. It is
+    /// written to from the connection's task: it must not block for long.
+    #[cfg(feature = "qlog")]
+    pub fn qlog(
+        mut self,
+        sink: impl Fn() -> Option<Box<dyn std::io::Write + Send + Sync>> + Send + Sync + 'static,
+    ) -> Builder {
+        self.qlog = Some(Box::new(sink));
+        self
+    }
+
     /// Starts the device: from here on it connects, and comes back, by itself.
     ///
     /// # Errors
@@ -236,6 +251,12 @@ impl Builder {
             tcp,
             tokens,
             networks: Mutex::default(),
+            #[cfg(feature = "qlog")]
+            qlog: self.qlog.map(|sink| super::dial::Traced {
+                sink,
+                keep_alive: self.keep_alive,
+                idle_timeout: self.idle_timeout,
+            }),
         });
         let task = Task::new(core, dialer, self.outbox, inbox, receiver, state_sender)
             .lanes(self.lanes)

@@ -40,6 +40,20 @@ pub(crate) struct Dialer {
     pub(crate) tcp: Arc<rustls::ClientConfig>,
     pub(crate) tokens: Arc<dyn TokenSource>,
     pub(crate) networks: Mutex<Networks>,
+    #[cfg(feature = "qlog")]
+    pub(crate) qlog: Option<Traced>,
+}
+
+/// Gives the writer of a connection's trace.
+#[cfg(feature = "qlog")]
+pub(crate) type TraceSink = Box<dyn Fn() -> Option<Box<dyn std::io::Write + Send + Sync>> + Send + Sync>;
+
+/// What makes a connection that is traced: its transport, which quinn does not let us copy, is made anew for each.
+#[cfg(feature = "qlog")]
+pub(crate) struct Traced {
+    pub(crate) sink: TraceSink,
+    pub(crate) keep_alive: Option<Duration>,
+    pub(crate) idle_timeout: Duration,
 }
 
 /// What an attempt starts from.
@@ -179,6 +193,23 @@ impl Dialer {
         }
     }
 
+    /// For one connection.
+    fn config(&self) -> ClientConfig {
+        #[cfg(feature = "qlog")]
+        if let Some(Traced { sink, keep_alive, idle_timeout }) = &self.qlog
+            && let Ok(mut transport) = super::tls::transport(*keep_alive, *idle_timeout)
+            && let Some(writer) = sink()
+        {
+            let mut stream = quinn::QlogConfig::default();
+            stream.writer(writer).title(Some(format!("bimip client to {}", self.server)));
+            transport.qlog_stream(stream.into_stream());
+            let mut quic = self.quic.clone();
+            quic.transport_config(Arc::new(transport));
+            return quic;
+        }
+        self.quic.clone()
+    }
+
     async fn addresses(&self, bind: Option<SocketAddr>) -> Result<Vec<SocketAddr>, CloseReason> {
         let unresolved = |reason: String| CloseReason::Network(format!("cannot resolve {}: {reason}", self.server));
         let found = timeout(LOOKUP_WITHIN, tokio::net::lookup_host(&self.server))
@@ -221,7 +252,7 @@ impl Dialer {
                 .map_err(|error| CloseReason::Network(format!("cannot open a UDP socket: {error}")))?,
         };
         let connecting = endpoint
-            .connect_with(self.quic.clone(), address, &self.server_name)
+            .connect_with(self.config(), address, &self.server_name)
             .map_err(|error| CloseReason::Network(error.to_string()))?;
         let silent = || CloseReason::Network(format!("no answer from {address}"));
         let within = handshake_within(attempt.number);

@@ -26,6 +26,13 @@ pub(crate) fn quic_config(
     // Every request is idempotent, which is what makes a replay harmless (profile 3).
     tls.enable_early_data = true;
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| refused(&error))?;
+    let mut quic = ClientConfig::new(Arc::new(crypto));
+    quic.transport_config(Arc::new(transport(keep_alive, idle_timeout)?));
+    Ok(quic)
+}
+
+/// QUIC's own settings, chosen in docs/decisions/0003.
+pub(crate) fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) -> Result<TransportConfig, BuildError> {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(idle_timeout.try_into().map_err(|error| refused(&error))?))
@@ -37,9 +44,7 @@ pub(crate) fn quic_config(
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(None);
-    let mut quic = ClientConfig::new(Arc::new(crypto));
-    quic.transport_config(Arc::new(transport));
-    Ok(quic)
+    Ok(transport)
 }
 
 /// For TLS over TCP.

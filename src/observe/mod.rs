@@ -7,5 +7,5 @@ pub use log::{LogFormat, start_log};
 pub use metrics::{
     CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family, Label,
     Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind, Reading,
-    SparseFamily, ThisVersion, TransportKind, ZeroRttResult,
+    SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };

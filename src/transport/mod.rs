@@ -1,6 +1,8 @@
 //! Bytes to frames per lane, over QUIC and over TLS on TCP. Knows no family: what a frame means is the session's.
 
 mod crowd;
+#[cfg(feature = "qlog")]
+pub mod qlog;
 pub mod quic;
 pub mod tls_tcp;
 

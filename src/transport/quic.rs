@@ -14,7 +14,7 @@ use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig,
     TransportConfig, VarInt,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
@@ -46,19 +46,19 @@ pub enum QuicError {
     Settings(String),
 }
 
-/// Opens the server's endpoint. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
+/// What connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
+pub fn server_config(config: &QuicConfig, tls: rustls::ServerConfig) -> Result<ServerConfig, QuicError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
+    Ok(server)
+}
+
+/// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
 /// is told at once (RFC 9000, 10.3), and not only by silence.
-pub fn bind(
-    address: SocketAddr,
-    config: &QuicConfig,
-    tls: rustls::ServerConfig,
-    reset_key: &[u8; 32],
-) -> Result<Endpoint, QuicError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
+pub fn bind(address: SocketAddr, server: ServerConfig, reset_key: &[u8; 32]) -> Result<Endpoint, QuicError> {
     let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
@@ -68,7 +68,7 @@ pub fn bind(
     open().map_err(|source| QuicError::Bind { address, source })
 }
 
-fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
+pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(Duration::from_millis(config.idle_timeout_ms))
         .map_err(|_| QuicError::Settings("quic.idle_timeout_ms is too long".to_owned()))?;
@@ -92,10 +92,14 @@ fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     Ok(transport)
 }
 
+/// What a connection is accepted with, where that is not the endpoint's own.
+pub type AcceptWith = Arc<dyn Fn(&Incoming) -> Option<Arc<ServerConfig>> + Send + Sync>;
+
 /// Accepts connections until `stop`, each served by a task of `tasks`.
 pub async fn serve(
     endpoint: Endpoint,
     config: QuicConfig,
+    accept_with: AcceptWith,
     crowd: Arc<Crowd>,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
@@ -127,7 +131,8 @@ pub async fn serve(
         } else {
             let entry = gate.clone().enter();
             let place = crowd.clone().enter(incoming.remote_address());
-            tasks.spawn(connect(incoming, (entry, place), services.clone(), store.clone()));
+            let accept_with = accept_with(&incoming);
+            tasks.spawn(connect(incoming, accept_with, (entry, place), services.clone(), store.clone()));
         }
     }
 }
@@ -152,10 +157,21 @@ impl Drop for Entry {
     }
 }
 
-async fn connect(incoming: Incoming, (entry, _place): (Entry, Place), services: Arc<Services>, store: Arc<dyn Store>) {
+async fn connect(
+    incoming: Incoming,
+    accept_with: Option<Arc<ServerConfig>>,
+    (entry, _place): (Entry, Place),
+    services: Arc<Services>,
+    store: Arc<dyn Store>,
+) {
     let began = Instant::now();
     let remote = incoming.remote_address();
-    let handshake = async { incoming.accept()?.await };
+    let handshake = async {
+        match accept_with {
+            Some(config) => incoming.accept_with(config)?.await,
+            None => incoming.accept()?.await,
+        }
+    };
     match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
         Ok(Ok(connection)) => {
             drop(entry);
@@ -182,6 +198,9 @@ pub struct QuicLink {
     lanes: [Option<LaneStreams>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
+    /// Where the peer was last seen, and how often that was another place than before.
+    seen: SocketAddr,
+    migrations: u64,
 }
 
 struct LaneStreams {
@@ -196,7 +215,7 @@ struct LaneStreams {
 impl QuicLink {
     /// A link over an established connection.
     pub fn new(connection: Connection, frame_bytes_max: usize) -> QuicLink {
-        let accepting = accept(connection.clone());
+        let (accepting, seen) = (accept(connection.clone()), connection.remote_address());
         QuicLink {
             connection,
             frame_bytes_max,
@@ -205,6 +224,8 @@ impl QuicLink {
             lanes: [const { None }; 4],
             closed: None,
             draining: None,
+            seen,
+            migrations: 0,
         }
     }
 
@@ -265,6 +286,18 @@ impl Link for QuicLink {
         self.connection.remote_address()
     }
 
+    fn path(&self) -> PathStats {
+        let stats = self.connection.stats();
+        PathStats {
+            rtt: Some(stats.path.rtt),
+            packets_sent: stats.path.sent_packets,
+            packets_lost: stats.path.lost_packets,
+            bytes_in: stats.udp_rx.bytes,
+            bytes_out: stats.udp_tx.bytes,
+            migrations: self.migrations + u64::from(self.remote() != self.seen),
+        }
+    }
+
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
         if let Some(reason) = self.closed {
             return Poll::Ready(LinkEvent::Closed(reason));
@@ -294,6 +327,12 @@ impl Link for QuicLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Once a turn: quinn does not tell of it.
+        let remote = self.remote();
+        if remote != self.seen {
+            self.seen = remote;
+            self.migrations += 1;
+        }
         let mut all = Poll::Ready(());
         for lane in BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]

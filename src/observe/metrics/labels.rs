@@ -97,6 +97,8 @@ labels! {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
         Connections = "connections",
     }
+    /// What became of tracing a connection.
+    TraceResult "result" { Begun = "begun", Refused = "refused", Cut = "cut" }
     /// What came of signing in.
     OpenResult "result" {
         Accepted = "accepted", Renewed = "renewed", BadRequest = "bad_request", BadToken = "bad_token",

@@ -10,7 +10,7 @@ mod labels;
 pub use family::{Declared, Family, MetricType, Reading, SparseFamily};
 pub use labels::{
     CacheKind, CacheResult, CloseReason, ContentKind, DeliveryKind, Direction, Label, Labels, LimitKind, MigrationKind,
-    OpenResult, PayloadName, PresenceResult, QueueKind, ThisVersion, TransportKind, ZeroRttResult,
+    OpenResult, PayloadName, PresenceResult, QueueKind, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };
 
 use std::sync::Arc;
@@ -83,6 +83,8 @@ metrics! {
         "Packets sent to devices (segments over TCP).";
     packets_lost: Family<Counter, TransportKind>, Counter, "bimip_path_packets_lost_total",
         "Packets to devices that were lost (segments sent again over TCP).";
+    traces: Family<Counter, TraceResult>, Counter, "bimip_qlog_traces_total",
+        "qlog traces of connections: begun, refused for want of room, cut at their bound.";
     ping_rtt: Family<Histogram, ()>, Histogram, "bimip_ping_rtt_seconds",
         "Application round trip, server to device.";
 
@@ -243,6 +245,11 @@ impl Metrics {
     /// Somebody went over a limit.
     pub fn rate_limited(&self, limit: LimitKind) {
         self.rate_limited[limit].increment(1);
+    }
+
+    /// What became of a connection's trace.
+    pub fn traced(&self, result: TraceResult) {
+        self.traces[result].increment(1);
     }
 
     /// An error was answered. `payload` is a field name of the schema, or empty.
