@@ -111,7 +111,7 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let quic_config = quic::server_config(&config.quic, tls.clone())?;
+        let quic_config = quic::server_config(&config.quic, tls.clone(), &metrics)?;
         let (endpoint, tcp) = bind(&config, &quic_config).await?;
         let accept_with = accept_with(&config.quic, quic_config, &metrics)?;
         let quic_address =

@@ -4,9 +4,11 @@ mod crowd;
 #[cfg(feature = "qlog")]
 pub mod qlog;
 pub mod quic;
+mod tickets;
 pub mod tls_tcp;
 
 pub use crowd::Crowd;
+pub use tickets::Tickets;
 
 use crate::wire::Lane;
 
