@@ -16,7 +16,8 @@ use super::device::{Device, State, unix_ms};
 use super::dial::{Dialer, host};
 use super::error::BuildError;
 use super::inbox::{Events, Inbox};
-use super::limits::{COMMANDS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, SILENCE_MAX};
+use super::limits::{COMMANDS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, QUIC_RETRY_MIN, SILENCE_MAX};
+use super::networks::Networks;
 use super::outbox::{MemoryOutbox, Outbox};
 use super::task::Task;
 use super::tickets::Tickets;
@@ -39,6 +40,7 @@ pub struct Builder {
     resume_from: Option<Sequence>,
     lanes: Vec<Lane>,
     transports: Transports,
+    retry_quic_after: Duration,
     bind: Option<SocketAddr>,
     auto_deliver: bool,
     auto_sync: bool,
@@ -68,6 +70,7 @@ impl Default for Builder {
             resume_from: None,
             lanes: vec![Lane::Control, Lane::Chat, Lane::Presence],
             transports: Transports::default(),
+            retry_quic_after: QUIC_RETRY_MIN,
             bind: None,
             auto_deliver: false,
             auto_sync: true,
@@ -153,6 +156,13 @@ impl Builder {
     /// What may carry the connection. Default: QUIC, and TLS over TCP where that does not get through.
     pub fn transports(mut self, transports: Transports) -> Builder {
         self.transports = transports;
+        self
+    }
+
+    /// Where QUIC did not get through and TCP did, QUIC is tried again after this, and moved back to when it answers; each
+    /// failure doubles the wait, up to an hour.
+    pub fn retry_quic_after(mut self, wait: Duration) -> Builder {
+        self.retry_quic_after = wait;
         self
     }
 
@@ -250,7 +260,7 @@ impl Builder {
             tickets,
             tcp,
             tokens,
-            networks: Mutex::default(),
+            networks: Mutex::new(Networks::new(self.retry_quic_after)),
             #[cfg(feature = "qlog")]
             qlog: self.qlog.map(|sink| super::dial::Traced {
                 sink,

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::limits::{NETWORKS_MAX, QUIC_RETRY_MAX, QUIC_RETRY_MIN};
+use super::limits::{NETWORKS_MAX, QUIC_RETRY_MAX};
 
 /// Networks in which TCP got through and QUIC did not, by the device's own address there: it differs from network to
 /// network more often than not, and a mistake costs a second at most.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Networks {
+    /// The first wait before QUIC is tried again.
+    retry_after: Duration,
     silent: HashMap<IpAddr, Silent>,
 }
 
@@ -21,6 +23,11 @@ struct Silent {
 }
 
 impl Networks {
+    /// None known yet; where QUIC was silent it is tried again after `retry_after`, then after twice that, and so on.
+    pub(crate) fn new(retry_after: Duration) -> Networks {
+        Networks { retry_after, silent: HashMap::new() }
+    }
+
     /// Whether to begin with TCP in this network: QUIC was silent there, and it is not time to try it again.
     pub(crate) fn prefers_tcp(&self, network: IpAddr, now: Instant) -> bool {
         self.silent.get(&network).is_some_and(|silent| now < silent.retry_at)
@@ -43,23 +50,20 @@ impl Networks {
             oldest.and_then(|network| self.silent.remove(&network));
         }
         let silent = self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now });
-        silent.retry_at = now + wait(silent.times);
+        silent.retry_at = now + self.retry_after.saturating_mul(1 << silent.times.min(20)).min(QUIC_RETRY_MAX);
         silent.times = silent.times.saturating_add(1);
     }
-}
-
-fn wait(times: u32) -> Duration {
-    QUIC_RETRY_MIN.saturating_mul(1 << times.min(20)).min(QUIC_RETRY_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::limits::QUIC_RETRY_MIN;
 
     #[test]
     fn a_network_that_drops_udp_is_remembered_for_a_while_that_grows_to_a_bound() {
         let (home, now) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
-        let mut networks = Networks::default();
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
         assert!(!networks.prefers_tcp(home, now));
         networks.quic_was_silent(home, now);
         assert!(networks.prefers_tcp(home, now));
@@ -79,7 +83,7 @@ mod tests {
     #[test]
     fn only_so_many_networks_are_remembered() {
         let now = Instant::now();
-        let mut networks = Networks::default();
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
         for number in 0..3 * NETWORKS_MAX as u64 {
             let network = IpAddr::from([10, 0, (number >> 8) as u8, number as u8]);
             networks.quic_was_silent(network, now + Duration::from_millis(number));

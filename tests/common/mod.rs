@@ -13,6 +13,7 @@ mod dice;
 mod process;
 mod quic;
 mod raw;
+mod road;
 mod server;
 
 pub use body::{Body, Got, text_of};
@@ -21,6 +22,7 @@ pub use dice::Dice;
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
 pub use raw::{Raw, identity, length_prefix};
+pub use road::Road;
 pub use server::{Door, SignIn, TestServer, scratch, sign};
 
 use std::future::Future;
