@@ -346,22 +346,52 @@ fn a_profile_changes_while_packets_flow_and_one_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn tcp_uses_the_congestion_control_that_was_chosen() {
+    let Some(net) = network() else { return };
+    let listener = listen(&net);
+    let available = net.phone().get("net.ipv4.tcp_available_congestion_control").unwrap();
+    assert!(available.split(' ').any(|algorithm| algorithm == "reno"));
+    for algorithm in available.split(' ') {
+        net.control().set_congestion_control(algorithm).unwrap();
+        let (phone, server, _) = connect(&net, &listener);
+        assert_eq!((congestion_control(&phone).as_str(), congestion_control(&server).as_str()), (algorithm, algorithm));
+    }
+    let last = available.split(' ').next_back().unwrap();
+    net.control().hand_over(Path::Lte, Duration::ZERO).unwrap().wait().unwrap();
+    assert_eq!(congestion_control(&connect(&net, &listener).0), last, "the new path's route knows it as well");
+    assert!(matches!(net.control().set_congestion_control("nonesuch"), Err(Error::System { .. })));
+    assert_eq!(congestion_control(&connect(&net, &listener).0), last);
+}
+
+fn congestion_control(stream: &TcpStream) -> String {
+    let mut name = [0u8; 16];
+    let mut length = name.len() as libc::socklen_t;
+    // SAFETY: the buffer is as long as it says.
+    let read = unsafe {
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+        libc::getsockopt(stream.as_raw_fd(), level, option, name.as_mut_ptr().cast(), &raw mut length)
+    };
+    assert_eq!(read, 0);
+    String::from_utf8(name.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap()
+}
+
+#[test]
 fn each_side_has_its_own_settings_devices_and_programs() {
     let Some(net) = network() else { return };
-    const CONGESTION: &str = "net.ipv4.tcp_congestion_control";
-    net.server().set(CONGESTION, "reno").unwrap();
-    net.phone().set(CONGESTION, "cubic").unwrap();
-    assert_eq!(net.server().get(CONGESTION).unwrap(), "reno");
-    let error = net.phone().set(CONGESTION, "nonesuch").unwrap_err().to_string();
-    assert!(error.contains(CONGESTION) && error.contains("nonesuch"), "{error}");
-    let run = |namespace: &Namespace, program: &str, argument: &str| {
-        let output = namespace.command(program).arg(argument).output().unwrap();
+    const PARAMETER: &str = "net.ipv4.tcp_keepalive_time";
+    net.server().set(PARAMETER, "60").unwrap();
+    net.phone().set(PARAMETER, "90").unwrap();
+    assert_eq!(net.server().get(PARAMETER).unwrap(), "60");
+    let error = net.phone().set(PARAMETER, "soon").unwrap_err().to_string();
+    assert!(error.contains(PARAMETER) && error.contains("soon"), "{error}");
+    let read = |namespace: &Namespace, file: &str| {
+        let output = namespace.command("cat").arg(file).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(run(net.phone(), "cat", "/proc/sys/net/ipv4/tcp_congestion_control").trim(), "cubic");
-    let devices = run(net.phone(), "cat", "/proc/self/net/dev");
+    assert_eq!(read(net.phone(), "/proc/sys/net/ipv4/tcp_keepalive_time").trim(), "90");
+    let devices = read(net.phone(), "/proc/self/net/dev");
     assert!(devices.contains("wifi:") && devices.contains("lte:"), "{devices}");
-    assert!(!run(net.server(), "cat", "/proc/self/net/dev").contains("wifi:"));
+    assert!(!read(net.server(), "/proc/self/net/dev").contains("wifi:"));
 }
 
 #[test]

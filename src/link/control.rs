@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::counters::{Counters, Path};
-use super::device::Routes;
 use super::limits::ORDER_WITHIN;
 use super::router::Router;
+use super::routes::Routes;
 use super::{Error, Profile, sys};
 
 /// Changes a network while it runs, and reads its counters. Each call returns when the change is in effect, within a
@@ -91,6 +91,19 @@ impl Control {
         })
     }
 
+    /// Makes TCP connections that begin from now on, on both sides, use this congestion control, as in `cubic` or `bbr`.
+    /// Before, it is the machine's default.
+    ///
+    /// # Errors
+    /// [`Error::System`] where the kernel does not have it; `net.ipv4.tcp_available_congestion_control` is what it has.
+    pub fn set_congestion_control(&self, algorithm: &str) -> Result<(), Error> {
+        let algorithm = algorithm.to_owned();
+        self.order(move |_, switch, _| {
+            switch.phone.set_congestion_control(&algorithm)?;
+            switch.server.set_congestion_control(&algorithm)
+        })?
+    }
+
     /// All that was counted so far; subtract an earlier one.
     ///
     /// # Errors
@@ -163,19 +176,19 @@ pub(super) struct Orders {
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
     switch: Switch,
-    routes: Routes,
 }
 
-/// Which way the phone's default route goes, and will go.
+/// The routes of both sides, and where the phone's will go.
 pub(super) struct Switch {
-    by: Path,
+    phone: Routes,
+    server: Routes,
     pending: Option<(Instant, Path, oneshot::Sender<Instant>)>,
 }
 
 impl Orders {
-    pub(super) fn new(orders: Receiver<Order>, control: &Control, routes: Routes) -> Orders {
-        let switch = Switch { by: Path::Wifi, pending: None };
-        Orders { orders, wake: control.wake.clone(), switch, routes }
+    pub(super) fn new(orders: Receiver<Order>, control: &Control, phone: Routes, server: Routes) -> Orders {
+        let switch = Switch { phone, server, pending: None };
+        Orders { orders, wake: control.wake.clone(), switch }
     }
 
     /// Can be read when an order waits.
@@ -203,10 +216,7 @@ impl Orders {
     /// Changes the phone's route if its time has come.
     pub(super) fn fall_due(&mut self, now: Instant) -> Result<(), Error> {
         let Some((_, to, done)) = self.switch.pending.take_if(|(due, ..)| *due <= now) else { return Ok(()) };
-        if self.switch.by != to {
-            self.routes.go_by(to.name(), Some(self.switch.by.name()))?;
-            self.switch.by = to;
-        }
+        self.switch.phone.go_by(to.name())?;
         // Whoever handed over need not wait for it.
         let _ = done.send(Instant::now());
         Ok(())

@@ -1,11 +1,9 @@
-//! TUN devices: made and set up in a namespace, read and written from the link's thread.
+//! TUN devices: made in a namespace, read and written from the link's thread.
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::limits::{DEVICE_QUEUE_PACKETS, MTU};
 use super::{Error, Missing, Namespace, sys};
 
 /// A TUN device; it is gone when this is dropped.
@@ -43,47 +41,6 @@ impl Device {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.tun.as_fd()
-    }
-}
-
-/// Addresses and routes of one namespace, which can be changed from any thread.
-#[derive(Debug)]
-pub(super) struct Routes {
-    socket: OwnedFd,
-}
-
-/// Of the default route that is used.
-const METRIC: i16 = 10;
-/// Of the ones for sockets that are bound to a device.
-const METRIC_OF_BOUND: i16 = 1_000;
-
-impl Routes {
-    pub(super) fn new(namespace: &Namespace) -> Result<Routes, Error> {
-        let socket = namespace.run(sys::control_socket)?.map_err(|error| Error::system("open a socket", error))?;
-        Ok(Routes { socket })
-    }
-
-    /// Gives a device its address, its MTU and its queue, brings it up, and adds the route for sockets bound to it.
-    pub(super) fn bring_up(&self, device: &str, address: Ipv4Addr) -> Result<(), Error> {
-        let socket = self.socket.as_fd();
-        let set = || {
-            sys::set_mtu(socket, device, MTU)?;
-            sys::set_queue(socket, device, DEVICE_QUEUE_PACKETS)?;
-            sys::set_address(socket, device, address)?;
-            sys::set_up(socket, device)?;
-            sys::route(socket, true, device, METRIC_OF_BOUND)
-        };
-        set().map_err(|error| Error::system(format!("set the device {device} up"), error))
-    }
-
-    /// Makes everything that is bound to no device leave by this one. There is a route at every moment.
-    pub(super) fn go_by(&self, device: &str, instead_of: Option<&str>) -> Result<(), Error> {
-        let socket = self.socket.as_fd();
-        let switch = || {
-            sys::route(socket, true, device, METRIC)?;
-            instead_of.map_or(Ok(()), |old| sys::route(socket, false, old, METRIC))
-        };
-        switch().map_err(|error| Error::system(format!("make {device} the default route"), error))
     }
 }
 

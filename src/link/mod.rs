@@ -15,7 +15,7 @@
 //!
 //! # fn main() -> Result<(), bimip::link::Error> {
 //! let net = Network::start(Plan { wifi: Profile::WIFI, lte: Profile::LTE, seed: 1 })?;
-//! net.server().set("net.ipv4.tcp_congestion_control", "bbr")?;
+//! net.control().set_congestion_control("bbr")?;
 //! let (phone, server) = (net.phone().runtime(1)?, net.server().runtime(1)?);
 //! let before = net.control().counters()?;
 //! // Bind to net.server_address() with server.spawn(…), connect to it with phone.block_on(…), and then:
@@ -42,6 +42,7 @@ mod packet;
 mod pipe;
 mod profile;
 mod router;
+mod routes;
 mod sys;
 
 use std::fmt::Display;

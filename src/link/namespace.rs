@@ -82,7 +82,7 @@ impl Namespace {
         command
     }
 
-    /// Sets a `net.` parameter in it, as in `set("net.ipv4.tcp_congestion_control", "bbr")`.
+    /// Sets a `net.` parameter in it, as in `set("net.ipv4.tcp_slow_start_after_idle", "0")`. The machine's own is left alone.
     ///
     /// # Errors
     /// When there is no such parameter here, or it does not take the value; the message says which.

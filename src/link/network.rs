@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use super::control::{Control, Orders};
 use super::counters::Path;
-use super::device::{self, Device, Routes};
+use super::device::{self, Device};
 use super::limits::{BATCH_PACKETS, MTU, ORDERS_MAX};
 use super::router::{Addresses, Exit, Router};
+use super::routes::Routes;
 use super::{Error, Namespace, Profile, sys};
 
 /// From a range that no network outside has to do with: nothing leaves the namespaces.
@@ -63,18 +64,18 @@ impl Network {
         }
         let paths = [Device::new(&phone, Path::Wifi.name())?, Device::new(&phone, Path::Lte.name())?];
         let internet = Device::new(&server, SERVER_DEVICE)?;
-        let routes = Routes::new(&phone)?;
+        let (mut routes, mut back) = (Routes::new(&phone)?, Routes::new(&server)?);
         for path in Path::BOTH {
             routes.bring_up(path.name(), ADDRESSES.phone[path.index()])?;
         }
-        routes.go_by(Path::Wifi.name(), None)?;
-        Routes::new(&server)?.bring_up(SERVER_DEVICE, ADDRESSES.server)?;
+        routes.go_by(Path::Wifi.name())?;
+        back.bring_up(SERVER_DEVICE, ADDRESSES.server)?;
 
         let router = Router::new(ADDRESSES, [plan.wifi, plan.lte], plan.seed, Instant::now());
         let wake = sys::event().map_err(|error| Error::system("make an event", error))?;
         let (sender, receiver) = sync_channel(ORDERS_MAX);
         let control = Control::new(sender, wake.into());
-        let orders = Orders::new(receiver, &control, routes);
+        let orders = Orders::new(receiver, &control, routes, back);
         let (started, starts) = sync_channel(1);
         let carry = move || {
             // A receiver that is gone has lost interest, and its network will be gone at once.

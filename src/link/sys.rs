@@ -37,11 +37,20 @@ pub(super) fn make_tun(name: &str) -> io::Result<OwnedFd> {
     Ok(tun)
 }
 
-/// A socket through which devices and routes of the calling thread's namespace are set, from whichever thread.
+/// A socket through which devices of the calling thread's namespace are set, from whichever thread.
 pub(super) fn control_socket() -> io::Result<OwnedFd> {
+    socket(libc::AF_INET, libc::SOCK_DGRAM, 0)
+}
+
+/// A socket that takes messages about routes of the calling thread's namespace, from whichever thread.
+pub(super) fn route_socket() -> io::Result<OwnedFd> {
+    socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)
+}
+
+fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is checked before it is owned, and nobody else has it.
     unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        let fd = libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol);
         done(fd)?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
@@ -51,41 +60,34 @@ pub(super) fn control_socket() -> io::Result<OwnedFd> {
 pub(super) fn set_address(socket: BorrowedFd<'_>, device: &str, address: Ipv4Addr) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_addr = socket_address(address);
-    control(socket.as_raw_fd(), libc::SIOCSIFADDR, &request)
+    control(socket.as_raw_fd(), libc::SIOCSIFADDR, &request).map(drop)
 }
 
 pub(super) fn set_mtu(socket: BorrowedFd<'_>, device: &str, bytes: usize) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_mtu = bytes as c_int;
-    control(socket.as_raw_fd(), libc::SIOCSIFMTU, &request)
+    control(socket.as_raw_fd(), libc::SIOCSIFMTU, &request).map(drop)
 }
 
 pub(super) fn set_queue(socket: BorrowedFd<'_>, device: &str, packets: i32) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_metric = packets;
-    control(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &request)
+    control(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &request).map(drop)
 }
 
 /// Brings a device up, without ARP, broadcasts and multicasts: there are only two ends.
 pub(super) fn set_up(socket: BorrowedFd<'_>, device: &str) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as i16;
-    control(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request)
+    control(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request).map(drop)
 }
 
-/// Adds a default route through a device, before others of the same metric, or takes it away. Lower metrics win.
-pub(super) fn route(socket: BorrowedFd<'_>, add: bool, device: &str, metric: i16) -> io::Result<()> {
-    let mut name = name(device)?.into_bytes_with_nul();
-    // SAFETY: all zeros is a valid value of this plain structure.
-    let mut entry: libc::rtentry = unsafe { mem::zeroed() };
-    entry.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
-    entry.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
-    entry.rt_flags = libc::RTF_UP;
-    // The kernel takes one off.
-    entry.rt_metric = metric + 1;
-    entry.rt_dev = name.as_mut_ptr().cast();
-    let request = if add { libc::SIOCADDRT } else { libc::SIOCDELRT };
-    control(socket.as_raw_fd(), request, &entry)
+/// The number by which routes know a device.
+pub(super) fn index(socket: BorrowedFd<'_>, device: &str) -> io::Result<u32> {
+    let request = control(socket.as_raw_fd(), libc::SIOCGIFINDEX, &request(device)?)?;
+    // SAFETY: the request that succeeded wrote this field of the union.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    Ok(index.unsigned_abs())
 }
 
 pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
@@ -153,23 +155,24 @@ pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: usize) -> io::Result
     })
 }
 
-/// An `ioctl` whose argument is a structure that the kernel reads; some also write into it, which nobody looks at.
-fn control<T: Copy>(fd: c_int, request: c_ulong, argument: &T) -> io::Result<()> {
+/// An `ioctl` about a device; returns the request as the kernel left it.
+fn control(fd: c_int, request: c_ulong, argument: &libc::ifreq) -> io::Result<libc::ifreq> {
     let mut argument = *argument;
-    // SAFETY: callers pair each request with the structure that it takes; the copy may be written to.
-    done(unsafe { libc::ioctl(fd, request as _, &raw mut argument) })
+    // SAFETY: all requests made here take this structure; the copy may be written to.
+    done(unsafe { libc::ioctl(fd, request as _, &raw mut argument) })?;
+    Ok(argument)
 }
 
 fn request(device: &str) -> io::Result<libc::ifreq> {
     // SAFETY: all zeros is a valid value of this plain structure.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name(device)?.as_bytes()) {
+    for (to, from) in request.ifr_name.iter_mut().zip(device_name(device)?.as_bytes()) {
         *to = *from as c_char;
     }
     Ok(request)
 }
 
-fn name(device: &str) -> io::Result<CString> {
+fn device_name(device: &str) -> io::Result<CString> {
     let fits = device.len() < libc::IFNAMSIZ;
     CString::new(device).ok().filter(|_| fits).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
