@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod lb;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{limits, wire};
+
+pub(crate) use lb::from_hex;
+pub use lb::{LbConfig, ServerId, ServerIdError};
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +117,8 @@ pub struct QuicConfig {
     pub initial_rtt_ms: u64,
     /// Congestion control towards devices.
     pub congestion: Congestion,
+    /// A load balancer in front.
+    pub lb: LbConfig,
 }
 
 /// `[tcp]`: the fallback, on the port number of `listen`.
@@ -416,6 +422,7 @@ impl Default for QuicConfig {
             handshakes_before_retry: limits::HANDSHAKES_BEFORE_RETRY,
             initial_rtt_ms: millis(limits::INITIAL_RTT),
             congestion: Congestion::default(),
+            lb: LbConfig::default(),
         }
     }
 }

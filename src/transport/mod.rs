@@ -2,6 +2,7 @@
 
 mod crowd;
 pub mod quic;
+pub mod quic_lb;
 pub mod tls_tcp;
 
 pub use crowd::Crowd;

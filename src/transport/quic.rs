@@ -29,6 +29,7 @@ use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 use super::BY_PRIORITY;
 use super::crowd::{Crowd, Place};
+use super::quic_lb::Issuer;
 
 /// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,21 +50,26 @@ pub enum QuicError {
 /// Opens the server's endpoint. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
-/// is told at once (RFC 9000, 10.3), and not only by silence.
+/// is told at once (RFC 9000, 10.3), and not only by silence. `ids`: connection ids by which a load balancer finds it.
 pub fn bind(
     address: SocketAddr,
     config: &QuicConfig,
     tls: rustls::ServerConfig,
     reset_key: &[u8; 32],
+    ids: Option<Arc<Issuer>>,
 ) -> Result<Endpoint, QuicError> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
     let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    if let Some(ids) = ids {
+        endpoint.cid_generator(move || Box::new(ids.generator()));
+    }
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
-        Endpoint::new(EndpointConfig::new(Arc::new(reset_key)), Some(server), socket, runtime)
+        Endpoint::new(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
 }
