@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -17,6 +18,7 @@ use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,17 +63,27 @@ pub fn bind(
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
-    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
-    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
-    if let Some(ids) = ids {
-        endpoint.cid_generator(move || Box::new(ids.generator()));
-    }
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
+    let endpoint = endpoint(reset_key, ids);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
         Endpoint::new(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
+}
+
+/// Connection ids that this server recognises after a restart too: only those are answered with a reset.
+fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
+    // Longer than a connection id, so that it is no one's reset token.
+    let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
+    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    match ids {
+        Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
+        None => endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key))),
+    };
+    endpoint
 }
 
 fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {

@@ -281,4 +281,9 @@ mod restart {
         let id = ServerId::try_from("0012".to_owned()).unwrap();
         a_restarted_server_tells_its_old_clients(&variables, Some((layout, id))).await;
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_restarted_server_without_an_id_resets_its_connections() {
+        a_restarted_server_tells_its_old_clients(&[], None).await;
+    }
 }
