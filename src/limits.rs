@@ -195,7 +195,7 @@ pub const CONNECTIONS_MAX: usize = 100_000;
 pub const INITIAL_RTT: Duration = Duration::from_millis(200);
 /// Nonce of a connection id that carries a server id, and the shortest that is taken: ids count up from a random start
 /// when they are encrypted and are random when not, and 64 bits are what keeps either from coming a second time over all
-/// restarts that a key sees (docs/decisions/0003-quic-lb.md).
+/// restarts that a key sees (docs/decisions/0006-quic-lb.md).
 pub const LB_NONCE_BYTES: usize = 8;
 
 // --- Store defaults, each a field of `[store]` -----------------------------------------------------------------------
