@@ -117,6 +117,8 @@ pub struct QuicConfig {
     pub initial_rtt_ms: u64,
     /// Congestion control towards devices.
     pub congestion: Congestion,
+    /// Folder for a qlog trace of each connection. Absent: none are written.
+    pub qlog_dir: Option<PathBuf>,
     /// A load balancer in front.
     pub lb: LbConfig,
 }
@@ -272,6 +274,8 @@ pub struct ClientConfig {
     pub as_eid: Option<String>,
     /// The device to sign in as.
     pub device: Option<String>,
+    /// Folder for a qlog trace of each connection. Absent: none are written.
+    pub qlog_dir: Option<PathBuf>,
 }
 
 /// `[token]`: defaults of `bimip token`; its user and device default to those of `[client]`.
@@ -422,6 +426,7 @@ impl Default for QuicConfig {
             handshakes_before_retry: limits::HANDSHAKES_BEFORE_RETRY,
             initial_rtt_ms: millis(limits::INITIAL_RTT),
             congestion: Congestion::default(),
+            qlog_dir: None,
             lb: LbConfig::default(),
         }
     }

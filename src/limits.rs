@@ -172,8 +172,15 @@ pub const PORT_TRIES: usize = 32;
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
+/// TLS sessions that devices may resume with 0-RTT data: two for each connection that there may be. Some 350 bytes each.
+pub const TICKETS_MAX: usize = 2 * CONNECTIONS_MAX;
 /// A handshake takes no longer: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Traces of QUIC connections in their folder (`quic.qlog_dir`): the newest few hundred show what is going on.
+pub const QLOG_FILES_MAX: usize = 512;
+/// Bytes of one trace: a hundred thousand packets, which a phone takes days for. In all 4 GiB, and usually a hundredth.
+pub const QLOG_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 // --- Transport defaults, each a field of `[quic]` --------------------------------------------------------------------
 

@@ -84,8 +84,13 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
+        Place::with(&[])
+    }
+
+    /// A server with more on its command line.
+    fn with(more: &[&str]) -> Place {
         let folder = tempfile::tempdir().unwrap();
-        let (server, quic) = serve(&folder, "127.0.0.1:0");
+        let (server, quic) = serve(&folder, "127.0.0.1:0", more);
         Place { server, quic, folder }
     }
 
@@ -110,9 +115,9 @@ impl Place {
 }
 
 /// Starts a server and waits until it is ready.
-fn serve(folder: &tempfile::TempDir, listen: &str) -> (Running, String) {
+fn serve(folder: &tempfile::TempDir, listen: &str, more: &[&str]) -> (Running, String) {
     let arguments = ["serve", "--dev", "--data-dir", "d", "--domains", "localhost", "--listen", listen];
-    let arguments = [&arguments[..], &["--metrics-listen", "127.0.0.1:0"]].concat();
+    let arguments = [&arguments[..], &["--metrics-listen", "127.0.0.1:0"], more].concat();
     let server = Running::start(&arguments, folder);
     let ready = server.line();
     let quic = ready.strip_prefix("bimip ready quic=").unwrap_or_else(|| panic!("{ready}"));
@@ -223,7 +228,7 @@ fn a_server_that_is_terminated_drains_and_its_listeners_come_back_to_the_next() 
     assert!(server.end().success());
     bob.event("disconnected");
 
-    let (server, same) = serve(&folder, &quic);
+    let (server, same) = serve(&folder, &quic, &[]);
     assert_eq!(same, quic);
     let place = Place { server, quic, folder };
     bob.event("connected");
@@ -231,6 +236,41 @@ fn a_server_that_is_terminated_drains_and_its_listeners_come_back_to_the_next() 
     assert_eq!(bob.event("message")["text"], "Still there?");
     bob.signal(libc::SIGTERM);
     assert!(bob.end().success());
+}
+
+/// Name and records of the one trace in a folder: JSON-SEQ (RFC 7464), each record after a separator, each a line.
+fn trace(folder: &std::path::Path) -> (String, Vec<Value>) {
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(files[0].extension().unwrap(), "sqlog");
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    let records = text.strip_suffix('\n').unwrap().split('\n');
+    let records = records.map(|record| serde_json::from_str(record.strip_prefix('\u{1e}').unwrap()).unwrap());
+    (files[0].file_stem().unwrap().to_str().unwrap().to_owned(), records.collect())
+}
+
+#[test]
+fn both_sides_of_a_connection_are_traced_if_that_is_asked_for() {
+    let place = Place::with(&["--qlog", "theirs"]);
+    let arguments = ["send", "--as", "alice@localhost", "--to", "bob@localhost", "--text", "hi", "--qlog", "ours"];
+    assert!(place.run(&arguments).status.success());
+    // A trace is whole when its connection is gone, with the process at the latest.
+    place.server.signal(libc::SIGTERM);
+    let Place { server, folder, .. } = place;
+    assert!(server.end().success());
+
+    let (server, theirs) = trace(&folder.path().join("theirs"));
+    let (_, ours) = trace(&folder.path().join("ours"));
+    for records in [&theirs, &ours] {
+        assert_eq!(records[0]["qlog_format"], "JSON-SEQ", "{}", records[0]);
+        let count = |name: &str| records.iter().filter(|record| record["name"].as_str() == Some(name)).count();
+        for name in ["transport:packet_sent", "transport:packet_received", "recovery:metrics_updated"] {
+            assert!(count(name) > 0, "no {name} in {}", records[0]);
+        }
+    }
+    // How the two belong together: the id that the client sent its first packet to.
+    let first = ours[1]["group_id"].as_str().unwrap();
+    assert!(server.ends_with(&format!("-{first}")), "{server} and {first}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::auth::{Grant, Signer};
 use crate::client::{Builder, CloseReason, Device, Session, State, TokenError};
 use crate::clock::Now;
 use crate::config::Config;
+use crate::transport::qlog::Traces;
 use crate::wire::{CloseCode, DeviceId, Eid};
 
 /// Who signs in where; in every client command.
@@ -40,6 +41,9 @@ pub(super) struct Connection {
     /// Folder of a development server [bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Folder for a qlog trace of each connection [client.qlog_dir, else none are written]
+    #[arg(long = "qlog", value_name = "DIR")]
+    qlog_dir: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -56,6 +60,7 @@ struct ClientFlags {
     #[serde(rename = "as")]
     as_eid: Option<String>,
     device: Option<String>,
+    qlog_dir: Option<PathBuf>,
 }
 
 /// Everything that a device needs to sign in.
@@ -68,6 +73,7 @@ pub(super) struct Account {
     dial: (String, Option<&'static str>),
     ca: PathBuf,
     token: Token,
+    traces: Option<Traces>,
 }
 
 #[derive(Clone)]
@@ -89,6 +95,7 @@ impl Connection {
                 token_file: self.token_file,
                 as_eid: self.as_eid.map(|eid| eid.to_string()),
                 device: self.device.map(|device| device.to_string()),
+                qlog_dir: self.qlog_dir,
             },
         })?;
         let Some(eid) = &config.client.as_eid else {
@@ -123,7 +130,14 @@ impl Connection {
             ));
         }
         let (server, dial) = server(&config)?;
-        Ok(Account { eid, device, server, dial, ca, token })
+        let traces = match &config.client.qlog_dir {
+            Some(folder) => {
+                let traces = Traces::in_folder(folder, |_| ());
+                Some(traces.map_err(|error| anyhow!("cannot write traces to {}: {error}", folder.display()))?)
+            }
+            None => None,
+        };
+        Ok(Account { eid, device, server, dial, ca, token, traces })
     }
 }
 
@@ -154,8 +168,18 @@ impl Account {
             .roots_pem(&self.ca)
             .identity(self.eid.clone(), self.device.clone())
             .token(move || std::future::ready(token.read()));
-        match self.dial.1 {
+        let builder = match self.dial.1 {
             Some(name) => builder.server_name(name),
+            None => builder,
+        };
+        match self.traces.clone() {
+            Some(traces) => {
+                let (user, device) = (self.eid.clone(), self.device.clone());
+                builder.qlog(move || {
+                    let name = format!("{}-{user}-{device}", Now::system().unix_ms);
+                    traces.begin(&name).map(|trace| Box::new(trace) as _)
+                })
+            }
             None => builder,
         }
     }

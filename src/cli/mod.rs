@@ -45,6 +45,8 @@ struct Cli {
     command: Command,
 }
 
+// Parsed once in a process: its size is nobody's concern.
+#[allow(clippy::large_enum_variant)]
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),

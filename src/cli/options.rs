@@ -41,4 +41,14 @@ pub(super) struct ServerFlags {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dev: bool,
+    #[command(flatten)]
+    quic: QuicFlags,
+}
+
+/// Those of `[quic]`.
+#[derive(clap::Args, Serialize)]
+struct QuicFlags {
+    /// Folder for a qlog trace of each QUIC connection [none are written]
+    #[arg(long = "qlog", value_name = "DIR")]
+    qlog_dir: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::RootCertStore;
@@ -13,13 +13,16 @@ use tokio::sync::{mpsc, watch};
 use super::backoff::Jitter;
 use super::core::{Core, Now, Settings};
 use super::device::{Device, State, unix_ms};
-use super::dial::{Dialer, host, quic_config};
+use super::dial::{Dialer, host};
 use super::error::BuildError;
 use super::inbox::{Events, Inbox};
 use super::limits::{COMMANDS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, SILENCE_MAX};
 use super::outbox::{MemoryOutbox, Outbox};
 use super::task::Task;
+use super::tickets::Tickets;
+use super::tls::{quic_config, tcp_config};
 use super::token::TokenSource;
+use super::transport::Transports;
 use crate::wire::{DeviceId, Eid, Lane, Sequence};
 
 /// Options of a [`Device`]: server, identity, token and trusted certificates are needed, the rest has defaults.
@@ -35,12 +38,15 @@ pub struct Builder {
     pipelined: bool,
     resume_from: Option<Sequence>,
     lanes: Vec<Lane>,
+    transports: Transports,
     bind: Option<SocketAddr>,
     auto_deliver: bool,
     auto_sync: bool,
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     silence: Duration,
+    #[cfg(feature = "qlog")]
+    qlog: Option<super::dial::TraceSink>,
 }
 
 enum Roots {
@@ -61,12 +67,15 @@ impl Default for Builder {
             pipelined: true,
             resume_from: None,
             lanes: vec![Lane::Control, Lane::Chat, Lane::Presence],
+            transports: Transports::default(),
             bind: None,
             auto_deliver: false,
             auto_sync: true,
             keep_alive: Some(KEEP_ALIVE),
             idle_timeout: IDLE_TIMEOUT,
             silence: SILENCE_MAX,
+            #[cfg(feature = "qlog")]
+            qlog: None,
         }
     }
 }
@@ -141,6 +150,12 @@ impl Builder {
         self
     }
 
+    /// What may carry the connection. Default: QUIC, and TLS over TCP where that does not get through.
+    pub fn transports(mut self, transports: Transports) -> Builder {
+        self.transports = transports;
+        self
+    }
+
     /// The first local address. Default: any.
     pub fn bind(mut self, address: SocketAddr) -> Builder {
         self.bind = Some(address);
@@ -178,6 +193,17 @@ impl Builder {
         self
     }
 
+    /// Writes a trace of each connection in qlog's JSON-SEQ; `sink` gives the writer of each, or `None` for no trace. It is
+    /// written to from the connection's task: it must not block for long.
+    #[cfg(feature = "qlog")]
+    pub fn qlog(
+        mut self,
+        sink: impl Fn() -> Option<Box<dyn std::io::Write + Send + Sync>> + Send + Sync + 'static,
+    ) -> Builder {
+        self.qlog = Some(Box::new(sink));
+        self
+    }
+
     /// Starts the device: from here on it connects, and comes back, by itself.
     ///
     /// # Errors
@@ -190,7 +216,9 @@ impl Builder {
         let roots = self.roots.ok_or(BuildError::Missing("roots"))?.read()?;
         let host = host(&server).ok_or_else(|| BuildError::Server(server.clone()))?;
         let server_name = self.server_name.unwrap_or_else(|| host.to_owned());
-        let quic = quic_config(roots, self.keep_alive, self.idle_timeout)?;
+        let tickets = Arc::new(Tickets::default());
+        let tcp = Arc::new(tcp_config(roots.clone())?);
+        let quic = quic_config(roots, tickets.clone(), self.keep_alive, self.idle_timeout)?;
 
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).map_err(|error| BuildError::Random(error.to_string()))?;
@@ -214,11 +242,27 @@ impl Builder {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (state_sender, state) = watch::channel(State::Connecting);
         let (inbox, events) = Inbox::new();
-        let dialer = Arc::new(Dialer { server, server_name, quic, tokens });
+        let dialer = Arc::new(Dialer {
+            server,
+            server_name,
+            transports: self.transports,
+            quic,
+            tickets,
+            tcp,
+            tokens,
+            networks: Mutex::default(),
+            #[cfg(feature = "qlog")]
+            qlog: self.qlog.map(|sink| super::dial::Traced {
+                sink,
+                keep_alive: self.keep_alive,
+                idle_timeout: self.idle_timeout,
+            }),
+        });
         let task = Task::new(core, dialer, self.outbox, inbox, receiver, state_sender)
             .lanes(self.lanes)
             .bind(self.bind)
             .silence(self.silence)
+            .idle_timeout(self.idle_timeout)
             .jitter(Jitter::new(seed(&seeds[8..])));
         runtime.spawn(task.run());
         Ok((Device::new(commands, state, eid, device, number(name)), events))

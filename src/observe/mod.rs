@@ -4,4 +4,8 @@ mod log;
 mod metrics;
 
 pub use log::{LogFormat, start_log};
-pub use metrics::{CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, TransportKind};
+pub use metrics::{
+    CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family, Label,
+    Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind, Reading,
+    SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
+};

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{AuthError, Credentials};
 use crate::clock::Now;
-use crate::config::Config;
+use crate::config::{Config, QuicConfig};
 use crate::hub::presence::Timing;
 use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP, PORT_TRIES};
@@ -44,6 +44,14 @@ pub enum StartError {
         directory: String,
         /// Why.
         source: StoreError,
+    },
+    /// The folder for traces cannot be used.
+    #[error("quic.qlog_dir {folder}: {reason}")]
+    Qlog {
+        /// The folder.
+        folder: String,
+        /// Why.
+        reason: String,
     },
     /// The QUIC endpoint does not open.
     #[error(transparent)]
@@ -104,7 +112,9 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let (endpoint, tcp) = bind(&config, &tls).await?;
+        let quic_config = quic::server_config(&config.quic, tls.clone(), &metrics)?;
+        let (endpoint, tcp) = bind(&config, &quic_config).await?;
+        let accept_with = accept_with(&config.quic, quic_config, &metrics)?;
         let quic_address =
             endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -117,7 +127,8 @@ impl Server {
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
         let shared = (services.clone(), store.clone());
         let (tasks, stopping) = (sessions.clone(), stop.clone());
-        let accepting = quic::serve(endpoint.clone(), config.quic, crowd.clone(), shared.clone(), tasks, stopping);
+        let accepting =
+            quic::serve(endpoint.clone(), config.quic, accept_with, crowd.clone(), shared.clone(), tasks, stopping);
         let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
@@ -175,8 +186,30 @@ fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error>
     Ok(tls)
 }
 
+/// Gives each connection a trace of its own, if that is configured.
+fn accept_with(
+    config: &QuicConfig,
+    server: quinn::ServerConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<quic::AcceptWith, StartError> {
+    let Some(folder) = &config.qlog_dir else { return Ok(Arc::new(|_| None)) };
+    let failed = |reason: String| StartError::Qlog { folder: folder.display().to_string(), reason };
+    #[cfg(not(feature = "qlog"))]
+    {
+        let _ = (server, metrics);
+        Err(failed("this bimip was built without the feature qlog".to_owned()))
+    }
+    #[cfg(feature = "qlog")]
+    {
+        let metrics = metrics.clone();
+        let traces = crate::transport::qlog::Traces::in_folder(folder, move |result| metrics.traced(result))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(crate::transport::qlog::accept_with(Arc::new(server), config.clone(), traces)?)
+    }
+}
+
 /// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
-async fn bind(config: &Config, tls: &rustls::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
+async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
     let reset_key = crate::auth::reset_key(&config.data_dir)?;
     let lb = &config.quic.lb;
     let lb_key = lb.key_file.as_deref().map(crate::auth::lb_key).transpose()?;
@@ -185,7 +218,7 @@ async fn bind(config: &Config, tls: &rustls::ServerConfig) -> Result<(Endpoint, 
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;
-        let endpoint = quic::bind(config.listen, &config.quic, tls.clone(), &reset_key, ids.clone())?;
+        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key, ids.clone())?;
         if !config.tcp.enabled {
             return Ok((endpoint, None));
         }
@@ -208,7 +241,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
         cache_bytes: config.store.cache_bytes,
         on_commit: Box::new(move |operations, took| {
             commits.commit.record(took);
-            commits.commit_batch.record(operations as f64);
+            commits.commit_operations.record(operations as f64);
         }),
         ..Options::default()
     };
@@ -245,12 +278,10 @@ fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the operating system gives randomness");
 }
 
-/// The exporter's histograms collect samples until somebody drains them; a scrape may never come.
 async fn upkeep(metrics: Arc<Metrics>) {
-    let handle = metrics.prometheus();
     let mut every = tokio::time::interval(METRICS_UPKEEP);
     loop {
         every.tick().await;
-        handle.run_upkeep();
+        metrics.run_upkeep();
     }
 }

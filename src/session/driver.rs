@@ -13,23 +13,31 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Sleep, sleep_until, timeout};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::limits::{CLOSE_LINGER, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TURNS_PER_POLL};
 use crate::observe::CloseReason;
 use crate::store::Store;
 use crate::wire::{CloseCode, Lane};
 
-use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, Services, Session, run};
+use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, run};
 
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
 /// returns.
 pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
+    let (transport, path) = (link.kind().name(), link.remote());
+    // Who it is, is filled in when it has signed in.
+    let span = tracing::info_span!("session", session = Empty, user = Empty, device = Empty, transport, %path);
+    serve(link, services, store).instrument(span).await
+}
+
+async fn serve<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
     let session = Session::new(services.clone(), link.kind(), link.remote().ip(), Now::system());
     let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), called: false, timer: None };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
-    let signed_in =
-        driver.session.identity().map(|(user, device, id, since)| (user.clone(), device.clone(), id.to_owned(), since));
+    let signed_in = driver.session.signed_in_since();
     let remaining = driver.session.end();
     let Driver { mut link, session, store, calls, .. } = driver;
     let kind = link.kind();
@@ -47,11 +55,15 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Sto
     };
     // What the sender left behind does not wait for its last answer to arrive.
     let (reason, ()) = tokio::join!(farewell, finish(session, store, calls, remaining));
-    if let Some((user, device, session, since)) = signed_in {
+    if let Some(since) = signed_in {
         services.metrics.sessions(kind).decrement(1);
         services.metrics.closed(reason);
-        let seconds = since.elapsed().as_secs_f64();
-        tracing::info!(session, %user, %device, reason = reason.name(), seconds, "session closed");
+        let PathStats { rtt, packets_sent, packets_lost, bytes_in, bytes_out, migrations } = link.path();
+        let rtt_ms = rtt.map(|rtt| rtt.as_secs_f64() * 1000.0);
+        let (reason, seconds, last) = (reason.name(), since.elapsed().as_secs_f64(), link.remote());
+        tracing::info!(
+            reason, seconds, rtt_ms, bytes_in, bytes_out, packets_sent, packets_lost, migrations, %last, "session closed"
+        );
     }
     reason
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -42,6 +43,24 @@ pub enum LinkEvent {
     Closed(CloseReason),
 }
 
+/// What a link's path has done since the connection began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStats {
+    /// The current round-trip time, smoothed; `None` where the transport does not tell.
+    pub rtt: Option<Duration>,
+    /// Packets sent; zero over TCP, whose packets are the kernel's.
+    pub packets_sent: u64,
+    /// Of those, packets that were declared lost.
+    pub packets_lost: u64,
+    /// Bytes that came: of UDP payload, or of what TLS carried.
+    pub bytes_in: u64,
+    /// Bytes that went; over QUIC those that were sent again too.
+    pub bytes_out: u64,
+    /// How often the peer was seen at another address than before. An address that it had for less time than it took to
+    /// say something is not seen.
+    pub migrations: u64,
+}
+
 /// One device's connection. Everything here returns at once; `Poll::Pending` means that the context's waker is called.
 pub trait Link: Send + 'static {
     /// Which transport it is.
@@ -49,6 +68,9 @@ pub trait Link: Send + 'static {
 
     /// Where the peer is now; it may move.
     fn remote(&self) -> SocketAddr;
+
+    /// What its path has done; to be asked now and then, not for each frame.
+    fn path(&self) -> PathStats;
 
     /// The next event; frames only of the lanes in `wanted`, in the order of the lanes' priority. What is not wanted
     /// stays in the transport, whose flow control then stops the peer.

@@ -25,7 +25,7 @@ pub use crate::clock::Now;
 pub use call::{Call, Done, ListChange, Origin, Purpose, run};
 pub use driver::drive;
 pub use flood::{Flood, network_of};
-pub use link::{LaneSet, Link, LinkEvent};
+pub use link::{LaneSet, Link, LinkEvent, PathStats};
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -352,10 +352,10 @@ impl Session {
         }
     }
 
-    /// For the log: who this is.
-    pub fn identity(&self) -> Option<(&Eid, &DeviceId, &str, Instant)> {
+    /// Since when it is signed in, if it is.
+    pub fn signed_in_since(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Open(open) => Some((&open.user, &open.device, &open.session_id, open.since)),
+            Phase::Open(open) => Some(open.since),
             _ => None,
         }
     }

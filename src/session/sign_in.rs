@@ -150,10 +150,9 @@ impl Session {
             resume_from: from.wire(),
             ..self.accept_for(&user, &device, &claims, now)
         };
-        tracing::info!(
-            session = session_id, %user, %device, client, transport = self.transport.name(), resume_from = %from,
-            log_head = %state.log.head, pipelined, "session open"
-        );
+        let span = tracing::Span::current();
+        span.record("session", &session_id).record("user", user.as_str()).record("device", device.as_str());
+        tracing::info!(client, resume_from = %from, log_head = %state.log.head, pipelined, "session open");
         self.services.metrics.opened(self.transport, OpenResult::Accepted);
         self.services.metrics.sessions(self.transport).increment(1);
         let flood = &self.services.flood;

@@ -1,11 +1,15 @@
 //! Bytes to frames per lane, over QUIC and over TLS on TCP. Knows no family: what a frame means is the session's.
 
 mod crowd;
+#[cfg(feature = "qlog")]
+pub mod qlog;
 pub mod quic;
 pub mod quic_lb;
+mod tickets;
 pub mod tls_tcp;
 
 pub use crowd::Crowd;
+pub use tickets::Tickets;
 
 use crate::wire::Lane;
 

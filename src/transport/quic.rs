@@ -15,8 +15,8 @@ use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
-    TransportConfig, VarInt,
+    Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
+    ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::sync::CancellationToken;
@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
-use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
+use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 use super::BY_PRIORITY;
+use super::Tickets;
 use super::crowd::{Crowd, Place};
 use super::quic_lb::Issuer;
 
@@ -49,20 +50,33 @@ pub enum QuicError {
     Settings(String),
 }
 
-/// Opens the server's endpoint. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
+/// What connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone. Tickets that an earlier
+/// one gave are not known to it: who resumes does a whole handshake, and sees the certificate that `tls` has.
+pub fn server_config(
+    config: &QuicConfig,
+    mut tls: rustls::ServerConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<ServerConfig, QuicError> {
+    let metrics = metrics.clone();
+    tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
+    // QUIC knows no other size (RFC 9001, 4.6.1); what is held of it is bounded by the windows.
+    tls.max_early_data_size = u32::MAX;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
+    Ok(server)
+}
+
+/// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
 /// is told at once (RFC 9000, 10.3), and not only by silence. `ids`: connection ids by which a load balancer finds it.
 pub fn bind(
     address: SocketAddr,
-    config: &QuicConfig,
-    tls: rustls::ServerConfig,
+    server: ServerConfig,
     reset_key: &[u8; 32],
     ids: Option<Arc<Issuer>>,
 ) -> Result<Endpoint, QuicError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
     let endpoint = endpoint(reset_key, ids);
     let open = || {
@@ -86,7 +100,7 @@ fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
     endpoint
 }
 
-fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
+pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(Duration::from_millis(config.idle_timeout_ms))
         .map_err(|_| QuicError::Settings("quic.idle_timeout_ms is too long".to_owned()))?;
@@ -110,10 +124,14 @@ fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     Ok(transport)
 }
 
+/// What a connection is accepted with, where that is not the endpoint's own.
+pub type AcceptWith = Arc<dyn Fn(&Incoming) -> Option<Arc<ServerConfig>> + Send + Sync>;
+
 /// Accepts connections until `stop`, each served by a task of `tasks`.
 pub async fn serve(
     endpoint: Endpoint,
     config: QuicConfig,
+    accept_with: AcceptWith,
     crowd: Arc<Crowd>,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
@@ -145,7 +163,8 @@ pub async fn serve(
         } else {
             let entry = gate.clone().enter();
             let place = crowd.clone().enter(incoming.remote_address());
-            tasks.spawn(connect(incoming, (entry, place), services.clone(), store.clone()));
+            let accept_with = accept_with(&incoming);
+            tasks.spawn(connect(incoming, accept_with, (entry, place), services.clone(), store.clone()));
         }
     }
 }
@@ -170,19 +189,52 @@ impl Drop for Entry {
     }
 }
 
-async fn connect(incoming: Incoming, (entry, _place): (Entry, Place), services: Arc<Services>, store: Arc<dyn Store>) {
+async fn connect(
+    incoming: Incoming,
+    accept_with: Option<Arc<ServerConfig>>,
+    (entry, _place): (Entry, Place),
+    services: Arc<Services>,
+    store: Arc<dyn Store>,
+) {
     let began = Instant::now();
     let remote = incoming.remote_address();
-    let handshake = async { incoming.accept()?.await };
-    match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
-        Ok(Ok(connection)) => {
-            drop(entry);
-            services.metrics.handshake(TransportKind::Quic, began.elapsed());
-            let link = QuicLink::new(connection, services.settings.frame_bytes_max);
-            drive(link, services, store).await;
+    let accepted = match accept_with {
+        Some(config) => incoming.accept_with(config),
+        None => incoming.accept(),
+    };
+    // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
+    let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
+        return tracing::debug!(%remote, "the first packet was none that could be answered");
+    };
+    let mut handshake = pin!(async {
+        if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
+            tracing::debug!(%remote, "handshake took too long");
+            return connection
+                .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
         }
-        Ok(Err(error)) => tracing::debug!(%remote, %error, "handshake failed"),
-        Err(_) => tracing::debug!(%remote, "handshake took too long"),
+        drop(entry);
+        match connection.close_reason() {
+            Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
+            None => services.metrics.handshake(TransportKind::Quic, began.elapsed()),
+        }
+    });
+    let first = tokio::select! {
+        biased;
+        first = connection.accept_bi() => Some(first),
+        () = &mut handshake => None,
+    };
+    let link = QuicLink::new(connection.clone(), services.clone());
+    match first {
+        // The client has said something in the meantime.
+        Some(Ok(streams)) => {
+            if streams.1.is_0rtt() {
+                services.metrics.zero_rtt(ZeroRttResult::Accepted);
+            }
+            tokio::join!(drive(link.with(streams), services.clone(), store), handshake);
+        }
+        Some(Err(_)) => handshake.await,
+        None if connection.close_reason().is_some() => {}
+        None => _ = drive(link, services.clone(), store).await,
     }
 }
 
@@ -192,7 +244,7 @@ type Stopping = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// One device's QUIC connection.
 pub struct QuicLink {
     connection: Connection,
-    frame_bytes_max: usize,
+    services: Arc<Services>,
     /// Kept between polls: a fresh one each time would lose its place among the waiters.
     accepting: Accepting,
     /// Streams whose lane byte has not come; at most [`STREAMS_MAX`].
@@ -200,6 +252,11 @@ pub struct QuicLink {
     lanes: [Option<LaneStreams>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
+    /// Where the peer was last seen, and how often that was another place than before.
+    seen: SocketAddr,
+    /// And where before that.
+    before: SocketAddr,
+    migrations: u64,
 }
 
 struct LaneStreams {
@@ -212,18 +269,48 @@ struct LaneStreams {
 }
 
 impl QuicLink {
-    /// A link over an established connection.
-    pub fn new(connection: Connection, frame_bytes_max: usize) -> QuicLink {
-        let accepting = accept(connection.clone());
+    /// A link over a connection.
+    pub fn new(connection: Connection, services: Arc<Services>) -> QuicLink {
+        let (accepting, seen) = (accept(connection.clone()), connection.remote_address());
         QuicLink {
             connection,
-            frame_bytes_max,
+            services,
             accepting,
             unnamed: Vec::new(),
             lanes: [const { None }; 4],
             closed: None,
             draining: None,
+            seen,
+            before: seen,
+            migrations: 0,
         }
+    }
+
+    /// With the first stream, which was accepted already.
+    fn with(mut self, streams: (SendStream, RecvStream)) -> QuicLink {
+        self.unnamed.push(streams);
+        self
+    }
+
+    /// Sees whether the device is at another address. quinn does not tell, so this is asked once a turn.
+    fn notice_move(&mut self) {
+        let remote = self.connection.remote_address();
+        if remote == self.seen {
+            return;
+        }
+        // Each move comes with another port, or another address: the very one of before is what quinn goes back to when
+        // the new path did not answer its challenge (RFC 9000, 9.3.2).
+        let kind = if remote == self.before {
+            MigrationKind::Failed
+        } else if remote.ip() == self.seen.ip() {
+            MigrationKind::NatRebinding
+        } else {
+            MigrationKind::AddressChange
+        };
+        tracing::debug!(from = %self.seen, to = %remote, kind = kind.name(), "the device has moved");
+        self.services.metrics.migrated(kind);
+        self.migrations += 1;
+        self.before = std::mem::replace(&mut self.seen, remote);
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
@@ -264,7 +351,7 @@ impl QuicLink {
         }
         // Fails only on a stream that is gone, which shows when it is written.
         let _ = send.set_priority(lane.priority());
-        let decoder = FrameDecoder::new(self.frame_bytes_max);
+        let decoder = FrameDecoder::new(self.services.settings.frame_bytes_max);
         *slot = Some(LaneStreams { send, recv: Some(recv), decoder, queue: VecDeque::new(), queued: 0 });
         LinkEvent::Opened(lane)
     }
@@ -281,6 +368,18 @@ impl Link for QuicLink {
 
     fn remote(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    fn path(&self) -> PathStats {
+        let stats = self.connection.stats();
+        PathStats {
+            rtt: Some(stats.path.rtt),
+            packets_sent: stats.path.sent_packets,
+            packets_lost: stats.path.lost_packets,
+            bytes_in: stats.udp_rx.bytes,
+            bytes_out: stats.udp_tx.bytes,
+            migrations: self.migrations + u64::from(self.remote() != self.seen),
+        }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
@@ -312,6 +411,7 @@ impl Link for QuicLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.notice_move();
         let mut all = Poll::Ready(());
         for lane in BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]

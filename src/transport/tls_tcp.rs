@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::limits::{ACCEPT_RETRY, HANDSHAKE_WITHIN, HANDSHAKES_MAX, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, encode_frame, envelope};
 
@@ -111,6 +111,8 @@ pub struct TcpLink {
     /// Taken from the queues, on its way into the stream.
     out: BytesMut,
     unflushed: bool,
+    bytes_in: u64,
+    bytes_out: u64,
     closed: Option<CloseReason>,
     heard: Instant,
     idle_timeout: Duration,
@@ -131,6 +133,8 @@ impl TcpLink {
             last: None,
             out: BytesMut::new(),
             unflushed: false,
+            bytes_in: 0,
+            bytes_out: 0,
             closed: None,
             heard,
             idle_timeout,
@@ -206,6 +210,10 @@ impl Link for TcpLink {
         self.remote
     }
 
+    fn path(&self) -> PathStats {
+        PathStats { bytes_in: self.bytes_in, bytes_out: self.bytes_out, ..PathStats::default() }
+    }
+
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
         if let Some(reason) = self.closed {
             return Poll::Ready(LinkEvent::Closed(reason));
@@ -229,6 +237,7 @@ impl Link for TcpLink {
                 Ok(()) if read.filled().is_empty() => return Poll::Ready(self.close_with(CloseReason::ClosedByPeer)),
                 Ok(()) => {
                     self.heard = Instant::now();
+                    self.bytes_in += read.filled().len() as u64;
                     self.decoder.feed(read.filled());
                 }
                 Err(_) => return Poll::Ready(self.close_with(CloseReason::Reset)),
@@ -261,6 +270,7 @@ impl Link for TcpLink {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out)) {
                 Ok(written) if written > 0 => {
                     self.out.advance(written);
+                    self.bytes_out += written as u64;
                     self.unflushed = true;
                 }
                 _ => {
