@@ -24,6 +24,7 @@ use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options};
 use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
+use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
 use crate::wire::{ALPN, CloseCode};
 
@@ -210,10 +211,14 @@ fn accept_with(
 /// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
 async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
     let reset_key = crate::auth::reset_key(&config.data_dir)?;
+    let lb = &config.quic.lb;
+    let lb_key = lb.key_file.as_deref().map(crate::auth::lb_key).transpose()?;
+    let ids = Issuer::from_config(lb, lb_key.as_ref(), fill_random);
+    let ids = ids.map_err(|error| QuicError::Settings(error.to_string()))?.map(Arc::new);
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;
-        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key)?;
+        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key, ids.clone())?;
         if !config.tcp.enabled {
             return Ok((endpoint, None));
         }

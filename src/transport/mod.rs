@@ -4,6 +4,7 @@ mod crowd;
 #[cfg(feature = "qlog")]
 pub mod qlog;
 pub mod quic;
+pub mod quic_lb;
 mod tickets;
 pub mod tls_tcp;
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -17,6 +18,7 @@ use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
     ServerConfig, TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +32,7 @@ use crate::wire::{CloseCode, FrameDecoder, Lane};
 use super::BY_PRIORITY;
 use super::Tickets;
 use super::crowd::{Crowd, Place};
+use super::quic_lb::Issuer;
 
 /// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +70,34 @@ pub fn server_config(
 /// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
-/// is told at once (RFC 9000, 10.3), and not only by silence.
-pub fn bind(address: SocketAddr, server: ServerConfig, reset_key: &[u8; 32]) -> Result<Endpoint, QuicError> {
-    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+/// is told at once (RFC 9000, 10.3), and not only by silence. `ids`: connection ids by which a load balancer finds it.
+pub fn bind(
+    address: SocketAddr,
+    server: ServerConfig,
+    reset_key: &[u8; 32],
+    ids: Option<Arc<Issuer>>,
+) -> Result<Endpoint, QuicError> {
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
+    let endpoint = endpoint(reset_key, ids);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
-        Endpoint::new(EndpointConfig::new(Arc::new(reset_key)), Some(server), socket, runtime)
+        Endpoint::new(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
+}
+
+/// Connection ids that this server recognises after a restart too: only those are answered with a reset.
+fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
+    // Longer than a connection id, so that it is no one's reset token.
+    let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
+    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    match ids {
+        Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
+        None => endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key))),
+    };
+    endpoint
 }
 
 pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {

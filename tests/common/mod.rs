@@ -21,6 +21,7 @@ pub use bystanders::Bystanders;
 pub use dice::Dice;
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
+pub use quic::client_endpoint;
 pub use raw::{Raw, identity, length_prefix};
 pub use road::Road;
 pub use server::{Door, SignIn, TestServer, scratch, sign};
