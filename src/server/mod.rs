@@ -17,7 +17,7 @@ use crate::auth::{AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::hub::presence::Timing;
-use crate::hub::{Hub, Notice};
+use crate::hub::Hub;
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP, PORT_TRIES};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
@@ -138,7 +138,7 @@ impl Server {
         self.stop.cancel();
         self.endpoint.set_server_config(None);
         tracing::info!(sessions = self.services.hub.connected(), "draining");
-        self.services.hub.broadcast(&Notice::Drain);
+        self.services.hub.drain();
         self.sessions.close();
         if tokio::time::timeout(DRAIN_WITHIN, self.sessions.wait()).await.is_err() {
             tracing::warn!(sessions = self.sessions.len(), "sessions cut off at the end of draining");
