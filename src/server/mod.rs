@@ -116,7 +116,8 @@ impl Server {
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
         let shared = (services.clone(), store.clone());
         let (tasks, stopping) = (sessions.clone(), stop.clone());
-        let accepting = quic::serve(endpoint.clone(), config.quic, crowd.clone(), shared.clone(), tasks, stopping);
+        let accepting =
+            quic::serve(endpoint.clone(), config.quic.clone(), crowd.clone(), shared.clone(), tasks, stopping);
         let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
@@ -126,7 +127,8 @@ impl Server {
         ];
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
-            background.push(tokio::spawn(tls_tcp::serve(listener, Arc::new(tls), crowd, shared, tasks, stopping)));
+            let listener = (listener, Arc::new(tls));
+            background.push(tokio::spawn(tls_tcp::serve(listener, config.quic, crowd, shared, tasks, stopping)));
         }
         tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
         Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })

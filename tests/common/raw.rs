@@ -87,6 +87,11 @@ impl Raw {
         self.last_request
     }
 
+    /// What it travels over.
+    pub fn link(&mut self) -> &mut Link {
+        &mut self.link
+    }
+
     /// Leaves without a word.
     pub fn leave(self) {
         self.link.close();

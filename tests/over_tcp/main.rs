@@ -32,3 +32,7 @@ mod revocation;
 mod sign_in;
 #[path = "../spoofing.rs"]
 mod spoofing;
+
+#[path = "../common/mod.rs"]
+mod common;
+mod alone;
