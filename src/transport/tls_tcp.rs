@@ -148,7 +148,12 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
-    fn new(stream: TlsStream<TcpStream>, remote: SocketAddr, frame_bytes_max: usize, idle_timeout: Duration) -> TcpLink {
+    fn new(
+        stream: TlsStream<TcpStream>,
+        remote: SocketAddr,
+        frame_bytes_max: usize,
+        idle_timeout: Duration,
+    ) -> TcpLink {
         let heard = Instant::now();
         TcpLink {
             stream,
@@ -342,5 +347,96 @@ impl Link for TcpLink {
     fn close(&mut self, code: CloseCode, _reason: &str) {
         // The socket itself closes when the link is dropped.
         self.closed = Some(code.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use rustls_pki_types::{PrivateKeyDer, ServerName};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::limits::{CONNECTION_RECEIVE_WINDOW, SEND_WINDOW};
+
+    /// The server's side of a connection, and the device's.
+    async fn pair(idle_timeout: Duration) -> (TcpLink, tokio_rustls::client::TlsStream<TcpStream>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.der().clone(), PrivateKeyDer::try_from(made.signing_key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server =
+            rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let server = server.unwrap().with_no_client_auth();
+        let mut server = server.with_single_cert(vec![certificate.clone()], key.unwrap()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        client.alpn_protocols = vec![ALPN.to_vec()];
+
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, remote) = listener.accept().await.unwrap();
+        prepare(&accepted, &QuicConfig::default()).unwrap();
+        let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+        let name = ServerName::try_from("localhost").unwrap();
+        let (accepted, connected) = tokio::join!(handshake(&acceptor, accepted), connector.connect(name, socket));
+        (TcpLink::new(accepted.unwrap(), remote, 1024, idle_timeout), connected.unwrap())
+    }
+
+    async fn event(link: &mut TcpLink) -> LinkEvent {
+        let every = Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with);
+        poll_fn(|cx| link.poll_event(cx, every)).await
+    }
+
+    #[tokio::test]
+    async fn a_device_that_stalls_within_a_frame_is_given_up_and_the_kernel_keeps_nothing_for_it() {
+        let (mut link, mut device) = pair(Duration::from_millis(50)).await;
+        device.write_all(&[Lane::Chat.byte(), 0, Lane::Chat.byte(), 100, 1, 2, 3]).await.unwrap();
+        assert!(matches!(event(&mut link).await, LinkEvent::Opened(Lane::Chat)));
+        assert!(matches!(event(&mut link).await, LinkEvent::Closed(CloseReason::TimedOut)));
+        drop(link);
+        let end = device.read(&mut [0]).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn frames_leave_by_priority_and_the_close_code_last() {
+        let (mut link, mut device) = pair(Duration::from_secs(60)).await;
+        device.write_all(&[3, 0, 1, 0, 2, 0, 0, 0]).await.unwrap();
+        for lane in [Lane::Media, Lane::Presence, Lane::Chat, Lane::Control] {
+            assert!(matches!(event(&mut link).await, LinkEvent::Opened(opened) if opened == lane));
+        }
+        link.announce(CloseCode::Draining, "");
+        for lane in [Lane::Media, Lane::Presence, Lane::Chat, Lane::Control] {
+            link.push(lane, Bytes::from_static(&[0]));
+        }
+        assert_eq!(Lane::ALL.map(|lane| link.queued(lane)), [1; 4]);
+        let drained = tokio::spawn(async move {
+            poll_fn(|cx| link.poll_drained(cx)).await;
+            link
+        });
+        let mut said = Vec::new();
+        device.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said[..8], [0, 0, 2, 0, 1, 0, 3, 0]);
+        assert_eq!(said[8], Lane::Control.byte());
+        assert!(said.len() > 10);
+        // The device has read it all, and says so by its own end.
+        device.shutdown().await.unwrap();
+        drained.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_kernel_holds_no_more_of_a_connection_than_quic_would() {
+        let (link, _device) = pair(Duration::from_secs(60)).await;
+        let socket = SockRef::from(link.stream.get_ref().0);
+        // Linux counts its own bookkeeping, and doubles what it is told.
+        assert!(socket.send_buffer_size().unwrap() <= 2 * SEND_WINDOW as usize);
+        assert!(socket.recv_buffer_size().unwrap() <= 2 * CONNECTION_RECEIVE_WINDOW as usize);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        assert_eq!(socket.tcp_notsent_lowat().unwrap() as usize, TCP_WRITE_BYTES);
     }
 }

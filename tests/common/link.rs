@@ -78,7 +78,7 @@ impl Dialer {
 /// A connection and its lanes.
 pub enum Link {
     /// Over QUIC.
-    Quic(QuicLink),
+    Quic(Box<QuicLink>),
     /// Over TLS on TCP.
     Tcp(Box<TcpLink>),
 }

@@ -26,9 +26,9 @@ pub struct QuicLink {
 
 impl QuicLink {
     /// An established connection, with no lane open.
-    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<QuicLink, ConnectionError> {
+    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<Box<QuicLink>, ConnectionError> {
         let connection = endpoint.connect(address, "localhost").expect("the address is one").await?;
-        Ok(QuicLink { connection, lanes: [const { None }; 4], strays: Vec::new() })
+        Ok(Box::new(QuicLink { connection, lanes: [const { None }; 4], strays: Vec::new() }))
     }
 
     /// Opens a stream that names itself by `byte`, whatever that is and however often.

@@ -118,7 +118,10 @@ impl TcpLink {
         match stream.read_buf(&mut bytes).await {
             Ok(1..) => self.decoder.feed(&bytes),
             end => {
-                (self.stream, self.end) = (None, end.map(|_| ()).map_err(|error| error.to_string()));
+                // A reset behind the end does not show when it is read.
+                let reset = stream.get_ref().0.take_error().expect("an open socket");
+                let error = end.err().or(reset);
+                (self.stream, self.end) = (None, error.map_or(Ok(()), |error| Err(error.to_string())));
                 return Err(self.why());
             }
         }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use bimip::wire::proto::PingPong;
 use bimip::wire::{ALPN, CloseCode, Lane, Payload};
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::common::{Bystanders, Link, Raw, TcpLink, TestServer, Transport, client_tls, text_of, within_bound};
 
@@ -19,7 +18,7 @@ fn tcp(raw: &mut Raw) -> &mut TcpLink {
     }
 }
 
-/// Until the server has seen so many sessions over TCP end like this.
+/// Until the server has seen so many sessions end like this.
 async fn ended(server: &TestServer, reason: &str, times: f64) {
     let series = format!(r#"bimip_session_closes_total{{reason="{reason}"}}"#);
     let seen = async { while server.metric(&series).await < times {} };
@@ -136,7 +135,7 @@ async fn a_pong_overtakes_the_messages_that_a_slow_reader_has_not_taken() {
     }
     bob.expect::<PingPong>(Lane::Control).await;
     let ahead = tcp(&mut bob).waiting(Lane::Chat);
-    println!("ahead {ahead}");
+    // Most of it lies in bob's own kernel. Without a bound in the server's, all of it was.
     assert!(ahead < 256 * 1024, "{ahead} bytes were ahead of it");
     for n in 1..=MESSAGES {
         assert_eq!(bob.hear().await.version, n as i64);
@@ -156,21 +155,16 @@ async fn who_connects_and_says_nothing_does_not_keep_others_out() {
     }
     assert!(server.try_connect().await.is_err(), "an address has half of the places");
     assert!(server.metric("bimip_handshakes_refused_total").await >= 1.0);
-    let elsewhere = TcpSocket::new_v4().unwrap();
-    elsewhere.bind(([127, 0, 0, 2], 0).into()).unwrap();
-    let elsewhere = elsewhere.connect(server.tcp_address()).await.unwrap();
-    let tls = Arc::new(client_tls(&server.files().ca, ALPN));
-    assert!(TcpLink::over(elsewhere, tls).await.is_ok());
+    #[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+    {
+        let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
+        elsewhere.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let elsewhere = elsewhere.connect(server.tcp_address()).await.unwrap();
+        let tls = Arc::new(client_tls(&server.files().ca, ALPN));
+        assert!(TcpLink::over(elsewhere, tls).await.is_ok());
+    }
     // The places come back.
     drop(silent);
     let back = async { while server.try_connect().await.is_err() {} };
     within_bound("a place", back).await;
-}
-
-#[tokio::test]
-async fn a_connection_that_never_spoke_is_told_nothing_when_the_server_stops() {
-    let server = TestServer::start().await;
-    let mut silent = TcpStream::connect(server.tcp_address()).await.unwrap();
-    server.shutdown().await;
-    assert_eq!(within_bound("the end", silent.read(&mut [0])).await.unwrap_or(0), 0);
 }

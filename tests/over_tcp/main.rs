@@ -8,6 +8,10 @@
 // Each family brings the common part, as it does where it is a program of its own.
 #![allow(clippy::duplicate_mod)]
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod alone;
 #[path = "../chat/main.rs"]
 mod chat;
 #[path = "../contacts.rs"]
@@ -32,7 +36,3 @@ mod revocation;
 mod sign_in;
 #[path = "../spoofing.rs"]
 mod spoofing;
-
-#[path = "../common/mod.rs"]
-mod common;
-mod alone;
