@@ -103,13 +103,14 @@ pub struct QuicConfig {
     pub keep_alive_ms: u64,
     /// Bytes of one lane that a client may send ahead of the server's reading.
     pub stream_receive_window: u32,
-    /// The same over all lanes of a connection.
+    /// The same over all lanes of a connection; over TCP the socket's receive buffer.
     pub connection_receive_window: u32,
-    /// Bytes sent to a device and not yet acknowledged by it.
+    /// Bytes sent to a device and not yet acknowledged by it; over TCP the socket's send buffer.
     pub send_window: u32,
     /// Connections at once; further ones are refused.
     pub max_connections: usize,
-    /// Handshakes under way at once; further ones are refused.
+    /// Handshakes under way at once, over QUIC and over TCP each; further ones are refused. One address has half of
+    /// TCP's.
     pub handshakes_max: usize,
     /// Handshakes under way from which on a newcomer has to prove its address first; 0: always.
     pub handshakes_before_retry: usize,

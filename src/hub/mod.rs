@@ -13,7 +13,7 @@ pub use signal::{Notice, Relay, Signal};
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::auth::Claims;
@@ -35,6 +35,8 @@ pub struct Hub {
     joins: AtomicU64,
     /// Sessions that have not signed in yet; as many as there are connections at most.
     visitors: Mutex<HashMap<u64, Arc<Signal>>>,
+    /// Set while `visitors` is held, so that nobody comes in between unseen.
+    draining: AtomicBool,
     connected: AtomicUsize,
     clock: Clock,
     presence: Arc<Presence>,
@@ -78,6 +80,7 @@ impl Hub {
             hasher: RandomState::new(),
             joins: AtomicU64::new(0),
             visitors: Mutex::default(),
+            draining: AtomicBool::new(false),
             connected: AtomicUsize::new(0),
             clock: clock(),
             presence: Arc::new(Presence::new(presence, clock())),
@@ -88,7 +91,12 @@ impl Hub {
     /// Somebody has connected and not signed in: only [`Hub::broadcast`] reaches them, until the visit is dropped.
     pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
         let number = self.joins.fetch_add(1, Ordering::Relaxed);
-        self.visitors.lock().unwrap_or_else(PoisonError::into_inner).insert(number, signal);
+        let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.draining.load(Ordering::Relaxed) {
+            // Their handshake was under way when the others were told.
+            signal.notify(Notice::Drain);
+        }
+        visitors.insert(number, signal);
         Visit { hub: self.clone(), number }
     }
 
@@ -142,6 +150,15 @@ impl Hub {
     /// Connected devices.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The server shuts down: tells every connected device, signed in or not, and whoever still comes.
+    pub fn drain(&self) {
+        {
+            let _visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+            self.draining.store(true, Ordering::Relaxed);
+        }
+        self.broadcast(&Notice::Drain);
     }
 
     /// Tells every connected device, signed in or not.
@@ -372,6 +389,17 @@ mod tests {
         assert!(new.take_advanced());
         drop(second);
         assert_eq!(hub.connected(), 0);
+    }
+
+    #[test]
+    fn who_comes_while_the_server_drains_is_told_too() {
+        let hub = Arc::new(Hub::default());
+        let (early, late) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
+        let _early = hub.visit(early.clone());
+        assert_eq!(early.take_notice(), None);
+        hub.drain();
+        let _late = hub.visit(late.clone());
+        assert_eq!((early.take_notice(), late.take_notice()), (Some(Notice::Drain), Some(Notice::Drain)));
     }
 
     #[test]

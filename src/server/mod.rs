@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
+use crate::hub::Hub;
 use crate::hub::presence::Timing;
-use crate::hub::{Hub, Notice};
 use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP, PORT_TRIES};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
@@ -127,8 +127,15 @@ impl Server {
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
         let shared = (services.clone(), store.clone());
         let (tasks, stopping) = (sessions.clone(), stop.clone());
-        let accepting =
-            quic::serve(endpoint.clone(), config.quic, accept_with, crowd.clone(), shared.clone(), tasks, stopping);
+        let accepting = quic::serve(
+            endpoint.clone(),
+            config.quic.clone(),
+            accept_with,
+            crowd.clone(),
+            shared.clone(),
+            tasks,
+            stopping,
+        );
         let mut background = vec![
             tokio::spawn(accepting),
             tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
@@ -138,7 +145,8 @@ impl Server {
         ];
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
-            background.push(tokio::spawn(tls_tcp::serve(listener, Arc::new(tls), crowd, shared, tasks, stopping)));
+            let listener = (listener, Arc::new(tls));
+            background.push(tokio::spawn(tls_tcp::serve(listener, config.quic, crowd, shared, tasks, stopping)));
         }
         tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
         Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
@@ -150,7 +158,7 @@ impl Server {
         self.stop.cancel();
         self.endpoint.set_server_config(None);
         tracing::info!(sessions = self.services.hub.connected(), "draining");
-        self.services.hub.broadcast(&Notice::Drain);
+        self.services.hub.drain();
         self.sessions.close();
         if tokio::time::timeout(DRAIN_WITHIN, self.sessions.wait()).await.is_err() {
             tracing::warn!(sessions = self.sessions.len(), "sessions cut off at the end of draining");

@@ -1,27 +1,28 @@
 //! TLS 1.3 over TCP, for networks that drop UDP: the same lanes, each frame prefixed by its lane's byte (profile 2).
 //!
 //! One byte stream cannot keep lanes from delaying each other; what can be done is done: frames leave by priority, and
-//! little is handed to the kernel ahead of time.
+//! little is handed to the kernel ahead of time. What the kernel holds for a connection is bounded as QUIC's windows are.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::{Sleep, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::limits::{ACCEPT_RETRY, HANDSHAKE_WITHIN, HANDSHAKES_MAX, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
+use crate::config::QuicConfig;
+use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, HANDSHAKE_WITHIN, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -31,17 +32,19 @@ use super::BY_PRIORITY;
 use super::crowd::Crowd;
 
 /// Accepts connections until `stop`, each served by a task of `tasks`. `tls` must offer the protocol's ALPN and TLS 1.3
-/// alone.
+/// alone. Of `config` the bounds hold that do not speak of packets.
 pub async fn serve(
-    listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    (listener, tls): (TcpListener, Arc<rustls::ServerConfig>),
+    config: QuicConfig,
     crowd: Arc<Crowd>,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let handshakes = Arc::new(AtomicUsize::new(0));
+    // An address need not prove itself by a packet here, as in QUIC's retry: who connects and then says nothing keeps a
+    // place until the time is out. So one address gets half of the places.
+    let handshakes = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -56,7 +59,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if handshakes.load(Ordering::Relaxed) >= HANDSHAKES_MAX || !crowd.has_room() {
+        if !handshakes.has_room() || !handshakes.admits(remote) || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             continue;
         }
@@ -64,31 +67,56 @@ pub async fn serve(
             services.metrics.rate_limited(LimitKind::Connections);
             continue;
         }
-        let place = crowd.clone().enter(remote);
-        let (acceptor, handshakes) = (acceptor.clone(), handshakes.clone());
+        if let Err(error) = prepare(&stream, &config) {
+            tracing::debug!(%remote, %error, "a TCP connection was gone before its handshake");
+            continue;
+        }
+        let (place, shaking) = (crowd.clone().enter(remote), handshakes.clone().enter(remote));
+        let (acceptor, stop) = (acceptor.clone(), stop.clone());
         let (services, store) = (services.clone(), store.clone());
-        handshakes.fetch_add(1, Ordering::Relaxed);
         tasks.spawn(async move {
             let began = Instant::now();
-            let shaken = timeout(HANDSHAKE_WITHIN, handshake(&acceptor, stream)).await;
-            handshakes.fetch_sub(1, Ordering::Relaxed);
+            let too_late = async {
+                tokio::select! {
+                    () = sleep(HANDSHAKE_WITHIN) => {}
+                    // Who is as good as through hears why the server goes; a shutdown does not wait for others.
+                    () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => {}
+                }
+            };
+            let shaken = tokio::select! {
+                shaken = handshake(&acceptor, stream) => shaken,
+                () = too_late => Err(io::ErrorKind::TimedOut.into()),
+            };
+            drop(shaking);
             match shaken {
-                Ok(Ok(stream)) => {
+                Ok(stream) => {
                     services.metrics.handshake(TransportKind::Tcp, began.elapsed());
-                    let link = TcpLink::new(stream, remote, &services);
+                    let settings = &services.settings;
+                    let link = TcpLink::new(stream, remote, settings.frame_bytes_max, settings.idle_timeout);
                     drive(link, services, store).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%remote, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%remote, "TLS handshake took too long"),
+                Err(error) => tracing::debug!(%remote, %error, "TLS handshake failed"),
             }
             drop(place);
         });
     }
 }
 
-async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+/// What the kernel does for the connection.
+fn prepare(stream: &TcpStream, config: &QuicConfig) -> io::Result<()> {
     // Frames are gathered before they are written; waiting for more would only delay them.
     stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // The kernel would grow both to megabytes: for a device that does not read, and for one that outruns the server.
+    socket.set_send_buffer_size(config.send_window as usize)?;
+    socket.set_recv_buffer_size(config.connection_receive_window as usize)?;
+    // What the path does not take yet stays here, where an urgent frame still overtakes it.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_notsent_lowat(TCP_WRITE_BYTES as u32)?;
+    Ok(())
+}
+
+async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let stream = acceptor.accept(stream).await?;
     match stream.get_ref().1.alpn_protocol() {
         Some(ALPN) => Ok(stream),
@@ -113,6 +141,8 @@ pub struct TcpLink {
     unflushed: bool,
     bytes_in: u64,
     bytes_out: u64,
+    /// TLS and this side of the stream were ended.
+    ended: bool,
     closed: Option<CloseReason>,
     heard: Instant,
     idle_timeout: Duration,
@@ -120,12 +150,17 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
-    fn new(stream: TlsStream<TcpStream>, remote: SocketAddr, services: &Services) -> TcpLink {
-        let (heard, idle_timeout) = (Instant::now(), services.settings.idle_timeout);
+    fn new(
+        stream: TlsStream<TcpStream>,
+        remote: SocketAddr,
+        frame_bytes_max: usize,
+        idle_timeout: Duration,
+    ) -> TcpLink {
+        let heard = Instant::now();
         TcpLink {
             stream,
             remote,
-            decoder: LaneFrameDecoder::new(services.settings.frame_bytes_max),
+            decoder: LaneFrameDecoder::new(frame_bytes_max),
             held: None,
             lanes: LaneSet::NONE,
             queues: Default::default(),
@@ -135,6 +170,7 @@ impl TcpLink {
             unflushed: false,
             bytes_in: 0,
             bytes_out: 0,
+            ended: false,
             closed: None,
             heard,
             idle_timeout,
@@ -226,6 +262,8 @@ impl Link for TcpLink {
                 return Poll::Ready(LinkEvent::Frame(lane, frame));
             }
             if self.poll_idle(cx) {
+                // Nobody is there to take what the kernel still holds, which would try for minutes.
+                let _ = self.stream.get_ref().0.set_zero_linger();
                 return Poll::Ready(self.close_with(CloseReason::TimedOut));
             }
             if self.held.is_some() {
@@ -262,10 +300,18 @@ impl Link for TcpLink {
         }
         loop {
             if self.out.is_empty() {
+                // Only once the kernel has taken what was gathered before: what comes next can still be overtaken.
+                if self.unflushed && ready!(Pin::new(&mut self.stream).poll_flush(cx)).is_err() {
+                    self.closed = Some(CloseReason::Reset);
+                    return Poll::Ready(());
+                }
+                self.unflushed = false;
                 self.gather();
             }
             if self.out.is_empty() {
-                break;
+                // An idle device holds no buffer.
+                self.out = BytesMut::new();
+                return Poll::Ready(());
             }
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out)) {
                 Ok(written) if written > 0 => {
@@ -279,16 +325,6 @@ impl Link for TcpLink {
                 }
             }
         }
-        // An idle device holds no buffer.
-        self.out = BytesMut::new();
-        if self.unflushed {
-            let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
-            self.unflushed = false;
-            if flushed.is_err() {
-                self.closed = Some(CloseReason::Reset);
-            }
-        }
-        Poll::Ready(())
     }
 
     fn announce(&mut self, code: CloseCode, reason: &str) {
@@ -298,15 +334,119 @@ impl Link for TcpLink {
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_flush(cx));
-        if self.closed.is_none() {
+        if self.closed.is_some() {
+            return Poll::Ready(());
+        }
+        if !self.ended {
             // Ends the stream with a TLS close, so that the peer knows that nothing was cut off.
             let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+            self.ended = true;
         }
-        Poll::Ready(())
+        // A socket that is closed with bytes unread resets the connection, and the reset may overtake what was said
+        // last. So what still comes is taken and dropped, until the peer has ended its side: then it has read all.
+        loop {
+            let mut chunk = [0; READ_CHUNK_BYTES];
+            let mut read = ReadBuf::new(&mut chunk);
+            let more = ready!(Pin::new(self.stream.get_mut().0).poll_read(cx, &mut read));
+            if more.is_err() || read.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
     }
 
     fn close(&mut self, code: CloseCode, _reason: &str) {
         // The socket itself closes when the link is dropped.
         self.closed = Some(code.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use rustls_pki_types::{PrivateKeyDer, ServerName};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::limits::{CONNECTION_RECEIVE_WINDOW, SEND_WINDOW};
+
+    /// The server's side of a connection, and the device's.
+    async fn pair(idle_timeout: Duration) -> (TcpLink, tokio_rustls::client::TlsStream<TcpStream>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.der().clone(), PrivateKeyDer::try_from(made.signing_key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server =
+            rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let server = server.unwrap().with_no_client_auth();
+        let mut server = server.with_single_cert(vec![certificate.clone()], key.unwrap()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        client.alpn_protocols = vec![ALPN.to_vec()];
+
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, remote) = listener.accept().await.unwrap();
+        prepare(&accepted, &QuicConfig::default()).unwrap();
+        let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
+        let name = ServerName::try_from("localhost").unwrap();
+        let (accepted, connected) = tokio::join!(handshake(&acceptor, accepted), connector.connect(name, socket));
+        (TcpLink::new(accepted.unwrap(), remote, 1024, idle_timeout), connected.unwrap())
+    }
+
+    async fn event(link: &mut TcpLink) -> LinkEvent {
+        let every = Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with);
+        poll_fn(|cx| link.poll_event(cx, every)).await
+    }
+
+    #[tokio::test]
+    async fn a_device_that_stalls_within_a_frame_is_given_up_and_the_kernel_keeps_nothing_for_it() {
+        let (mut link, mut device) = pair(Duration::from_millis(50)).await;
+        device.write_all(&[Lane::Chat.byte(), 0, Lane::Chat.byte(), 100, 1, 2, 3]).await.unwrap();
+        assert!(matches!(event(&mut link).await, LinkEvent::Opened(Lane::Chat)));
+        assert!(matches!(event(&mut link).await, LinkEvent::Closed(CloseReason::TimedOut)));
+        drop(link);
+        let end = device.read(&mut [0]).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn frames_leave_by_priority_and_the_close_code_last() {
+        let (mut link, mut device) = pair(Duration::from_secs(60)).await;
+        device.write_all(&[3, 0, 1, 0, 2, 0, 0, 0]).await.unwrap();
+        for lane in [Lane::Media, Lane::Presence, Lane::Chat, Lane::Control] {
+            assert!(matches!(event(&mut link).await, LinkEvent::Opened(opened) if opened == lane));
+        }
+        link.announce(CloseCode::Draining, "");
+        for lane in [Lane::Media, Lane::Presence, Lane::Chat, Lane::Control] {
+            link.push(lane, Bytes::from_static(&[0]));
+        }
+        assert_eq!(Lane::ALL.map(|lane| link.queued(lane)), [1; 4]);
+        let drained = tokio::spawn(async move {
+            poll_fn(|cx| link.poll_drained(cx)).await;
+            link
+        });
+        let mut said = Vec::new();
+        device.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said[..8], [0, 0, 2, 0, 1, 0, 3, 0]);
+        assert_eq!(said[8], Lane::Control.byte());
+        assert!(said.len() > 10);
+        // The device has read it all, and says so by its own end.
+        device.shutdown().await.unwrap();
+        drained.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_kernel_holds_no_more_of_a_connection_than_quic_would() {
+        let (link, _device) = pair(Duration::from_secs(60)).await;
+        let socket = SockRef::from(link.stream.get_ref().0);
+        // Linux counts its own bookkeeping, and doubles what it is told.
+        assert!(socket.send_buffer_size().unwrap() <= 2 * SEND_WINDOW as usize);
+        assert!(socket.recv_buffer_size().unwrap() <= 2 * CONNECTION_RECEIVE_WINDOW as usize);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        assert_eq!(socket.tcp_notsent_lowat().unwrap() as usize, TCP_WRITE_BYTES);
     }
 }

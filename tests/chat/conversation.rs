@@ -3,8 +3,8 @@
 use bimip::wire::proto::{ChatMessage, VersionUpdate};
 use bimip::wire::{Lane, Payload};
 
-use crate::common::{Raw, TestServer, text_of};
-use crate::{ALICE, BOB};
+use super::common::{Raw, TestServer, text_of};
+use super::{ALICE, BOB};
 
 const EACH: usize = 100;
 

@@ -4,8 +4,8 @@ use bimip::wire::proto::{AcknowledgmentResponse, ChatMessage, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, Payload};
 use uuid::Uuid;
 
-use crate::common::{TestServer, now_ms, text_of};
-use crate::{ALICE, BOB, CAROL};
+use super::common::{TestServer, now_ms, text_of};
+use super::{ALICE, BOB, CAROL};
 
 /// What both copies of one message say alike.
 fn assert_is(copy: &ChatMessage, update: &VersionUpdate, text: &str, created_at: i64) {

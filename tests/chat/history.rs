@@ -3,8 +3,8 @@
 use bimip::wire::proto::{AcknowledgmentResponse, HistoryPage, HistoryRequest};
 use bimip::wire::{AckStatus, Lane, Payload};
 
-use crate::common::{Got, Raw, TestServer, identity, text_of};
-use crate::{ALICE, BOB, CAROL};
+use super::common::{Got, Raw, TestServer, identity, text_of};
+use super::{ALICE, BOB, CAROL};
 
 fn with(peer: &str) -> HistoryRequest {
     HistoryRequest { peer: Some(identity(peer)), ..HistoryRequest::default() }

@@ -3,8 +3,8 @@
 use bimip::wire::proto::{AcknowledgmentResponse, SyncAck, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, MessageScheme, Payload};
 
-use crate::common::{Raw, TestServer, text_of};
-use crate::{ALICE, BOB};
+use super::common::{Raw, TestServer, text_of};
+use super::{ALICE, BOB};
 
 /// Texts `from..=to` of alice to bob, each accepted.
 async fn send_texts(alice: &mut Raw, from: usize, to: usize) {

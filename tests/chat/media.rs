@@ -3,8 +3,8 @@
 use bimip::wire::proto::{MediaMetadata, MediaPayloadRequest, VersionUpdate, chat_message};
 use bimip::wire::{Lane, Payload};
 
-use crate::common::{Raw, TestServer, identity, now_ms, text_of};
-use crate::{ALICE, BOB};
+use super::common::{Raw, TestServer, identity, now_ms, text_of};
+use super::{ALICE, BOB};
 
 fn picture(alice: &Raw, local: &str) -> MediaPayloadRequest {
     MediaPayloadRequest {

@@ -3,8 +3,8 @@
 use bimip::wire::proto::{AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage};
 use bimip::wire::{AckStatus, Lane, Payload};
 
-use crate::common::{Got, Raw, TestServer, identity, now_ms, text_of};
-use crate::{ALICE, BOB, CAROL};
+use super::common::{Got, Raw, TestServer, identity, now_ms, text_of};
+use super::{ALICE, BOB, CAROL};
 
 const DELIVERED: AckStatus = AckStatus::Delivered;
 const READ: AckStatus = AckStatus::Read;

@@ -3,8 +3,8 @@
 use bimip::wire::proto::VersionUpdate;
 use bimip::wire::{Lane, Payload};
 
-use crate::common::{TestServer, text_of};
-use crate::{ALICE, BOB, CAROL};
+use super::common::{TestServer, text_of};
+use super::{ALICE, BOB, CAROL};
 
 const OVERDUE: &str = "bimip_releases_overdue_total";
 
@@ -89,9 +89,9 @@ async fn a_sender_that_is_thrown_out_does_not_hold_its_message_back() {
     let server = patient().await;
     let mut bob = server.sign_in(BOB, "phone").await;
     let mut alice = server.sign_in(ALICE, "phone").await;
-    alice.say(BOB, "local-1", "then I open control again").await;
-    alice.open(Lane::Control).await;
-    assert_eq!(text_of(&*bob.hear().await), "then I open control again");
+    alice.say(BOB, "local-1", "then I open a lane that is none").await;
+    alice.open_byte(9).await;
+    assert_eq!(text_of(&*bob.hear().await), "then I open a lane that is none");
 
     let mut alice = server.sign_in(ALICE, "phone").await;
     assert_eq!(alice.expect::<VersionUpdate>(Lane::Chat).await.sequence, 1);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bimip::wire::proto::{TextPayloadRequest, VersionUpdate};
 use bimip::wire::{Lane, Payload};
 
-use crate::common::{Got, Raw, TestServer, identity, text_of};
-use crate::{ALICE, BOB, CAROL};
+use super::common::{Got, Raw, TestServer, identity, text_of};
+use super::{ALICE, BOB, CAROL};
 
 async fn send(raw: &mut Raw, text: &TextPayloadRequest) -> Got<VersionUpdate> {
     let request_id = raw.send(Lane::Chat, Payload::TextPayloadRequest(text.clone())).await;

@@ -3,8 +3,8 @@
 use bimip::wire::proto::{AcknowledgmentResponse, HistoryPage, HistoryRequest, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, Payload};
 
-use crate::common::{TestServer, identity, text_of};
-use crate::{ALICE, BOB};
+use super::common::{TestServer, identity, text_of};
+use super::{ALICE, BOB};
 
 #[tokio::test]
 async fn a_restart_keeps_messages_versions_receipts_and_cursors() {

@@ -9,22 +9,26 @@
 mod body;
 mod bystanders;
 mod dice;
+mod link;
 #[cfg(feature = "cli")]
 mod process;
 mod quic;
 mod raw;
 mod road;
 mod server;
+mod tcp;
 
 pub use body::{Body, Got, text_of};
 pub use bystanders::Bystanders;
 pub use dice::Dice;
+pub use link::{Link, Transport, client_tls};
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
 pub use quic::client_endpoint;
 pub use raw::{Raw, identity, length_prefix};
 pub use road::Road;
 pub use server::{Door, SignIn, TestServer, scratch, sign};
+pub use tcp::TcpLink;
 
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,26 +1,15 @@
-//! The only place that knows the transport: lanes over QUIC, with nothing that keeps a client from misbehaving.
+//! Lanes over QUIC: a stream for each (profile 2).
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 
-use bimip::wire::{ALPN, CloseCode, Lane};
+use bimip::wire::{CloseCode, Lane};
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ApplicationClose, ConnectionError, Endpoint, RecvStream, SendStream};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 
-/// An endpoint for clients that trust one authority.
-pub fn client_endpoint(ca: &Path) -> Endpoint {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).expect("the server has written ca.pem")).expect("an authority");
-    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("aws-lc-rs has TLS 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+/// An endpoint for clients.
+pub fn client_endpoint(tls: rustls::ClientConfig) -> Endpoint {
     let crypto = QuicClientConfig::try_from(tls).expect("aws-lc-rs has QUIC's initial cipher suite");
     let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a free UDP port");
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
@@ -28,18 +17,18 @@ pub fn client_endpoint(ca: &Path) -> Endpoint {
 }
 
 /// A connection and its lanes.
-pub struct Link {
+pub struct QuicLink {
     connection: quinn::Connection,
     lanes: [Option<(SendStream, RecvStream)>; 4],
     /// Streams that are no lane of ours: a second opening, an unknown byte. Kept, since dropping one resets it.
     strays: Vec<(SendStream, RecvStream)>,
 }
 
-impl Link {
+impl QuicLink {
     /// An established connection, with no lane open.
-    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<Link, ConnectionError> {
+    pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<Box<QuicLink>, ConnectionError> {
         let connection = endpoint.connect(address, "localhost").expect("the address is one").await?;
-        Ok(Link { connection, lanes: [const { None }; 4], strays: Vec::new() })
+        Ok(Box::new(QuicLink { connection, lanes: [const { None }; 4], strays: Vec::new() }))
     }
 
     /// Opens a stream that names itself by `byte`, whatever that is and however often.

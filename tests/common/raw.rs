@@ -8,7 +8,7 @@ use bimip::wire::{
     VersionStatus, encode_frame, envelope, open_envelope, route_of,
 };
 
-use super::quic::Link;
+use super::link::Link;
 use super::{Body, Got, now_ms, within_bound};
 
 /// One connection.
@@ -47,9 +47,9 @@ impl Raw {
         self.open_byte(lane.byte()).await;
     }
 
-    /// Opens a stream with any first byte.
+    /// Opens a lane of any byte.
     pub async fn open_byte(&mut self, byte: u8) {
-        within_bound("a stream to open", self.link.open(byte)).await;
+        within_bound("a lane to open", self.link.open(byte)).await;
     }
 
     /// Writes any bytes.
@@ -85,6 +85,11 @@ impl Raw {
     pub fn request_id(&mut self) -> i64 {
         self.last_request += 1;
         self.last_request
+    }
+
+    /// What it travels over.
+    pub fn link(&mut self) -> &mut Link {
+        &mut self.link
     }
 
     /// Leaves without a word.

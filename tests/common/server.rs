@@ -10,12 +10,11 @@ use bimip::config::Config;
 use bimip::server::Server;
 use bimip::wire::proto::{SessionAccept, SessionOpen};
 use bimip::wire::{DeviceId, Eid, Identity, Lane, Payload};
-use quinn::{ConnectionError, Endpoint};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::quic::{Link, client_endpoint};
+use super::link::{Dialer, Transport};
 use super::{Raw, now_s, within_bound};
 
 /// A running server.
@@ -68,9 +67,9 @@ impl TestServer {
         self.server.quic_address
     }
 
-    /// Where TLS over TCP listens.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.server.tcp_address
+    /// Where TLS over TCP listens: on the same port.
+    pub fn tcp_address(&self) -> SocketAddr {
+        self.server.tcp_address.expect("nothing here switches it off")
     }
 
     /// What it runs on.
@@ -99,8 +98,8 @@ impl TestServer {
     }
 
     /// The same, unless the server refuses.
-    pub async fn try_connect(&self) -> Result<Raw, ConnectionError> {
-        self.door.try_connect().await
+    pub async fn try_connect(&self) -> Result<Raw, String> {
+        self.door.try_connect(Transport::HERE).await
     }
 
     /// A device about to sign in.
@@ -141,7 +140,7 @@ impl TestServer {
 pub struct Door {
     /// Where it listens.
     pub address: SocketAddr,
-    clients: Endpoint,
+    dialer: Dialer,
     files: DevFiles,
     max_frame_bytes: usize,
 }
@@ -150,13 +149,14 @@ impl Door {
     /// Of a server that runs on a data directory.
     pub fn new(data_dir: &Path, address: SocketAddr, max_frame_bytes: usize) -> Door {
         let files = DevFiles::in_data_dir(data_dir);
-        Door { address, clients: client_endpoint(&files.ca), files, max_frame_bytes }
+        Door { address, dialer: Dialer::new(&files.ca), files, max_frame_bytes }
     }
 
     /// A device about to sign in, with the lanes control and chat.
     pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
         SignIn {
             door: self,
+            over: Transport::HERE,
             lanes: vec![Lane::Control, Lane::Chat],
             open: SessionOpen {
                 identity: Some(Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() }),
@@ -171,8 +171,8 @@ impl Door {
         sign(&self.files.token_key, eid, device, now_s(), Duration::from_secs(3600))
     }
 
-    async fn try_connect(&self) -> Result<Raw, ConnectionError> {
-        let link = within_bound("a handshake", Link::dial(&self.clients, self.address)).await?;
+    async fn try_connect(&self, over: Transport) -> Result<Raw, String> {
+        let link = within_bound("a handshake", self.dialer.dial(over, self.address)).await?;
         Ok(Raw::new(link, self.max_frame_bytes))
     }
 }
@@ -208,6 +208,7 @@ async fn start(config: &Config) -> Server {
 #[derive(Clone)]
 pub struct SignIn<'a> {
     door: &'a Door,
+    over: Transport,
     lanes: Vec<Lane>,
     /// As it will be sent.
     pub open: SessionOpen,
@@ -232,6 +233,12 @@ impl SignIn<'_> {
         self
     }
 
+    /// Comes over this, whatever the other clients here do.
+    pub fn over(mut self, transport: Transport) -> Self {
+        self.over = transport;
+        self
+    }
+
     /// Opens these lanes.
     pub fn lanes(mut self, lanes: &[Lane]) -> Self {
         self.lanes = lanes.to_vec();
@@ -240,7 +247,7 @@ impl SignIn<'_> {
 
     /// Connects, opens the lanes and says SessionOpen; returns the request id of that too.
     pub async fn attempt(self) -> (Raw, i64) {
-        let mut raw = self.door.try_connect().await.expect("a handshake");
+        let mut raw = self.door.try_connect(self.over).await.expect("a handshake");
         for lane in self.lanes {
             raw.open(lane).await;
         }

@@ -3,8 +3,8 @@
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
 
-use crate::common::{TestServer, now_ms};
-use crate::{ALICE, AWAY, BOB, BUSY, DO_NOT_DISTURB, ONLINE, admit, be, sign_in, tell, told};
+use super::common::{TestServer, now_ms};
+use super::{ALICE, AWAY, BOB, BUSY, DO_NOT_DISTURB, ONLINE, admit, be, sign_in, tell, told};
 
 #[tokio::test]
 async fn a_flapping_owner_costs_each_watcher_a_bounded_number_of_notifications_and_the_newest_comes_last() {

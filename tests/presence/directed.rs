@@ -3,8 +3,8 @@
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
 
-use crate::common::{Raw, TestServer, identity};
-use crate::{
+use super::common::{Raw, TestServer, identity};
+use super::{
     ALICE, AWAY, BOB, BUSY, CAROL, Canary, DO_NOT_BROADCAST, INVISIBLE, OFFLINE, ONLINE, UNKNOWN, admit, ask, block,
     device_of, notification, notify, patient, sign_in, told,
 };

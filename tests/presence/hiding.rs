@@ -3,8 +3,8 @@
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{AckStatus, Lane};
 
-use crate::common::{Got, Raw, TestServer, now_ms, text_of};
-use crate::{
+use super::common::{Got, Raw, TestServer, now_ms, text_of};
+use super::{
     ALICE, AWAY, BOB, BROADCAST, Canary, DO_NOT_BROADCAST, IDLE, INVISIBLE, OFFLINE, ONLINE, admit, ask, be,
     notification, patient, set, sign_in, tell, told,
 };
@@ -61,7 +61,7 @@ async fn an_invisible_user_is_offline_to_others_with_a_frozen_last_seen() {
         *heard = Some((told.from.unwrap().eid, told.status));
     }
     heard.sort();
-    assert_eq!(heard.map(Option::unwrap), [(ALICE.to_owned(), ONLINE), (Canary::EID.to_owned(), crate::BUSY)]);
+    assert_eq!(heard.map(Option::unwrap), [(ALICE.to_owned(), ONLINE), (Canary::EID.to_owned(), super::BUSY)]);
 }
 
 #[tokio::test]

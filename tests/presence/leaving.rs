@@ -3,8 +3,8 @@
 use bimip::wire::proto::Logout;
 use bimip::wire::{CloseCode, Lane, Payload};
 
-use crate::common::{Raw, TestServer, now_ms};
-use crate::{
+use super::common::{Raw, TestServer, now_ms};
+use super::{
     ALICE, BOB, CAROL, Canary, DO_NOT_BROADCAST, IDLE, OFFLINE, ONLINE, admit, ask, be, impatient, notification,
     patient, set, sign_in, tell, told,
 };

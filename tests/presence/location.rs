@@ -3,8 +3,8 @@
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
 
-use crate::common::{Raw, TestServer};
-use crate::{
+use super::common::{Raw, TestServer};
+use super::{
     ALICE, AWAY, BOB, BUSY, CAROL, INVISIBLE, OFFLINE, ONLINE, admit, ask, be, notification, notify, patient, set,
     sign_in, tell, told,
 };

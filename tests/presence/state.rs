@@ -3,8 +3,8 @@
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{Lane, Payload};
 
-use crate::common::{Raw, TestServer, identity};
-use crate::{
+use super::common::{Raw, TestServer, identity};
+use super::{
     ALICE, AWAY, BOB, BROADCAST, BUSY, CAROL, Canary, DO_NOT_BROADCAST, DO_NOT_DISTURB, IDLE, LANES, ONLINE, UNKNOWN,
     admit, ask, be, notification, notify, patient, set, sign_in, tell, told,
 };
@@ -55,7 +55,7 @@ async fn a_choice_holds_on_all_devices_until_one_sends_online() {
 
 #[tokio::test]
 async fn a_choice_outlives_all_devices() {
-    let server = TestServer::with(crate::impatient).await;
+    let server = TestServer::with(super::impatient).await;
     let mut bob = sign_in(&server, BOB, "phone").await;
     let mut phone = sign_in(&server, ALICE, "phone").await;
     admit(&mut phone, BOB, None).await;
@@ -63,7 +63,7 @@ async fn a_choice_outlives_all_devices() {
     tell(&mut phone, BUSY).await;
     told(&mut bob, ALICE, BUSY).await;
     phone.leave();
-    told(&mut bob, ALICE, crate::OFFLINE).await;
+    told(&mut bob, ALICE, super::OFFLINE).await;
     // Kept until she has been seen.
     let mut desk = sign_in(&server, ALICE, "desk").await;
     desk.ping().await;
@@ -83,7 +83,7 @@ async fn opening_the_lane_tells_of_each_visible_contact_that_is_not_offline() {
         admit(owner, BOB, None).await;
     }
     be(&mut carol, AWAY).await;
-    be(&mut dave, crate::INVISIBLE).await;
+    be(&mut dave, super::INVISIBLE).await;
     let logout = bimip::wire::proto::Logout { entity: Some(gone.identity()), status: 1, r#type: 1, timestamp: 0 };
     gone.send(Lane::Control, Payload::Logout(logout)).await;
     gone.expect_close(bimip::wire::CloseCode::Goodbye).await;
@@ -143,7 +143,7 @@ async fn an_intention_of_zero_is_broadcast() {
     }
     let silent = AwarenessNotification { awareness_intention: DO_NOT_BROADCAST, ..notification(&phone, BUSY) };
     set(&mut phone, silent).await;
-    assert_eq!(told(&mut bob, ALICE, crate::OFFLINE).await.awareness_intention, BROADCAST, "or it would tell");
+    assert_eq!(told(&mut bob, ALICE, super::OFFLINE).await.awareness_intention, BROADCAST, "or it would tell");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn ones_own_devices_may_ask_and_what_a_client_claims_of_times_counts_for_n
         from: Some(identity("ALICE@localhost")),
         ..notification(&phone, AWAY)
     };
-    let before = crate::common::now_ms();
+    let before = super::common::now_ms();
     set(&mut phone, claimed).await;
     assert!(told(&mut bob, ALICE, AWAY).await.last_seen >= before);
     told(&mut desk, ALICE, AWAY).await;

@@ -3,8 +3,8 @@
 use bimip::wire::proto::AwarenessResponse;
 use prost::Message as _;
 
-use crate::common::{Raw, TestServer};
-use crate::{
+use super::common::{Raw, TestServer};
+use super::{
     ALICE, AWAY, BOB, BUSY, CAROL, Canary, OFFLINE, ONLINE, UNKNOWN, admit, ask, be, block, patient, sign_in, tell,
     told, withdraw,
 };

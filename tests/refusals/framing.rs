@@ -4,8 +4,8 @@ use bimip::wire::proto::{AwarenessNotification, PingPong, TextPayloadRequest};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, MessageScheme, Payload, encode_frame, envelope, payload_name};
 use prost::Message;
 
-use crate::common::{Bystanders, Raw, TestServer, length_prefix};
-use crate::payloads;
+use super::common::{Bystanders, Raw, TestServer, Transport, length_prefix};
+use super::payloads;
 
 /// Signed in, with every lane open.
 async fn alice(server: &TestServer) -> Raw {
@@ -114,7 +114,10 @@ async fn an_envelope_without_a_known_payload_is_unsupported() {
     let mut alice = alice(&server).await;
     for lane in Lane::ALL {
         alice.write_frame(lane, &[]).await;
-        alice.expect_error(lane, 501, 0).await;
+        if Transport::HERE == Transport::Quic {
+            // Over TCP an empty frame opens a lane, and says nothing.
+            alice.expect_error(lane, 501, 0).await;
+        }
         // Field 99 is a payload of a later version; the request id beside it is still ours to echo.
         let request_id = alice.request_id();
         let mut later = MessageScheme { route: 99, request_id, ..MessageScheme::default() }.encode_to_vec();
@@ -181,12 +184,13 @@ async fn half_a_frame_and_then_silence_harms_nobody_and_its_rest_completes_it() 
     let frame = encode_frame(&MessageScheme { request_id: 77, ..envelope(Payload::TextPayloadRequest(text)) });
     let (one, other) = frame.split_at(frame.len() / 2);
     alice.write(Lane::Chat, one).await;
-    // Half a length prefix on another lane: of two bytes, the first.
-    alice.write(Lane::Media, &length_prefix(300)[..1]).await;
-
-    // Her other lanes and everybody else go on.
-    alice.ping().await;
-    alice.expect_nothing_more(Lane::Presence).await;
+    if Transport::HERE == Transport::Quic {
+        // Half a length prefix on another lane: of two bytes, the first.
+        alice.write(Lane::Media, &length_prefix(300)[..1]).await;
+        // Her other lanes go on; over TCP they cannot speak before the frame is whole.
+        alice.ping().await;
+        alice.expect_nothing_more(Lane::Presence).await;
+    }
     bystanders.assert_unharmed().await;
 
     alice.write(Lane::Chat, other).await;

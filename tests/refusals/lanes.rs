@@ -3,8 +3,8 @@
 use bimip::wire::proto::{MediaPayloadRequest, PingPong};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, payload_name};
 
-use crate::common::{Bystanders, TestServer, identity};
-use crate::payloads;
+use super::common::{Bystanders, TestServer, Transport, identity};
+use super::payloads;
 
 #[tokio::test]
 async fn a_payload_on_the_wrong_lane_is_refused_there_and_the_connection_goes_on() {
@@ -31,14 +31,18 @@ async fn a_payload_on_the_wrong_lane_is_refused_there_and_the_connection_goes_on
 }
 
 #[tokio::test]
-async fn a_lane_opened_twice_closes_the_connection() {
+async fn a_lane_opened_twice_closes_the_connection_where_it_is_a_second_stream() {
     let server = TestServer::start().await;
     let mut bystanders = Bystanders::join(&server).await;
     for lanes in [&[Lane::Control, Lane::Chat][..], &Lane::ALL] {
         for again in lanes {
             let mut alice = server.session("alice@localhost", "phone").lanes(lanes).open().await;
             alice.open(*again).await;
-            alice.expect_close(CloseCode::ProtocolViolation).await;
+            match Transport::HERE {
+                Transport::Quic => alice.expect_close(CloseCode::ProtocolViolation).await,
+                // An empty frame, which may be repeated and says nothing.
+                Transport::Tcp => alice.ping().await,
+            }
         }
     }
     bystanders.assert_unharmed().await;
@@ -93,8 +97,11 @@ async fn a_connection_without_session_open_is_closed_in_time() {
     let mut halting = server.connect().await;
     halting.open(Lane::Control).await;
     halting.open(Lane::Chat).await;
+    if Transport::HERE == Transport::Quic {
+        // Over TCP no other lane can speak within a frame.
+        halting.send(Lane::Chat, Payload::PingpongMessage(PingPong::default())).await;
+    }
     halting.write(Lane::Control, &[20, 0x9a]).await;
-    halting.send(Lane::Chat, Payload::PingpongMessage(PingPong::default())).await;
     halting.expect_error(Lane::Control, 401, 0).await;
     halting.expect_close(CloseCode::Unauthenticated).await;
 

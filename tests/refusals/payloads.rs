@@ -2,7 +2,7 @@
 
 use bimip::wire::{Identity, Lane, Payload};
 
-use crate::common::identity;
+use super::common::identity;
 
 /// All payloads but ErrorMessage, which every lane carries.
 pub(crate) fn by_lane() -> Vec<(Lane, Payload)> {

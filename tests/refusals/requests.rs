@@ -3,8 +3,8 @@
 use bimip::wire::proto::TextPayloadRequest;
 use bimip::wire::{ErrorMessage, Identity, Lane, Payload, payload_name};
 
-use crate::common::{Bystanders, Raw, TestServer, identity, text_of};
-use crate::payloads;
+use super::common::{Bystanders, Raw, TestServer, identity, text_of};
+use super::payloads;
 
 const BOB: &str = "bob@localhost";
 

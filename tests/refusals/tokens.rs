@@ -13,7 +13,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use crate::common::{Bystanders, SignIn, TestServer, now_s, sign};
+use super::common::{Bystanders, SignIn, TestServer, now_s, sign};
 
 const ALICE: &str = "alice@localhost";
 const HOUR: Duration = Duration::from_secs(3600);

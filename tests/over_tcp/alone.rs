@@ -1,0 +1,170 @@
+//! What only TLS over TCP has: one stream that a device ends, breaks off or does not read (profile 2).
+
+use std::sync::Arc;
+
+use bimip::wire::proto::PingPong;
+use bimip::wire::{ALPN, CloseCode, Lane, Payload};
+use tokio::net::TcpStream;
+
+use super::common::{Bystanders, Link, Raw, TcpLink, TestServer, Transport, client_tls, text_of, within_bound};
+
+const ALICE: &str = "alice@localhost";
+const BOB: &str = "bob@localhost";
+
+fn tcp(raw: &mut Raw) -> &mut TcpLink {
+    match raw.link() {
+        Link::Tcp(link) => link,
+        Link::Quic(_) => panic!("these tests are about TCP"),
+    }
+}
+
+/// Until the server has seen so many sessions end like this.
+async fn ended(server: &TestServer, reason: &str, times: f64) {
+    let series = format!(r#"bimip_session_closes_total{{reason="{reason}"}}"#);
+    let seen = async { while server.metric(&series).await < times {} };
+    within_bound(&format!("{times} sessions to end: {reason}"), seen).await;
+}
+
+#[tokio::test]
+async fn a_device_over_tcp_talks_with_one_over_quic() {
+    let server = TestServer::start().await;
+    assert_eq!(server.tcp_address().port(), server.quic_address().port());
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    let mut bob = server.session(BOB, "phone").over(Transport::Quic).pipelined().open().await;
+    alice.say(BOB, "local-1", "over one stream").await;
+    assert_eq!(text_of(&*bob.hear().await), "over one stream");
+    bob.say(ALICE, "local-2", "over four").await;
+    assert_eq!(text_of(&*alice.hear().await), "over four");
+    for transport in [Transport::Tcp, Transport::Quic] {
+        let sessions = format!(r#"bimip_sessions{{transport="{}"}}"#, transport.name());
+        assert_eq!(server.metric(&sessions).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn another_protocol_is_not_taken() {
+    let server = TestServer::start().await;
+    for (alpn, taken) in [(ALPN, true), (&b"h2"[..], false), (b"bimip/2", false)] {
+        let tls = Arc::new(client_tls(&server.files().ca, alpn));
+        assert_eq!(TcpLink::dial(tls, server.tcp_address()).await.is_ok(), taken);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_frame_on_an_open_lane_says_nothing() {
+    let server = TestServer::start().await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    for lane in [Lane::Control, Lane::Chat, Lane::Control] {
+        alice.write_frame(lane, &[]).await;
+    }
+    alice.expect_nothing_more(Lane::Chat).await;
+    alice.ping().await;
+}
+
+#[tokio::test]
+async fn a_frame_before_session_open_holds_it_up_until_the_time_is_out() {
+    let server = TestServer::with(|config| config.session.open_within_ms = 100).await;
+    let mut alice = server.connect().await;
+    alice.open(Lane::Chat).await;
+    alice.open(Lane::Control).await;
+    alice.post(BOB, "local-1", "too early").await;
+    alice.send(Lane::Control, Payload::SessionOpen(server.session(ALICE, "phone").open)).await;
+    alice.expect_error(Lane::Control, 401, 0).await;
+    alice.expect_close(CloseCode::Unauthenticated).await;
+    assert_eq!(server.sign_in(BOB, "phone").await.accept.log_head, 0);
+}
+
+#[tokio::test]
+async fn the_close_code_reaches_a_device_that_is_still_sending() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    // A length that is none, and more behind it than the server has read when it closes.
+    let mut bytes = vec![Lane::Chat.byte(), 0xff, 0xff, 0xff, 0xff, 0xff];
+    bytes.resize(200_000, 0);
+    tcp(&mut alice).write_bytes(&bytes).await.unwrap();
+    alice.expect_error(Lane::Chat, 413, 0).await;
+    alice.expect_close(CloseCode::ProtocolViolation).await;
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn a_device_that_vanishes_is_seen_to_be_gone_with_or_without_the_end_of_tls() {
+    let server = TestServer::start().await;
+    server.sign_in(ALICE, "phone").await.leave();
+    ended(&server, "closed_by_peer", 1.0).await;
+    // As when the system ends the application: TCP ends, TLS does not.
+    drop(server.sign_in(ALICE, "phone").await);
+    ended(&server, "reset", 1.0).await;
+    server.sign_in(ALICE, "phone").await.ping().await;
+}
+
+#[tokio::test]
+async fn what_is_cut_off_within_a_frame_was_never_said() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    let text = Payload::TextPayloadRequest(alice.text(BOB, "local-1", "half of it"));
+    let frame = bimip::wire::encode_frame(&bimip::wire::envelope(text));
+    alice.write(Lane::Chat, &frame[..frame.len() - 1]).await;
+    drop(alice);
+    ended(&server, "reset", 1.0).await;
+    bystanders.assert_unharmed().await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    assert_eq!(alice.say(BOB, "local-1", "all of it").await.version, 1);
+    assert_eq!(text_of(&*bystanders.bob.hear().await), "all of it");
+}
+
+#[tokio::test]
+async fn a_pong_overtakes_the_messages_that_a_slow_reader_has_not_taken() {
+    const MESSAGES: usize = 300;
+    const BYTES: usize = 10_000;
+    let server = TestServer::start().await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    for n in 1..=MESSAGES {
+        alice.say(BOB, &format!("local-{n}"), &"x".repeat(BYTES)).await;
+    }
+    let mut bob = server.sign_in(BOB, "phone").await;
+    // Meanwhile the server hands over what it can.
+    for _ in 0..100 {
+        alice.ping().await;
+    }
+    bob.send(Lane::Control, Payload::PingpongMessage(PingPong { r#type: 1, ..PingPong::default() })).await;
+    for _ in 0..100 {
+        alice.ping().await;
+    }
+    bob.expect::<PingPong>(Lane::Control).await;
+    let ahead = tcp(&mut bob).waiting(Lane::Chat);
+    // Most of it lies in bob's own kernel. Without a bound in the server's, all of it was.
+    assert!(ahead < 256 * 1024, "{ahead} bytes were ahead of it");
+    for n in 1..=MESSAGES {
+        assert_eq!(bob.hear().await.version, n as i64);
+    }
+}
+
+#[tokio::test]
+async fn who_connects_and_says_nothing_does_not_keep_others_out() {
+    let server = TestServer::with(|config| {
+        config.quic.handshakes_max = 4;
+        config.quic.handshakes_before_retry = 4;
+    })
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(server.tcp_address()).await.unwrap());
+    }
+    assert!(server.try_connect().await.is_err(), "an address has half of the places");
+    assert!(server.metric("bimip_handshakes_refused_total").await >= 1.0);
+    #[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+    {
+        let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
+        elsewhere.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let elsewhere = elsewhere.connect(server.tcp_address()).await.unwrap();
+        let tls = Arc::new(client_tls(&server.files().ca, ALPN));
+        assert!(TcpLink::over(elsewhere, tls).await.is_ok());
+    }
+    // The places come back.
+    drop(silent);
+    let back = async { while server.try_connect().await.is_err() {} };
+    within_bound("a place", back).await;
+}
