@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{limits, wire};
 
+#[cfg(feature = "server")]
 pub(crate) use lb::from_hex;
 pub use lb::{LbConfig, ServerId, ServerIdError};
 

@@ -174,7 +174,8 @@ async fn phones_that_move_stay_with_their_nodes(pool: Pool) {
         let opens = r#"bimip_session_opens_total{transport="quic",result="accepted"}"#;
         assert_eq!(node.server.metric(opens).await, 2.0);
         let retried = node.server.metric("bimip_handshakes_retried_total").await;
-        assert_eq!(retried, if pool.retry { 2.0 } else { 0.0 });
+        // A first packet that was repeated is told so again.
+        assert!(if pool.retry { retried >= 2.0 } else { retried == 0.0 }, "{retried}");
     }
 }
 
