@@ -44,6 +44,8 @@ mod profile;
 mod router;
 mod routes;
 mod sys;
+#[cfg(test)]
+mod testing;
 
 use std::fmt::Display;
 use std::io;
@@ -77,9 +79,9 @@ pub enum Error {
     /// The link's thread has ended; an earlier error, or its log, says why.
     #[error("the link has ended: {0}")]
     Ended(String),
-    /// Another handover began before this one's path worked.
-    #[error("another handover began before this one was over")]
-    HandedOverAgain,
+    /// A handover that did not come to its end.
+    #[error("the handover was cut short: another one began, or the network was dropped")]
+    Interrupted,
 }
 
 /// What a machine lacks for a link, and how to get it.

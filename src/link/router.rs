@@ -206,7 +206,7 @@ impl Tally {
 mod tests {
     use std::net::SocketAddrV4;
 
-    use super::super::packet::tests::packet;
+    use super::super::testing::packet;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);

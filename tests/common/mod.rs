@@ -9,6 +9,8 @@
 mod body;
 mod bystanders;
 mod dice;
+#[cfg(all(target_os = "linux", feature = "link"))]
+mod link;
 #[cfg(feature = "cli")]
 mod process;
 mod quic;
@@ -18,6 +20,8 @@ mod server;
 pub use body::{Body, Got, text_of};
 pub use bystanders::Bystanders;
 pub use dice::Dice;
+#[cfg(all(target_os = "linux", feature = "link"))]
+pub use link::link_is_possible;
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
 pub use raw::{Raw, identity, length_prefix};
