@@ -32,6 +32,9 @@ use crate::config::ConfigError;
 const USAGE: u8 = 2;
 /// Exit code of what was asked for rightly and did not work.
 const FAILURE: u8 = 1;
+/// Exit code of what cannot be done on this machine, as an emulated network without the right to make one.
+#[cfg(target_os = "linux")]
+const MISSING: u8 = 77;
 
 /// 1:1 messaging and presence over QUIC
 #[derive(Parser)]
@@ -88,9 +91,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let code = if failure.is_usage() { USAGE } else { FAILURE };
             complain(&failure.text(), failure.hint.as_deref());
-            code.into()
+            failure.code().into()
         }
     }
 }
@@ -116,8 +118,12 @@ impl Failure {
         })
     }
 
-    fn is_usage(&self) -> bool {
-        self.reason.is::<ConfigError>() || self.reason.is::<Usage>()
+    fn code(&self) -> u8 {
+        #[cfg(target_os = "linux")]
+        if self.reason.is::<crate::link::Missing>() {
+            return MISSING;
+        }
+        if self.reason.is::<ConfigError>() || self.reason.is::<Usage>() { USAGE } else { FAILURE }
     }
 }
 

@@ -154,20 +154,20 @@ impl Handover {
     /// Waits until the phone's route goes by the new path, and tells when. It blocks.
     ///
     /// # Errors
-    /// [`Error::HandedOverAgain`], or that the link has ended, as for [`Handover::switched`].
+    /// [`Error::Interrupted`].
     ///
     /// # Panics
     /// In asynchronous code, which is not to block.
     pub fn wait(self) -> Result<Instant, Error> {
-        self.switched.blocking_recv().map_err(|_| Error::HandedOverAgain)
+        self.switched.blocking_recv().map_err(|_| Error::Interrupted)
     }
 
     /// The same for asynchronous code.
     ///
     /// # Errors
-    /// [`Error::HandedOverAgain`].
+    /// [`Error::Interrupted`].
     pub async fn switched(self) -> Result<Instant, Error> {
-        self.switched.await.map_err(|_| Error::HandedOverAgain)
+        self.switched.await.map_err(|_| Error::Interrupted)
     }
 }
 

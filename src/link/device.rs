@@ -18,7 +18,7 @@ impl Device {
         let tun = made.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Missing::Tun(error.to_string()),
             _ if error.raw_os_error() == Some(libc::ENODEV) => Missing::Tun(error.to_string()),
-            _ => Missing::TunDenied(error.to_string()),
+            _ => Missing::Devices(error.to_string()),
         })?;
         Ok(Device { tun })
     }

@@ -8,7 +8,7 @@ pub const MTU: usize = 1500;
 /// before the thread's turn comes; what does not fit is lost uncounted by the link, and told by [`Network::missed`].
 ///
 /// [`Network::missed`]: super::Network::missed
-pub(super) const DEVICE_QUEUE_PACKETS: i32 = 20_000;
+pub(super) const DEVICE_QUEUE_PACKETS: u32 = 20_000;
 /// Bytes on their way in one direction of one path: 100 ms at 5 Gbit/s. Beyond it packets are lost and counted so; a
 /// rate in the profile keeps every honest experiment below.
 pub(super) const FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -44,6 +44,8 @@ mod profile;
 mod router;
 mod routes;
 mod sys;
+#[cfg(test)]
+mod testing;
 
 use std::fmt::Display;
 use std::io;
@@ -77,9 +79,9 @@ pub enum Error {
     /// The link's thread has ended; an earlier error, or its log, says why.
     #[error("the link has ended: {0}")]
     Ended(String),
-    /// Another handover began before this one's path worked.
-    #[error("another handover began before this one was over")]
-    HandedOverAgain,
+    /// A handover that did not come to its end.
+    #[error("the handover was cut short: another one began, or the network was dropped")]
+    Interrupted,
 }
 
 /// What a machine lacks for a link, and how to get it.
@@ -97,12 +99,12 @@ pub enum Missing {
          --device /dev/net/tun"
     )]
     Tun(String),
-    /// The TUN driver does not let us.
+    /// Namespaces can be made, but nothing in them.
     #[error(
-        "no TUN device can be made ({0}): it takes CAP_NET_ADMIN and access to /dev/net/tun; run as root, or start the \
-         container with --cap-add NET_ADMIN --device /dev/net/tun"
+        "no network device can be made ({0}): it takes CAP_NET_ADMIN and access to /dev/net/tun; run as root, or start \
+         the container with --cap-add NET_ADMIN --device /dev/net/tun"
     )]
-    TunDenied(String),
+    Devices(String),
 }
 
 impl Error {
@@ -111,14 +113,14 @@ impl Error {
     }
 }
 
-/// Whether a link is possible here: makes a namespace with a device in it, and lets them go.
+/// Whether a link is possible here: makes one, and lets it go.
 ///
 /// # Errors
 /// What is missing, and how to get it.
 pub fn available() -> Result<(), Missing> {
-    match Namespace::new().and_then(|namespace| device::Device::new(&namespace, "probe")) {
+    match Network::start(Plan { wifi: Profile::CLEAN, lte: Profile::CLEAN, seed: 0 }) {
         Ok(_) => Ok(()),
         Err(Error::Missing(missing)) => Err(missing),
-        Err(error) => Err(Missing::Namespaces(error.to_string())),
+        Err(error) => Err(Missing::Devices(error.to_string())),
     }
 }

@@ -37,7 +37,7 @@ impl Namespace {
         let file = made.map_err(|error| Error::Missing(Missing::Namespaces(error.to_string())))?;
         let namespace = Namespace { file: Arc::new(file) };
         let loopback = || sys::set_up(sys::control_socket()?.as_fd(), "lo");
-        namespace.run(loopback)?.map_err(|error| Error::system("bring up the loopback device", error))?;
+        namespace.run(loopback)?.map_err(|error| Missing::Devices(error.to_string()))?;
         Ok(namespace)
     }
 

@@ -183,13 +183,13 @@ impl Carrier {
                 for _ in 0..if readable { BATCH_PACKETS } else { 0 } {
                     let read = self.paths[path.index()].read(&mut buffer);
                     let Some(packet) = read.map_err(failed("read from the phone"))? else { break };
-                    self.router.from_phone(path, packet, Instant::now());
+                    self.router.phone_sends(path, packet, Instant::now());
                 }
             }
             for _ in 0..if internet { BATCH_PACKETS } else { 0 } {
                 let read = self.internet.read(&mut buffer);
                 let Some(packet) = read.map_err(failed("read from the server"))? else { break };
-                self.router.from_server(packet, Instant::now());
+                self.router.server_sends(packet, Instant::now());
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Error;
 
@@ -10,9 +10,11 @@ use super::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Conditions {
     /// From the end of sending to arrival: one way.
+    #[serde(rename = "delay_ms", serialize_with = "in_milliseconds")]
     pub delay: Duration,
-    /// Each packet's delay differs from `delay` by up to this, either way, all differences alike likely. A packet never
-    /// overtakes an earlier one by it. At most `delay`.
+    /// Each packet's delay differs from `delay` by up to this, either way, all differences alike likely; at most `delay`.
+    /// No packet overtakes another by it: one that would waits, so that dense traffic is on the slow side.
+    #[serde(rename = "jitter_ms", serialize_with = "in_milliseconds")]
     pub jitter: Duration,
     /// Packets that later ones overtake.
     pub reordering: Option<Reordering>,
@@ -30,6 +32,7 @@ pub struct Reordering {
     /// Share of packets, 0 to 1.
     pub share: f64,
     /// How much longer than the others they take.
+    #[serde(rename = "by_ms", serialize_with = "in_milliseconds")]
     pub by: Duration,
 }
 
@@ -185,6 +188,10 @@ pub const PROFILES: [(&str, &str, Profile); 8] = [
     ("wifi", "20 ms ± 2, 50 Mbit/s behind 50 ms of queue", Profile::WIFI),
     ("lte", "50 ms ± 6, 10 Mbit/s up and 30 down behind 100 ms of queue", Profile::LTE),
 ];
+
+fn in_milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64() * 1000.0)
+}
 
 #[cfg(test)]
 mod tests {

@@ -103,7 +103,7 @@ impl Router {
     }
 
     /// A packet out of the phone's device.
-    pub(super) fn from_phone(&mut self, path: Path, bytes: &[u8], now: Instant) {
+    pub(super) fn phone_sends(&mut self, path: Path, bytes: &[u8], now: Instant) {
         let Some(packet) = Packet::parse(bytes).filter(|packet| *packet.destination.ip() == self.addresses.server)
         else {
             return self.counters.not_carried.one(bytes.len());
@@ -112,7 +112,7 @@ impl Router {
     }
 
     /// A packet out of the server's device: the public address says to which path.
-    pub(super) fn from_server(&mut self, bytes: &[u8], now: Instant) {
+    pub(super) fn server_sends(&mut self, bytes: &[u8], now: Instant) {
         let packet = Packet::parse(bytes);
         let to = |packet: &Packet| {
             Path::BOTH.into_iter().find(|path| self.addresses.public[path.index()] == *packet.destination.ip())
@@ -206,7 +206,7 @@ impl Tally {
 mod tests {
     use std::net::SocketAddrV4;
 
-    use super::super::packet::tests::packet;
+    use super::super::testing::packet;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -231,11 +231,11 @@ mod tests {
 
         fn phone_sends(&mut self, path: Path, protocol: Protocol) {
             let from = SocketAddrV4::new(ADDRESSES.phone[path.index()], 5_000);
-            self.router.from_phone(path, &packet(protocol, from, SERVER, b"up"), self.now);
+            self.router.phone_sends(path, &packet(protocol, from, SERVER, b"up"), self.now);
         }
 
         fn server_sends(&mut self, protocol: Protocol, to: SocketAddrV4) {
-            self.router.from_server(&packet(protocol, SERVER, to, b"down"), self.now);
+            self.router.server_sends(&packet(protocol, SERVER, to, b"down"), self.now);
         }
 
         /// What comes out until some time has passed.
@@ -352,13 +352,13 @@ mod tests {
     fn what_has_no_business_on_a_path_is_counted_and_not_carried() {
         let mut net = Net::new();
         let wifi = SocketAddrV4::new(ADDRESSES.phone[0], 5_000);
-        net.router.from_phone(Path::Lte, &packet(UDP, wifi, SERVER, b""), net.now);
+        net.router.phone_sends(Path::Lte, &packet(UDP, wifi, SERVER, b""), net.now);
         assert_eq!(net.tally(Path::Lte, Way::Up, UDP).unmapped.packets, 1);
         net.server_sends(UDP, SocketAddrV4::new(ADDRESSES.public[0], 5_000));
         assert_eq!(net.tally(Path::Wifi, Way::Down, UDP).unmapped.packets, 1);
         net.server_sends(UDP, "10.7.7.7:1".parse().unwrap());
-        net.router.from_phone(Path::Wifi, &packet(UDP, wifi, "10.7.7.7:1".parse().unwrap(), b""), net.now);
-        net.router.from_phone(Path::Wifi, &[0x60; 60], net.now);
+        net.router.phone_sends(Path::Wifi, &packet(UDP, wifi, "10.7.7.7:1".parse().unwrap(), b""), net.now);
+        net.router.phone_sends(Path::Wifi, &[0x60; 60], net.now);
         assert_eq!(net.router.counters(net.now).not_carried.packets, 3);
         assert!(net.pass(20 * MS).is_empty());
         assert_eq!(net.router.counters(net.now).total().in_flight().packets, 0);

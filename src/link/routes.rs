@@ -38,19 +38,21 @@ impl Routes {
     pub(super) fn bring_up(&mut self, device: &str, address: Ipv4Addr) -> Result<(), Error> {
         let socket = self.devices.as_fd();
         let set = || {
+            let index = sys::index(socket, device)?;
+            self.ask(&queue(index, DEVICE_QUEUE_PACKETS))?;
             sys::set_mtu(socket, device, MTU)?;
-            sys::set_queue(socket, device, DEVICE_QUEUE_PACKETS)?;
             sys::set_address(socket, device, address)?;
-            sys::set_up(socket, device)
+            sys::set_up(socket, device)?;
+            Ok(index)
         };
-        set().map_err(failed(format!("set the device {device} up")))?;
-        self.up.push(self.index(device)?);
+        self.up.push(set().map_err(failed(format!("set the device {device} up")))?);
         self.write()
     }
 
     /// Makes everything that is bound to no device leave by this one. There is a route at every moment.
     pub(super) fn go_by(&mut self, device: &str) -> Result<(), Error> {
-        self.used = Some(self.index(device)?);
+        let index = sys::index(self.devices.as_fd(), device);
+        self.used = Some(index.map_err(failed(format!("find the device {device}")))?);
         self.write()
     }
 
@@ -59,10 +61,6 @@ impl Routes {
     pub(super) fn set_congestion_control(&mut self, algorithm: &str) -> Result<(), Error> {
         let old = self.congestion_control.replace(algorithm.to_owned());
         self.write().inspect_err(|_| self.congestion_control = old)
-    }
-
-    fn index(&self, device: &str) -> Result<u32, Error> {
-        sys::index(self.devices.as_fd(), device).map_err(failed(format!("find the device {device}")))
     }
 
     /// Writes all routes as they should be.
@@ -94,9 +92,8 @@ fn failed(what: impl Display) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::system(what, error)
 }
 
-/// A message of rtnetlink(7) that puts a default route through a device in the place of the one with this metric.
+/// A message that puts a default route through a device in the place of the one with this metric.
 fn default_route(device: u32, metric: u32, congestion_control: Option<&str>) -> Vec<u8> {
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     let mut body = vec![libc::AF_INET as u8, 0, 0, 0];
     body.extend([libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST]);
     body.extend([0; 4]);
@@ -106,9 +103,25 @@ fn default_route(device: u32, metric: u32, congestion_control: Option<&str>) -> 
         let name = [algorithm.as_bytes(), &[0]].concat();
         body.extend(attribute(libc::RTA_METRICS, &attribute(RTAX_CC_ALGO, &name)));
     }
+    message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
+}
+
+/// A message that lets so many packets wait in a device. The request for it over a plain socket would take rights
+/// outside of the namespace.
+fn queue(device: u32, packets: u32) -> Vec<u8> {
+    // Family and kind do not matter; the index; no change of flags.
+    let mut body = vec![0; 4];
+    body.extend(device.to_ne_bytes());
+    body.extend([0; 8]);
+    body.extend(attribute(libc::IFLA_TXQLEN, &packets.to_ne_bytes()));
+    message(libc::RTM_NEWLINK, 0, &body)
+}
+
+/// A message of rtnetlink(7) that is to be answered.
+fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
-    message.extend(libc::RTM_NEWROUTE.to_ne_bytes());
-    message.extend((flags as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16).to_ne_bytes());
     // A number of the asker's choice, and the asker, which the kernel knows.
     message.extend([0; 8]);
     message.extend(body);

@@ -69,12 +69,6 @@ pub(super) fn set_mtu(socket: BorrowedFd<'_>, device: &str, bytes: usize) -> io:
     control(socket.as_raw_fd(), libc::SIOCSIFMTU, &request).map(drop)
 }
 
-pub(super) fn set_queue(socket: BorrowedFd<'_>, device: &str, packets: i32) -> io::Result<()> {
-    let mut request = request(device)?;
-    request.ifr_ifru.ifru_metric = packets;
-    control(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &request).map(drop)
-}
-
 /// Brings a device up, without ARP, broadcasts and multicasts: there are only two ends.
 pub(super) fn set_up(socket: BorrowedFd<'_>, device: &str) -> io::Result<()> {
     let mut request = request(device)?;
@@ -140,19 +134,16 @@ pub(super) fn become_real_time() -> io::Result<()> {
     }
 }
 
-/// Gives a socket a receive buffer beyond what the system allows others.
+/// Gives a socket a receive buffer beyond what the system allows others; as far as it allows, to who is not root
+/// outside.
 pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: usize) -> io::Result<()> {
     let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-    // SAFETY: the value lives to the end of the call and is as long as it says.
-    done(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const bytes).cast(),
-            mem::size_of::<c_int>() as libc::socklen_t,
-        )
-    })
+    let set = |option| {
+        let size = mem::size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: the value lives to the end of the call and is as long as it says.
+        done(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const bytes).cast(), size) })
+    };
+    set(libc::SO_RCVBUFFORCE).or_else(|_| set(libc::SO_RCVBUF))
 }
 
 /// An `ioctl` about a device; returns the request as the kernel left it.

@@ -9,6 +9,8 @@
 mod body;
 mod bystanders;
 mod dice;
+#[cfg(all(target_os = "linux", feature = "link"))]
+mod emulated;
 mod link;
 #[cfg(feature = "cli")]
 mod process;
@@ -21,6 +23,8 @@ mod tcp;
 pub use body::{Body, Got, text_of};
 pub use bystanders::Bystanders;
 pub use dice::Dice;
+#[cfg(all(target_os = "linux", feature = "link"))]
+pub use emulated::link_is_possible;
 pub use link::{Link, Transport, client_tls};
 #[cfg(feature = "cli")]
 pub use process::{Process, program};

@@ -233,7 +233,8 @@ async fn by_its_address_alone_a_phone_that_moves_loses_its_session_to_the_wrong_
 mod restart {
     use bimip::auth::dev::DevFiles;
     use bimip::transport::quic_lb::Layout;
-    use common::{Process, client_endpoint};
+    use bimip::wire::ALPN;
+    use common::{Process, client_endpoint, client_tls};
     use quinn::ConnectionError;
 
     use super::*;
@@ -247,7 +248,7 @@ mod restart {
             Some((layout, id)) => Balancer::by_id(layout, &[(id, node)]).await,
             None => Balancer::by_address(node).await,
         };
-        let clients = client_endpoint(&DevFiles::in_data_dir(directory.path()).ca);
+        let clients = client_endpoint(client_tls(&DevFiles::in_data_dir(directory.path()).ca, ALPN));
         let connection = clients.connect(balancer.address, "localhost").unwrap();
         let connection = within_bound("a handshake", connection).await.unwrap();
         let (mut lane, _) = connection.open_bi().await.unwrap();

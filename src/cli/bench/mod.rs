@@ -4,6 +4,8 @@ mod backlog;
 mod connection;
 mod fan_out;
 mod idle;
+#[cfg(target_os = "linux")]
+mod link;
 mod load;
 mod neighbours;
 mod process;
@@ -25,6 +27,8 @@ enum What {
     Backlog(backlog::Args),
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
+    #[cfg(target_os = "linux")]
+    Link(link::Args),
 }
 
 impl Args {
@@ -36,6 +40,8 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            #[cfg(target_os = "linux")]
+            What::Link(args) => args.run(),
         }
     }
 }

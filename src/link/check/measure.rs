@@ -18,8 +18,15 @@ pub(super) struct Stream {
 impl Stream {
     /// One way, of each that arrived.
     pub(super) fn delays_ms(&self) -> Vec<f64> {
-        let delay = |(number, at): &(usize, Instant)| (*at - self.sent[*number]).as_secs_f64() * 1000.0;
-        self.arrived.iter().map(delay).collect()
+        self.delays_ms_after(0.0)
+    }
+
+    /// Of those that were sent so many seconds after the first, or later.
+    pub(super) fn delays_ms_after(&self, seconds: f64) -> Vec<f64> {
+        let sent = self.arrived.iter().map(|(number, at)| (self.sent[*number], *at));
+        let late_enough = |sent: Instant| (sent - self.sent[0]).as_secs_f64() >= seconds;
+        let delay = |(sent, at): (Instant, Instant)| (at - sent).as_secs_f64() * 1000.0;
+        sent.filter(|(sent, _)| late_enough(*sent)).map(delay).collect()
     }
 
     /// Of each that was sent, whether it did not arrive.
@@ -132,6 +139,7 @@ mod tests {
     fn a_stream_tells_delays_losses_copies_and_who_was_overtaken() {
         let stream = stream(6, &[(0, 20), (2, 22), (3, 23), (3, 23), (1, 26), (1, 27)]);
         assert_eq!(stream.delays_ms(), [20.0, 20.0, 20.0, 20.0, 25.0, 26.0]);
+        assert_eq!(stream.delays_ms_after(0.002), [20.0; 3]);
         assert_eq!(stream.lost(), [false, false, false, false, true, true]);
         assert_eq!((stream.overtaken(), stream.doubled()), (1, 2));
         assert_eq!((stream.span(), stream.sending()), (0.027, 0.005));

@@ -40,8 +40,8 @@ pub struct Report {
 /// One figure of one direction.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    #[allow(missing_docs)]
-    pub way: Way,
+    /// Nothing for both together.
+    pub way: Option<Way>,
     /// As in `delay`.
     pub what: &'static str,
     /// As in `ms`.
@@ -84,20 +84,20 @@ pub fn check(profile: &Profile, seed: u64, probes: usize) -> Result<Report, Erro
         })
     };
     for (way, stream) in both(sparse, SPARSE_PROBES)? {
-        times(&mut Rows { way, rows: &mut rows }, conditions(profile, way), &stream);
+        times(&mut Rows { way: Some(way), rows: &mut rows }, conditions(profile, way), &stream);
     }
     for (way, stream) in both(dense, probes)? {
-        chances(&mut Rows { way, rows: &mut rows }, conditions(profile, way), &stream);
+        chances(&mut Rows { way: Some(way), rows: &mut rows }, conditions(profile, way), &stream);
     }
     for way in Way::BOTH {
         let conditions = conditions(profile, way);
         let train = load(conditions);
         let stream = ends.send(&net, way, train)?;
-        line(&mut Rows { way, rows: &mut rows }, conditions, train, &stream);
+        line(&mut Rows { way: Some(way), rows: &mut rows }, conditions, train, &stream);
     }
     let missed = net.missed()? as f64;
-    Rows { way: Way::Up, rows: &mut rows }.exact("missed at the devices", "packets", 0.0, missed);
-    rows.sort_by_key(|row| row.way == Way::Down);
+    Rows { way: None, rows: &mut rows }.exact("missed at the devices", "packets", 0.0, missed);
+    rows.sort_by_key(|row| row.way.map_or(2, |way| u8::from(way == Way::Down)));
     Ok(Report { rows, probes, real_time: net.is_real_time() })
 }
 
@@ -127,7 +127,7 @@ fn load(conditions: &Conditions) -> Train {
         (rate.bits_per_second.min(RATE_MAX) as f64, rate.queue_bytes as f64 * 8.0)
     });
     let offered = 1.5 * rate / (LOAD_BYTES as f64 * 8.0);
-    let seconds = (2.0 * queue / rate + 1.0).max(600.0 / offered);
+    let seconds = (3.0 * queue / rate + 1.0).max(600.0 / offered);
     Train { count: (seconds * offered) as usize, spacing: Duration::from_secs_f64(1.0 / offered), bytes: LOAD_BYTES }
 }
 
@@ -184,7 +184,7 @@ fn chances(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
 
 fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Stream) {
     const MEGABIT: f64 = 1e6;
-    let kilobytes = |bits: f64| bits / 8.0 / 1e3;
+    let kilobytes = |bits: f64| bits / 8e3;
     // The line was never idle: what it took, in the time from the first packet's sending to the last one's end.
     let taken = stream.tally.offered.packets - stream.tally.queue_full.packets;
     let busy = stream.span() - conditions.delay.as_secs_f64();
@@ -207,14 +207,16 @@ fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Str
                 measured / MEGABIT,
                 (0.97 * asked / MEGABIT, 1.03 * asked / MEGABIT),
             );
-            // The packet that waited longest had all of the queue before it and itself in it.
-            let longest = measure::quantile(&stream.delays_ms(), 1.0) / 1000.0 - conditions.delay.as_secs_f64();
-            let blurred = asked * (2.0 * conditions.jitter.as_secs_f64() + LATE_MS / 1000.0);
+            // Each that was taken when the queue was full waited for all of it, itself included.
+            let filled = 3.0 * queue / asked;
+            let waited =
+                measure::quantile(&stream.delays_ms_after(filled), 0.5) / 1000.0 - conditions.delay.as_secs_f64();
+            let blurred = asked * (conditions.jitter.as_secs_f64() + LATE_MS / 1000.0);
             rows.within(
                 "queue",
                 "kB",
                 kilobytes(queue),
-                kilobytes(longest * asked),
+                kilobytes(waited * asked),
                 (kilobytes(queue - 2.0 * bits - blurred), kilobytes(queue.max(bits) + blurred)),
             );
             let sending = stream.sending();
@@ -235,7 +237,7 @@ fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Str
 
 /// Rows of one direction, as they are judged.
 struct Rows<'a> {
-    way: Way,
+    way: Option<Way>,
     rows: &'a mut Vec<Row>,
 }
 
@@ -253,5 +255,110 @@ impl Rows<'_> {
 
     fn exact(&mut self, what: &'static str, unit: &'static str, asked: f64, measured: f64) {
         self.within(what, unit, asked, measured, (asked, asked));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::chance::{Chance, Random};
+    use super::super::pipe::{Offered, Pipe};
+    use super::super::{Count, Loss, Rate, Reordering, Tally};
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// What a train would find on a pipe, with nothing between.
+    fn run(conditions: &Conditions, train: Train) -> Stream {
+        let mut pipe = Pipe::new(*conditions, Chance::new(Random::new(1)));
+        let (begin, mut tally) = (Instant::now(), Tally::default());
+        let sent: Vec<_> = (0..train.count as u32).map(|number| begin + number * train.spacing).collect();
+        let count = |count: &mut Count| count.packets += 1;
+        for (number, at) in sent.iter().enumerate() {
+            count(&mut tally.offered);
+            match pipe.offer(*at, train.bytes, number) {
+                Offered::Taken => {}
+                Offered::Doubled => count(&mut tally.doubled),
+                Offered::Lost => count(&mut tally.lost),
+                Offered::QueueFull => count(&mut tally.queue_full),
+                Offered::TooMuch => count(&mut tally.overrun),
+            }
+        }
+        let mut arrived = Vec::new();
+        while let Some(due) = pipe.due() {
+            arrived.extend(pipe.arrived(due).map(|number| (number, due)));
+        }
+        tally.delivered.packets = arrived.len() as u64;
+        Stream { sent, arrived, tally }
+    }
+
+    /// What does not hold of a pipe that was made so, when so was asked for.
+    fn wrong(made: &Conditions, asked: &Conditions) -> Vec<&'static str> {
+        let mut all = Vec::new();
+        let mut rows = Rows { way: Some(Way::Up), rows: &mut all };
+        times(&mut rows, asked, &run(made, sparse(asked, SPARSE_PROBES)));
+        chances(&mut rows, asked, &run(made, dense(asked, 20_000)));
+        line(&mut rows, asked, load(asked), &run(made, load(asked)));
+        all.iter().filter(|row| !row.holds).map(|row| row.what).collect()
+    }
+
+    fn eventful() -> Conditions {
+        Conditions {
+            jitter: 5 * MS,
+            loss: Loss::Bursty { mean: 0.04, burst: 6.0 },
+            reordering: Some(Reordering { share: 0.02, by: 8 * MS }),
+            duplication: 0.01,
+            rate: Some(Rate { bits_per_second: 20_000_000, queue_bytes: 100_000 }),
+            ..Conditions::delayed(30 * MS)
+        }
+    }
+
+    #[test]
+    fn a_link_that_does_what_was_asked_for_holds() {
+        assert_eq!(wrong(&eventful(), &eventful()), [""; 0]);
+        for (name, _, profile) in super::super::PROFILES {
+            assert_eq!(wrong(&profile.up, &profile.up), [""; 0], "{name}");
+            assert_eq!(wrong(&profile.down, &profile.down), [""; 0], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_does_something_else_is_found_out() {
+        let asked = eventful();
+        let found = |change: fn(&mut Conditions)| {
+            let mut made = asked;
+            change(&mut made);
+            wrong(&made, &asked)
+        };
+        assert!(found(|made| made.delay = 32 * MS).contains(&"delay"));
+        assert!(found(|made| made.delay = 28 * MS).contains(&"delay"));
+        assert!(found(|made| made.jitter = MS).contains(&"jitter ±"));
+        assert!(found(|made| made.loss = Loss::Bursty { mean: 0.08, burst: 6.0 }).contains(&"loss"));
+        assert!(found(|made| made.loss = Loss::Bursty { mean: 0.04, burst: 12.0 }).contains(&"burst"));
+        assert!(found(|made| made.loss = Loss::Random(0.04)).contains(&"burst"));
+        assert!(found(|made| made.loss = Loss::None).contains(&"loss"));
+        assert!(found(|made| made.reordering = None).contains(&"reordering"));
+        assert!(found(|made| made.duplication = 0.02).contains(&"duplication"));
+        let rate = |kilobits: u64, queue_bytes| Some(Rate { bits_per_second: kilobits * 1_000, queue_bytes });
+        let slow = Conditions { rate: rate(18_000, 100_000), ..asked };
+        assert!(wrong(&slow, &asked).contains(&"rate"));
+        let long = Conditions { rate: rate(20_000, 150_000), ..asked };
+        assert!(wrong(&long, &asked).contains(&"queue"));
+        let short = Conditions { rate: rate(20_000, 50_000), ..asked };
+        assert!(wrong(&short, &asked).contains(&"queue"));
+        let endless = Conditions { rate: None, ..asked };
+        assert!(wrong(&endless, &asked).contains(&"dropped at a full queue"));
+        let clean = Profile::CLEAN.up;
+        let narrow = Conditions { rate: rate(50_000, 100_000), ..clean };
+        assert!(wrong(&narrow, &clean).contains(&"throughput"));
+        assert!(wrong(&eventful(), &clean).len() > 5);
+    }
+
+    #[test]
+    fn a_link_that_delivers_nothing_does_not_hold() {
+        let dead = Conditions { loss: Loss::Random(1.0), ..Profile::CLEAN.up };
+        let wrong = wrong(&dead, &Profile::CLEAN.up);
+        assert!(["delay", "loss", "throughput"].iter().all(|what| wrong.contains(what)), "{wrong:?}");
     }
 }
