@@ -1,6 +1,7 @@
 //! Who may sign in: token verification and its keys, the server's certificate, and what development makes for itself.
 
 pub mod dev;
+mod expiry;
 mod keys;
 mod reset_key;
 mod tls;
@@ -12,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
+pub use expiry::expires_at;
 pub use reset_key::reset_key;
 pub use tls::load_tls;
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};

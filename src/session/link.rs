@@ -8,6 +8,8 @@ use bytes::Bytes;
 use crate::observe::{CloseReason, TransportKind};
 use crate::wire::{CloseCode, Lane};
 
+use super::Path;
+
 /// A set of lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneSet(u8);
@@ -49,6 +51,9 @@ pub trait Link: Send + 'static {
 
     /// Where the peer is now; it may move.
     fn remote(&self) -> SocketAddr;
+
+    /// What is known of the way to the peer. Costs a lock or a system call.
+    fn path(&self) -> Path;
 
     /// The next event; frames only of the lanes in `wanted`, in the order of the lanes' priority. What is not wanted
     /// stays in the transport, whose flow control then stops the peer.

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::observe::TransportKind;
 use crate::session::network_of;
 
 /// Connections over both transports, in all and by address.
@@ -12,6 +14,7 @@ pub struct Crowd {
     per_address: usize,
     total: usize,
     counts: Mutex<Counts>,
+    handshakes: [Arc<AtomicUsize>; 2],
 }
 
 /// As many addresses as there are connections at most.
@@ -24,7 +27,22 @@ struct Counts {
 impl Crowd {
     /// At most `total` in all; `per_address` zero: no limit.
     pub fn new(per_address: usize, total: usize) -> Arc<Crowd> {
-        Arc::new(Crowd { per_address, total, counts: Mutex::default() })
+        Arc::new(Crowd { per_address, total, counts: Mutex::default(), handshakes: Default::default() })
+    }
+
+    /// Connections of now, and how many there may be.
+    pub fn connections(&self) -> (usize, usize) {
+        (self.counts().total, self.total)
+    }
+
+    /// Handshakes of a transport under way.
+    pub fn handshakes(&self, transport: TransportKind) -> usize {
+        self.handshakes[transport as usize].load(Ordering::Relaxed)
+    }
+
+    /// What counts them: the transport does.
+    pub(super) fn handshakes_counter(&self, transport: TransportKind) -> Arc<AtomicUsize> {
+        self.handshakes[transport as usize].clone()
     }
 
     /// Whether there is room for any other.

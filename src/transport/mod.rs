@@ -2,6 +2,7 @@
 
 mod crowd;
 pub mod quic;
+mod tcp_info;
 pub mod tls_tcp;
 
 pub use crowd::Crowd;

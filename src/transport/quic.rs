@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::session::{LaneSet, Link, LinkEvent, Path, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
@@ -101,7 +101,7 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let gate = Arc::new(Gate { handshakes: AtomicUsize::new(0) });
+    let gate = Arc::new(Gate { handshakes: crowd.handshakes_counter(TransportKind::Quic) });
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
@@ -134,7 +134,7 @@ pub async fn serve(
 
 /// Counts handshakes under way.
 struct Gate {
-    handshakes: AtomicUsize,
+    handshakes: Arc<AtomicUsize>,
 }
 
 struct Entry(Arc<Gate>);
@@ -263,6 +263,11 @@ impl Link for QuicLink {
 
     fn remote(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    fn path(&self) -> Path {
+        let path = self.connection.stats().path;
+        Path { rtt: Some(path.rtt), sent: path.sent_packets, lost: path.lost_packets }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {

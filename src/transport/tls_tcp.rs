@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::limits::{ACCEPT_RETRY, HANDSHAKE_WITHIN, HANDSHAKES_MAX, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
 use crate::observe::{CloseReason, LimitKind, TransportKind};
-use crate::session::{LaneSet, Link, LinkEvent, Services, drive};
+use crate::session::{LaneSet, Link, LinkEvent, Path, Services, drive};
 use crate::store::Store;
 use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, encode_frame, envelope};
 
 use super::BY_PRIORITY;
 use super::crowd::Crowd;
+use super::tcp_info;
 
 /// Accepts connections until `stop`, each served by a task of `tasks`. `tls` must offer the protocol's ALPN and TLS 1.3
 /// alone.
@@ -41,7 +42,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let handshakes = Arc::new(AtomicUsize::new(0));
+    let handshakes = crowd.handshakes_counter(TransportKind::Tcp);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -204,6 +205,10 @@ impl Link for TcpLink {
 
     fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    fn path(&self) -> Path {
+        tcp_info::path(self.stream.get_ref().0)
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
