@@ -104,13 +104,13 @@ fn tiles(metrics: &Metrics, last: Point) -> String {
     let bytes = |reading: Option<f64>| reading.map_or("unknown".to_owned(), sized);
     let time = |seconds: Option<f64>| seconds.map_or("none".to_owned(), timed);
     let shown = [
-        ("sessions over QUIC", counted(last.sessions_quic)),
-        ("sessions over TCP", counted(last.sessions_tcp)),
+        ("QUIC sessions", counted(last.sessions_quic)),
+        ("TCP sessions", counted(last.sessions_tcp)),
         ("accepted a second", counted(last.accepted)),
         ("delivered a second", counted(last.delivered)),
-        ("live delivery, median", time(last.live.map(|(median, _)| median))),
-        ("live delivery, 99 %", time(last.live.map(|(_, p99)| p99))),
-        ("commit, 99 %", time(last.commit)),
+        ("delivery, median", time(last.live.map(|(median, _)| median))),
+        ("delivery, 99&nbsp;%", time(last.live.map(|(_, p99)| p99))),
+        ("commit, 99&nbsp;%", time(last.commit)),
         ("errors a second", counted(last.errors)),
         ("entries to be sent", counted(metrics.tail_lag.get().unwrap_or(0.0))),
         ("store on disk", bytes(metrics.store_disk.get())),
