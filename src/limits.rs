@@ -47,6 +47,8 @@ pub const SESSION_UNRELEASED_MAX: usize = 256;
 pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 /// Characters of a refused request's `message_id_local` that its error echoes: as many as a legal one may have.
 pub const LOCAL_ID_ECHO_MAX: usize = 64;
+/// A connection's path is looked at for the metrics no more often: a lock or a system call each time.
+pub const PATH_SAMPLED_EVERY: Duration = Duration::from_secs(10);
 /// Pings that one device may leave unanswered before the oldest is forgotten.
 pub const PINGS_ASKED_MAX: usize = 16;
 /// Pings to other devices that one session may have under way.
@@ -239,5 +241,16 @@ pub const RSA_BITS_MIN: usize = 2048;
 /// How long sessions may take to finish when the server drains: a commit, a last flight, and its acknowledgment over a
 /// slow mobile path.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
-/// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them.
+/// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them, and
+/// a point joins the status page.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// Points that the status page shows: ten minutes, some 10 KB.
+pub const STATUS_POINTS: usize = 120;
+/// Figures that have to be gathered (disk, queues, lag) are not gathered more often, whoever asks.
+pub const FIGURES_KEPT: Duration = Duration::from_millis(500);
+/// And no longer waited for: a scrape then shows those of before.
+pub const FIGURES_WITHIN: Duration = Duration::from_secs(1);
+/// An answer of `/readyz` is good for so long: a probe is a write to the disk.
+pub const READY_KEPT: Duration = Duration::from_secs(1);
+/// A store that has not made the probe durable by then is not ready.
+pub const READY_WITHIN: Duration = Duration::from_secs(2);

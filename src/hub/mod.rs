@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::auth::Claims;
 use crate::clock::{Clock, Now};
-use crate::store::{Change, LogEntry, LogObserver, Revocation, RevocationTarget};
+use crate::limits::RECENT_ENTRIES_MAX;
+use crate::store::{Change, Counted, LogEntry, LogObserver, Lookups, Revocation, RevocationTarget};
 use crate::wire::{CloseCode, DeviceId, Eid, Sequence};
 
 use presence::{Presence, Timing};
@@ -41,6 +42,8 @@ pub struct Hub {
     clock: Clock,
     presence: Arc<Presence>,
     revocations: Revocations,
+    /// Looks into recent entries that found some, and those that have to read the store.
+    looks: Counted,
 }
 
 /// A user with at least one connected device.
@@ -57,6 +60,8 @@ struct Member {
     claims: Claims,
     /// The device's tail has taken everything up to here; `None` as long as it follows nothing.
     passed: Option<Sequence>,
+    /// Of the user's log, as the store said when the device signed in.
+    head: Sequence,
 }
 
 impl User {
@@ -85,6 +90,7 @@ impl Hub {
             clock: clock(),
             presence: Arc::new(Presence::new(presence, clock())),
             revocations: Revocations::new(),
+            looks: Counted::default(),
         }
     }
 
@@ -105,7 +111,7 @@ impl Hub {
     pub fn join(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
         let join = self.joins.fetch_add(1, Ordering::Relaxed);
         let user = &claims.eid.clone();
-        let member = Member { device: device.clone(), join, signal, claims, passed: None };
+        let member = Member { device: device.clone(), join, signal, claims, passed: None, head: Sequence::ZERO };
         let replaced = {
             let mut shard = self.shard(user);
             let members = &mut shard.entry(user.clone()).or_default().members;
@@ -159,6 +165,27 @@ impl Hub {
             self.draining.store(true, Ordering::Relaxed);
         }
         self.broadcast(&Notice::Drain);
+    }
+
+    /// How far connected devices are behind their logs. Looks at each of them.
+    pub fn lag(&self) -> Lag {
+        let mut lag = Lag::default();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for user in shard.values() {
+                let head = user.recent.head();
+                for member in &user.members {
+                    let Some(passed) = member.passed else { continue };
+                    lag.add(head.max(member.head).get().saturating_sub(passed.get()));
+                }
+            }
+        }
+        lag
+    }
+
+    /// How often a tail found what it looked for in memory, and how often it had to read the store.
+    pub fn looks(&self) -> Lookups {
+        self.looks.lookups()
     }
 
     /// Tells every connected device, signed in or not.
@@ -224,6 +251,25 @@ impl LogObserver for Hub {
     }
 }
 
+/// How far connected devices are behind; those that have not asked for their log do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Entries that have still to be sent, all devices together.
+    pub entries: u64,
+    /// The same of the one that is furthest behind.
+    pub furthest: u64,
+    /// Devices further behind than the hub remembers at most.
+    pub behind: usize,
+}
+
+impl Lag {
+    fn add(&mut self, entries: u64) {
+        self.entries += entries;
+        self.furthest = self.furthest.max(entries);
+        self.behind += usize::from(entries > RECENT_ENTRIES_MAX as u64);
+    }
+}
+
 /// A visitor's place in the hub.
 pub struct Visit {
     hub: Arc<Hub>,
@@ -258,12 +304,21 @@ impl Membership {
         self.hub.presence.left(&self.user, device, self.join, signed_out);
     }
 
+    /// Where the user's log ended when the store was asked: what lies before it counts for [`Hub::lag`].
+    pub fn starts_at(&self, head: Sequence) {
+        self.with_member(|member| member.head = head);
+    }
+
     /// The session goes on with another token.
     pub fn renew(&self, claims: Claims) {
+        self.with_member(|member| member.claims = claims);
+    }
+
+    fn with_member(&self, change: impl FnOnce(&mut Member)) {
         let mut shard = self.hub.shard(&self.user);
         let members = shard.get_mut(&self.user).map_or(&mut [][..], |user| &mut user.members);
         if let Some(member) = members.iter_mut().find(|member| member.join == self.join) {
-            member.claims = claims;
+            change(member);
         }
     }
 
@@ -273,8 +328,15 @@ impl Membership {
         let Some(user) = shard.get_mut(&self.user) else { return Recent::Nothing };
         let found = user.recent.after(after, limit);
         let passed = match &found {
-            Recent::Entries(entries) => entries.last().map_or(after, |entry| entry.sequence),
-            Recent::Nothing | Recent::Behind(_) => after,
+            Recent::Entries(entries) => {
+                self.hub.looks.count(true);
+                entries.last().map_or(after, |entry| entry.sequence)
+            }
+            Recent::Behind(_) => {
+                self.hub.looks.count(false);
+                after
+            }
+            Recent::Nothing => after,
         };
         if let Some(member) = user.members.iter_mut().find(|member| member.join == self.join) {
             member.passed = member.passed.max(Some(passed));
@@ -372,6 +434,22 @@ mod tests {
         }
         assert!(matches!(slow.recent(Sequence::ZERO, 10), Recent::Behind(_)));
         assert_eq!(sequences(slow.recent(10.into(), 1)), [11]);
+    }
+
+    #[test]
+    fn a_device_is_behind_by_what_it_has_not_been_sent() {
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
+        let place = hub.join(&DeviceId::parse("phone").unwrap(), claims(&alice), Arc::default());
+        place.starts_at(100.into());
+        assert_eq!(hub.lag(), Lag::default(), "it has not asked for its log");
+        assert!(matches!(place.recent(20.into(), 10), Recent::Nothing));
+        assert_eq!(hub.lag(), Lag { entries: 80, furthest: 80, behind: 1 });
+        hub.appended(&alice, &entry(101));
+        assert!(matches!(place.recent(99.into(), 10), Recent::Behind(_)));
+        assert_eq!(hub.lag(), Lag { entries: 2, furthest: 2, behind: 0 });
+        assert_eq!(sequences(place.recent(100.into(), 10)), [101]);
+        assert_eq!(hub.lag().entries, 0);
+        assert_eq!(hub.looks(), Lookups { hits: 1, misses: 1 });
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl RecentEntries {
         }
     }
 
+    /// The log's newest entry that came by; zero: none did.
+    pub(super) fn head(&self) -> Sequence {
+        self.head
+    }
+
     /// At most `limit` entries that follow `after`.
     pub(super) fn after(&self, after: Sequence, limit: usize) -> Recent {
         if self.head <= after {

@@ -2,10 +2,11 @@
 
 mod log;
 mod metrics;
+mod process;
 
 pub use log::{LogFormat, start_log};
 pub use metrics::{
-    CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family, Label,
-    Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind, Reading,
-    SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
+    Buckets, CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family,
+    Label, Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind,
+    Reading, Snapshot, SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };

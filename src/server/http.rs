@@ -1,4 +1,5 @@
-//! The metrics listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts and routes.
+//! The metrics listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts and routes, and a page
+//! for people.
 
 use std::sync::Arc;
 
@@ -8,47 +9,65 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-use crate::session::Services;
-use crate::store::Store;
+use super::figures::Figures;
+use super::readiness::Readiness;
+use super::status::Status;
+use crate::clock::Now;
+use crate::limits::METRICS_UPKEEP;
+use crate::observe::Metrics;
 
-#[derive(Clone)]
-struct Health {
-    services: Arc<Services>,
-    store: Arc<dyn Store>,
-    draining: CancellationToken,
+/// What the pages show.
+pub(super) struct Pages {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) figures: Figures,
+    pub(super) readiness: Readiness,
+    pub(super) status: Status,
 }
 
 /// Serves until the task is aborted; draining only turns `/readyz` red, so that the last figures can be read.
-pub(super) async fn serve(
-    listener: TcpListener,
-    services: Arc<Services>,
-    store: Arc<dyn Store>,
-    draining: CancellationToken,
-) {
+pub(super) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let routes = Router::new()
+        .route("/", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .with_state(Health { services, store, draining });
+        .with_state(pages);
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the metrics listener stopped");
     }
 }
 
-async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    let text = health.services.metrics.render();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+/// A point for the status page now and then. Reading the figures also folds the histograms' samples into their buckets,
+/// which nobody might else do.
+pub(super) async fn keep(pages: Arc<Pages>) {
+    let mut every = tokio::time::interval(METRICS_UPKEEP);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        pages.status.take(pages.metrics.snapshot());
+    }
 }
 
-/// Ready: the store takes writes, and the server is not draining.
-async fn ready(State(health): State<Health>) -> (StatusCode, String) {
-    if health.draining.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
-    }
-    match health.store.check().await {
+async fn metrics(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    // What it says shows in the metric.
+    let _ = pages.readiness.check().await;
+    pages.figures.gather().await;
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], pages.metrics.render())
+}
+
+async fn ready(State(pages): State<Arc<Pages>>) -> (StatusCode, String) {
+    match pages.readiness.check().await {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
+}
+
+async fn status(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
+    let ready = pages.readiness.check().await;
+    pages.figures.gather().await;
+    let page = pages.status.page(&pages.metrics, &ready, Now::system().unix_ms / 1000);
+    // Nothing is loaded from anywhere, and no script runs.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)], page)
 }

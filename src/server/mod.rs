@@ -1,7 +1,10 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
+mod figures;
 mod http;
+mod readiness;
 mod retention;
+mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,16 +12,17 @@ use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{AuthError, Credentials};
+use crate::auth::{AuthError, Credentials, expires_at};
 use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
-use crate::limits::{DRAIN_WITHIN, METRICS_UPKEEP, PORT_TRIES};
+use crate::limits::{DRAIN_WITHIN, PORT_TRIES};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options};
@@ -27,6 +31,9 @@ use crate::transport::quic::{self, QuicError};
 use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
 use crate::wire::{ALPN, CloseCode};
+use figures::Figures;
+use readiness::Readiness;
+use status::Status;
 
 /// Why a server does not start; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +103,9 @@ impl Server {
         let credentials = Credentials::from_config(&config)?;
         let tls = tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
+        if let Some(expires) = credentials.chain.first().and_then(expires_at) {
+            metrics.certificate_expires.set(expires as f64);
+        }
         let hub = Arc::new(Hub::new(timing(&config)));
         let store = open_store(&config, &metrics, &hub).await?;
         let revoked = store.revocations(Now::system().unix_ms).await;
@@ -124,6 +134,7 @@ impl Server {
         let metrics_address = http.local_addr().map_err(unbound)?;
 
         let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
+        let handshakes_max = config.quic.handshakes_max;
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
         let shared = (services.clone(), store.clone());
         let (tasks, stopping) = (sessions.clone(), stop.clone());
@@ -136,18 +147,36 @@ impl Server {
             tasks,
             stopping,
         );
+        let accepting = tokio::spawn(accepting);
+        let mut listeners = vec![("QUIC", accepting.abort_handle())];
+        let retained = (store.clone(), metrics.clone());
         let mut background = vec![
-            tokio::spawn(accepting),
-            tokio::spawn(http::serve(http, services.clone(), store.clone(), stop.clone())),
-            tokio::spawn(upkeep(metrics.clone())),
-            tokio::spawn(retention::run(config.retention, store.clone(), metrics, fill_random, stop.clone())),
+            accepting,
+            tokio::spawn(retention::run(config.retention, retained.0, retained.1, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
         ];
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
             let listener = (listener, Arc::new(tls));
-            background.push(tokio::spawn(tls_tcp::serve(listener, config.quic, crowd, shared, tasks, stopping)));
+            let accepting = tls_tcp::serve(listener, config.quic, crowd.clone(), shared, tasks, stopping);
+            background.push(tokio::spawn(accepting));
+            listeners.extend(background.last().map(|task| ("TCP", task.abort_handle())));
         }
+        let pages = Arc::new(http::Pages {
+            readiness: Readiness::new(store.clone(), metrics.clone(), stop.clone(), listeners),
+            status: Status::new(&config.server_name),
+            figures: Figures {
+                services: services.clone(),
+                store: store.clone(),
+                crowd,
+                data_dir: config.data_dir,
+                handshakes_max,
+                gathered: Mutex::default(),
+            },
+            metrics,
+        });
+        background.push(tokio::spawn(http::keep(pages.clone())));
+        background.push(tokio::spawn(http::serve(http, pages)));
         tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
         Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
     }
@@ -247,9 +276,12 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
     let commits = metrics.clone();
     let options = Options {
         cache_bytes: config.store.cache_bytes,
-        on_commit: Box::new(move |operations, took| {
-            commits.commit.record(took);
-            commits.commit_operations.record(operations as f64);
+        on_commit: Box::new(move |commit| {
+            commits.commit.record(commit.took);
+            commits.commit_operations.record(commit.operations as f64);
+            if commit.messages > 0 {
+                commits.commit_messages.record(commit.messages as f64);
+            }
         }),
         ..Options::default()
     };
@@ -284,12 +316,4 @@ fn timing(config: &Config) -> Timing {
 fn fill_random(bytes: &mut [u8]) {
     // The kernel's generator fails only where it does not exist; ids must not repeat, so there is no going on.
     getrandom::fill(bytes).expect("the operating system gives randomness");
-}
-
-async fn upkeep(metrics: Arc<Metrics>) {
-    let mut every = tokio::time::interval(METRICS_UPKEEP);
-    loop {
-        every.tick().await;
-        metrics.run_upkeep();
-    }
 }

@@ -1,11 +1,12 @@
 //! The chat family: texts, version updates, acknowledgments, synchronisation, history (4.8, 5.9, 5.10, profile 7, 8).
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
+use crate::observe::ContentKind;
 use crate::store::{AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError};
 use crate::wire::proto::{AcknowledgmentRequest, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{
@@ -161,6 +162,13 @@ impl Session {
                 return self.refuse(origin, Fault::from(&error).details(local.as_str()));
             }
         };
+        if accepted.outcome != AcceptOutcome::Known {
+            let content = match accepted.message.content {
+                Content::Text(_) => ContentKind::Text,
+                Content::Media { .. } => ContentKind::Media,
+            };
+            self.services.metrics.accepted[content].increment(1);
+        }
         match accepted.outcome {
             AcceptOutcome::Released => {}
             AcceptOutcome::Waiting => {
@@ -259,9 +267,18 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn acknowledged(&mut self, origin: Origin, acknowledged: Result<Acknowledged, StoreError>) {
+    pub(super) fn acknowledged(&mut self, origin: Origin, acknowledged: Result<Acknowledged, StoreError>, now: Now) {
         match acknowledged {
-            Ok(state) => self.send(Lane::Chat, origin.request_id, render::acknowledgment(&state)),
+            Ok(state) => {
+                // One receipt for many messages does not say when the last of them was accepted.
+                if let (AckTarget::Message(id), AckStatus::Delivered, true) =
+                    (&state.target, state.status, state.changed)
+                {
+                    let latency = now.unix_ms.saturating_sub(id.unix_ms());
+                    self.services.metrics.receipt.record(millis(latency));
+                }
+                self.send(Lane::Chat, origin.request_id, render::acknowledgment(&state));
+            }
             Err(error) => self.refuse(origin, Fault::from(&error)),
         }
     }
@@ -276,6 +293,11 @@ impl Session {
         self.out.push_back(synced);
         Ok(())
     }
+}
+
+/// A time that should not be negative, and is if the clock was set back.
+pub(super) fn millis(difference: i64) -> Duration {
+    Duration::from_millis(u64::try_from(difference).unwrap_or(0))
 }
 
 /// Errors echo the client's own id, cut to a length that any legal one has.

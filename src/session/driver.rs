@@ -21,6 +21,7 @@ use crate::observe::CloseReason;
 use crate::store::Store;
 use crate::wire::{CloseCode, Lane};
 
+use super::path::PathMeter;
 use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, run};
 
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
@@ -33,13 +34,16 @@ pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Sto
 }
 
 async fn serve<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
-    let session = Session::new(services.clone(), link.kind(), link.remote().ip(), Now::system());
-    let mut driver = Driver { link, session, store, calls: FuturesUnordered::new(), called: false, timer: None };
+    let now = Now::system();
+    let session = Session::new(services.clone(), link.kind(), link.remote().ip(), now);
+    let (calls, path) = (FuturesUnordered::new(), PathMeter::new(now));
+    let mut driver =
+        Driver { link, session, store, calls, called: false, timer: None, path, services: services.clone() };
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
     let signed_in = driver.session.signed_in_since();
     let remaining = driver.session.end();
-    let Driver { mut link, session, store, calls, .. } = driver;
+    let Driver { mut link, session, store, calls, mut path, .. } = driver;
     let kind = link.kind();
     let farewell = async {
         match ending {
@@ -55,10 +59,12 @@ async fn serve<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>)
     };
     // What the sender left behind does not wait for its last answer to arrive.
     let (reason, ()) = tokio::join!(farewell, finish(session, store, calls, remaining));
+    let stats = link.path();
+    path.look(&stats, kind, &services.metrics, Now::system());
     if let Some(since) = signed_in {
         services.metrics.sessions(kind).decrement(1);
         services.metrics.closed(reason);
-        let PathStats { rtt, packets_sent, packets_lost, bytes_in, bytes_out, migrations } = link.path();
+        let PathStats { rtt, packets_sent, packets_lost, bytes_in, bytes_out, migrations } = stats;
         let rtt_ms = rtt.map(|rtt| rtt.as_secs_f64() * 1000.0);
         let (reason, seconds, last) = (reason.name(), since.elapsed().as_secs_f64(), link.remote());
         tracing::info!(
@@ -102,6 +108,8 @@ struct Driver<L> {
     /// A call was added that has not been polled: nothing would wake the task for it.
     called: bool,
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
+    path: PathMeter,
+    services: Arc<Services>,
 }
 
 impl<L: Link> Driver<L> {
@@ -109,6 +117,9 @@ impl<L: Link> Driver<L> {
         for _ in 0..TURNS_PER_POLL {
             self.session.signal().register(cx.waker());
             let now = Now::system();
+            if self.path.is_due(now) {
+                self.path.look(&self.link.path(), self.link.kind(), &self.services.metrics, now);
+            }
             let mut progress = self.take_notices(now) | self.take_calls(cx, now);
             match self.take_frames(cx, now) {
                 Err(ending) => return Poll::Ready(ending),

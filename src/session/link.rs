@@ -48,7 +48,7 @@ pub enum LinkEvent {
 pub struct PathStats {
     /// The current round-trip time, smoothed; `None` where the transport does not tell.
     pub rtt: Option<Duration>,
-    /// Packets sent; zero over TCP, whose packets are the kernel's.
+    /// Packets sent since the connection began, or since it moved to this path; zero where the kernel does not say.
     pub packets_sent: u64,
     /// Of those, packets that were declared lost.
     pub packets_lost: u64,
@@ -69,7 +69,7 @@ pub trait Link: Send + 'static {
     /// Where the peer is now; it may move.
     fn remote(&self) -> SocketAddr;
 
-    /// What its path has done; to be asked now and then, not for each frame.
+    /// What its path has done. Costs a lock or a system call: to be asked now and then, not for each frame.
     fn path(&self) -> PathStats;
 
     /// The next event; frames only of the lanes in `wanted`, in the order of the lanes' priority. What is not wanted

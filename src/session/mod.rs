@@ -16,6 +16,7 @@ mod history;
 mod leave;
 mod link;
 mod media;
+mod path;
 mod presence;
 mod render;
 mod sign_in;
@@ -287,7 +288,7 @@ impl Session {
             Done::OpenDevice(state) => self.opened(state, now),
             Done::Accept(origin, local_id, accepted) => self.accepted(origin, &local_id, accepted, now),
             Done::Release(message, released) => self.released(message, released),
-            Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged),
+            Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged, now),
             Done::History(origin, query, page) => self.history_page(origin, &query, page),
             Done::ReadLog(entries) => self.log_read(entries),
             Done::Owners(owners) => self.owners_read(owners),

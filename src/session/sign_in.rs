@@ -140,6 +140,7 @@ impl Session {
         };
         let Opening { origin, user, device, claims, resume_from, pipelined, client, mut membership } = *opening;
         membership.appear(&device);
+        membership.starts_at(state.log.head);
         let from = resume_from.unwrap_or(state.cursor).clamp(state.log.trimmed, state.log.head);
         let mut id = [0; 12];
         (self.services.random)(&mut id);

@@ -9,7 +9,6 @@
 //! the store returned, or announced after it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -19,6 +18,7 @@ use crate::observe::DeliveryKind;
 use crate::store::{EntryBody, LogEntry, Message, StoreError};
 use crate::wire::{self, Author, DeviceId, Lane, MessageScheme, Sequence, encode_frame};
 
+use super::chat::millis;
 use super::{Call, Now, Open, Phase, Session, render};
 
 /// Where a device's tail stands.
@@ -134,11 +134,8 @@ impl Session {
     }
 
     fn measure(&self, entry: &LogEntry, message: &Message, now: Now) {
-        let (kind, latency) = match entry.committed {
-            Some(_) => (DeliveryKind::Live, now.unix_ms.saturating_sub(message.received_at)),
-            None => (DeliveryKind::Backlog, now.unix_ms.saturating_sub(message.received_at)),
-        };
-        self.services.metrics.delivered(kind, Duration::from_millis(u64::try_from(latency).unwrap_or(0)));
+        let kind = if entry.committed.is_some() { DeliveryKind::Live } else { DeliveryKind::Backlog };
+        self.services.metrics.delivered(kind, millis(now.unix_ms.saturating_sub(message.received_at)));
     }
 }
 

@@ -303,7 +303,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     let sizes = Arc::new(Mutex::new(Vec::new()));
     let on_commit = {
         let sizes = sizes.clone();
-        Box::new(move |operations, _: Duration| sizes.lock().unwrap().push(operations))
+        Box::new(move |commit: Commit| sizes.lock().unwrap().push((commit.operations, commit.messages)))
     };
     let options = Options { on_commit, queue_wait: Duration::ZERO, ..options() };
     let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
@@ -328,7 +328,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
     store.close().await;
-    assert_eq!(*sizes.lock().unwrap(), [1, crate::limits::COMMIT_OPERATIONS_MAX]);
+    assert_eq!(*sizes.lock().unwrap(), [(1, 1), (crate::limits::COMMIT_OPERATIONS_MAX, 1)]);
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! The store in this process: an engine on the local disk, one thread that writes, a few that read.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::figures::{Figures, Tally};
 use super::fjall::Fjall;
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
@@ -20,8 +22,19 @@ use super::{LogObserver, Store, StoreError, read};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
-/// Told of each durable commit on the writer's thread: how many operations it had, and how long it took. It must not block.
-pub type OnCommit = Box<dyn Fn(usize, Duration) + Send>;
+/// One durable commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Operations in it.
+    pub operations: usize,
+    /// Messages that it accepted.
+    pub messages: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Told of each durable commit on the writer's thread. It must not block.
+pub type OnCommit = Box<dyn Fn(Commit) + Send>;
 
 /// How the store is run.
 pub struct Options {
@@ -52,6 +65,7 @@ pub struct Embedded {
     /// `None` once closed.
     engine: Mutex<Option<Arc<dyn Kv>>>,
     queue_wait: Duration,
+    tally: Arc<Tally>,
     readers: Arc<Semaphore>,
     /// Up to which message the retention has come in this process.
     swept: Mutex<Vec<u8>>,
@@ -88,6 +102,7 @@ impl Embedded {
         let ledger = Ledger::open(engine.clone(), Instant::now(), |committed| {
             committed.appended.iter().for_each(|(user, entry)| observer.appended(user, entry));
         })?;
+        let tally = ledger.tally().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
         let (jobs, queue) = mpsc::channel(limits::STORE_QUEUE_MAX);
         let (ending, ended) = watch::channel(());
@@ -102,6 +117,7 @@ impl Embedded {
             jobs,
             engine: Mutex::new(Some(engine)),
             queue_wait: options.queue_wait,
+            tally,
             readers,
             swept: Mutex::default(),
             ended,
@@ -134,10 +150,18 @@ impl Embedded {
         &self,
         read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.ask(move |engine| read(&*engine.view())).await
+    }
+
+    /// The same of the engine itself.
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&dyn Kv) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let turn = self.readers.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let engine = self.engine().clone().ok_or(StoreError::Closed)?;
         let task = tokio::task::spawn_blocking(move || {
-            let result = read(&*engine.view());
+            let result = ask(&*engine);
             // In this order: who has all turns knows that no reader holds the engine.
             drop(engine);
             drop(turn);
@@ -280,6 +304,19 @@ impl Store for Embedded {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.write(Op::Check).await.map(drop)
+    }
+
+    async fn figures(&self) -> Result<Figures, StoreError> {
+        let reads = limits::STORE_READERS_MAX - self.readers.available_permits().min(limits::STORE_READERS_MAX);
+        Ok(Figures {
+            size: self.ask(|engine| engine.size()).await?,
+            writes_waiting: self.jobs.max_capacity() - self.jobs.capacity(),
+            reads,
+            unreleased: self.tally.unreleased.load(Ordering::Relaxed),
+            log_ends: self.tally.log_ends.lookups(),
+            chat_ends: self.tally.chat_ends.lookups(),
+            lists: self.tally.lists.lookups(),
+        })
     }
 
     async fn close(&self) {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 use bytes::Bytes;
 
-use super::StoreError;
 use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use super::{Lookups, Size, StoreError};
 use crate::limits;
 
 pub(crate) struct Fjall {
@@ -73,6 +73,19 @@ impl Kv for Fjall {
             }
         }
         writes.commit().map_err(failed)
+    }
+
+    fn size(&self) -> Result<Size, StoreError> {
+        let mut blocks = Lookups::default();
+        for space in &*self.spaces {
+            blocks.hits += space.metrics().block_load_cached_count() as u64;
+            blocks.misses += space.metrics().block_load_io_count() as u64;
+        }
+        Ok(Size {
+            disk_bytes: self.database.disk_space().map_err(failed)?,
+            journal_bytes: self.database.journal_disk_space().map_err(failed)?,
+            blocks,
+        })
     }
 }
 

@@ -8,6 +8,9 @@ use super::record::Corrupt;
 use super::types::RevocationTarget;
 use crate::wire::{ChatId, DeviceId, Eid, LocalId, MessageId, Sequence, Version};
 
+/// The one row of its space.
+pub(crate) const PROBE: &[u8] = b"p";
+
 /// Ends the eid in a key.
 const END: u8 = 0;
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::StoreError;
+use super::{Size, StoreError};
 
 /// The ordered spaces; what lies in each is in [`super::record`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,10 +18,11 @@ pub(crate) enum Space {
     Contacts,
     Owners,
     Revocations,
+    Probe,
 }
 
 impl Space {
-    pub(crate) const COUNT: usize = 11;
+    pub(crate) const COUNT: usize = 12;
     pub(crate) const ALL: [Space; Space::COUNT] = [
         Space::Messages,
         Space::Chats,
@@ -34,6 +35,7 @@ impl Space {
         Space::Contacts,
         Space::Owners,
         Space::Revocations,
+        Space::Probe,
     ];
 
     /// The name on disk: renaming a variant must not lose its rows.
@@ -50,6 +52,7 @@ impl Space {
             Space::Contacts => "contacts",
             Space::Owners => "owners",
             Space::Revocations => "revocations",
+            Space::Probe => "probe",
         }
     }
 
@@ -96,4 +99,7 @@ pub(crate) trait Kv: Send + Sync + 'static {
     /// an error the engine is not used for writing again, as nobody knows what became of the batch; until it is opened
     /// again no view shows that.
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError>;
+
+    /// What it takes on disk. May wait for a commit under way.
+    fn size(&self) -> Result<Size, StoreError>;
 }

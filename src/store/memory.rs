@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::StoreError;
 use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use super::{Size, StoreError};
 
 type Spaces = [BTreeMap<Bytes, Bytes>; Space::COUNT];
 
@@ -96,6 +96,10 @@ fn write(spaces: &mut Spaces, batch: &Batch) {
 impl Kv for Memory {
     fn view(&self) -> Box<dyn View> {
         Box::new(Frozen(self.state().live.clone()))
+    }
+
+    fn size(&self) -> Result<Size, StoreError> {
+        Ok(Size::default())
     }
 
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {

@@ -5,6 +5,7 @@
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
 mod embedded;
+mod figures;
 mod fjall;
 mod key;
 mod kv;
@@ -33,7 +34,9 @@ pub(crate) use {
     retention::Pass,
 };
 
-pub use embedded::{Embedded, OnCommit, Options};
+pub use embedded::{Commit, Embedded, OnCommit, Options};
+pub(crate) use figures::Counted;
+pub use figures::{Figures, Lookups, Size};
 pub use memory::{Fault, Memory};
 pub use types::{
     AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, Content, DeviceState,
@@ -180,8 +183,11 @@ pub trait Store: Send + Sync + 'static {
     /// The chat's newest version, zero if it has none.
     async fn chat_version(&self, chat: ChatId) -> Result<crate::wire::Version, StoreError>;
 
-    /// Succeeds if the store takes writes.
+    /// Succeeds if the store takes writes: it has just made one durable.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Sizes, what waits, and what was found in memory. May wait for the disk.
+    async fn figures(&self) -> Result<Figures, StoreError>;
 
     /// Commits what waits, writes out what was not synced, and stops. Later calls are refused.
     async fn close(&self);

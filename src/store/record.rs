@@ -13,6 +13,7 @@
 //! | contacts | owner, 0, subscriber | [`ContactRecord`] |
 //! | owners | subscriber, 0, owner | [`OwnerRecord`]: only where neither has blocked the other |
 //! | revocations | kind, target | [`RevocationRecord`] |
+//! | probe | `p` | [`ProbeRecord`]: written to see whether the store takes writes |
 //!
 //! Chat and message ids are 16 bytes, numbers in keys 8 bytes big-endian, eids and devices their text.
 
@@ -161,6 +162,9 @@ records! {
         issued_until: i64 => [int64, tag = "4"],
         expires_at: i64 => [int64, tag = "5"],
     }
+
+    /// Nothing: that it could be written is all.
+    Probe ProbeRecord {}
 }
 
 /// What a media message says.

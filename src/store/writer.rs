@@ -1,15 +1,16 @@
 //! The thread that writes: takes what waits, commits it as one, tells the observer, then answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use super::LogObserver;
-use super::embedded::OnCommit;
-use super::ledger::{Ledger, Op, Outcome};
+use super::embedded::{Commit, OnCommit};
+use super::ledger::{Committed, Ledger, Op, Outcome, Reply};
+use super::types::AcceptOutcome;
 use crate::limits;
 
 /// What waits for the writer.
@@ -117,7 +118,8 @@ impl Writer {
             tracing::error!(outcome = ?committed.outcomes.first(), "the store failed and takes no more; restart the server");
         }
         if committed.synced {
-            (self.on_commit)(waiting.len(), began.elapsed());
+            let commit = Commit { operations: waiting.len(), messages: messages(&committed), took: began.elapsed() };
+            (self.on_commit)(commit);
         }
         for (user, entry) in &committed.appended {
             self.observer.appended(user, entry);
@@ -146,5 +148,11 @@ impl Writer {
     }
 }
 
+/// Messages that a commit has accepted, and not known before.
+fn messages(committed: &Committed) -> usize {
+    let accepted = |outcome: &&Outcome| matches!(outcome, Ok(Reply::Accepted(accepted)) if accepted.outcome != AcceptOutcome::Known);
+    committed.outcomes.iter().filter(accepted).count()
+}
+
 /// Nothing: for those who do not measure.
-pub(crate) fn unobserved(_operations: usize, _took: Duration) {}
+pub(crate) fn unobserved(_commit: Commit) {}

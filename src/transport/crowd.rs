@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::observe::TransportKind;
 use crate::session::network_of;
 
 /// Connections over both transports, in all and by address.
@@ -12,6 +14,7 @@ pub struct Crowd {
     per_address: usize,
     total: usize,
     counts: Mutex<Counts>,
+    handshakes: [AtomicUsize; 2],
 }
 
 /// As many addresses as there are connections at most.
@@ -24,7 +27,23 @@ struct Counts {
 impl Crowd {
     /// At most `total` in all; `per_address` zero: no limit.
     pub fn new(per_address: usize, total: usize) -> Arc<Crowd> {
-        Arc::new(Crowd { per_address, total, counts: Mutex::default() })
+        Arc::new(Crowd { per_address, total, counts: Mutex::default(), handshakes: Default::default() })
+    }
+
+    /// Connections of now, and how many there may be.
+    pub fn connections(&self) -> (usize, usize) {
+        (self.counts().total, self.total)
+    }
+
+    /// Handshakes of a transport under way.
+    pub fn handshakes(&self, transport: TransportKind) -> usize {
+        self.handshakes[transport as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts a handshake until what this returns is dropped.
+    pub(super) fn shake(self: Arc<Self>, transport: TransportKind) -> Shaking {
+        self.handshakes[transport as usize].fetch_add(1, Ordering::Relaxed);
+        Shaking { crowd: self, transport }
     }
 
     /// Whether there is room for any other.
@@ -69,6 +88,17 @@ impl Drop for Place {
                 counts.by_address.remove(&self.address);
             }
         }
+    }
+}
+
+pub(super) struct Shaking {
+    crowd: Arc<Crowd>,
+    transport: TransportKind,
+}
+
+impl Drop for Shaking {
+    fn drop(&mut self) {
+        self.crowd.handshakes[self.transport as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -5,6 +5,7 @@ mod crowd;
 pub mod qlog;
 pub mod quic;
 pub mod quic_lb;
+mod tcp_info;
 mod tickets;
 pub mod tls_tcp;
 

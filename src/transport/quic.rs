@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -31,7 +30,7 @@ use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 use super::BY_PRIORITY;
 use super::Tickets;
-use super::crowd::{Crowd, Place};
+use super::crowd::{Crowd, Place, Shaking};
 use super::quic_lb::Issuer;
 
 /// Why the endpoint cannot be opened.
@@ -137,14 +136,13 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let gate = Arc::new(Gate { handshakes: AtomicUsize::new(0) });
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let handshakes = gate.handshakes.load(Ordering::Relaxed);
+        let handshakes = crowd.handshakes(TransportKind::Quic);
         if handshakes >= config.handshakes_max || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             incoming.refuse();
@@ -161,38 +159,18 @@ pub async fn serve(
                 error.into_incoming().ignore();
             }
         } else {
-            let entry = gate.clone().enter();
+            let shaking = crowd.clone().shake(TransportKind::Quic);
             let place = crowd.clone().enter(incoming.remote_address());
             let accept_with = accept_with(&incoming);
-            tasks.spawn(connect(incoming, accept_with, (entry, place), services.clone(), store.clone()));
+            tasks.spawn(connect(incoming, accept_with, (shaking, place), services.clone(), store.clone()));
         }
-    }
-}
-
-/// Counts handshakes under way.
-struct Gate {
-    handshakes: AtomicUsize,
-}
-
-struct Entry(Arc<Gate>);
-
-impl Gate {
-    fn enter(self: Arc<Self>) -> Entry {
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
-        Entry(self)
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 async fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (entry, _place): (Entry, Place),
+    (shaking, _place): (Shaking, Place),
     services: Arc<Services>,
     store: Arc<dyn Store>,
 ) {
@@ -212,7 +190,7 @@ async fn connect(
             return connection
                 .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
         }
-        drop(entry);
+        drop(shaking);
         match connection.close_reason() {
             Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
             None => services.metrics.handshake(TransportKind::Quic, began.elapsed()),

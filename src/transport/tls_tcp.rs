@@ -30,6 +30,7 @@ use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload
 
 use super::BY_PRIORITY;
 use super::crowd::Crowd;
+use super::tcp_info;
 
 /// Accepts connections until `stop`, each served by a task of `tasks`. `tls` must offer the protocol's ALPN and TLS 1.3
 /// alone. Of `config` the bounds hold that do not speak of packets.
@@ -71,7 +72,8 @@ pub async fn serve(
             tracing::debug!(%remote, %error, "a TCP connection was gone before its handshake");
             continue;
         }
-        let (place, shaking) = (crowd.clone().enter(remote), handshakes.clone().enter(remote));
+        let place = crowd.clone().enter(remote);
+        let shaking = (crowd.clone().shake(TransportKind::Tcp), handshakes.clone().enter(remote));
         let (acceptor, stop) = (acceptor.clone(), stop.clone());
         let (services, store) = (services.clone(), store.clone());
         tasks.spawn(async move {
@@ -247,7 +249,8 @@ impl Link for TcpLink {
     }
 
     fn path(&self) -> PathStats {
-        PathStats { bytes_in: self.bytes_in, bytes_out: self.bytes_out, ..PathStats::default() }
+        let kernel = tcp_info::path(self.stream.get_ref().0);
+        PathStats { bytes_in: self.bytes_in, bytes_out: self.bytes_out, ..kernel }
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {

@@ -193,6 +193,11 @@ impl MessageId {
         uuid::Uuid::try_parse(text).map(|id| MessageId(*id.as_bytes())).map_err(|_| IdError::Message)
     }
 
+    /// The time of acceptance that [`MessageId::new`] took, Unix milliseconds.
+    pub fn unix_ms(&self) -> i64 {
+        self.0[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte))
+    }
+
     /// The raw bytes, as stores keep them: they sort by time of acceptance.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0

@@ -16,6 +16,7 @@ use crate::store::Access;
 use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
 use super::state::{Shown, Update, UserPresence};
+use super::tally::Tally;
 use super::timing::Timing;
 use super::watch::{Told, Watch, WatchPlace};
 
@@ -28,6 +29,7 @@ pub struct Presence {
     pub(super) shards: Vec<Mutex<HashMap<Eid, Board>>>,
     hasher: RandomState,
     watches: AtomicU64,
+    tally: Arc<Tally>,
     /// Boards that have something to do at a time; each board at most once.
     agenda: Mutex<BTreeSet<(Instant, Eid)>>,
     agenda_changed: Notify,
@@ -85,6 +87,7 @@ impl Presence {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             watches: AtomicU64::new(0),
+            tally: Arc::default(),
             agenda: Mutex::default(),
             agenda_changed: Notify::new(),
             // Bounded below; its own bound would be allocated at once.
@@ -130,7 +133,8 @@ impl Presence {
     /// A presence lane is open. Nothing is told until [`WatchPlace::install`].
     pub fn watch(self: &Arc<Self>, user: &Eid, device: &DeviceId, signal: Arc<Signal>) -> WatchPlace {
         let id = self.watches.fetch_add(1, Ordering::Relaxed);
-        let watch = Arc::new(Watch::new(id, user.clone(), device.clone(), self.timing.interval, signal));
+        let watch =
+            Arc::new(Watch::new(id, user.clone(), device.clone(), self.timing.interval, signal, self.tally.clone()));
         self.change(user, |board, _| board.watches.push(watch.clone()));
         WatchPlace { presence: self.clone(), watch }
     }
@@ -183,6 +187,16 @@ impl Presence {
         let (_, access) = board.watchers.get(&watch.id)?;
         let shown = board.user.shown(now);
         Some(Shown { location: shown.location.filter(|_| access.share_location), ..shown })
+    }
+
+    /// Notifications that came to nothing.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Users that are not there and are remembered.
+    pub fn remembered(&self) -> usize {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// When [`Presence::run_due`] has something to do next.

@@ -8,10 +8,12 @@ mod board;
 #[cfg(test)]
 mod sim;
 mod state;
+mod tally;
 mod timing;
 mod watch;
 
 pub use board::Presence;
 pub use state::{Location, Shown, Update};
+pub use tally::Tally;
 pub use timing::Timing;
 pub use watch::{Told, Watch, WatchPlace};

@@ -13,6 +13,7 @@ use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
 use super::board::Presence;
 use super::state::Shown;
+use super::tally::Tally;
 
 /// One thing to tell a watch.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,7 @@ pub struct Watch {
     /// It is told about an owner at most once in it.
     interval: Duration,
     signal: Arc<Signal>,
+    tally: Arc<Tally>,
     /// Something may be waiting; saves the lock where nothing is.
     marked: AtomicBool,
     queue: Mutex<Queue>,
@@ -84,9 +86,16 @@ impl Standing {
 }
 
 impl Watch {
-    pub(super) fn new(id: u64, user: Eid, device: DeviceId, interval: Duration, signal: Arc<Signal>) -> Watch {
+    pub(super) fn new(
+        id: u64,
+        user: Eid,
+        device: DeviceId,
+        interval: Duration,
+        signal: Arc<Signal>,
+        tally: Arc<Tally>,
+    ) -> Watch {
         let queue = Queue { loading: Some(HashMap::new()), ..Queue::default() };
-        Watch { id, user, device, interval, signal, marked: AtomicBool::new(false), queue: Mutex::new(queue) }
+        Watch { id, user, device, interval, signal, tally, marked: AtomicBool::new(false), queue: Mutex::new(queue) }
     }
 
     /// The owner's state has changed.
@@ -94,7 +103,7 @@ impl Watch {
         {
             let mut queue = self.queue();
             if !queue.waiting.insert(owner.clone()) {
-                return;
+                return self.tally.coalesce();
             }
             match queue.told_at.get(owner) {
                 Some(at) => {
@@ -131,6 +140,7 @@ impl Watch {
             let mut queue = self.queue();
             if queue.directed.len() >= DIRECTED_MAX {
                 queue.directed.pop_front();
+                self.tally.drop_one();
             }
             queue.directed.push_back(told);
         }
@@ -240,6 +250,7 @@ impl WatchPlace {
             let Some(shown) = seen else { continue };
             if let Some(standing) = standing {
                 if !standing.is_news(&shown) {
+                    self.watch.tally.coalesce();
                     continue;
                 }
                 standing.told = Some(shown);

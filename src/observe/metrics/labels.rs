@@ -122,7 +122,7 @@ labels! {
     /// What is kept in memory because asking for it costs more.
     CacheKind "cache" {
         RecentEntries = "recent_entries", LogEnds = "log_ends", ChatEnds = "chat_ends", Lists = "lists",
-        AddressRates = "address_rates", UserRates = "user_rates",
+        Blocks = "blocks",
     }
     /// Whether it was there.
     CacheResult "result" { Hit = "hit", Miss = "miss" }

@@ -6,12 +6,14 @@
 
 mod family;
 mod labels;
+mod snapshot;
 
 pub use family::{Declared, Family, MetricType, Reading, SparseFamily};
 pub use labels::{
     CacheKind, CacheResult, CloseReason, ContentKind, DeliveryKind, Direction, Label, Labels, LimitKind, MigrationKind,
     OpenResult, PayloadName, PresenceResult, QueueKind, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };
+pub use snapshot::{Buckets, Snapshot};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +96,7 @@ metrics! {
     delivery: Family<Histogram, DeliveryKind>, Histogram, "bimip_delivery_latency_seconds",
         "Message accepted to handed to the recipient's lane.";
     receipt: Family<Histogram, ()>, Histogram, "bimip_receipt_latency_seconds",
-        "Message accepted to its first DELIVERED or READ received, for receipts that name one message.";
+        "Message accepted to its DELIVERED received, for receipts that name one message.";
     releases_overdue: Family<Counter, ()>, Counter, "bimip_releases_overdue_total",
         "Messages released without their sender's answer to the VersionUpdate.";
     frames: Family<Counter, (Lane, Direction)>, Counter, "bimip_frames_total",

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use lru::LruCache;
 
 use super::txn::Txn;
 use crate::limits;
+use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, ChatRecord, FloorRecord, LogRecord, corrupt};
 use crate::store::types::{EntryBody, LogBounds};
@@ -18,6 +20,7 @@ pub(super) struct Books {
     /// Cursors that have moved since they were written. At most [`limits::CURSORS_UNWRITTEN_MAX`] and a commit's.
     pub(super) cursors: HashMap<(Eid, DeviceId), Sequence>,
     pub(super) lists: LruCache<Eid, ListLength>,
+    pub(super) tally: Arc<Tally>,
     logs: LruCache<Eid, LogBounds>,
     chats: LruCache<ChatId, ChatEnd>,
 }
@@ -44,6 +47,7 @@ impl Books {
             unreleased: Unreleased::default(),
             cursors: HashMap::new(),
             lists: LruCache::new(cache(ends.min(limits::STORE_LISTS_CACHED))),
+            tally: Arc::default(),
             logs: LruCache::new(cache(ends)),
             chats: LruCache::new(cache(ends)),
         }
@@ -58,7 +62,9 @@ impl Books {
 
     /// Where `user`'s log begins and ends.
     pub(super) fn log(&mut self, view: &dyn View, user: &Eid) -> Result<LogBounds, StoreError> {
-        if let Some(bounds) = self.logs.get(user) {
+        let known = self.logs.get(user);
+        self.tally.log_ends.count(known.is_some());
+        if let Some(bounds) = known {
             return Ok(*bounds);
         }
         let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
@@ -109,7 +115,9 @@ impl Books {
         one: &Eid,
         other: &Eid,
     ) -> Result<Version, StoreError> {
-        if let Some(end) = self.chats.get(&chat) {
+        let known = self.chats.get(&chat);
+        self.tally.chat_ends.count(known.is_some());
+        if let Some(end) = known {
             return Ok(end.version);
         }
         let version = chat_version(view, chat)?;
@@ -127,7 +135,9 @@ impl Books {
 
     /// A chat of which only the id is known; `None` if it has no message.
     pub(super) fn chat(&mut self, view: &dyn View, chat: ChatId) -> Result<Option<ChatEnd>, StoreError> {
-        if let Some(end) = self.chats.get(&chat) {
+        let known = self.chats.get(&chat);
+        self.tally.chat_ends.count(known.is_some());
+        if let Some(end) = known {
             return Ok(Some(end.clone()));
         }
         let span = key::versions(chat, Version::ZERO, None);

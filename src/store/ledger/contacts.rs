@@ -103,7 +103,9 @@ impl Books {
     }
 
     fn list(&mut self, txn: &Txn, owner: &Eid) -> Result<ListLength, StoreError> {
-        if let Some(length) = self.lists.get(owner) {
+        let known = self.lists.get(owner);
+        self.tally.lists.count(known.is_some());
+        if let Some(length) = known {
             return Ok(*length);
         }
         let mut length = ListLength::default();

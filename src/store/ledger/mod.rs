@@ -18,11 +18,13 @@ mod model;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::StoreError;
+use super::figures::Tally;
 use super::kv::{Kv, Order, Space};
-use super::record::{self, PendingRecord, corrupt};
+use super::record::{self, PendingRecord, ProbeRecord, corrupt};
 use super::retention::Gone;
 use super::types::{
     Accepted, Acknowledged, Acknowledgment, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
@@ -73,7 +75,7 @@ pub(crate) enum Op {
         parties: (Eid, Eid),
         gone: Vec<Gone>,
     },
-    /// Succeeds if the engine has not failed.
+    /// Writes a row that nobody reads: succeeds if the engine takes it.
     Check,
 }
 
@@ -197,7 +199,10 @@ impl Ledger {
             Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
             Op::TrimLog { user, from, up_to } => books.trim_log(txn, &user, from, up_to).map(|()| Reply::Done),
             Op::TrimChat { chat, parties, gone } => books.trim_chat(txn, chat, &parties, gone).map(|()| Reply::Done),
-            Op::Check => Ok(Reply::Done),
+            Op::Check => {
+                txn.put(key::PROBE.to_vec(), &ProbeRecord {});
+                Ok(Reply::Done)
+            }
         };
         // A refusal comes before the first write and costs nothing; only an engine that fails in between leaves some.
         if outcome.is_err() && txn.roll_back() {
@@ -210,6 +215,11 @@ impl Ledger {
     pub(crate) fn is_full(&self) -> bool {
         self.outcomes.len() >= limits::COMMIT_OPERATIONS_MAX
             || self.txn.as_ref().is_some_and(|txn| txn.rows() >= limits::COMMIT_ROWS_MAX)
+    }
+
+    /// What it counts.
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.books.tally
     }
 
     /// Whether the engine has failed.
@@ -230,6 +240,7 @@ impl Ledger {
             self.write_cursors();
         }
         let outcomes = std::mem::take(&mut self.outcomes);
+        self.books.tally.unreleased.store(self.books.unreleased.len(), Ordering::Relaxed);
         let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
         let Written { batch, durable, appended, changes } = txn.finish();
         match self.write(batch, durable) {

@@ -1,0 +1,104 @@
+//! Gathers the figures that nobody keeps while they change: sizes, queues, lag, the runtime, the process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::limits::{
+    FIGURES_KEPT, FIGURES_WITHIN, PRESENCE_KEPT_MAX, STORE_QUEUE_MAX, STORE_READERS_MAX, STORE_UNRELEASED_MAX,
+};
+use crate::observe::{CacheKind, CacheResult, Metrics, PresenceResult, QueueKind, TransportKind};
+use crate::session::Services;
+use crate::store::{Lookups, Store};
+use crate::transport::Crowd;
+
+/// Where the figures come from.
+pub(super) struct Figures {
+    pub(super) services: Arc<Services>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) crowd: Arc<Crowd>,
+    pub(super) data_dir: PathBuf,
+    pub(super) handshakes_max: usize,
+    /// When they were last gathered: many who look at once cost one look.
+    pub(super) gathered: Mutex<Option<Instant>>,
+}
+
+impl Figures {
+    /// Brings the readings up to date, unless that was done a moment ago.
+    pub(super) async fn gather(&self) {
+        let mut gathered = self.gathered.lock().await;
+        if gathered.is_some_and(|at| at.elapsed() < FIGURES_KEPT) {
+            return;
+        }
+        let metrics = &self.services.metrics;
+        self.store(metrics).await;
+        self.hub(metrics);
+        self.connections(metrics);
+        runtime(metrics);
+        metrics.read_process();
+        metrics.read_disk(&self.data_dir);
+        *gathered = Some(Instant::now());
+    }
+
+    async fn store(&self, metrics: &Metrics) {
+        // A disk that hangs does not hide the other figures.
+        let Ok(Ok(store)) = timeout(FIGURES_WITHIN, self.store.figures()).await else { return };
+        metrics.store_disk.set(store.size.disk_bytes as f64);
+        metrics.store_journal.set(store.size.journal_bytes as f64);
+        queue(metrics, QueueKind::StoreWrites, store.writes_waiting, STORE_QUEUE_MAX);
+        queue(metrics, QueueKind::StoreReads, store.reads, STORE_READERS_MAX);
+        queue(metrics, QueueKind::Unreleased, store.unreleased, STORE_UNRELEASED_MAX);
+        cache(metrics, CacheKind::Blocks, store.size.blocks);
+        cache(metrics, CacheKind::LogEnds, store.log_ends);
+        cache(metrics, CacheKind::ChatEnds, store.chat_ends);
+        cache(metrics, CacheKind::Lists, store.lists);
+    }
+
+    fn hub(&self, metrics: &Metrics) {
+        let hub = &self.services.hub;
+        let lag = hub.lag();
+        metrics.tail_lag.set(lag.entries as f64);
+        metrics.tail_lag_max.set(lag.furthest as f64);
+        metrics.tail_behind.set(lag.behind as f64);
+        cache(metrics, CacheKind::RecentEntries, hub.looks());
+        let presence = hub.presence();
+        metrics.presence[PresenceResult::Coalesced].absolute(presence.tally().coalesced());
+        metrics.presence[PresenceResult::Dropped].absolute(presence.tally().dropped());
+        queue(metrics, QueueKind::PresenceKept, presence.remembered(), PRESENCE_KEPT_MAX);
+    }
+
+    fn connections(&self, metrics: &Metrics) {
+        let (connections, max) = self.crowd.connections();
+        queue(metrics, QueueKind::Connections, connections, max);
+        let quic = self.crowd.handshakes(TransportKind::Quic);
+        queue(metrics, QueueKind::HandshakesQuic, quic, self.handshakes_max);
+        let tcp = self.crowd.handshakes(TransportKind::Tcp);
+        queue(metrics, QueueKind::HandshakesTcp, tcp, self.handshakes_max);
+    }
+}
+
+fn queue(metrics: &Metrics, queue: QueueKind, depth: usize, max: usize) {
+    metrics.queue_depth[queue].set(depth as f64);
+    metrics.queue_depth_max[queue].set(max as f64);
+}
+
+fn cache(metrics: &Metrics, cache: CacheKind, lookups: Lookups) {
+    metrics.cache[(cache, CacheResult::Hit)].set(lookups.hits as f64);
+    metrics.cache[(cache, CacheResult::Miss)].set(lookups.misses as f64);
+}
+
+fn runtime(metrics: &Metrics) {
+    let runtime = Handle::current().metrics();
+    let workers = runtime.num_workers();
+    metrics.runtime_workers.set(workers as f64);
+    metrics.runtime_tasks.set(runtime.num_alive_tasks() as f64);
+    metrics.runtime_queue.set(runtime.global_queue_depth() as f64);
+    let busy = (0..workers).map(|worker| runtime.worker_total_busy_duration(worker).as_secs_f64());
+    metrics.runtime_busy.set(busy.sum());
+    let parks = (0..workers).map(|worker| runtime.worker_park_count(worker) as f64);
+    metrics.runtime_parks.set(parks.sum());
+}
