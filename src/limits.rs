@@ -233,3 +233,6 @@ pub const RSA_BITS_MIN: usize = 2048;
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// How often the metrics' samples are folded into their buckets, so that a server nobody scrapes does not keep them.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How often the files with the certificate and the token keys are read, to see whether they are others: a renewal takes
+/// effect within seconds, and the files are a few kilobytes.
+pub const RELOAD_POLL: Duration = Duration::from_secs(5);

@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use crate::config::Config;
 
 pub use reset_key::reset_key;
-pub use tls::load_tls;
+pub use tls::{load_tls, server_tls};
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};
 
 /// What the server shows to devices, and what it asks of them.

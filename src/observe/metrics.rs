@@ -52,6 +52,8 @@ label_values! {
     }
     /// `result` of tracing a connection.
     TraceResult { Begun = "begun", Refused = "refused", Cut = "cut" }
+    /// `result` of taking up changed certificates and token keys.
+    ReloadResult { Done = "done", Refused = "refused" }
     /// `result` of signing in.
     OpenResult {
         Accepted = "accepted", Renewed = "renewed", BadRequest = "bad_request", BadToken = "bad_token",
@@ -92,6 +94,7 @@ pub struct Metrics {
     delivery: Vec<Histogram>,
     rate_limited: Vec<Counter>,
     traces: Vec<Counter>,
+    reloads: Vec<Counter>,
     /// Application round trips that the server measured.
     pub ping_rtt: Histogram,
     /// One durable commit of the store.
@@ -189,6 +192,13 @@ impl Metrics {
                     counter(r, "bimip_qlog_traces_total", help, &[("result", result.name())])
                 })
                 .collect(),
+            reloads: ReloadResult::ALL
+                .iter()
+                .map(|result| {
+                    let help = "Times that certificate and token keys were taken up anew, or stayed for an error.";
+                    counter(r, "bimip_reloads_total", help, &[("result", result.name())])
+                })
+                .collect(),
             ping_rtt: histogram(
                 r,
                 "bimip_ping_rtt_seconds",
@@ -277,6 +287,11 @@ impl Metrics {
     /// What became of a connection's trace.
     pub fn traced(&self, result: TraceResult) {
         self.traces[result as usize].increment(1);
+    }
+
+    /// Certificate and token keys were taken up anew, or were not.
+    pub fn reloaded(&self, result: ReloadResult) {
+        self.reloads[result as usize].increment(1);
     }
 
     /// An error was answered. `payload` is a field name of the schema, or empty.

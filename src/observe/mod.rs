@@ -3,5 +3,7 @@
 mod log;
 mod metrics;
 
-pub use log::{LogFormat, start_log};
-pub use metrics::{CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, TraceResult, TransportKind};
+pub use log::{LogFormat, log_filter, set_log, start_log};
+pub use metrics::{
+    CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, ReloadResult, TraceResult, TransportKind,
+};

@@ -1,6 +1,7 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
 mod http;
+mod reload;
 mod retention;
 
 use std::net::SocketAddr;
@@ -9,11 +10,12 @@ use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{AuthError, Credentials};
+use crate::auth::{self, AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::presence::Timing;
@@ -25,7 +27,9 @@ use crate::store::{Embedded, Options};
 use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
 use crate::transport::{Crowd, tls_tcp};
-use crate::wire::{ALPN, CloseCode};
+use crate::wire::CloseCode;
+
+use reload::Reload;
 
 /// Why a server does not start; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,7 @@ pub struct Server {
     services: Arc<Services>,
     store: Arc<dyn Store>,
     endpoint: Endpoint,
+    reload: Arc<Reload>,
     sessions: TaskTracker,
     stop: CancellationToken,
     background: Vec<JoinHandle<()>>,
@@ -93,7 +98,7 @@ impl Server {
     /// Opens the store, recovers what a crash left, and listens.
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let credentials = Credentials::from_config(&config)?;
-        let tls = tls(&credentials)?;
+        let tls = auth::server_tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new(timing(&config)));
         let store = open_store(&config, &metrics, &hub).await?;
@@ -113,7 +118,10 @@ impl Server {
 
         let quic_config = quic::server_config(&config.quic, tls.clone())?;
         let (endpoint, tcp) = bind(&config, &quic_config).await?;
-        let accept_with = accept_with(&config.quic, quic_config, &metrics)?;
+        let chain = credentials.chain;
+        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, chain);
+        let reload = Arc::new(reload);
+        let accept_with = accept_with(&config.quic, reload.quic(), &metrics)?;
         let quic_address =
             endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -134,20 +142,38 @@ impl Server {
             tokio::spawn(upkeep(metrics.clone())),
             tokio::spawn(retention::run(config.retention, store.clone(), metrics, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
+            tokio::spawn(reload.clone().watch(stop.clone())),
         ];
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
-            background.push(tokio::spawn(tls_tcp::serve(listener, Arc::new(tls), crowd, shared, tasks, stopping)));
+            background.push(tokio::spawn(tls_tcp::serve(listener, reload.tcp(), crowd, shared, tasks, stopping)));
         }
         tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
-        Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
+        Ok(Server {
+            quic_address,
+            tcp_address,
+            metrics_address,
+            services,
+            store,
+            endpoint,
+            reload,
+            sessions,
+            stop,
+            background,
+        })
+    }
+
+    /// Takes up the certificate and the token keys that the configured files hold now, for new connections and sign-ins;
+    /// sessions go on. With something wrong in them everything stays as it was, the log says why, and this is `false`.
+    pub async fn reload(&self) -> bool {
+        self.reload.clone().in_background(true).await
     }
 
     /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
     /// everything durable, and returns, within [`DRAIN_WITHIN`] and the store's last commit.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
-        self.endpoint.set_server_config(None);
+        self.reload.close();
         tracing::info!(sessions = self.services.hub.connected(), "draining");
         self.services.hub.broadcast(&Notice::Drain);
         self.sessions.close();
@@ -174,21 +200,10 @@ impl Drop for Server {
     }
 }
 
-/// TLS 1.3 alone, with the protocol's ALPN.
-fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(tls)
-}
-
 /// Gives each connection a trace of its own, if that is configured.
 fn accept_with(
     config: &QuicConfig,
-    server: quinn::ServerConfig,
+    server: watch::Receiver<Arc<quinn::ServerConfig>>,
     metrics: &Arc<Metrics>,
 ) -> Result<quic::AcceptWith, StartError> {
     let Some(folder) = &config.qlog_dir else { return Ok(Arc::new(|_| None)) };
@@ -203,7 +218,7 @@ fn accept_with(
         let metrics = metrics.clone();
         let traces = crate::transport::qlog::Traces::in_folder(folder, move |result| metrics.traced(result))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(crate::transport::qlog::accept_with(Arc::new(server), config.clone(), traces)?)
+        Ok(crate::transport::qlog::accept_with(server, config.clone(), traces)?)
     }
 }
 

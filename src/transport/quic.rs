@@ -54,6 +54,14 @@ pub fn server_config(config: &QuicConfig, tls: rustls::ServerConfig) -> Result<S
     Ok(server)
 }
 
+/// The same with another certificate. What proves a client's address stays good.
+pub fn with_tls(server: &ServerConfig, tls: rustls::ServerConfig) -> Result<ServerConfig, QuicError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
+    let mut server = server.clone();
+    server.crypto = Arc::new(crypto);
+    Ok(server)
+}
+
 /// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -30,17 +31,16 @@ use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload
 use super::BY_PRIORITY;
 use super::crowd::Crowd;
 
-/// Accepts connections until `stop`, each served by a task of `tasks`. `tls` must offer the protocol's ALPN and TLS 1.3
+/// Accepts connections until `stop`, each served by a task of `tasks`. `tls`, of which the newest counts, must offer the protocol's ALPN and TLS 1.3
 /// alone.
 pub async fn serve(
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     crowd: Arc<Crowd>,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(AtomicUsize::new(0));
     loop {
         let accepted = tokio::select! {
@@ -65,7 +65,8 @@ pub async fn serve(
             continue;
         }
         let place = crowd.clone().enter(remote);
-        let (acceptor, handshakes) = (acceptor.clone(), handshakes.clone());
+        let acceptor = TlsAcceptor::from(tls.borrow().clone());
+        let handshakes = handshakes.clone();
         let (services, store) = (services.clone(), store.clone());
         handshakes.fetch_add(1, Ordering::Relaxed);
         tasks.spawn(async move {
