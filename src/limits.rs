@@ -157,6 +157,9 @@ pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Threads of the embedded engine that write and merge files behind the writer's back.
 pub const STORE_WORKERS: usize = 2;
 
+/// Longest key or value of a backup that is read back: far above a frame, and a damaged length does not take all memory.
+pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
 // --- Transport ------------------------------------------------------------------------------------------------------
 
 /// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and

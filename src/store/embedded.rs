@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::archive::{self, ArchiveError, Archived};
 use super::fjall::Fjall;
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
@@ -144,6 +145,19 @@ impl Embedded {
             result
         });
         task.await.unwrap_or_else(|error| Err(StoreError::Engine(format!("reading: {error}"))))
+    }
+
+    /// Writes everything that was answered before, and nothing in part, while others go on; `now_ms` is Unix
+    /// milliseconds. `out` may wait: it has a thread of its own, and one of the readers' turns.
+    ///
+    /// # Errors
+    /// As `out` or the engine has them; what was written then is no archive.
+    pub async fn archive(
+        &self,
+        now_ms: i64,
+        mut out: impl std::io::Write + Send + 'static,
+    ) -> Result<Archived, ArchiveError> {
+        self.read(move |view| Ok(archive::write(view, now_ms, &mut out))).await?
     }
 
     fn engine(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Kv>>> {

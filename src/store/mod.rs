@@ -4,6 +4,8 @@
 //! implementation over PostgreSQL can stand beside [`Embedded`]. A call that changes something returns once the change
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
+mod archive;
+mod audit;
 mod embedded;
 mod fjall;
 mod key;
@@ -33,6 +35,8 @@ pub(crate) use {
     retention::Pass,
 };
 
+pub use archive::{ArchiveError, Archived, archive, restore};
+pub use audit::Audited;
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};
 pub use types::{
