@@ -239,3 +239,13 @@ pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How often the files with the certificate and the token keys are read, to see whether they are others: a renewal takes
 /// effect within seconds, and the files are a few kilobytes.
 pub const RELOAD_POLL: Duration = Duration::from_secs(5);
+/// Requests over the control socket at once: an operator's few commands.
+pub const CONTROL_CONNECTIONS_MAX: usize = 4;
+/// Longest request over it: a log filter with many modules.
+pub const CONTROL_REQUEST_BYTES_MAX: u64 = 4 * 1024;
+/// A request has come by then, and each piece of an answer is taken by then: a backup goes to a disk that may stall.
+pub const CONTROL_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes of a backup that are handed over at once.
+pub const CONTROL_CHUNK_BYTES: usize = 64 * 1024;
+/// Such pieces that wait for whoever takes the backup.
+pub const CONTROL_CHUNKS_MAX: usize = 4;

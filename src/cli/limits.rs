@@ -35,3 +35,9 @@ pub(super) const CHAT_HISTORIES_MAX: usize = 4;
 pub(super) const CHAT_CONSENT_AFTER: Duration = Duration::from_secs(1);
 /// How long the keyboard's thread sleeps at most before it looks whether the screen is gone.
 pub(super) const CHAT_KEY_POLL: Duration = Duration::from_millis(100);
+
+/// How long a server may take to answer over its control socket, and between two pieces of a backup: longer than the
+/// server's own bound.
+pub(super) const CONTROL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Longest answer over it; a backup comes after it.
+pub(super) const CONTROL_ANSWER_BYTES_MAX: u64 = 64 * 1024;

@@ -1,16 +1,17 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
+pub mod control;
 mod http;
 mod reload;
 mod retention;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,7 @@ use crate::transport::quic::{self, QuicError};
 use crate::transport::{Crowd, tls_tcp};
 use crate::wire::CloseCode;
 
+use control::{Control, Listening};
 use reload::Reload;
 
 /// Why a server does not start; each says what to do.
@@ -101,7 +103,8 @@ impl Server {
         let tls = auth::server_tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new(timing(&config)));
-        let store = open_store(&config, &metrics, &hub).await?;
+        let embedded = open_store(&config, &metrics, &hub).await?;
+        let store: Arc<dyn Store> = embedded.clone();
         let revoked = store.revocations(Now::system().unix_ms).await;
         hub.recall(
             &revoked.map_err(|source| StartError::Store { directory: "the data directory".to_owned(), source })?,
@@ -144,6 +147,19 @@ impl Server {
             tokio::spawn(presence.run()),
             tokio::spawn(reload.clone().watch(stop.clone())),
         ];
+        match Listening::open(&config.data_dir) {
+            Ok(listening) => {
+                let (services, reload, stop) = (services.clone(), reload.clone(), stop.clone());
+                let (quic, began, backups) = (quic_address.to_string(), Instant::now(), Semaphore::new(1));
+                let control = Control { services, store: embedded, reload, quic, began, stop, backups };
+                background.push(tokio::spawn(listening.serve(Arc::new(control))));
+            }
+            // Devices are served all the same; a path over 107 bytes is the usual reason.
+            Err(error) => {
+                let socket = control::socket(&config.data_dir);
+                tracing::warn!(socket = %socket.display(), %error, "no control socket: no backup and no other log level");
+            }
+        }
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
             background.push(tokio::spawn(tls_tcp::serve(listener, reload.tcp(), crowd, shared, tasks, stopping)));
@@ -244,7 +260,7 @@ async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, 
 }
 
 /// Opening replays the journal, which can take a while: not on a thread that serves.
-async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {
+async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
     let directory = config.data_dir.join("store");
     let commits = metrics.clone();
     let options = Options {

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::audit::{Audited, audit};
 use super::fjall::Fjall;
-use super::kv::{Kv, Order, Space, View};
+use super::kv::{Batch, Kv, Order, Space, View};
 use super::{StoreError, key};
 use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
@@ -145,8 +145,22 @@ pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result
     Ok(Archived { taken_at_ms: now_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
 }
 
+/// Reads an archive to its end, and looks whether it is whole: nothing was lost or changed since it was written.
+///
+/// # Errors
+/// It is not, or cannot be read.
+pub fn verify(from: &mut dyn Read) -> Result<Archived, ArchiveError> {
+    scan(from, |_| Ok(()))
+}
+
 /// Reads all rows into an empty engine, and makes them durable. After an error the engine holds a part of them.
 fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> {
+    let archived = scan(from, |batch| engine.commit(batch, false))?;
+    engine.commit(Vec::new(), true)?;
+    Ok(archived)
+}
+
+fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreError>) -> Result<Archived, ArchiveError> {
     let mut from = Summing { inner: from, sum: Sha256::new(), bytes: 0 };
     if &from.array::<16>()? != MAGIC {
         return Err(ArchiveError::Torn("it does not begin like one of this version"));
@@ -174,7 +188,7 @@ fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> 
         batch.push((*space, Bytes::from(key), Some(Bytes::from(value))));
         rows += 1;
         if batch.len() == STORE_PAGE_ROWS {
-            engine.commit(std::mem::take(&mut batch), false)?;
+            take(std::mem::take(&mut batch))?;
         }
     }
     if u64::from_le_bytes(from.array()?) != rows {
@@ -189,8 +203,7 @@ fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> 
     if inner.read(&mut [0])? != 0 {
         return Err(ArchiveError::Torn("it goes on after its end"));
     }
-    engine.commit(batch, false)?;
-    engine.commit(Vec::new(), true)?;
+    take(batch)?;
     Ok(Archived { taken_at_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
 }
 

@@ -35,7 +35,7 @@ pub(crate) use {
     retention::Pass,
 };
 
-pub use archive::{ArchiveError, Archived, archive, restore};
+pub use archive::{ArchiveError, Archived, archive, restore, verify};
 pub use audit::Audited;
 pub use embedded::{Embedded, OnCommit, Options};
 pub use memory::{Fault, Memory};

@@ -5,5 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backup;
+mod control;
 mod log;
 mod reload;
