@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod lb;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{limits, wire};
+
+pub(crate) use lb::from_hex;
+pub use lb::{LbConfig, ServerId, ServerIdError};
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +119,8 @@ pub struct QuicConfig {
     pub congestion: Congestion,
     /// Folder for a qlog trace of each connection. Absent: none are written.
     pub qlog_dir: Option<PathBuf>,
+    /// A load balancer in front.
+    pub lb: LbConfig,
 }
 
 /// `[tcp]`: the fallback, on the port number of `listen`.
@@ -421,6 +427,7 @@ impl Default for QuicConfig {
             initial_rtt_ms: millis(limits::INITIAL_RTT),
             congestion: Congestion::default(),
             qlog_dir: None,
+            lb: LbConfig::default(),
         }
     }
 }

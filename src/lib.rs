@@ -1,7 +1,7 @@
 //! BIMip over QUIC: a 1:1 messaging and presence server for mobile networks, and the device's side of it.
 //!
 //! Floors, from the ground up; a module uses only floors below its own (`tests/tidy.rs` holds it):
-//! [`wire`], then `store`, `auth` and `observe`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
+//! [`wire`], then `store`, `auth`, `observe` and `link`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 #[cfg(feature = "server")]
@@ -27,6 +27,9 @@ pub mod transport;
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "link")]
+#[cfg(target_os = "linux")]
+pub mod link;
 
 pub mod limits;
 #[cfg(feature = "server")]

@@ -175,6 +175,8 @@ pub const PORT_TRIES: usize = 32;
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
+/// TLS sessions that devices may resume with 0-RTT data: two for each connection that there may be. Some 350 bytes each.
+pub const TICKETS_MAX: usize = 2 * CONNECTIONS_MAX;
 /// A handshake takes no longer: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -201,6 +203,10 @@ pub const CONNECTIONS_MAX: usize = 100_000;
 /// Round-trip time assumed before the first measurement: a mobile network's, below QUIC's cautious 333 ms, so that a
 /// lost first flight is repeated sooner.
 pub const INITIAL_RTT: Duration = Duration::from_millis(200);
+/// Nonce of a connection id that carries a server id, and the shortest that is taken: ids count up from a random start
+/// when they are encrypted and are random when not, and 64 bits are what keeps either from coming a second time over all
+/// restarts that a key sees (docs/decisions/0006-quic-lb.md).
+pub const LB_NONCE_BYTES: usize = 8;
 
 // --- Store defaults, each a field of `[store]` -----------------------------------------------------------------------
 

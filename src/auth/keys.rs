@@ -189,7 +189,7 @@ fn element<'a>(der: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
     Some(content)
 }
 
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, AuthError> {
+pub(super) fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, AuthError> {
     let mut content = Vec::new();
     let read = File::open(path).and_then(|file| file.take(limits::KEY_FILE_BYTES_MAX + 1).read_to_end(&mut content));
     match read {

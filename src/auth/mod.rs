@@ -2,6 +2,7 @@
 
 pub mod dev;
 mod keys;
+mod lb_key;
 mod reset_key;
 mod tls;
 mod token;
@@ -12,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
+pub use lb_key::lb_key;
 pub use reset_key::reset_key;
 pub use tls::{load_tls, server_tls};
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::AuthError;
 use super::dev::{Access, create};
+use crate::config::from_hex;
 
 const WHAT: &str = "stateless reset key";
 
@@ -22,20 +23,9 @@ pub fn reset_key(data_dir: &Path) -> Result<[u8; 32], AuthError> {
     }
     let text =
         fs::read_to_string(&path).map_err(|reason| AuthError::Read { what: WHAT, path: path.clone(), reason })?;
-    parse(text.trim()).ok_or_else(|| {
+    from_hex(text.trim()).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
         AuthError::unusable(WHAT, &path, "is not 64 hexadecimal digits; remove it, and a new one is made")
     })
-}
-
-fn parse(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut key = [0; 32];
-    for (index, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(key)
 }
 
 #[cfg(test)]

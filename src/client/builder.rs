@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::RootCertStore;
@@ -13,13 +13,17 @@ use tokio::sync::{mpsc, watch};
 use super::backoff::Jitter;
 use super::core::{Core, Now, Settings};
 use super::device::{Device, State, unix_ms};
-use super::dial::{Dialer, host, quic_config};
+use super::dial::{Dialer, host};
 use super::error::BuildError;
 use super::inbox::{Events, Inbox};
-use super::limits::{COMMANDS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, SILENCE_MAX};
+use super::limits::{COMMANDS_MAX, IDLE_TIMEOUT, KEEP_ALIVE, QUIC_RETRY_MIN, SILENCE_MAX};
+use super::networks::Networks;
 use super::outbox::{MemoryOutbox, Outbox};
 use super::task::Task;
+use super::tickets::Tickets;
+use super::tls::{quic_config, tcp_config};
 use super::token::TokenSource;
+use super::transport::Transports;
 use crate::wire::{DeviceId, Eid, Lane, Sequence};
 
 /// Options of a [`Device`]: server, identity, token and trusted certificates are needed, the rest has defaults.
@@ -35,6 +39,8 @@ pub struct Builder {
     pipelined: bool,
     resume_from: Option<Sequence>,
     lanes: Vec<Lane>,
+    transports: Transports,
+    retry_quic_after: Duration,
     bind: Option<SocketAddr>,
     auto_deliver: bool,
     auto_sync: bool,
@@ -63,6 +69,8 @@ impl Default for Builder {
             pipelined: true,
             resume_from: None,
             lanes: vec![Lane::Control, Lane::Chat, Lane::Presence],
+            transports: Transports::default(),
+            retry_quic_after: QUIC_RETRY_MIN,
             bind: None,
             auto_deliver: false,
             auto_sync: true,
@@ -145,6 +153,19 @@ impl Builder {
         self
     }
 
+    /// What may carry the connection. Default: QUIC, and TLS over TCP where that does not get through.
+    pub fn transports(mut self, transports: Transports) -> Builder {
+        self.transports = transports;
+        self
+    }
+
+    /// Where QUIC did not get through and TCP did, QUIC is tried again after this, and moved back to when it answers; each
+    /// failure doubles the wait, up to an hour.
+    pub fn retry_quic_after(mut self, wait: Duration) -> Builder {
+        self.retry_quic_after = wait;
+        self
+    }
+
     /// The first local address. Default: any.
     pub fn bind(mut self, address: SocketAddr) -> Builder {
         self.bind = Some(address);
@@ -205,7 +226,9 @@ impl Builder {
         let roots = self.roots.ok_or(BuildError::Missing("roots"))?.read()?;
         let host = host(&server).ok_or_else(|| BuildError::Server(server.clone()))?;
         let server_name = self.server_name.unwrap_or_else(|| host.to_owned());
-        let quic = quic_config(roots, self.keep_alive, self.idle_timeout)?;
+        let tickets = Arc::new(Tickets::default());
+        let tcp = Arc::new(tcp_config(roots.clone())?);
+        let quic = quic_config(roots, tickets.clone(), self.keep_alive, self.idle_timeout)?;
 
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).map_err(|error| BuildError::Random(error.to_string()))?;
@@ -232,8 +255,12 @@ impl Builder {
         let dialer = Arc::new(Dialer {
             server,
             server_name,
+            transports: self.transports,
             quic,
+            tickets,
+            tcp,
             tokens,
+            networks: Mutex::new(Networks::new(self.retry_quic_after)),
             #[cfg(feature = "qlog")]
             qlog: self.qlog.map(|sink| super::dial::Traced {
                 sink,
@@ -245,6 +272,7 @@ impl Builder {
             .lanes(self.lanes)
             .bind(self.bind)
             .silence(self.silence)
+            .idle_timeout(self.idle_timeout)
             .jitter(Jitter::new(seed(&seeds[8..])));
         runtime.spawn(task.run());
         Ok((Device::new(commands, state, eid, device, number(name)), events))

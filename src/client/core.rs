@@ -12,10 +12,14 @@ use super::backoff::Jitter;
 use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
-use super::limits::{ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, RENEW_BEFORE, RENEW_RETRY};
+use super::limits::{
+    ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES,
+    RENEW_BEFORE, RENEW_RETRY,
+};
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, ping};
 use super::requests::{Answer, RequestReply, Requests, SendReply, Sent, answer};
+use super::transport::Transport;
 use crate::wire::proto::{
     AcknowledgmentResponse, AwarenessNotification, ChatMessage, PingPong, SessionAccept, SessionOpen, SyncAck,
     VersionUpdate,
@@ -46,6 +50,14 @@ pub(crate) struct Now {
     pub(crate) unix_ms: i64,
 }
 
+/// How a connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Passage {
+    pub(crate) transport: Transport,
+    /// `SessionOpen` travels in the connection's first flight.
+    pub(crate) early: bool,
+}
+
 /// An event on its way to the application, with what follows once it took it.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -66,6 +78,7 @@ enum Link {
     Down,
     /// `SessionOpen` is on its way, and everything else behind it (profile 3).
     Opening {
+        passage: Passage,
         dialed: Instant,
         until: Instant,
     },
@@ -210,16 +223,26 @@ impl Core {
         self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
     }
 
+    /// The device is on another path. What it sends first there is large, since until the server has validated the path
+    /// it may send three times what it received and no more (RFC 9000, 8.1): its challenge, and messages behind that.
+    pub(crate) fn moved(&mut self, now: Now) {
+        for _ in 0..MOVED_FRAMES {
+            let ping = envelope(Payload::PingpongMessage(ping(now.unix_ms)));
+            let padded = MessageScheme { padding: Bytes::from_static(&[0; MOVED_PADDING_BYTES]), ..ping };
+            self.lanes[Lane::Control.index()].answers.push_back(encode_frame(&padded));
+        }
+    }
+
     // --- The link ---------------------------------------------------------------------------------------------------
 
     /// There is a connection. `SessionOpen` goes first, and without waiting for its answer everything unanswered, in
     /// its order (profile 3).
-    pub(crate) fn link_up(&mut self, token: String, dialed: Instant, now: Instant) {
+    pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
         let open = Payload::SessionOpen(self.session_open(token));
         self.put(Lane::Control, open);
         self.presence.again();
-        self.link = Link::Opening { dialed, until: now + ACCEPT_WITHIN };
+        self.link = Link::Opening { passage, dialed, until: now + ACCEPT_WITHIN };
     }
 
     /// The connection is gone.
@@ -344,6 +367,11 @@ impl Core {
         self.accepted.take()
     }
 
+    /// Whether the session is accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.link, Link::Open)
+    }
+
     /// Whether the server owes something, so that silence means something.
     pub(crate) fn owed(&self) -> bool {
         matches!(self.link, Link::Opening { .. }) || (matches!(self.link, Link::Open) && self.requests.owed())
@@ -381,7 +409,7 @@ impl Core {
         let lives = Duration::from_millis(u64::try_from(accept.token_expires_at - accept.server_time).unwrap_or(0));
         self.renew_at = (accept.token_expires_at > 0).then(|| now + lives - RENEW_BEFORE.min(lives / 10));
         // On an open session it confirms a renewed token, and says nothing new about the log.
-        let Link::Opening { dialed, .. } = self.link else { return };
+        let Link::Opening { passage, dialed, .. } = self.link else { return };
         self.link = Link::Open;
         let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
         let asked = self.cursor.resume_from();
@@ -390,7 +418,7 @@ impl Core {
             tracing::warn!(%head, "the log ends before what this device has seen: starting over");
         }
         let gap = !same_log || asked.is_some_and(|asked| start > asked);
-        let session = Session::parse(accept, gap, now - dialed);
+        let session = Session::parse(accept, gap, passage, now - dialed);
         self.accepted = Some(session.clone());
         self.announce(Event::Connected(session));
     }

@@ -1,33 +1,45 @@
-//! From a server's name to a QUIC connection: token, look-up, socket, handshake, each in bounded time.
+//! From a server's name to a connection: token, look-up, then QUIC and TLS over TCP in a race, each step in bounded time.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
-use rustls::RootCertStore;
+use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpSocket;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::error::{BuildError, CloseReason};
+use super::error::CloseReason;
 use super::limits::{
-    ADDRESSES_MAX, CONNECTION_WINDOW_BYTES, HANDSHAKE_MAX, HANDSHAKE_MIN, LOOKUP_WITHIN, SEND_WINDOW_BYTES,
-    STREAM_WINDOW_BYTES,
+    ADDRESSES_MAX, ATTEMPTS_WITH_ALL_TICKETS, HANDSHAKE_MAX, HANDSHAKE_MIN, LOOKUP_WITHIN, RACE_DELAY,
 };
-use super::link::close_reason;
+use super::link::{TcpStream, close_reason};
+use super::networks::Networks;
+use super::tickets::Tickets;
 use super::token::TokenSource;
+use super::transport::{Transport, Transports};
 use crate::wire::ALPN;
 
-/// Everything that an attempt needs, and nothing that it changes.
+/// Everything that an attempt needs, and what is learnt from attempts.
 pub(crate) struct Dialer {
     /// `host:port`.
     pub(crate) server: String,
     /// What the certificate must be for.
     pub(crate) server_name: String,
-    /// Keeps the TLS sessions of earlier connections, for resumption.
+    pub(crate) transports: Transports,
     pub(crate) quic: ClientConfig,
+    /// The store of tickets within `quic`.
+    pub(crate) tickets: Arc<Tickets>,
+    pub(crate) tcp: Arc<rustls::ClientConfig>,
     pub(crate) tokens: Arc<dyn TokenSource>,
+    pub(crate) networks: Mutex<Networks>,
     #[cfg(feature = "qlog")]
     pub(crate) qlog: Option<Traced>,
 }
@@ -45,24 +57,43 @@ pub(crate) struct Traced {
 }
 
 /// What an attempt starts from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Attempt {
     /// The socket of the connection before, if it may still be good.
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) bind: Option<SocketAddr>,
     /// Failures before this one.
     pub(crate) number: u32,
+    /// Somebody who knows says that there is a network.
+    pub(crate) hinted: bool,
     /// The token that the server refused, and how.
     pub(crate) refused: Option<(String, CloseReason)>,
 }
 
-/// What it comes to.
-#[derive(Debug)]
-pub(crate) struct Dialed {
-    pub(crate) endpoint: Endpoint,
+/// A QUIC connection whose handshake is under way, and that takes 0-RTT data already.
+pub(crate) struct Early {
     pub(crate) connection: Connection,
     pub(crate) token: String,
     pub(crate) started: Instant,
+}
+
+/// What an attempt comes to.
+pub(crate) struct Dialed {
+    pub(crate) carrier: Carrier,
+    pub(crate) token: String,
+    pub(crate) started: Instant,
+    /// The device's own address towards the server.
+    pub(crate) network: Option<IpAddr>,
+}
+
+pub(crate) enum Carrier {
+    Quic {
+        endpoint: Endpoint,
+        connection: Connection,
+        /// What was sent on the [`Early`] connection has arrived. If not, it never will: its lanes are to be opened anew.
+        early: bool,
+    },
+    Tcp(Box<TcpStream>),
 }
 
 /// Why it did not.
@@ -81,8 +112,13 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// One attempt: every address of the server's name in turn.
-    pub(crate) async fn dial(self: Arc<Self>, mut attempt: Attempt) -> Result<Dialed, DialError> {
+    /// One attempt. A connection that takes 0-RTT data is handed to `early` at once; whether that was taken, or another
+    /// connection was faster, is in the result.
+    pub(crate) async fn dial(
+        self: Arc<Self>,
+        mut attempt: Attempt,
+        early: mpsc::Sender<Early>,
+    ) -> Result<Dialed, DialError> {
         let token = self.token().await.map_err(DialError::Failed)?;
         if let Some((refused, reason)) = attempt.refused.take()
             && refused == token
@@ -90,14 +126,62 @@ impl Dialer {
             return Err(DialError::NoNewToken(reason));
         }
         let started = Instant::now();
-        let mut last = CloseReason::Network(format!("{} has no address", self.server));
-        for address in self.addresses(attempt.bind).await.map_err(DialError::Failed)? {
-            match self.connect(&mut attempt, address).await {
-                Ok((endpoint, connection)) => return Ok(Dialed { endpoint, connection, token, started }),
-                Err(reason) => last = reason,
+        let addresses = self.addresses(attempt.bind).await.map_err(DialError::Failed)?;
+        let network = addresses.first().and_then(|server| own_address(*server, attempt.bind));
+        let tried = AtomicBool::new(false);
+        let (bind, number) = (attempt.bind, attempt.number);
+        let shown = token.clone();
+        let give = |connection: &Connection| {
+            // Full or closed: then there are no 0-RTT data, and nothing else is different.
+            let _ = early.try_send(Early { connection: connection.clone(), token: shown.clone(), started });
+        };
+        let quic = async {
+            tried.store(true, Ordering::Relaxed);
+            self.try_quic(&mut attempt, &addresses, give).await
+        };
+        let tcp = self.try_tcp(bind, number, &addresses);
+        let prefers_tcp = network.is_some_and(|network| self.networks().prefers_tcp(network, started));
+        let carrier = match self.transports {
+            Transports::Only(Transport::Quic) => quic.await,
+            Transports::Only(Transport::Tcp) => tcp.await,
+            Transports::Auto if prefers_tcp => race(tcp, quic).await,
+            Transports::Auto => race(quic, tcp).await,
+        };
+        let carrier = carrier.map_err(DialError::Failed)?;
+        if let Some(network) = network {
+            match carrier {
+                Carrier::Quic { .. } => self.networks().quic_worked(network),
+                Carrier::Tcp(_) if tried.load(Ordering::Relaxed) => {
+                    self.networks().quic_was_silent(network, Instant::now());
+                }
+                Carrier::Tcp(_) => {}
             }
         }
-        Err(DialError::Failed(last))
+        Ok(Dialed { carrier, token, started, network })
+    }
+
+    /// QUIC alone, while a TCP connection is in use: it is better where it works.
+    pub(crate) async fn dial_quic(
+        self: Arc<Self>,
+        bind: Option<SocketAddr>,
+        network: Option<IpAddr>,
+    ) -> Result<Dialed, CloseReason> {
+        let token = self.token().await?;
+        let started = Instant::now();
+        let addresses = self.addresses(bind).await?;
+        let mut attempt = Attempt { bind, ..Attempt::default() };
+        let carrier = self.try_quic(&mut attempt, &addresses, |_| ()).await;
+        if let Some(network) = network {
+            match &carrier {
+                Ok(_) => self.networks().quic_worked(network),
+                Err(_) => self.networks().quic_was_silent(network, Instant::now()),
+            }
+        }
+        Ok(Dialed { carrier: carrier?, token, started, network })
+    }
+
+    pub(crate) fn networks(&self) -> MutexGuard<'_, Networks> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A token, in bounded time.
@@ -113,7 +197,7 @@ impl Dialer {
     fn config(&self) -> ClientConfig {
         #[cfg(feature = "qlog")]
         if let Some(Traced { sink, keep_alive, idle_timeout }) = &self.qlog
-            && let Ok(mut transport) = transport(*keep_alive, *idle_timeout)
+            && let Ok(mut transport) = super::tls::transport(*keep_alive, *idle_timeout)
             && let Some(writer) = sink()
         {
             let mut stream = quinn::QlogConfig::default();
@@ -133,10 +217,34 @@ impl Dialer {
             .map_err(|_| unresolved("no answer in time".into()))?
             .map_err(|error| unresolved(error.to_string()))?;
         let reachable = |address: &SocketAddr| bind.is_none_or(|bind| bind.is_ipv6() == address.is_ipv6());
-        Ok(found.filter(reachable).take(ADDRESSES_MAX).collect())
+        let addresses: Vec<_> = found.filter(reachable).take(ADDRESSES_MAX).collect();
+        if addresses.is_empty() { Err(unresolved("it has no address".into())) } else { Ok(addresses) }
     }
 
-    async fn connect(&self, attempt: &mut Attempt, address: SocketAddr) -> Result<(Endpoint, Connection), CloseReason> {
+    /// Every address in turn.
+    async fn try_quic(
+        &self,
+        attempt: &mut Attempt,
+        addresses: &[SocketAddr],
+        give: impl Fn(&Connection),
+    ) -> Result<Carrier, CloseReason> {
+        self.tickets.spare(attempt.number >= ATTEMPTS_WITH_ALL_TICKETS && !attempt.hinted);
+        let mut last = CloseReason::Network("no address".into());
+        for address in addresses {
+            match self.connect(attempt, *address, &give).await {
+                Ok(carrier) => return Ok(carrier),
+                Err(reason) => last = reason,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect(
+        &self,
+        attempt: &mut Attempt,
+        address: SocketAddr,
+        give: &impl Fn(&Connection),
+    ) -> Result<Carrier, CloseReason> {
         let fits = |endpoint: &Endpoint| endpoint.local_addr().is_ok_and(|local| local.is_ipv6() == address.is_ipv6());
         let endpoint = match attempt.endpoint.take().filter(fits) {
             Some(endpoint) => endpoint,
@@ -146,16 +254,109 @@ impl Dialer {
         let connecting = endpoint
             .connect_with(self.config(), address, &self.server_name)
             .map_err(|error| CloseReason::Network(error.to_string()))?;
-        match timeout(handshake_within(attempt.number), connecting).await {
-            Ok(Ok(connection)) => Ok((endpoint, connection)),
-            Ok(Err(error)) => Err(close_reason(error)),
-            Err(_) => Err(CloseReason::Network(format!("no answer from {address}"))),
+        let silent = || CloseReason::Network(format!("no answer from {address}"));
+        let within = handshake_within(attempt.number);
+        let (connection, accepted) = match connecting.into_0rtt() {
+            Ok(early) => early,
+            Err(connecting) => {
+                let connection = timeout(within, connecting).await.map_err(|_| silent())?.map_err(close_reason)?;
+                return Ok(Carrier::Quic { endpoint, connection, early: false });
+            }
+        };
+        give(&connection);
+        let early = timeout(within, accepted).await.map_err(|_| {
+            connection.close(0u32.into(), b"");
+            silent()
+        })?;
+        match connection.close_reason() {
+            Some(error) => Err(close_reason(error)),
+            None => Ok(Carrier::Quic { endpoint, connection, early }),
+        }
+    }
+
+    async fn try_tcp(
+        &self,
+        bind: Option<SocketAddr>,
+        number: u32,
+        addresses: &[SocketAddr],
+    ) -> Result<Carrier, CloseReason> {
+        let name = ServerName::try_from(self.server_name.clone())
+            .map_err(|_| CloseReason::Tls(format!("{} is no name for a certificate", self.server_name)))?;
+        let mut last = CloseReason::Network("no address".into());
+        for address in addresses {
+            let connector = TlsConnector::from(self.tcp.clone());
+            match timeout(handshake_within(number), connect_tcp(connector, name.clone(), bind, *address)).await {
+                Ok(Ok(stream)) => return Ok(Carrier::Tcp(Box::new(stream))),
+                Ok(Err(error)) => last = tcp_reason(&error, *address),
+                Err(_) => last = CloseReason::Network(format!("no answer from {address}")),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// The first to get through; `second` starts when `first` has failed or taken a while. What another transport cannot
+/// mend ends both.
+async fn race(
+    first: impl Future<Output = Result<Carrier, CloseReason>>,
+    second: impl Future<Output = Result<Carrier, CloseReason>>,
+) -> Result<Carrier, CloseReason> {
+    let failed = Notify::new();
+    let mut first = pin!(first);
+    let mut second = pin!(async {
+        let _ = timeout(RACE_DELAY, failed.notified()).await;
+        second.await
+    });
+    let (mut first_reason, mut second_reason) = (None, None);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut first, if first_reason.is_none() => match result {
+                Err(reason @ CloseReason::Network(_)) => {
+                    failed.notify_one();
+                    first_reason = Some(reason);
+                }
+                decided => return decided,
+            },
+            result = &mut second, if second_reason.is_none() => match result {
+                Err(reason @ CloseReason::Network(_)) => second_reason = Some(reason),
+                decided => return decided,
+            },
+            else => return Err(first_reason.or(second_reason).unwrap_or(CloseReason::Local)),
         }
     }
 }
 
+async fn connect_tcp(
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    bind: Option<SocketAddr>,
+    address: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if let Some(bind) = bind {
+        // The port is UDP's: TCP takes any.
+        socket.bind(SocketAddr::new(bind.ip(), 0))?;
+    }
+    let stream = socket.connect(address).await?;
+    // Frames are gathered before they are written; waiting for more would only delay them.
+    stream.set_nodelay(true)?;
+    let stream = connector.connect(name, stream).await?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(ALPN) => Ok(stream),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::NoApplicationProtocol)),
+    }
+}
+
+fn tcp_reason(error: &io::Error, address: SocketAddr) -> CloseReason {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => CloseReason::Tls(tls.to_string()),
+        None => CloseReason::Network(format!("no connection to {address}: {error}")),
+    }
+}
+
 /// A socket of one's own on this address.
-pub(crate) fn endpoint(bind: SocketAddr) -> std::io::Result<Endpoint> {
+pub(crate) fn endpoint(bind: SocketAddr) -> io::Result<Endpoint> {
     Endpoint::new(EndpointConfig::default(), None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))
 }
 
@@ -165,48 +366,20 @@ pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
+/// Where the system would send from, which costs no packet.
+fn own_address(server: SocketAddr, bind: Option<SocketAddr>) -> Option<IpAddr> {
+    let socket =
+        UdpSocket::bind(bind.map_or_else(|| unspecified(server), |bind| SocketAddr::new(bind.ip(), 0))).ok()?;
+    socket.connect(server).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
 /// Host and port of `host:port`, an IPv6 address in brackets.
 pub(crate) fn host(server: &str) -> Option<&str> {
     let (host, port) = server.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|port| *port != 0)?;
     let host = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
     (!host.is_empty()).then_some(host)
-}
-
-/// QUIC as a phone wants it: TLS 1.3 with resumption, keep-alive, small windows, no stream that the server opens.
-pub(crate) fn quic_config(
-    roots: RootCertStore,
-    keep_alive: Option<Duration>,
-    idle_timeout: Duration,
-) -> Result<ClientConfig, BuildError> {
-    let tls = |error: &dyn fmt::Display| BuildError::Tls(error.to_string());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| tls(&error))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    let crypto = QuicClientConfig::try_from(config).map_err(|error| tls(&error))?;
-
-    let mut quic = ClientConfig::new(Arc::new(crypto));
-    quic.transport_config(Arc::new(transport(keep_alive, idle_timeout)?));
-    Ok(quic)
-}
-
-fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) -> Result<TransportConfig, BuildError> {
-    let idle_timeout = idle_timeout.try_into().map_err(|error| BuildError::Tls(format!("idle_timeout: {error}")))?;
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(Some(idle_timeout))
-        .keep_alive_interval(keep_alive)
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(None);
-    Ok(transport)
 }
 
 fn handshake_within(attempt: u32) -> Duration {

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use super::core::Passage;
 use super::error::{CloseReason, Refusal};
+use super::transport::Transport;
 use crate::wire::proto::{
     AcknowledgmentResponse, AwarenessNotification, ChatMessage, SessionAccept, VersionUpdate, chat_message,
 };
@@ -47,6 +49,10 @@ pub struct Session {
     pub gap: bool,
     /// When the token runs out, Unix milliseconds; 0 if the server did not say.
     pub token_expires_at: i64,
+    /// What carries it.
+    pub transport: Transport,
+    /// `SessionOpen` and what waited went out in the connection's first flight (0-RTT).
+    pub early: bool,
     /// From the first packet to the acceptance: what a person waits for.
     pub connected_in: std::time::Duration,
 }
@@ -241,7 +247,12 @@ impl Acknowledged {
 
 impl Session {
     /// From the wire.
-    pub(crate) fn parse(accept: SessionAccept, gap: bool, connected_in: std::time::Duration) -> Session {
+    pub(crate) fn parse(
+        accept: SessionAccept,
+        gap: bool,
+        passage: Passage,
+        connected_in: std::time::Duration,
+    ) -> Session {
         Session {
             session_id: accept.session_id,
             server: accept.server,
@@ -249,6 +260,8 @@ impl Session {
             log_head: Sequence::from_wire(accept.log_head),
             resume_from: Sequence::from_wire(accept.resume_from),
             gap,
+            transport: passage.transport,
+            early: passage.early,
             token_expires_at: accept.token_expires_at,
             connected_in,
         }

@@ -52,6 +52,8 @@ pub const ANSWERS_MAX: usize = 1024;
 pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes taken from a stream at once.
 pub const READ_CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes given to a TCP connection, or taken from it, at once: a TLS record's. An urgent frame waits behind no more.
+pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 
 // --- Events ---------------------------------------------------------------------------------------------------------
 
@@ -93,9 +95,24 @@ pub const ADDRESSES_MAX: usize = 4;
 pub const LOOKUP_WITHIN: Duration = Duration::from_secs(10);
 /// `SessionAccept` or a refusal must have come by then: the server's own bound for the other half of it (profile 3).
 pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
-/// While something waits for an answer and not one packet arrives for this long, the path or the server is gone: nine
-/// probes of a 40 ms path, three of one with 500 ms. Without anything to wait for, the idle time-out decides.
-pub const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// While something waits for an answer and nothing arrives for this long, the path or the server is gone: most tunnels
+/// and lifts are shorter, and a connection that outlives them costs no handshake. Without anything to wait for, the idle
+/// time-out decides.
+pub const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// Steps of that silence, each a small packet that asks for life: 1.5 s apart, so that a path that comes back is noticed
+/// that soon, and a battery pays for seven packets.
+pub const KNOCKS_MAX: u32 = 8;
+/// The step that goes on from another socket: where a NAT has forgotten the binding, all packets after that arrive.
+pub const KNOCKS_BEFORE_MOVING: u32 = 2;
+/// After the application has said that the network is another one, silence is judged sooner: a network that drops UDP
+/// looks like a dead one, and a new connection races QUIC with TCP.
+pub const MOVED_SILENCE_MIN: Duration = Duration::from_secs(2);
+/// The same in round trips, where they are long: a lost packet and its repetition fit in.
+pub const MOVED_SILENCE_RTTS: u32 = 6;
+/// Frames that a device sends first from another address, a packet each: one may be lost.
+pub const MOVED_FRAMES: usize = 2;
+/// Padding of each: with it the packet fills the 1,200 bytes that every path carries, and lets the server send 3,600.
+pub const MOVED_PADDING_BYTES: usize = 1_100;
 /// NAT bindings of mobile networks live 20 to 30 s; one packet each 20 s keeps them, and the radio mostly asleep.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Three keep-alives lost in a row.
@@ -104,6 +121,25 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// Pause before the token source is asked again when it failed or had nothing new.
 pub const RENEW_RETRY: Duration = Duration::from_secs(10);
+
+/// How long QUIC is alone in the race before TCP starts. A first packet that was lost has been repeated by then, so that
+/// one lost packet does not cost the better transport.
+pub const RACE_DELAY: Duration = Duration::from_secs(1);
+/// Where TCP won, QUIC is tried again after this: it may have been bad luck.
+pub const QUIC_RETRY_MIN: Duration = Duration::from_secs(30);
+/// It doubles up to this: a handshake an hour in a network that drops UDP for good.
+pub const QUIC_RETRY_MAX: Duration = Duration::from_secs(3600);
+/// Networks of which it is remembered.
+pub const NETWORKS_MAX: usize = 16;
+/// Round-trip time assumed before the first measurement: a mobile network's. A lost first packet is repeated after three
+/// of these, where QUIC's cautious 333 ms would make it a second.
+pub const INITIAL_RTT: Duration = Duration::from_millis(150);
+/// Tickets kept for 0-RTT, each for one attempt. A server gives two with every connection.
+pub const TICKETS_MAX: usize = 8;
+/// Attempts in a row that may use the last tickets up.
+pub const ATTEMPTS_WITH_ALL_TICKETS: u32 = 2;
+/// What later ones leave for the attempt that somebody asks for who knows that there is a network.
+pub const TICKETS_SPARED: usize = 1;
 
 // --- QUIC windows ---------------------------------------------------------------------------------------------------
 

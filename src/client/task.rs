@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -14,19 +14,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::backoff::{Backoff, Jitter};
-use super::core::{Core, Now};
+use super::core::{Core, Now, Passage};
 use super::device::{Command, State, unix_ms};
-use super::dial::{Attempt, DialError, Dialed, Dialer, unspecified};
+use super::dial::{Attempt, Carrier, DialError, Dialed, Dialer, Early, unspecified};
 use super::error::{CloseReason, RequestError, SendError};
 use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
-    BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, CLOSE_WITHIN, COMMANDS_PER_TURN, DRAIN_JITTER, REFUSALS_MAX, SILENCE_MAX,
-    STABLE_AFTER,
+    ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, CLOSE_WITHIN, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT,
+    QUIC_RETRY_MAX, REFUSALS_MAX, SILENCE_MAX, STABLE_AFTER,
 };
-use super::link::QuicLink;
+use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
 use super::requests::answer;
+use super::silence::{Heard, Silence};
+use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
 /// What the task waits for beside its link.
@@ -42,12 +44,16 @@ pub(crate) struct Task {
     state: watch::Sender<State>,
     lanes: Vec<Lane>,
     bind: Option<SocketAddr>,
+    idle_timeout: Duration,
     jitter: Jitter,
     backoff: Backoff,
 
     phase: Phase,
-    /// The socket, which outlives connections.
+    /// The UDP socket, which outlives connections.
     endpoint: Option<Endpoint>,
+    /// Somebody said that there is a network: for the next attempt.
+    hinted: bool,
+    upgrade: Upgrade,
     /// The token of the last connection.
     token: String,
     /// Tokens refused one after the other.
@@ -62,26 +68,26 @@ pub(crate) struct Task {
 }
 
 enum Phase {
-    Dialing(Work<Result<Dialed, DialError>>),
-    Linked(Box<QuicLink>),
+    Dialing(Dialing),
+    Linked(Box<dyn Link>),
     Waiting(Instant),
     Stopped(CloseReason),
 }
 
-/// How long the path has been silent while the server owes something.
-struct Silence {
-    bound: Duration,
-    since: Option<Instant>,
-    packets: u64,
-    probed: bool,
+/// An attempt under way.
+struct Dialing {
+    work: Work<Result<Dialed, DialError>>,
+    early: mpsc::Receiver<Early>,
+    /// The connection that takes 0-RTT data, until the attempt has decided.
+    link: Option<Box<dyn Link>>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Heard {
-    Life,
-    /// Half the bound: time to ask.
-    Nothing,
-    NothingForTooLong,
+/// From TCP back to QUIC.
+enum Upgrade {
+    /// Not wanted: QUIC is in use, or may not be.
+    Off,
+    At(Instant, Option<IpAddr>),
+    Dialing(Work<Result<Dialed, CloseReason>>, Option<IpAddr>),
 }
 
 struct Closing {
@@ -93,9 +99,11 @@ struct Closing {
 /// What woke the task.
 enum Turn {
     Time,
-    Command(Option<Command>),
+    Command(Box<Option<Command>>),
     Link(Result<(), CloseReason>),
-    Dialed(Result<Dialed, DialError>),
+    Early(Early),
+    Dialed(Box<Result<Dialed, DialError>>),
+    Upgraded(Box<Result<Dialed, CloseReason>>),
     Renewed(Result<String, CloseReason>),
 }
 
@@ -117,15 +125,18 @@ impl Task {
             state,
             lanes: Vec::new(),
             bind: None,
+            idle_timeout: IDLE_TIMEOUT,
             jitter: Jitter::new(0),
             backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
             phase: Phase::Stopped(CloseReason::Local),
             endpoint: None,
+            hinted: false,
+            upgrade: Upgrade::Off,
             token: String::new(),
             refusals: 0,
             refused: None,
             accepted_at: None,
-            silence: Silence { bound: SILENCE_MAX, since: None, packets: 0, probed: false },
+            silence: Silence::new(SILENCE_MAX),
             renewing: None,
             frames: Vec::new(),
             closing: None,
@@ -140,9 +151,12 @@ impl Task {
         Task { bind, ..self }
     }
 
-    pub(crate) fn silence(mut self, bound: Duration) -> Task {
-        self.silence.bound = bound;
-        self
+    pub(crate) fn silence(self, bound: Duration) -> Task {
+        Task { silence: Silence::new(bound), ..self }
+    }
+
+    pub(crate) fn idle_timeout(self, idle_timeout: Duration) -> Task {
+        Task { idle_timeout, ..self }
     }
 
     pub(crate) fn jitter(self, jitter: Jitter) -> Task {
@@ -160,7 +174,7 @@ impl Task {
             }
             match self.turn(now.instant).await {
                 Turn::Time => {}
-                Turn::Command(command) => self.commands(command),
+                Turn::Command(command) => self.commands(*command),
                 Turn::Link(Ok(())) => {
                     let now = self::now();
                     for (lane, frame) in self.frames.drain(..) {
@@ -168,9 +182,13 @@ impl Task {
                     }
                 }
                 Turn::Link(Err(reason)) => self.link_lost(reason),
-                Turn::Dialed(Ok(dialed)) => self.link_up(dialed),
-                Turn::Dialed(Err(DialError::Failed(reason))) => self.retry(reason, None),
-                Turn::Dialed(Err(DialError::NoNewToken(reason))) => self.stop(reason),
+                Turn::Early(early) => self.link_early(early),
+                Turn::Dialed(dialed) => match *dialed {
+                    Ok(dialed) => self.dialed(dialed),
+                    Err(DialError::Failed(reason)) => self.dial_failed(reason),
+                    Err(DialError::NoNewToken(reason)) => self.stop(reason),
+                },
+                Turn::Upgraded(upgraded) => self.upgraded(*upgraded),
                 Turn::Renewed(token) => self.renewed(token),
             }
         }
@@ -180,16 +198,36 @@ impl Task {
     /// Waits for the next thing to do.
     async fn turn(&mut self, now: Instant) -> Turn {
         let deadline = self.deadline(now);
-        let Task { core, phase, commands, inbox, renewing, frames, .. } = self;
+        let Task { core, phase, commands, inbox, renewing, upgrade, frames, .. } = self;
         tokio::select! {
             // The link first, so that what is queued is written at every turn; commands are also taken in between.
             biased;
-            turn = std::future::poll_fn(|cx| match phase {
-                Phase::Dialing(dialing) => dialing.as_mut().poll(cx).map(Turn::Dialed),
-                Phase::Linked(link) => link.poll(cx, |lane| core.reading(lane), frames).map(Turn::Link),
-                Phase::Waiting(_) | Phase::Stopped(_) => Poll::Pending,
+            turn = std::future::poll_fn(|cx| {
+                let mut poll_link = |link: &mut Box<dyn Link>, cx: &mut _| {
+                    link.poll(cx, &|lane| core.reading(lane), frames).map(Turn::Link)
+                };
+                match phase {
+                    Phase::Dialing(dialing) => {
+                        if let Poll::Ready(Some(early)) = dialing.early.poll_recv(cx) {
+                            return Poll::Ready(Turn::Early(early));
+                        }
+                        if let Poll::Ready(dialed) = dialing.work.as_mut().poll(cx) {
+                            return Poll::Ready(Turn::Dialed(Box::new(dialed)));
+                        }
+                        dialing.link.as_mut().map_or(Poll::Pending, |link| poll_link(link, cx))
+                    }
+                    Phase::Linked(link) => {
+                        if let Upgrade::Dialing(work, _) = upgrade
+                            && let Poll::Ready(upgraded) = work.as_mut().poll(cx)
+                        {
+                            return Poll::Ready(Turn::Upgraded(Box::new(upgraded)));
+                        }
+                        poll_link(link, cx)
+                    }
+                    Phase::Waiting(_) | Phase::Stopped(_) => Poll::Pending,
+                }
             }) => turn,
-            command = commands.recv() => Turn::Command(command),
+            command = commands.recv() => Turn::Command(Box::new(command)),
             () = inbox.wait_taken() => Turn::Time,
             token = std::future::poll_fn(|cx| match renewing {
                 Some(renewing) => renewing.as_mut().poll(cx),
@@ -206,7 +244,12 @@ impl Task {
         };
         let closing = self.closing.as_ref().map(|closing| closing.until);
         let renew = if self.renewing.is_none() { self.core.renew_at() } else { None };
-        [retry, closing, renew, self.silence.next_look(now), self.core.deadline(now)].into_iter().flatten().min()
+        let upgrade = match self.upgrade {
+            Upgrade::At(at, _) => Some(at),
+            _ => None,
+        };
+        let look = if let Phase::Linked(_) = self.phase { self.silence.next_look() } else { None };
+        [retry, closing, renew, upgrade, look, self.core.deadline(now)].into_iter().flatten().min()
     }
 
     /// Everything that follows from what has happened since, without waiting.
@@ -237,6 +280,7 @@ impl Task {
             self.link_lost(reason);
         }
         self.start_renewal(now.instant);
+        self.start_upgrade(now.instant);
         self.write(now.instant);
         self.listen(now);
         self.inbox.fill(|| self.core.next_event());
@@ -244,7 +288,7 @@ impl Task {
 
     /// Gives the link what it takes.
     fn write(&mut self, now: Instant) {
-        let Phase::Linked(link) = &mut self.phase else { return };
+        let (Phase::Linked(link) | Phase::Dialing(Dialing { link: Some(link), .. })) = &mut self.phase else { return };
         for lane in Lane::ALL {
             while link.has_room(lane) {
                 let Some(frame) = self.core.next_frame(lane, now) else { break };
@@ -260,44 +304,127 @@ impl Task {
             endpoint: self.endpoint.take(),
             bind: self.bind,
             number: self.backoff.attempts(),
+            hinted: std::mem::take(&mut self.hinted),
             refused: self.refused.take(),
         };
         // A port of choice may still belong to the socket before; from now on the system chooses.
         self.bind = self.bind.map(|bind| SocketAddr::new(bind.ip(), 0));
-        self.phase = Phase::Dialing(Box::pin(self.dialer.clone().dial(attempt)));
+        let (sender, early) = mpsc::channel(ADDRESSES_MAX);
+        let work = Box::pin(self.dialer.clone().dial(attempt, sender));
+        self.phase = Phase::Dialing(Dialing { work, early, link: None });
         self.state.send_replace(State::Connecting);
     }
 
-    fn link_up(&mut self, dialed: Dialed) {
-        self.token.clone_from(&dialed.token);
-        self.endpoint = Some(dialed.endpoint);
-        self.phase = Phase::Linked(Box::new(QuicLink::new(dialed.connection, &self.lanes)));
-        self.silence.since = None;
-        self.core.link_up(dialed.token, dialed.started, Instant::now());
+    /// A connection takes 0-RTT data: everything that waits goes out in its first flight (profile 3).
+    fn link_early(&mut self, early: Early) {
+        let Phase::Dialing(dialing) = &mut self.phase else { return };
+        if dialing.link.take().is_some() {
+            self.core.link_down();
+        }
+        self.frames.clear();
+        dialing.link = Some(Box::new(QuicLink::new(early.connection, &self.lanes)));
+        self.token.clone_from(&early.token);
+        let passage = Passage { transport: Transport::Quic, early: true };
+        self.core.link_up(early.token, passage, early.started, Instant::now());
     }
 
-    fn link_lost(&mut self, mut reason: CloseReason) {
-        if !matches!(self.phase, Phase::Linked(_)) {
+    /// The attempt has decided.
+    fn dialed(&mut self, dialed: Dialed) {
+        let Phase::Dialing(dialing) = &mut self.phase else { return };
+        let mut link = dialing.link.take();
+        let taken = matches!(dialed.carrier, Carrier::Quic { early: true, .. });
+        // A session that was accepted on the early connection stands, also if TCP came second by nothing.
+        if let Some(link) = link.take_if(|_| taken || self.core.is_open()) {
+            if let Carrier::Quic { endpoint, .. } = dialed.carrier {
+                self.endpoint = Some(endpoint);
+            }
+            self.phase = Phase::Linked(link);
+            self.silence.reset();
             return;
         }
-        if let Phase::Linked(link) = &self.phase {
-            match &reason {
-                CloseReason::Protocol(broken) => link.close(CloseCode::ProtocolViolation, broken),
-                _ => link.close(CloseCode::Goodbye, ""),
-            }
+        if link.is_some() {
+            self.core.link_down();
+            self.frames.clear();
         }
-        // The error before the close says more than the close.
+        self.link_up(dialed);
+    }
+
+    fn link_up(&mut self, dialed: Dialed) {
+        let Dialed { carrier, token, started, network } = dialed;
+        self.upgrade = Upgrade::Off;
+        let link: Box<dyn Link> = match carrier {
+            Carrier::Quic { endpoint, connection, .. } => {
+                self.endpoint = Some(endpoint);
+                Box::new(QuicLink::new(connection, &self.lanes))
+            }
+            Carrier::Tcp(stream) => {
+                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
+                if let Some(at) = retry.filter(|_| self.dialer.transports.allow(Transport::Quic)) {
+                    self.upgrade = Upgrade::At(at, network);
+                }
+                Box::new(TcpLink::new(*stream, &self.lanes, self.idle_timeout))
+            }
+        };
+        let passage = Passage { transport: link.transport(), early: false };
+        self.token.clone_from(&token);
+        self.phase = Phase::Linked(link);
+        self.silence.reset();
+        self.core.link_up(token, passage, started, Instant::now());
+    }
+
+    fn dial_failed(&mut self, reason: CloseReason) {
+        let age = match &mut self.phase {
+            Phase::Dialing(Dialing { link: Some(_), .. }) => {
+                self.refined(reason.clone());
+                self.part(&reason)
+            }
+            _ => None,
+        };
+        self.retry(reason, age);
+    }
+
+    fn link_lost(&mut self, reason: CloseReason) {
+        let reason = self.refined(reason);
+        let age = self.part(&reason);
+        match &mut self.phase {
+            // The attempt goes on, over TCP perhaps.
+            Phase::Dialing(_) => {}
+            _ => self.retry(reason, age),
+        }
+    }
+
+    /// The error before the close says more than the close.
+    fn refined(&mut self, mut reason: CloseReason) -> CloseReason {
         if let (CloseReason::Server { reason, .. }, Some(refusal)) = (&mut reason, self.core.take_refusal()) {
             *reason = refusal.message;
+        }
+        reason
+    }
+
+    /// Lets go of the link. How long its session lasted, if it had one.
+    fn part(&mut self, reason: &CloseReason) -> Option<Duration> {
+        let link = match &mut self.phase {
+            Phase::Dialing(dialing) => dialing.link.take(),
+            Phase::Linked(_) => match std::mem::replace(&mut self.phase, Phase::Stopped(reason.clone())) {
+                Phase::Linked(link) => Some(link),
+                _ => None,
+            },
+            _ => None,
+        };
+        let mut link = link?;
+        match reason {
+            CloseReason::Protocol(broken) => link.close(CloseCode::ProtocolViolation, broken),
+            _ => link.close(CloseCode::Goodbye, ""),
         }
         self.core.link_down();
         self.frames.clear();
         self.renewing = None;
+        self.upgrade = Upgrade::Off;
         let age = self.accepted_at.take().map(|at| at.elapsed());
         if age.is_some() {
             self.core.announce(Event::Disconnected(reason.clone()));
         }
-        self.retry(reason, age);
+        age
     }
 
     /// After a connection that lived for `age` (none: that was not accepted) ended for this reason.
@@ -337,17 +464,52 @@ impl Task {
     /// Notices that nothing is heard any more while something is owed.
     fn listen(&mut self, now: Now) {
         let Phase::Linked(link) = &self.phase else { return };
-        let owed = self.core.owed();
-        match self.silence.look(owed, now.instant, || link.packets_received()) {
+        match self.silence.look(self.core.owed(), now.instant, || link.arrivals()) {
             Heard::Life => {}
-            Heard::Nothing => {
+            Heard::Knock => self.core.probe(now),
+            Heard::Move => {
                 self.core.probe(now);
-                self.write(now.instant);
+                if link.transport() == Transport::Quic
+                    && let Err(error) = self.rebind_socket(None)
+                {
+                    tracing::debug!(%error, "no other socket for a silent path");
+                }
             }
-            Heard::NothingForTooLong => {
+            Heard::Dead => {
                 // The path behind this socket may be what is dead.
                 self.endpoint = None;
                 self.link_lost(CloseReason::Network("the server went silent".into()));
+            }
+        }
+        self.write(now.instant);
+    }
+
+    // --- From TCP to QUIC -------------------------------------------------------------------------------------------
+
+    fn start_upgrade(&mut self, now: Instant) {
+        if let Upgrade::At(at, network) = self.upgrade
+            && at <= now
+        {
+            let work = Box::pin(self.dialer.clone().dial_quic(self.bind, network));
+            self.upgrade = Upgrade::Dialing(work, network);
+        }
+    }
+
+    fn upgraded(&mut self, upgraded: Result<Dialed, CloseReason>) {
+        let Upgrade::Dialing(_, network) = std::mem::replace(&mut self.upgrade, Upgrade::Off) else { return };
+        match upgraded {
+            Ok(dialed) => {
+                tracing::debug!("QUIC gets through again");
+                self.core.link_down();
+                self.frames.clear();
+                self.renewing = None;
+                self.link_up(dialed);
+            }
+            Err(reason) => {
+                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
+                let at = retry.unwrap_or_else(|| Instant::now() + QUIC_RETRY_MAX);
+                tracing::debug!(%reason, "QUIC still does not get through");
+                self.upgrade = Upgrade::At(at, network);
             }
         }
     }
@@ -427,13 +589,14 @@ impl Task {
                 if matches!(self.phase, Phase::Waiting(_) | Phase::Stopped(_)) {
                     self.refusals = 0;
                     self.refused = None;
+                    self.hinted = true;
                     self.dial();
                 }
                 answer(Some(reply), ());
             }
             Command::PathRtt(reply) => {
                 let rtt = match &self.phase {
-                    Phase::Linked(link) => Some(link.rtt()),
+                    Phase::Linked(link) => link.rtt(),
                     _ => None,
                 };
                 answer(Some(reply), rtt);
@@ -444,30 +607,46 @@ impl Task {
         }
     }
 
-    /// Moves the socket, and with it the connection.
+    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
     fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
-        match (&self.phase, &self.endpoint) {
-            (Phase::Linked(_), Some(endpoint)) => {
-                let local = endpoint.local_addr()?;
-                let bind = to.unwrap_or_else(|| unspecified(local));
-                if bind.is_ipv6() != local.is_ipv6() {
-                    return Err(io::Error::other("the connection is of the other IP family"));
-                }
-                endpoint.rebind(UdpSocket::bind(bind)?)?;
-                self.bind = to.map(|to| SocketAddr::new(to.ip(), 0));
-                endpoint.local_addr().map(Some)
+        let now = now();
+        match &self.phase {
+            Phase::Linked(link) if link.transport() == Transport::Quic => {
+                let (rtt, arrivals) = (link.rtt(), link.arrivals());
+                let local = self.rebind_socket(to)?;
+                self.core.moved(now);
+                self.silence.moved(now.instant, rtt, arrivals);
+                Ok(local)
             }
-            (Phase::Dialing(_) | Phase::Waiting(_), _) => {
+            Phase::Linked(_) | Phase::Dialing(_) | Phase::Waiting(_) => {
+                self.part(&CloseReason::Network("the device has moved to another network".into()));
                 self.bind = to;
                 self.endpoint = None;
+                self.hinted = true;
+                self.backoff.reset();
                 self.dial();
                 Ok(None)
             }
-            _ => {
+            Phase::Stopped(_) => {
                 self.bind = to;
                 Ok(None)
             }
         }
+    }
+
+    /// Moves the UDP socket, and with it the connection.
+    fn rebind_socket(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
+        let Some(endpoint) = &self.endpoint else { return Ok(None) };
+        let local = endpoint.local_addr()?;
+        let bind = to.or(self.bind).unwrap_or_else(|| unspecified(local));
+        if bind.is_ipv6() != local.is_ipv6() {
+            return Err(io::Error::other("the connection is of the other IP family"));
+        }
+        endpoint.rebind(UdpSocket::bind(bind)?)?;
+        if to.is_some() {
+            self.bind = to.map(|to| SocketAddr::new(to.ip(), 0));
+        }
+        endpoint.local_addr().map(Some)
     }
 
     /// A failure costs a repetition after a restart, which is harmless; the message itself is with the server.
@@ -481,7 +660,7 @@ impl Task {
 
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
         match &self.phase {
-            Phase::Linked(_) => {
+            Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => {
                 // What is queued is written by leaving.
                 now >= closing.until || !closing.patient || self.core.is_settled()
             }
@@ -491,9 +670,10 @@ impl Task {
 
     async fn leave(mut self) {
         self.commands.close();
-        if let Phase::Linked(mut link) = std::mem::replace(&mut self.phase, Phase::Stopped(CloseReason::Local)) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Stopped(CloseReason::Local));
+        if let Phase::Linked(mut link) | Phase::Dialing(Dialing { link: Some(mut link), .. }) = phase {
             // Late or not, what is written has to arrive before the close overtakes it.
-            let _ = timeout(CLOSE_LINGER, link.finish()).await;
+            let _ = timeout(CLOSE_LINGER, std::future::poll_fn(|cx| link.poll_finish(cx))).await;
             link.close(CloseCode::Goodbye, "");
         }
         self.state.send_replace(State::Closed(CloseReason::Local));
@@ -504,40 +684,6 @@ impl Task {
         self.inbox.end();
         if let Some(endpoint) = self.endpoint.take() {
             let _ = timeout(CLOSE_LINGER, endpoint.wait_idle()).await;
-        }
-    }
-}
-
-impl Silence {
-    /// When to look again: often enough to notice within a quarter of the bound.
-    fn next_look(&self, now: Instant) -> Option<Instant> {
-        self.since.map(|since| (since + self.bound).min(now + self.bound / 4))
-    }
-
-    fn look(&mut self, owed: bool, now: Instant, packets: impl FnOnce() -> u64) -> Heard {
-        if !owed {
-            self.since = None;
-            return Heard::Life;
-        }
-        if self.since.is_some_and(|since| now < since + self.bound / 4) {
-            return Heard::Life;
-        }
-        let packets = packets();
-        match self.since {
-            Some(since) if packets == self.packets => {
-                if now >= since + self.bound {
-                    return Heard::NothingForTooLong;
-                }
-                if self.probed || now < since + self.bound / 2 {
-                    return Heard::Life;
-                }
-                self.probed = true;
-                Heard::Nothing
-            }
-            _ => {
-                *self = Silence { bound: self.bound, since: Some(now), packets, probed: false };
-                Heard::Life
-            }
         }
     }
 }

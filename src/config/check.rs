@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, LbConfig};
 use crate::limits;
 use crate::wire::{DeviceId, Eid};
 
@@ -24,6 +24,12 @@ const PRESENCE_INTERVAL_MS: RangeInclusive<u64> = 0..=60_000;
 /// The profile's ten minutes at most.
 const LOCATION_KEPT_MS: RangeInclusive<u64> = 0..=limits::LOCATION_KEPT.as_millis() as u64;
 const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
+/// Three bits, of which the last value means that there is no server id.
+const LB_CONFIG_ID: RangeInclusive<u8> = 0..=6;
+/// Up to what one byte of server id leaves of a connection id.
+const LB_NONCE_BYTES: RangeInclusive<usize> = limits::LB_NONCE_BYTES..=LB_BYTES_MAX - 1;
+/// Server id and nonce: a connection id of QUIC version 1 without its first octet.
+const LB_BYTES_MAX: usize = 19;
 /// The store's own working set, to a machine's memory.
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 
@@ -80,6 +86,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         return wrong("quic.handshakes_before_retry", "must be at most quic.handshakes_max".to_owned());
     }
     within("quic.initial_rtt_ms", quic.initial_rtt_ms, INITIAL_RTT_MS)?;
+    balanced(&quic.lb)?;
 
     within("session.ping_interval_ms", session.ping_interval_ms, PING_INTERVAL_MS)?;
     within("session.max_frame_bytes", session.max_frame_bytes, FRAME_BYTES)?;
@@ -120,6 +127,24 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// `[quic.lb]`.
+fn balanced(lb: &LbConfig) -> Result<(), ConfigError> {
+    within("quic.lb.config_id", lb.config_id, LB_CONFIG_ID)?;
+    within("quic.lb.nonce_bytes", lb.nonce_bytes, LB_NONCE_BYTES)?;
+    match &lb.server_id {
+        None if lb.key_file.is_some() => {
+            wrong("quic.lb.server_id", "is missing: set it next to quic.lb.key_file".to_owned())
+        }
+        Some(id) if id.len() + lb.nonce_bytes > LB_BYTES_MAX => {
+            let left = LB_BYTES_MAX - lb.nonce_bytes;
+            let reason =
+                format!("has {} bytes: quic.lb.nonce_bytes leaves room for {left} of {LB_BYTES_MAX}", id.len());
+            wrong("quic.lb.server_id", reason)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn wrong(key: &'static str, reason: String) -> Result<(), ConfigError> {
     Err(ConfigError::Check { key, reason })
 }
@@ -142,7 +167,7 @@ fn is_host_and_port(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TokenConfig;
+    use crate::config::{ServerId, TokenConfig};
 
     fn refused(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
@@ -182,6 +207,32 @@ mod tests {
         }
         assert!(refused(|c| c.client.as_eid = Some("alice".to_owned())).starts_with("client.as"));
         assert!(refused(|c| c.client.device = Some("a b".to_owned())).starts_with("client.device"));
+    }
+
+    #[test]
+    fn what_cannot_be_a_connection_id_is_refused() {
+        assert_eq!(refused(|c| c.quic.lb.config_id = 7), "quic.lb.config_id is 7, must be 0 to 6");
+        assert_eq!(refused(|c| c.quic.lb.nonce_bytes = 7), "quic.lb.nonce_bytes is 7, must be 8 to 18");
+        assert_eq!(refused(|c| c.quic.lb.nonce_bytes = 19), "quic.lb.nonce_bytes is 19, must be 8 to 18");
+        assert_eq!(
+            refused(|c| c.quic.lb.key_file = Some("lb.key".into())),
+            "quic.lb.server_id is missing: set it next to quic.lb.key_file"
+        );
+        let with_id = |bytes: usize, nonce_bytes| {
+            move |c: &mut Config| {
+                c.quic.lb.server_id = Some(ServerId::new(&vec![1; bytes]).unwrap());
+                c.quic.lb.nonce_bytes = nonce_bytes;
+            }
+        };
+        assert_eq!(
+            refused(with_id(6, 14)),
+            "quic.lb.server_id has 6 bytes: quic.lb.nonce_bytes leaves room for 5 of 19"
+        );
+        for (bytes, nonce_bytes) in [(1, 8), (5, 14), (11, 8), (1, 18)] {
+            let mut config = Config::default();
+            with_id(bytes, nonce_bytes)(&mut config);
+            config.check().unwrap();
+        }
     }
 
     #[test]

@@ -238,6 +238,40 @@ mod tests {
     }
 
     #[test]
+    fn a_server_id_comes_from_each_layer_and_a_wrong_one_is_named() {
+        let stated = file("[quic.lb]\nserver_id = '00c3'\nconfig_id = 2\nnonce_bytes = 14\nkey_file = 'lb.key'\n");
+        let config = Config::load_from(Some(stated.path()), NOTHING, no_flags()).unwrap();
+        let lb = config.quic.lb.clone();
+        assert_eq!(lb.server_id.unwrap().to_string(), "00c3");
+        assert_eq!((lb.config_id, lb.nonce_bytes, lb.key_file), (2, 14, Some("lb.key".into())));
+        let printed = file(&config.to_toml());
+        assert_eq!(Config::load_from(Some(printed.path()), NOTHING, no_flags()).unwrap(), config);
+
+        // All digits, and yet a text.
+        let env = variables(&[("BIMIP_QUIC__LB__SERVER_ID", "0012"), ("BIMIP_QUIC__LB__CONFIG_ID", "6")]);
+        let lb = Config::load_from(Some(stated.path()), env.clone(), no_flags()).unwrap().quic.lb;
+        assert_eq!((lb.server_id.unwrap().to_string(), lb.config_id, lb.nonce_bytes), ("0012".to_owned(), 6, 14));
+        let flags: toml::Table = toml::from_str("quic.lb.server_id = 'ab'").unwrap();
+        let lb = Config::load_from(Some(stated.path()), env, flags).unwrap().quic.lb;
+        assert_eq!((lb.server_id.unwrap().to_string(), lb.config_id), ("ab".to_owned(), 6));
+
+        let message = |file: Option<&Path>, env: &[(&str, &str)]| {
+            Config::load_from(file, variables(env), no_flags()).unwrap_err().to_string()
+        };
+        let reason = "must be 1 to 15 bytes in hexadecimal, as in \"a1\" or \"00c3\"";
+        assert_eq!(
+            message(None, &[("BIMIP_QUIC__LB__SERVER_ID", "c")]),
+            format!("BIMIP_QUIC__LB__SERVER_ID in the environment: {reason}")
+        );
+        let odd = file("[quic.lb]\nserver_id = 'node-1'\n");
+        assert_eq!(message(Some(odd.path()), &[]), format!("quic.lb.server_id in {}: {reason}", odd.path().display()));
+        let number = file("[quic.lb]\nserver_id = 12\n");
+        let refused = message(Some(number.path()), &[]);
+        assert!(refused.starts_with(&format!("quic.lb.server_id in {}: ", number.path().display())), "{refused}");
+        assert!(refused.contains("must be a string"), "{refused}");
+    }
+
+    #[test]
     fn what_is_not_ours_is_left_alone() {
         let env = variables(&[
             ("BIMIP_CONFIG", "x.toml"),

@@ -5,5 +5,7 @@ mod metrics;
 
 pub use log::{LogFormat, log_filter, set_log, start_log};
 pub use metrics::{
-    CloseReason, DeliveryKind, Direction, LimitKind, Metrics, OpenResult, ReloadResult, TraceResult, TransportKind,
+    CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family, Label,
+    Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind, Reading,
+    ReloadResult, SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };

@@ -38,7 +38,7 @@ pub(super) async fn serve(
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    let text = health.services.metrics.prometheus().render();
+    let text = health.services.metrics.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -27,6 +27,7 @@ use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options};
 use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
+use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
 use crate::wire::CloseCode;
 
@@ -119,7 +120,7 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let quic_config = quic::server_config(&config.quic, tls.clone())?;
+        let quic_config = quic::server_config(&config.quic, tls.clone(), &metrics)?;
         let (endpoint, tcp) = bind(&config, &quic_config).await?;
         let chain = credentials.chain;
         let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, chain);
@@ -241,10 +242,14 @@ fn accept_with(
 /// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
 async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
     let reset_key = crate::auth::reset_key(&config.data_dir)?;
+    let lb = &config.quic.lb;
+    let lb_key = lb.key_file.as_deref().map(crate::auth::lb_key).transpose()?;
+    let ids = Issuer::from_config(lb, lb_key.as_ref(), fill_random);
+    let ids = ids.map_err(|error| QuicError::Settings(error.to_string()))?.map(Arc::new);
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;
-        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key)?;
+        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key, ids.clone())?;
         if !config.tcp.enabled {
             return Ok((endpoint, None));
         }
@@ -267,7 +272,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
         cache_bytes: config.store.cache_bytes,
         on_commit: Box::new(move |operations, took| {
             commits.commit.record(took);
-            commits.commit_batch.record(operations as f64);
+            commits.commit_operations.record(operations as f64);
         }),
         ..Options::default()
     };
@@ -304,12 +309,10 @@ fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the operating system gives randomness");
 }
 
-/// The exporter's histograms collect samples until somebody drains them; a scrape may never come.
 async fn upkeep(metrics: Arc<Metrics>) {
-    let handle = metrics.prometheus();
     let mut every = tokio::time::interval(METRICS_UPKEEP);
     loop {
         every.tick().await;
-        handle.run_upkeep();
+        metrics.run_upkeep();
     }
 }

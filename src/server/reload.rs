@@ -112,7 +112,7 @@ impl Reload {
             // A configuration of its own, with nothing that was remembered under the old certificate: a client does not
             // look at the certificate when it resumes, so nothing of before may be resumed.
             let tls = auth::server_tls(&credentials)?;
-            let quic = quic::with_tls(&self.quic.borrow(), tls.clone())?;
+            let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
             self.endpoint.set_server_config(Some(quic.clone()));
             self.quic.send_replace(Arc::new(quic));
             self.tcp.send_replace(Arc::new(tls));

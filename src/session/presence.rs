@@ -2,6 +2,7 @@
 
 use crate::hub::presence::{Location, Shown, Told, Update, WatchPlace};
 use crate::limits::LANE_QUEUE_BYTES;
+use crate::observe::PresenceResult;
 use crate::store::{Access, Relation, StoreError};
 use crate::wire::proto::{AwarenessNotification, AwarenessRequest, AwarenessResponse};
 use crate::wire::{AwarenessIntention, AwarenessStatus, Eid, ErrorCode, Lane, Payload, encode_frame, envelope};
@@ -76,7 +77,7 @@ impl Session {
             }
             let Some(told) = watching.place.next(now) else { return };
             let frame = encode_frame(&envelope(notification(&told, &open.user)));
-            self.services.metrics.presence_told.increment(1);
+            self.services.metrics.presence[PresenceResult::Sent].increment(1);
             room = room.saturating_sub(frame.len());
             self.send_frame(Lane::Presence, frame);
         }

@@ -82,7 +82,7 @@ pub(super) fn token(user: &Eid, device: &DeviceId) -> String {
 
 /// Lets go of what the counters have collected.
 pub(super) fn upkeep() {
-    FIXTURES.metrics.prometheus().run_upkeep();
+    FIXTURES.metrics.run_upkeep();
 }
 
 pub(super) type LinkId = usize;

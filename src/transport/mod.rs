@@ -4,9 +4,12 @@ mod crowd;
 #[cfg(feature = "qlog")]
 pub mod qlog;
 pub mod quic;
+pub mod quic_lb;
+mod tickets;
 pub mod tls_tcp;
 
 pub use crowd::Crowd;
+pub use tickets::Tickets;
 
 use crate::wire::Lane;
 

@@ -10,25 +10,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig,
-    TransportConfig, VarInt,
+    Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
+    ServerConfig, TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
-use crate::observe::{CloseReason, LimitKind, TransportKind};
+use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 use super::BY_PRIORITY;
+use super::Tickets;
 use super::crowd::{Crowd, Place};
+use super::quic_lb::Issuer;
 
 /// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -46,34 +50,68 @@ pub enum QuicError {
     Settings(String),
 }
 
-/// What connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone.
-pub fn server_config(config: &QuicConfig, tls: rustls::ServerConfig) -> Result<ServerConfig, QuicError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
-    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+/// What connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone. Tickets that an earlier
+/// one gave are not known to it: who resumes does a whole handshake, and sees the certificate that `tls` has.
+pub fn server_config(
+    config: &QuicConfig,
+    tls: rustls::ServerConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<ServerConfig, QuicError> {
+    let mut server = ServerConfig::with_crypto(crypto(tls, metrics)?);
     server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
     Ok(server)
 }
 
-/// The same with another certificate. What proves a client's address stays good.
-pub fn with_tls(server: &ServerConfig, tls: rustls::ServerConfig) -> Result<ServerConfig, QuicError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
+/// The same with another certificate, and without the tickets of before. What proves a client's address stays good.
+pub fn with_tls(
+    server: &ServerConfig,
+    tls: rustls::ServerConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<ServerConfig, QuicError> {
     let mut server = server.clone();
-    server.crypto = Arc::new(crypto);
+    server.crypto = crypto(tls, metrics)?;
     Ok(server)
+}
+
+fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicServerConfig>, QuicError> {
+    let metrics = metrics.clone();
+    tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
+    // QUIC knows no other size (RFC 9001, 4.6.1); what is held of it is bounded by the windows.
+    tls.max_early_data_size = u32::MAX;
+    QuicServerConfig::try_from(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
 }
 
 /// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
-/// is told at once (RFC 9000, 10.3), and not only by silence.
-pub fn bind(address: SocketAddr, server: ServerConfig, reset_key: &[u8; 32]) -> Result<Endpoint, QuicError> {
-    let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+/// is told at once (RFC 9000, 10.3), and not only by silence. `ids`: connection ids by which a load balancer finds it.
+pub fn bind(
+    address: SocketAddr,
+    server: ServerConfig,
+    reset_key: &[u8; 32],
+    ids: Option<Arc<Issuer>>,
+) -> Result<Endpoint, QuicError> {
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
+    let endpoint = endpoint(reset_key, ids);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
-        Endpoint::new(EndpointConfig::new(Arc::new(reset_key)), Some(server), socket, runtime)
+        Endpoint::new(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
+}
+
+/// Connection ids that this server recognises after a restart too: only those are answered with a reset.
+fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
+    // Longer than a connection id, so that it is no one's reset token.
+    let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
+    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    match ids {
+        Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
+        None => endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key))),
+    };
+    endpoint
 }
 
 pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
@@ -174,21 +212,43 @@ async fn connect(
 ) {
     let began = Instant::now();
     let remote = incoming.remote_address();
-    let handshake = async {
-        match accept_with {
-            Some(config) => incoming.accept_with(config)?.await,
-            None => incoming.accept()?.await,
-        }
+    let accepted = match accept_with {
+        Some(config) => incoming.accept_with(config),
+        None => incoming.accept(),
     };
-    match tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await {
-        Ok(Ok(connection)) => {
-            drop(entry);
-            services.metrics.handshake(TransportKind::Quic, began.elapsed());
-            let link = QuicLink::new(connection, services.settings.frame_bytes_max);
-            drive(link, services, store).await;
+    // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
+    let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
+        return tracing::debug!(%remote, "the first packet was none that could be answered");
+    };
+    let mut handshake = pin!(async {
+        if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
+            tracing::debug!(%remote, "handshake took too long");
+            return connection
+                .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
         }
-        Ok(Err(error)) => tracing::debug!(%remote, %error, "handshake failed"),
-        Err(_) => tracing::debug!(%remote, "handshake took too long"),
+        drop(entry);
+        match connection.close_reason() {
+            Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
+            None => services.metrics.handshake(TransportKind::Quic, began.elapsed()),
+        }
+    });
+    let first = tokio::select! {
+        biased;
+        first = connection.accept_bi() => Some(first),
+        () = &mut handshake => None,
+    };
+    let link = QuicLink::new(connection.clone(), services.clone());
+    match first {
+        // The client has said something in the meantime.
+        Some(Ok(streams)) => {
+            if streams.1.is_0rtt() {
+                services.metrics.zero_rtt(ZeroRttResult::Accepted);
+            }
+            tokio::join!(drive(link.with(streams), services.clone(), store), handshake);
+        }
+        Some(Err(_)) => handshake.await,
+        None if connection.close_reason().is_some() => {}
+        None => _ = drive(link, services.clone(), store).await,
     }
 }
 
@@ -198,7 +258,7 @@ type Stopping = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// One device's QUIC connection.
 pub struct QuicLink {
     connection: Connection,
-    frame_bytes_max: usize,
+    services: Arc<Services>,
     /// Kept between polls: a fresh one each time would lose its place among the waiters.
     accepting: Accepting,
     /// Streams whose lane byte has not come; at most [`STREAMS_MAX`].
@@ -208,6 +268,8 @@ pub struct QuicLink {
     draining: Option<Vec<Stopping>>,
     /// Where the peer was last seen, and how often that was another place than before.
     seen: SocketAddr,
+    /// And where before that.
+    before: SocketAddr,
     migrations: u64,
 }
 
@@ -221,20 +283,48 @@ struct LaneStreams {
 }
 
 impl QuicLink {
-    /// A link over an established connection.
-    pub fn new(connection: Connection, frame_bytes_max: usize) -> QuicLink {
+    /// A link over a connection.
+    pub fn new(connection: Connection, services: Arc<Services>) -> QuicLink {
         let (accepting, seen) = (accept(connection.clone()), connection.remote_address());
         QuicLink {
             connection,
-            frame_bytes_max,
+            services,
             accepting,
             unnamed: Vec::new(),
             lanes: [const { None }; 4],
             closed: None,
             draining: None,
             seen,
+            before: seen,
             migrations: 0,
         }
+    }
+
+    /// With the first stream, which was accepted already.
+    fn with(mut self, streams: (SendStream, RecvStream)) -> QuicLink {
+        self.unnamed.push(streams);
+        self
+    }
+
+    /// Sees whether the device is at another address. quinn does not tell, so this is asked once a turn.
+    fn notice_move(&mut self) {
+        let remote = self.connection.remote_address();
+        if remote == self.seen {
+            return;
+        }
+        // Each move comes with another port, or another address: the very one of before is what quinn goes back to when
+        // the new path did not answer its challenge (RFC 9000, 9.3.2).
+        let kind = if remote == self.before {
+            MigrationKind::Failed
+        } else if remote.ip() == self.seen.ip() {
+            MigrationKind::NatRebinding
+        } else {
+            MigrationKind::AddressChange
+        };
+        tracing::debug!(from = %self.seen, to = %remote, kind = kind.name(), "the device has moved");
+        self.services.metrics.migrated(kind);
+        self.migrations += 1;
+        self.before = std::mem::replace(&mut self.seen, remote);
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
@@ -275,7 +365,7 @@ impl QuicLink {
         }
         // Fails only on a stream that is gone, which shows when it is written.
         let _ = send.set_priority(lane.priority());
-        let decoder = FrameDecoder::new(self.frame_bytes_max);
+        let decoder = FrameDecoder::new(self.services.settings.frame_bytes_max);
         *slot = Some(LaneStreams { send, recv: Some(recv), decoder, queue: VecDeque::new(), queued: 0 });
         LinkEvent::Opened(lane)
     }
@@ -335,12 +425,7 @@ impl Link for QuicLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Once a turn: quinn does not tell of it.
-        let remote = self.remote();
-        if remote != self.seen {
-            self.seen = remote;
-            self.migrations += 1;
-        }
+        self.notice_move();
         let mut all = Poll::Ready(());
         for lane in BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]

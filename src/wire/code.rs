@@ -198,6 +198,11 @@ impl CloseCode {
         1000 + self.code()
     }
 
+    /// From the code of such a last `ErrorMessage`; `None` for any other error.
+    pub fn from_tcp(code: i32) -> Option<CloseCode> {
+        CloseCode::from_code(code.checked_sub(1000)?)
+    }
+
     /// From a QUIC application close code.
     pub fn from_quic(code: u64) -> Option<CloseCode> {
         CloseCode::from_code(i32::try_from(code).ok()?)

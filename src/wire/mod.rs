@@ -18,7 +18,7 @@ pub use id::{ChatId, DeviceId, Eid, IdError, LocalId, MessageId, Sequence, Versi
 pub use lane::Lane;
 pub use proto::message_scheme::Payload;
 pub use proto::{ErrorMessage, Identity, MessageScheme};
-pub use route::{Route, RouteError, envelope, lane_of, open_envelope, payload_name, route_of};
+pub use route::{PAYLOAD_NAMES, Route, RouteError, envelope, lane_of, open_envelope, payload_name, route_of};
 
 /// The generated messages of `proto/bimip/v1/bimip.proto`, documented there.
 #[allow(missing_docs, clippy::all)]

@@ -36,6 +36,9 @@ macro_rules! routes {
             match payload { $(Payload::$variant(_) => $name),* }
         }
 
+        /// Every payload's name.
+        pub const PAYLOAD_NAMES: &[&str] = &[$($name),*];
+
         /// The lane that a payload belongs on; `None` for errors, which answer on any.
         pub fn lane_of(payload: &Payload) -> Option<Lane> {
             match payload { $(Payload::$variant(_) => $lane),* }
@@ -73,7 +76,7 @@ routes! {
 
 /// Wraps a payload, its route set.
 pub fn envelope(payload: Payload) -> MessageScheme {
-    MessageScheme { route: route_of(&payload), payload: Some(payload), sequence: 0, request_id: 0 }
+    MessageScheme { route: route_of(&payload), payload: Some(payload), ..MessageScheme::default() }
 }
 
 /// Decodes one frame and checks that the route fits (profile 1).

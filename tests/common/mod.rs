@@ -13,6 +13,7 @@ mod dice;
 mod process;
 mod quic;
 mod raw;
+mod road;
 mod server;
 
 pub use body::{Body, Got, text_of};
@@ -20,7 +21,9 @@ pub use bystanders::Bystanders;
 pub use dice::Dice;
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
+pub use quic::client_endpoint;
 pub use raw::{Raw, identity, length_prefix};
+pub use road::Road;
 pub use server::{Door, SignIn, TestServer, scratch, sign};
 
 use std::future::Future;

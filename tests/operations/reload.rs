@@ -77,6 +77,7 @@ fn client(ca: &Path) -> (rustls::ClientConfig, Arc<Counting>) {
         .with_custom_certificate_verifier(counting.clone())
         .with_no_client_auth();
     tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.enable_early_data = true;
     (tls, counting)
 }
 
@@ -117,6 +118,15 @@ impl Quic {
         let crypto = QuicClientConfig::try_from(tls).unwrap();
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
         Quic { endpoint, looks, address: server.quic_address() }
+    }
+
+    /// Whether early data of a new connection is taken; `None`: the client has no ticket to send any with.
+    async fn early_data(&self) -> Option<bool> {
+        let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
+        let (connection, taken) = connecting.into_0rtt().ok()?;
+        let taken = within_bound("a handshake", taken).await;
+        connection.close(0u8.into(), b"");
+        Some(taken)
     }
 
     /// The certificate of a new connection, and how many of this client's have been looked at.
@@ -163,10 +173,13 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
     assert_eq!(quic.connect().await, (old.clone(), 1));
     assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Resumed));
 
+    assert_eq!(quic.early_data().await, Some(true));
+    assert_eq!(quic.connect().await, (old.clone(), 1));
     let new = renew(&server);
     assert_ne!(new, old);
     assert!(server.reload().await);
-    assert_eq!(quic.connect().await, (new.clone(), 2), "a full handshake");
+    assert_eq!(quic.early_data().await, Some(false), "agreed on under the former certificate");
+    assert_eq!(quic.looks.1.load(Ordering::Relaxed), 2, "a full handshake");
     assert_eq!(quic.connect().await, (new.clone(), 2), "resumed under the new certificate");
     assert_eq!(tcp(&server, &connector).await, (new.clone(), HandshakeKind::Full));
     assert_eq!(tcp(&server, &connector).await, (new, HandshakeKind::Resumed));

@@ -13,6 +13,7 @@ use crate::wire::{ChatId, Version};
 
 const CONTROL: Lane = Lane::Control;
 const CHAT: Lane = Lane::Chat;
+const QUIC: Passage = Passage { transport: Transport::Quic, early: false };
 
 /// A core with a clock that only the test moves.
 struct Bench {
@@ -45,7 +46,7 @@ impl Bench {
     }
 
     fn connect(&mut self, resume_from: u64, log_head: u64) -> Vec<MessageScheme> {
-        self.core.link_up("token".into(), self.now.instant, self.now.instant);
+        self.core.link_up("token".into(), QUIC, self.now.instant, self.now.instant);
         self.receive(CONTROL, accept(resume_from, log_head), 0, 0);
         let mut out = self.out(CONTROL);
         assert!(matches!(out.remove(0).payload, Some(Payload::SessionOpen(_))));
@@ -192,7 +193,7 @@ fn everything_goes_out_behind_session_open_without_waiting() {
     let mut bench = Bench::new();
     let _one = bench.send("one");
     assert_eq!(bench.out(CONTROL).len() + bench.out(CHAT).len(), 0, "there is no link");
-    bench.core.link_up("secret".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("secret".into(), QUIC, bench.now.instant, bench.now.instant);
     let open = bench.out(CONTROL).remove(0);
     let Some(Payload::SessionOpen(open)) = open.payload else { panic!("{open:?}") };
     assert_eq!((open.token.as_str(), open.resume_from, open.pipelined), ("secret", None, true));
@@ -204,7 +205,7 @@ fn everything_goes_out_behind_session_open_without_waiting() {
 #[test]
 fn a_session_that_is_not_accepted_in_time_ends() {
     let mut bench = Bench::new();
-    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
     let deadline = bench.core.deadline(bench.now.instant).unwrap();
     assert_eq!(deadline, bench.now.instant + ACCEPT_WITHIN);
     assert!(bench.core.tick(deadline).is_err());
@@ -392,7 +393,7 @@ fn a_token_is_renewed_before_it_runs_out() {
     // Life of the token, how long before its end it is renewed.
     for (life, before) in [(hour, 60_000), (100_000, 10_000)] {
         let mut bench = Bench::new();
-        bench.core.link_up("first".into(), bench.now.instant, bench.now.instant);
+        bench.core.link_up("first".into(), QUIC, bench.now.instant, bench.now.instant);
         let session = SessionAccept { server_time: 7, token_expires_at: 7 + life, ..Default::default() };
         bench.receive(CONTROL, Payload::SessionAccept(session.clone()), 0, 0);
         bench.out(CONTROL);
@@ -413,7 +414,7 @@ fn a_token_is_renewed_before_it_runs_out() {
 #[test]
 fn the_servers_last_word_is_kept_for_the_close() {
     let mut bench = Bench::new();
-    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
     bench.receive(CONTROL, error(ErrorCode::Unauthenticated, "token expired"), 0, 0);
     assert_eq!(bench.core.take_refusal().map(|refusal| refusal.details), Some("token expired".into()));
     assert_eq!(bench.events(), []);

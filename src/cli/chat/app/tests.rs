@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::client::{AckTarget, Session};
+use crate::client::{AckTarget, Session, Transport};
 use crate::wire::{ChatId, MessageId, Sequence};
 
 fn eid(name: &str) -> Eid {
@@ -23,6 +23,8 @@ fn session() -> Session {
         server_time: 0,
         log_head: Sequence::ZERO,
         resume_from: Sequence::ZERO,
+        transport: Transport::Quic,
+        early: false,
         gap: false,
         token_expires_at: 0,
         connected_in: Duration::from_millis(3),

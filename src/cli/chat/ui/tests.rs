@@ -7,7 +7,7 @@ use ratatui::backend::TestBackend;
 
 use super::*;
 use crate::cli::chat::app::Happening;
-use crate::client::{AckTarget, Event, Media, Message, Session, State};
+use crate::client::{AckTarget, Event, Media, Message, Session, State, Transport};
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{AckStatus, Author, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
@@ -35,6 +35,8 @@ fn app() -> App {
         server_time: 0,
         log_head: Sequence::ZERO,
         resume_from: Sequence::ZERO,
+        transport: Transport::Quic,
+        early: false,
         gap: false,
         token_expires_at: 0,
         connected_in: Duration::from_micros(1_240),

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn only_control_is_read_until_the_session_is_accepted_and_while_events_wait() {
     let mut bench = Bench::new();
-    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
     assert!(bench.core.reading(CONTROL) && !bench.core.reading(CHAT));
     bench.receive(CONTROL, accept(0, 0), 0, 0);
     bench.events();
@@ -36,7 +36,7 @@ fn an_entry_comes_once_and_in_order_across_reconnects() {
     };
     assert_eq!(seen(bench.events()), [5, 6]);
     bench.core.link_down();
-    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
     let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
     assert_eq!(open.resume_from, Some(6));
     bench.receive(CONTROL, accept(6, 8), 0, 0);
@@ -64,7 +64,7 @@ fn a_reply_that_runs_ahead_of_the_tail_hides_nothing() {
 fn an_accepted_message_that_nobody_waits_for_is_an_event() {
     let backlog = Backlog { drafts: vec![draft("earlier"), draft("later")], cursor: Some(Sequence::from(3)) };
     let mut bench = Bench::with(backlog, true, true);
-    bench.core.link_up("token".into(), bench.now.instant, bench.now.instant);
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
     let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
     assert_eq!(open.resume_from, Some(3));
     bench.receive(CONTROL, accept(3, 9), 0, 0);

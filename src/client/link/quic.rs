@@ -1,10 +1,7 @@
-//! One QUIC connection as lanes: frames per lane in and out, batched, prioritised. It knows no family.
-//!
-//! The device's task sees nothing of QUIC but what stands here: [`QuicLink::queue`], [`QuicLink::poll`],
-//! [`QuicLink::finish`] and the path's figures. TLS over TCP (profile 2) joins as a second link with the same face.
+//! A QUIC connection as a link: a stream for each lane.
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,11 +11,16 @@ use tokio::time::{Sleep, sleep};
 
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::error::CloseReason;
-use super::limits::{CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES};
+use super::{BY_PRIORITY, Link, wanted};
+use crate::client::error::CloseReason;
+use crate::client::limits::{
+    CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES,
+};
+use crate::client::transport::Transport;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 type OpenStream = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send>>;
+type Arriving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Stream {
     Closed,
@@ -42,10 +44,9 @@ pub(crate) struct QuicLink {
     /// The server has ended the control lane, and has until then to close the connection and say why.
     ending: Option<Pin<Box<Sleep>>>,
     lanes: [LaneIo; 4],
+    /// Lanes that were ended, until the server has all of them.
+    finishing: Option<Vec<Arriving>>,
 }
-
-/// Lanes in the order in which they are served.
-const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
 
 impl QuicLink {
     /// Takes a connection and opens these lanes, control first.
@@ -63,37 +64,57 @@ impl QuicLink {
             gone: None,
             ending: None,
             lanes: std::array::from_fn(closed),
+            finishing: None,
         };
-        for lane in BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane)) {
-            link.open(lane);
-        }
+        wanted(lanes).for_each(|lane| link.open(lane));
         link
     }
 
-    /// Whether a lane takes another frame now.
-    pub(crate) fn has_room(&self, lane: Lane) -> bool {
+    /// The end of the connection, or of the wait for it once the server has ended the control lane.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
+        if self.gone.is_none()
+            && let Poll::Ready(error) = self.closed.as_mut().poll(cx)
+        {
+            self.gone = Some(close_reason(error));
+        }
+        if self.gone.is_some() {
+            return self.gone.clone();
+        }
+        let Stream::Open { ended: true, .. } = self.lanes[Lane::Control.index()].stream else { return None };
+        let ending = self.ending.get_or_insert_with(|| Box::pin(sleep(CLOSE_FOLLOWS_WITHIN)));
+        let waited = ending.as_mut().poll(cx).is_ready();
+        waited.then(|| CloseReason::Protocol("the control lane was ended".into()))
+    }
+
+    fn open(&mut self, lane: Lane) {
+        let connection = self.connection.clone();
+        let io = &mut self.lanes[lane.index()];
+        io.stream = Stream::Opening(Box::pin(async move { connection.open_bi().await }));
+        // A stream is invisible until a byte is written on it, and its first names the lane (profile 2).
+        io.push(Bytes::copy_from_slice(&[lane.byte()]));
+    }
+}
+
+impl Link for QuicLink {
+    fn transport(&self) -> Transport {
+        Transport::Quic
+    }
+
+    fn has_room(&self, lane: Lane) -> bool {
         self.lanes[lane.index()].outgoing_bytes < LANE_QUEUE_BYTES
     }
 
-    /// Whether everything queued was given to QUIC.
-    pub(crate) fn is_flushed(&self) -> bool {
-        self.lanes.iter().all(|io| io.outgoing.is_empty())
-    }
-
-    /// Queues a frame; goes out with the next [`QuicLink::poll`], in one write with all that is queued.
-    pub(crate) fn queue(&mut self, lane: Lane, frame: Bytes) {
+    fn queue(&mut self, lane: Lane, frame: Bytes) {
         if matches!(self.lanes[lane.index()].stream, Stream::Closed) {
             self.open(lane);
         }
         self.lanes[lane.index()].push(frame);
     }
 
-    /// Writes what is queued and reads the lanes for which `reading` holds. Ready when frames came, or when a lane that
-    /// was full has room; an error ends the link.
-    pub(crate) fn poll(
+    fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        reading: impl Fn(Lane) -> bool,
+        reading: &dyn Fn(Lane) -> bool,
         frames: &mut Vec<(Lane, Bytes)>,
     ) -> Poll<Result<(), CloseReason>> {
         let mut room = false;
@@ -123,70 +144,43 @@ impl QuicLink {
         }
     }
 
-    /// The end of the connection, or of the wait for it once the server has ended the control lane.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
-        if self.gone.is_none()
-            && let Poll::Ready(error) = self.closed.as_mut().poll(cx)
-        {
-            self.gone = Some(close_reason(error));
-        }
-        if self.gone.is_some() {
-            return self.gone.clone();
-        }
-        let Stream::Open { ended: true, .. } = self.lanes[Lane::Control.index()].stream else { return None };
-        let ending = self.ending.get_or_insert_with(|| Box::pin(sleep(CLOSE_FOLLOWS_WITHIN)));
-        let waited = ending.as_mut().poll(cx).is_ready();
-        waited.then(|| CloseReason::Protocol("the control lane was ended".into()))
+    fn rtt(&self) -> Option<Duration> {
+        Some(self.connection.rtt())
     }
 
-    /// Round-trip time as QUIC estimates it.
-    pub(crate) fn rtt(&self) -> Duration {
-        self.connection.rtt()
-    }
-
-    /// Packets that arrived on this connection: the sign of life that needs no answer from the server's families.
-    pub(crate) fn packets_received(&self) -> u64 {
+    fn arrivals(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
     }
 
-    /// Closes at once.
-    pub(crate) fn close(&self, code: CloseCode, reason: &str) {
+    fn close(&mut self, code: CloseCode, reason: &str) {
         self.connection.close(VarInt::from_u32(code.code().unsigned_abs()), reason.as_bytes());
     }
 
-    /// Writes what is queued, ends every lane and waits until the server has all of it, or the connection is gone.
-    pub(crate) async fn finish(&mut self) {
-        let flushed = poll_fn(|cx| {
-            for lane in BY_PRIORITY {
-                if let Poll::Ready(Err(reason)) = self.lanes[lane.index()].poll_write(lane, cx) {
-                    return Poll::Ready(Err(reason));
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let finishing = match &mut self.finishing {
+            Some(finishing) => finishing,
+            None => {
+                for lane in BY_PRIORITY {
+                    let io = &mut self.lanes[lane.index()];
+                    if !io.outgoing.is_empty() && ready!(io.poll_write(lane, cx)).is_err() {
+                        return Poll::Ready(());
+                    }
                 }
+                let mut arriving = Vec::new();
+                for io in &mut self.lanes {
+                    if let Stream::Open { send, .. } = &mut io.stream
+                        && send.finish().is_ok()
+                    {
+                        let stopped = send.stopped();
+                        // Stopped by the server, or the connection lost: nothing more can be done for it.
+                        arriving.push(Box::pin(async move { _ = stopped.await }) as Arriving);
+                    }
+                }
+                self.finishing.insert(arriving)
             }
-            if self.is_flushed() { Poll::Ready(Ok(())) } else { Poll::Pending }
-        });
-        if flushed.await.is_err() {
-            return;
-        }
-        let mut arrived = Vec::new();
-        for io in &mut self.lanes {
-            if let Stream::Open { send, .. } = &mut io.stream
-                && send.finish().is_ok()
-            {
-                arrived.push(send.stopped());
-            }
-        }
-        for lane in arrived {
-            // Stopped by the server, or the connection lost: nothing more can be done for it.
-            let _ = lane.await;
-        }
-    }
-
-    fn open(&mut self, lane: Lane) {
-        let connection = self.connection.clone();
-        let io = &mut self.lanes[lane.index()];
-        io.stream = Stream::Opening(Box::pin(async move { connection.open_bi().await }));
-        // A stream is invisible until a byte is written on it, and its first names the lane (profile 2).
-        io.push(Bytes::copy_from_slice(&[lane.byte()]));
+        };
+        finishing.retain_mut(|lane| lane.as_mut().poll(cx).is_pending());
+        if finishing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

@@ -1,0 +1,255 @@
+//! A TLS connection over TCP as a link: the lanes share one byte stream, each frame behind its lane's byte (profile 2).
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep_until};
+use tokio_rustls::client::TlsStream;
+
+use super::{BY_PRIORITY, Link, wanted};
+use crate::client::error::CloseReason;
+use crate::client::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
+use crate::client::transport::Transport;
+use crate::wire::{CloseCode, Lane, LaneFrameDecoder, Payload, open_envelope};
+
+/// What a TCP attempt comes to.
+pub(crate) type TcpStream = TlsStream<tokio::net::TcpStream>;
+
+/// One device's TCP connection.
+pub(crate) struct TcpLink {
+    stream: TcpStream,
+    decoder: LaneFrameDecoder,
+    /// The next frame, while its lane is not read; everything behind it waits too.
+    held: Option<(Lane, Bytes)>,
+    queues: [VecDeque<Bytes>; 4],
+    queued: [usize; 4],
+    /// Taken from the queues, on its way into the stream.
+    out: BytesMut,
+    unflushed: bool,
+    /// The server's last word: over TCP the close code comes as an error before the end (profile 2).
+    last_word: Option<CloseReason>,
+    gone: Option<CloseReason>,
+    arrivals: u64,
+    heard: Instant,
+    idle_timeout: Duration,
+    idle: Pin<Box<Sleep>>,
+}
+
+impl TcpLink {
+    /// Takes a connection and opens these lanes, control first. Without a byte for `idle_timeout` the server is gone:
+    /// it pings more often than that.
+    pub(crate) fn new(stream: TcpStream, lanes: &[Lane], idle_timeout: Duration) -> TcpLink {
+        let heard = Instant::now();
+        let mut link = TcpLink {
+            stream,
+            decoder: LaneFrameDecoder::new(FRAME_BYTES_MAX),
+            held: None,
+            queues: Default::default(),
+            queued: [0; 4],
+            out: BytesMut::new(),
+            unflushed: false,
+            last_word: None,
+            gone: None,
+            arrivals: 0,
+            heard,
+            idle_timeout,
+            idle: Box::pin(sleep_until((heard + idle_timeout).into())),
+        };
+        // An empty frame opens a lane, and says nothing else (profile 2).
+        wanted(lanes).for_each(|lane| link.out.put_slice(&[lane.byte(), 0]));
+        link
+    }
+
+    /// Moves frames into the stream's hands, the most urgent lane's first.
+    fn gather(&mut self) {
+        for lane in BY_PRIORITY {
+            while self.out.len() < TCP_CHUNK_BYTES
+                && let Some(frame) = self.queues[lane.index()].pop_front()
+            {
+                self.queued[lane.index()] -= frame.len();
+                self.out.put_u8(lane.byte());
+                self.out.extend_from_slice(&frame);
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.out.is_empty() {
+                self.gather();
+            }
+            if self.out.is_empty() {
+                break;
+            }
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(written);
+            self.unflushed = true;
+        }
+        // An idle device holds no buffer.
+        self.out = BytesMut::new();
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads until nothing more comes, the turn is full, or a lane that is not read is in the way.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        reading: &dyn Fn(Lane) -> bool,
+        frames: &mut Vec<(Lane, Bytes)>,
+    ) -> Poll<CloseReason> {
+        loop {
+            while frames.len() < FRAMES_PER_TURN {
+                let (lane, frame) = match self.held.take() {
+                    Some(held) => held,
+                    None => match self.next_frame() {
+                        Ok(Some(frame)) => frame,
+                        Ok(None) => break,
+                        Err(broken) => return Poll::Ready(broken),
+                    },
+                };
+                if !reading(lane) {
+                    self.held = Some((lane, frame));
+                    break;
+                }
+                frames.push((lane, frame));
+            }
+            if self.poll_idle(cx) {
+                return Poll::Ready(CloseReason::Network("the server went silent".into()));
+            }
+            if self.held.is_some() || frames.len() >= FRAMES_PER_TURN {
+                return Poll::Pending;
+            }
+            let mut chunk = [0; TCP_CHUNK_BYTES];
+            let mut read = ReadBuf::new(&mut chunk);
+            let cut = |error: io::Error| CloseReason::Network(format!("the connection was cut: {error}"));
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
+                Ok(()) if read.filled().is_empty() => {
+                    let ended = || CloseReason::Network("the server ended the connection".into());
+                    return Poll::Ready(self.last_word.take().unwrap_or_else(ended));
+                }
+                Ok(()) => {
+                    (self.heard, self.arrivals) = (Instant::now(), self.arrivals + 1);
+                    self.decoder.feed(read.filled());
+                }
+                Err(error) => return Poll::Ready(self.last_word.take().unwrap_or_else(|| cut(error))),
+            }
+        }
+    }
+
+    /// The next frame that is not about the connection itself.
+    fn next_frame(&mut self) -> Result<Option<(Lane, Bytes)>, CloseReason> {
+        loop {
+            let (byte, frame) = match self.decoder.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(None),
+                Err((_, error)) => return Err(CloseReason::Protocol(error.to_string())),
+            };
+            let Some(lane) = Lane::from_byte(byte) else {
+                return Err(CloseReason::Protocol(format!("a frame of lane {byte}, which there is not")));
+            };
+            match (lane == Lane::Control).then(|| close_word(&frame)).flatten() {
+                Some(word) => self.last_word = Some(word),
+                None if frame.is_empty() => {}
+                None => return Ok(Some((lane, frame))),
+            }
+        }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.idle.as_mut().poll(cx).is_ready() {
+            let due = self.heard + self.idle_timeout;
+            if due <= Instant::now() {
+                return true;
+            }
+            self.idle.as_mut().reset(due.into());
+        }
+        false
+    }
+}
+
+/// The close code that a control frame carries, if it is the last one of a connection (profile 2).
+fn close_word(frame: &[u8]) -> Option<CloseReason> {
+    let Some(Payload::ErrorMessage(error)) = open_envelope(frame).ok()?.payload else { return None };
+    let code = CloseCode::from_tcp(error.code)?;
+    Some(CloseReason::Server { code, reason: error.message })
+}
+
+impl Link for TcpLink {
+    fn transport(&self) -> Transport {
+        Transport::Tcp
+    }
+
+    fn has_room(&self, lane: Lane) -> bool {
+        self.queued[lane.index()] < LANE_QUEUE_BYTES
+    }
+
+    fn queue(&mut self, lane: Lane, frame: Bytes) {
+        // A frame of a lane that is not open opens it.
+        self.queued[lane.index()] += frame.len();
+        self.queues[lane.index()].push_back(frame);
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        reading: &dyn Fn(Lane) -> bool,
+        frames: &mut Vec<(Lane, Bytes)>,
+    ) -> Poll<Result<(), CloseReason>> {
+        if let Some(gone) = &self.gone {
+            return Poll::Ready(Err(gone.clone()));
+        }
+        let full = |queued: &[usize; 4]| queued.map(|bytes| bytes >= LANE_QUEUE_BYTES);
+        let before = full(&self.queued);
+        // A write that fails says less than what the server may have said before: reading finds the end too.
+        let broken = matches!(self.poll_write(cx), Poll::Ready(Err(_)));
+        let room = full(&self.queued) != before;
+        match self.poll_read(cx, reading, frames) {
+            Poll::Ready(reason) => self.gone = Some(reason),
+            Poll::Pending if broken && self.held.is_none() && frames.is_empty() => {
+                let cut = || CloseReason::Network("the connection was cut".into());
+                self.gone = Some(self.last_word.take().unwrap_or_else(cut));
+            }
+            Poll::Pending => {}
+        }
+        match &self.gone {
+            // What came before the end counts first.
+            _ if !frames.is_empty() => Poll::Ready(Ok(())),
+            Some(gone) => Poll::Ready(Err(gone.clone())),
+            None if room => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        }
+    }
+
+    fn rtt(&self) -> Option<Duration> {
+        None
+    }
+
+    fn arrivals(&self) -> u64 {
+        self.arrivals
+    }
+
+    fn close(&mut self, _code: CloseCode, _reason: &str) {
+        // The socket itself closes when the link is dropped: TCP has no code to carry.
+        self.gone = Some(CloseReason::Local);
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.gone.is_none() && ready!(self.poll_write(cx)).is_ok() {
+            // Ends the stream with a TLS close, so that the server knows that nothing was cut off.
+            let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        }
+        Poll::Ready(())
+    }
+}

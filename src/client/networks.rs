@@ -1,0 +1,94 @@
+//! What is known of the networks that the device was in: whether QUIC gets through. Pure; time comes in as an argument.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::limits::{NETWORKS_MAX, QUIC_RETRY_MAX};
+
+/// Networks in which TCP got through and QUIC did not, by the device's own address there: it differs from network to
+/// network more often than not, and a mistake costs a second at most.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    /// The first wait before QUIC is tried again.
+    retry_after: Duration,
+    silent: HashMap<IpAddr, Silent>,
+}
+
+#[derive(Debug)]
+struct Silent {
+    /// How often in a row.
+    times: u32,
+    retry_at: Instant,
+}
+
+impl Networks {
+    /// None known yet; where QUIC was silent it is tried again after `retry_after`, then after twice that, and so on.
+    pub(crate) fn new(retry_after: Duration) -> Networks {
+        Networks { retry_after, silent: HashMap::new() }
+    }
+
+    /// Whether to begin with TCP in this network: QUIC was silent there, and it is not time to try it again.
+    pub(crate) fn prefers_tcp(&self, network: IpAddr, now: Instant) -> bool {
+        self.silent.get(&network).is_some_and(|silent| now < silent.retry_at)
+    }
+
+    /// When to try QUIC again while a TCP connection is in use in this network.
+    pub(crate) fn retry_at(&self, network: IpAddr) -> Option<Instant> {
+        self.silent.get(&network).map(|silent| silent.retry_at)
+    }
+
+    /// QUIC got through.
+    pub(crate) fn quic_worked(&mut self, network: IpAddr) {
+        self.silent.remove(&network);
+    }
+
+    /// TCP got through where QUIC did not: it is tried again after a while, which doubles each time.
+    pub(crate) fn quic_was_silent(&mut self, network: IpAddr, now: Instant) {
+        if !self.silent.contains_key(&network) && self.silent.len() >= NETWORKS_MAX {
+            let oldest = self.silent.iter().min_by_key(|(_, silent)| silent.retry_at).map(|(network, _)| *network);
+            oldest.and_then(|network| self.silent.remove(&network));
+        }
+        let silent = self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now });
+        silent.retry_at = now + self.retry_after.saturating_mul(1 << silent.times.min(20)).min(QUIC_RETRY_MAX);
+        silent.times = silent.times.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::limits::QUIC_RETRY_MIN;
+
+    #[test]
+    fn a_network_that_drops_udp_is_remembered_for_a_while_that_grows_to_a_bound() {
+        let (home, now) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
+        assert!(!networks.prefers_tcp(home, now));
+        networks.quic_was_silent(home, now);
+        assert!(networks.prefers_tcp(home, now));
+        assert!(!networks.prefers_tcp(IpAddr::from([192, 0, 2, 2]), now));
+        assert!(!networks.prefers_tcp(home, now + QUIC_RETRY_MIN));
+        assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MIN));
+        networks.quic_was_silent(home, now);
+        assert!(networks.prefers_tcp(home, now + QUIC_RETRY_MIN));
+        for _ in 0..40 {
+            networks.quic_was_silent(home, now);
+        }
+        assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MAX));
+        networks.quic_worked(home);
+        assert!(!networks.prefers_tcp(home, now));
+    }
+
+    #[test]
+    fn only_so_many_networks_are_remembered() {
+        let now = Instant::now();
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
+        for number in 0..3 * NETWORKS_MAX as u64 {
+            let network = IpAddr::from([10, 0, (number >> 8) as u8, number as u8]);
+            networks.quic_was_silent(network, now + Duration::from_millis(number));
+            assert!(networks.silent.len() <= NETWORKS_MAX);
+            assert!(networks.retry_at(network).is_some());
+        }
+    }
+}

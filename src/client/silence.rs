@@ -1,0 +1,153 @@
+//! When silence on the path means that it is dead: ask again, then move to another socket, then give the connection up.
+//! Pure; time comes in as an argument.
+
+use std::time::{Duration, Instant};
+
+use super::limits::{KNOCKS_BEFORE_MOVING, KNOCKS_MAX, MOVED_SILENCE_MIN, MOVED_SILENCE_RTTS};
+
+/// How long nothing has arrived while something should.
+#[derive(Debug)]
+pub(crate) struct Silence {
+    bound: Duration,
+    watch: Option<Watch>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    since: Instant,
+    bound: Duration,
+    /// What had arrived by then.
+    arrivals: u64,
+    knocks: u32,
+    /// The device is on a new socket: whatever is owed, something must arrive, and another socket would be no better.
+    moved: bool,
+}
+
+/// What to do now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Nothing.
+    Life,
+    /// Ask for a sign of life. New data goes out at once, where what QUIC repeats by itself waits twice as long each
+    /// time: a path that comes back is noticed within one knock.
+    Knock,
+    /// The binding of a NAT on the way may be what is gone: go on from another socket, which also asks.
+    Move,
+    /// The path is dead.
+    Dead,
+}
+
+impl Silence {
+    /// Gives a path up after `bound`.
+    pub(crate) fn new(bound: Duration) -> Silence {
+        Silence { bound, watch: None }
+    }
+
+    /// Another connection.
+    pub(crate) fn reset(&mut self) {
+        self.watch = None;
+    }
+
+    /// The device has moved to another socket because its network has changed, and has asked for a sign of life. If the
+    /// new network lets nothing through, a new connection may: that is tried soon.
+    pub(crate) fn moved(&mut self, now: Instant, rtt: Option<Duration>, arrivals: u64) {
+        let bound = rtt.map_or(MOVED_SILENCE_MIN, |rtt| (MOVED_SILENCE_RTTS * rtt).max(MOVED_SILENCE_MIN));
+        let bound = bound.min(self.bound);
+        self.watch = Some(Watch { since: now, bound, arrivals, knocks: 0, moved: true });
+    }
+
+    /// When to look again.
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        self.watch.as_ref().map(|watch| watch.since + watch.due())
+    }
+
+    /// Whether silence lasts, given what is `owed`, and how often something `arrivals`.
+    pub(crate) fn look(&mut self, owed: bool, now: Instant, arrivals: impl FnOnce() -> u64) -> Heard {
+        let Some(watch) = self.watch.as_mut().filter(|watch| owed || watch.moved) else {
+            self.watch =
+                owed.then(|| Watch { since: now, bound: self.bound, arrivals: arrivals(), knocks: 0, moved: false });
+            return Heard::Life;
+        };
+        if now < watch.since + watch.due() {
+            return Heard::Life;
+        }
+        let arrived = arrivals();
+        if arrived != watch.arrivals {
+            *watch = Watch { since: now, bound: self.bound, arrivals: arrived, knocks: 0, moved: false };
+            return Heard::Life;
+        }
+        if now >= watch.since + watch.bound {
+            return Heard::Dead;
+        }
+        watch.knocks += 1;
+        if watch.knocks == KNOCKS_BEFORE_MOVING && !watch.moved { Heard::Move } else { Heard::Knock }
+    }
+}
+
+impl Watch {
+    /// Silence at which the next step is due.
+    fn due(&self) -> Duration {
+        (self.bound * (self.knocks + 1) / KNOCKS_MAX).min(self.bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(8);
+
+    /// What a device does in silence, and at which share of the bound.
+    fn steps(silence: &mut Silence, start: Instant) -> Vec<(Duration, Heard)> {
+        let mut steps = Vec::new();
+        loop {
+            let at = silence.next_look().unwrap();
+            let heard = silence.look(true, at, || 7);
+            let dead = heard == Heard::Dead;
+            steps.push((at - start, heard));
+            if dead {
+                return steps;
+            }
+        }
+    }
+
+    #[test]
+    fn it_knocks_a_bounded_number_of_times_moves_once_and_gives_up() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        assert_eq!(silence.look(true, start, || 7), Heard::Life);
+        let steps = steps(&mut silence, start);
+        assert_eq!(steps.len(), KNOCKS_MAX as usize);
+        let moves: Vec<_> = steps.iter().filter(|(_, heard)| *heard == Heard::Move).collect();
+        assert_eq!(moves.len(), 1);
+        assert!(moves[0].0 < BOUND / 2);
+        assert_eq!(steps.last(), Some(&(BOUND, Heard::Dead)));
+    }
+
+    #[test]
+    fn whatever_arrives_is_life_and_nothing_owed_is_no_silence() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        assert_eq!(silence.look(false, start, || panic!("not asked")), Heard::Life);
+        assert_eq!(silence.next_look(), None);
+        silence.look(true, start, || 7);
+        assert_eq!(silence.look(true, start + BOUND, || 8), Heard::Life);
+        assert_eq!(silence.look(true, start + BOUND + BOUND / 2, || 8), Heard::Knock);
+        assert_eq!(silence.look(false, start + 9 * BOUND, || 8), Heard::Life);
+        assert_eq!(silence.next_look(), None);
+    }
+
+    #[test]
+    fn after_a_move_silence_is_judged_sooner_whatever_is_owed() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        silence.moved(start, Some(Duration::from_millis(40)), 7);
+        assert_eq!(silence.look(false, start + MOVED_SILENCE_MIN / 2, || 7), Heard::Knock);
+        assert_eq!(silence.look(false, start + MOVED_SILENCE_MIN, || 7), Heard::Dead);
+        silence.moved(start, Some(Duration::from_secs(60)), 7);
+        assert_eq!(silence.look(false, start + BOUND, || 7), Heard::Dead);
+        silence.moved(start, None, 7);
+        assert_eq!(silence.look(false, start + MOVED_SILENCE_MIN, || 8), Heard::Life);
+        assert_eq!(silence.look(false, start + 2 * MOVED_SILENCE_MIN, || 8), Heard::Life);
+    }
+}

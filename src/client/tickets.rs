@@ -1,0 +1,73 @@
+//! What a device keeps of earlier TLS sessions with its server: each ticket lets one connection begin with 0-RTT data.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustls::NamedGroup;
+use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
+use rustls_pki_types::ServerName;
+
+use super::limits::{TICKETS_MAX, TICKETS_SPARED};
+
+/// Tickets of one server, the newest first to be used.
+///
+/// An attempt uses its ticket up, whether or not it reaches the server. So that the many attempts of a long outage do
+/// not use up all of them, and the one that gets through has none left, attempts without much hope leave some.
+#[derive(Debug, Default)]
+pub(crate) struct Tickets {
+    state: Mutex<State>,
+    sparing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    group: Option<NamedGroup>,
+    tickets: VecDeque<Tls13ClientSessionValue>,
+}
+
+impl Tickets {
+    /// Whether attempts from now on leave [`TICKETS_SPARED`] tickets for better ones.
+    pub(crate) fn spare(&self, sparing: bool) {
+        self.sparing.store(sparing, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        self.state().group = Some(group);
+    }
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        self.state().group
+    }
+
+    // TLS 1.3 alone is spoken (profile 2).
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        let mut state = self.state();
+        if state.tickets.len() >= TICKETS_MAX {
+            state.tickets.pop_front();
+        }
+        state.tickets.push_back(ticket);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        let mut state = self.state();
+        if self.sparing.load(Ordering::Relaxed) && state.tickets.len() <= TICKETS_SPARED {
+            return None;
+        }
+        state.tickets.pop_back()
+    }
+}

@@ -1,0 +1,257 @@
+//! The self-check: whether a link does what was asked for, measured with probes of its own that know nothing of how it
+//! does it.
+
+mod measure;
+mod probe;
+
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Conditions, Error, Network, Plan, Profile, Way};
+use measure::Stream;
+use probe::{Ends, PROBE_BYTES, Train};
+
+/// IP bytes of the packets that fill the line.
+const LOAD_BYTES: usize = 1_400;
+/// Load offered to a line without a rate, bit/s: beyond what it must carry.
+const UNSHAPED_OFFER: f64 = 150e6;
+/// What a line without a rate must carry, bit/s.
+const UNSHAPED_LEAST: f64 = 100e6;
+/// Rates above it are not checked, and the check says so and fails: two cores do not offer so much more.
+const RATE_MAX: u64 = 300_000_000;
+/// Probes that measure delay and jitter.
+const SPARSE_PROBES: usize = 400;
+/// How much later than asked for the median packet may arrive, in ms. None may arrive earlier.
+const LATE_MS: f64 = 1.0;
+
+/// What was asked for and what was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// One figure each.
+    pub rows: Vec<Row>,
+    /// Probes of each direction that measured loss.
+    pub probes: usize,
+    /// Whether the link's thread had real-time priority ([`Network::is_real_time`]).
+    pub real_time: bool,
+}
+
+/// One figure of one direction.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    #[allow(missing_docs)]
+    pub way: Way,
+    /// As in `delay`.
+    pub what: &'static str,
+    /// As in `ms`.
+    pub unit: &'static str,
+    /// What the profile says.
+    pub asked: f64,
+    /// What the probes say.
+    pub measured: f64,
+    /// The least and the most that may be measured. Where chance decides, 4 standard deviations for this number of
+    /// probes to either side.
+    pub allowed: (f64, f64),
+    /// Whether it was within.
+    pub holds: bool,
+}
+
+impl Report {
+    /// Whether everything was as asked for.
+    pub fn holds(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|row| row.holds)
+    }
+}
+
+/// Makes a network whose first path has this profile, sends so many probes each way through it, and then more than its
+/// lines carry. It takes half a minute at most for named profiles and 20,000 probes.
+///
+/// # Errors
+/// As [`Network::start`], and what keeps probes from being sent. That a figure does not hold is no error but in the
+/// report.
+pub fn check(profile: &Profile, seed: u64, probes: usize) -> Result<Report, Error> {
+    let net = Network::start(Plan { wifi: *profile, lte: *profile, seed })?;
+    let ends = Ends::meet(&net)?;
+    let mut rows = Vec::new();
+    let both = |train: fn(&Conditions, usize) -> Train, probes| {
+        let send = |way| ends.send(&net, way, train(conditions(profile, way), probes));
+        thread::scope(|scope| {
+            let up = scope.spawn(|| send(Way::Up));
+            let down = send(Way::Down);
+            let up = up.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, Error>([(Way::Up, up?), (Way::Down, down?)])
+        })
+    };
+    for (way, stream) in both(sparse, SPARSE_PROBES)? {
+        times(&mut Rows { way, rows: &mut rows }, conditions(profile, way), &stream);
+    }
+    for (way, stream) in both(dense, probes)? {
+        chances(&mut Rows { way, rows: &mut rows }, conditions(profile, way), &stream);
+    }
+    for way in Way::BOTH {
+        let conditions = conditions(profile, way);
+        let train = load(conditions);
+        let stream = ends.send(&net, way, train)?;
+        line(&mut Rows { way, rows: &mut rows }, conditions, train, &stream);
+    }
+    let missed = net.missed()? as f64;
+    Rows { way: Way::Up, rows: &mut rows }.exact("missed at the devices", "packets", 0.0, missed);
+    rows.sort_by_key(|row| row.way == Way::Down);
+    Ok(Report { rows, probes, real_time: net.is_real_time() })
+}
+
+fn conditions(profile: &Profile, way: Way) -> &Conditions {
+    match way {
+        Way::Up => &profile.up,
+        Way::Down => &profile.down,
+    }
+}
+
+/// Probes so far apart that none waits for another, and jitter moves each freely.
+fn sparse(conditions: &Conditions, count: usize) -> Train {
+    let spacing = 2 * conditions.jitter + Duration::from_millis(3);
+    Train { count, spacing: spacing.max(2 * time_on_line(conditions, PROBE_BYTES)), bytes: PROBE_BYTES }
+}
+
+/// Probes as dense as half of the line takes, and dense enough to overtake one that is held up.
+fn dense(conditions: &Conditions, count: usize) -> Train {
+    let spacing = Duration::from_micros(250).max(2 * time_on_line(conditions, PROBE_BYTES));
+    let overtaking = conditions.reordering.map_or(spacing, |reordering| reordering.by / 4);
+    Train { count, spacing: spacing.min(overtaking), bytes: PROBE_BYTES }
+}
+
+/// Half more than the line carries, until its queue is full and a while longer.
+fn load(conditions: &Conditions) -> Train {
+    let (rate, queue) = conditions.rate.map_or((UNSHAPED_OFFER / 1.5, 0.0), |rate| {
+        (rate.bits_per_second.min(RATE_MAX) as f64, rate.queue_bytes as f64 * 8.0)
+    });
+    let offered = 1.5 * rate / (LOAD_BYTES as f64 * 8.0);
+    let seconds = (2.0 * queue / rate + 1.0).max(600.0 / offered);
+    Train { count: (seconds * offered) as usize, spacing: Duration::from_secs_f64(1.0 / offered), bytes: LOAD_BYTES }
+}
+
+fn time_on_line(conditions: &Conditions, bytes: usize) -> Duration {
+    let seconds = |rate: super::Rate| bytes as f64 * 8.0 / rate.bits_per_second as f64;
+    conditions.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(seconds(rate)))
+}
+
+fn times(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
+    let delays = stream.delays_ms();
+    let on_time: Vec<_> = match conditions.reordering {
+        // Those that were held up are the slowest, and of no use for the others' delay.
+        Some(reordering) => {
+            let held_up = reordering.by.as_secs_f64() * 500.0 + conditions.jitter.as_secs_f64() * 1000.0;
+            let limit = conditions.delay.as_secs_f64() * 1000.0 + held_up;
+            delays.into_iter().filter(|delay| *delay < limit).collect()
+        }
+        None => delays,
+    };
+    let asked = (conditions.delay + time_on_line(conditions, PROBE_BYTES)).as_secs_f64() * 1000.0;
+    let jitter = conditions.jitter.as_secs_f64() * 1000.0;
+    // A quantile q of n values spread evenly over 2 j has the deviation 2 j √(q (1 - q) / n).
+    let deviation = |q: f64| 2.0 * jitter * (q * (1.0 - q) / on_time.len() as f64).sqrt();
+    let early = 4.0 * deviation(0.5);
+    rows.within("delay", "ms", asked, measure::quantile(&on_time, 0.5), (asked - early, asked + early + LATE_MS));
+    // Half of all are within half of the jitter: the middle half spans the jitter.
+    let spread = measure::quantile(&on_time, 0.75) - measure::quantile(&on_time, 0.25);
+    let wide = 4.0 * 2.0 * deviation(0.25);
+    rows.within("jitter ±", "ms", jitter, spread, ((jitter - wide).max(0.0), jitter + wide + LATE_MS));
+}
+
+fn chances(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
+    let sent = stream.sent.len();
+    let asked = conditions.loss.mean();
+    let wide = 4.0 * measure::loss_deviation(conditions.loss, sent);
+    let lost = stream.lost();
+    let share = lost.iter().filter(|lost| **lost).count() as f64 / sent as f64;
+    rows.percent("loss", asked, share, wide);
+    if asked > 0.0 && asked < 1.0 {
+        let bursts = measure::bursts(&lost);
+        let (mean, deviation) = measure::burst_of(conditions.loss);
+        let measured = bursts.iter().sum::<usize>() as f64 / bursts.len() as f64;
+        let wide = 4.0 * deviation / (bursts.len() as f64).sqrt();
+        rows.within("burst", "packets", mean, measured, ((mean - wide).max(1.0), mean + wide));
+    }
+    let arrived = sent as f64 * (1.0 - share);
+    let binomial = |share: f64| 4.0 * (share * (1.0 - share) / arrived).sqrt();
+    let asked = conditions.reordering.map_or(0.0, |reordering| reordering.share);
+    rows.percent("reordering", asked, stream.overtaken() as f64 / arrived, binomial(asked));
+    let asked = conditions.duplication;
+    rows.percent("duplication", asked, stream.doubled() as f64 / arrived, binomial(asked));
+    rows.exact("unaccounted", "packets", 0.0, stream.unaccounted());
+}
+
+fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Stream) {
+    const MEGABIT: f64 = 1e6;
+    let kilobytes = |bits: f64| bits / 8.0 / 1e3;
+    // The line was never idle: what it took, in the time from the first packet's sending to the last one's end.
+    let taken = stream.tally.offered.packets - stream.tally.queue_full.packets;
+    let busy = stream.span() - conditions.delay.as_secs_f64();
+    let bits = (LOAD_BYTES * 8) as f64;
+    let measured = taken as f64 * bits / busy;
+    match conditions.rate {
+        None => rows.within(
+            "throughput",
+            "Mbit/s",
+            UNSHAPED_LEAST / MEGABIT,
+            measured / MEGABIT,
+            (UNSHAPED_LEAST / MEGABIT, f64::INFINITY),
+        ),
+        Some(rate) => {
+            let (asked, queue) = (rate.bits_per_second as f64, rate.queue_bytes as f64 * 8.0);
+            rows.within(
+                "rate",
+                "Mbit/s",
+                asked / MEGABIT,
+                measured / MEGABIT,
+                (0.97 * asked / MEGABIT, 1.03 * asked / MEGABIT),
+            );
+            // The packet that waited longest had all of the queue before it and itself in it.
+            let longest = measure::quantile(&stream.delays_ms(), 1.0) / 1000.0 - conditions.delay.as_secs_f64();
+            let blurred = asked * (2.0 * conditions.jitter.as_secs_f64() + LATE_MS / 1000.0);
+            rows.within(
+                "queue",
+                "kB",
+                kilobytes(queue),
+                kilobytes(longest * asked),
+                (kilobytes(queue - 2.0 * bits - blurred), kilobytes(queue.max(bits) + blurred)),
+            );
+            let sending = stream.sending();
+            let dropped = (train.count as f64 - (queue + asked * sending) / bits).max(0.0);
+            let wide = 3.0 + 0.02 * train.count as f64;
+            let full = stream.tally.queue_full.packets as f64;
+            rows.within(
+                "dropped at a full queue",
+                "packets",
+                dropped,
+                full,
+                ((dropped - wide).max(1.0), dropped + wide),
+            );
+        }
+    }
+    rows.exact("unaccounted under load", "packets", 0.0, stream.unaccounted());
+}
+
+/// Rows of one direction, as they are judged.
+struct Rows<'a> {
+    way: Way,
+    rows: &'a mut Vec<Row>,
+}
+
+impl Rows<'_> {
+    /// What could not be measured is no number, and holds nowhere.
+    fn within(&mut self, what: &'static str, unit: &'static str, asked: f64, measured: f64, allowed: (f64, f64)) {
+        let holds = measured >= allowed.0 && measured <= allowed.1;
+        self.rows.push(Row { way: self.way, what, unit, asked, measured, allowed, holds });
+    }
+
+    fn percent(&mut self, what: &'static str, asked: f64, measured: f64, wide: f64) {
+        let allowed = (100.0 * (asked - wide).max(0.0), 100.0 * (asked + wide).min(1.0));
+        self.within(what, "%", 100.0 * asked, 100.0 * measured, allowed);
+    }
+
+    fn exact(&mut self, what: &'static str, unit: &'static str, asked: f64, measured: f64) {
+        self.within(what, unit, asked, measured, (asked, asked));
+    }
+}

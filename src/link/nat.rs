@@ -1,0 +1,114 @@
+//! The address translation of one path, as a carrier has it: mapping and filtering independent of the other end
+//! (RFC 4787), no time-out of its own.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::chance::Random;
+use super::limits::{NAT_MAPPINGS_MAX, NAT_PORTS};
+use super::packet::Protocol;
+
+#[derive(Debug)]
+pub(super) struct Nat {
+    public: Ipv4Addr,
+    outward: HashMap<(Protocol, SocketAddrV4), u16>,
+    inward: HashMap<(Protocol, u16), SocketAddrV4>,
+    /// Tried first for the next mapping. It goes once around before a port comes again.
+    next_port: u16,
+}
+
+impl Nat {
+    /// Shows everything behind it as this address.
+    pub(super) fn new(public: Ipv4Addr, mut random: Random) -> Nat {
+        let span = u64::from(NAT_PORTS.1 - NAT_PORTS.0) + 1;
+        let next_port = NAT_PORTS.0 + (random.number() % span) as u16;
+        Nat { public, outward: HashMap::new(), inward: HashMap::new(), next_port }
+    }
+
+    /// How a sender behind it appears: as before, or from a port of its own; not at all when mappings have run out.
+    pub(super) fn outward(&mut self, protocol: Protocol, inside: SocketAddrV4) -> Option<SocketAddrV4> {
+        if let Some(port) = self.outward.get(&(protocol, inside)) {
+            return Some(SocketAddrV4::new(self.public, *port));
+        }
+        if self.outward.len() >= NAT_MAPPINGS_MAX {
+            return None;
+        }
+        // Fewer mappings than ports: one is free.
+        while self.inward.contains_key(&(protocol, self.next_port)) {
+            self.advance();
+        }
+        let port = self.next_port;
+        self.advance();
+        self.outward.insert((protocol, inside), port);
+        self.inward.insert((protocol, port), inside);
+        Some(SocketAddrV4::new(self.public, port))
+    }
+
+    /// Who is meant by this public port, if anybody.
+    pub(super) fn inward(&self, protocol: Protocol, port: u16) -> Option<SocketAddrV4> {
+        self.inward.get(&(protocol, port)).copied()
+    }
+
+    /// Forgets all mappings, as after an idle time or a restart: what follows appears from other ports.
+    pub(super) fn rebind(&mut self) {
+        self.outward.clear();
+        self.inward.clear();
+    }
+
+    fn advance(&mut self) {
+        self.next_port = if self.next_port >= NAT_PORTS.1 { NAT_PORTS.0 } else { self.next_port + 1 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PUBLIC: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    fn nat() -> Nat {
+        Nat::new(PUBLIC, Random::new(1))
+    }
+
+    fn inside(port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(10, 9, 9, 9), port)
+    }
+
+    #[test]
+    fn a_sender_keeps_its_mapping_and_others_have_others() {
+        let mut nat = nat();
+        let first = nat.outward(Protocol::Udp, inside(1)).unwrap();
+        let second = nat.outward(Protocol::Udp, inside(2)).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(nat.outward(Protocol::Udp, inside(1)), Some(first));
+        assert_eq!((*first.ip(), nat.inward(Protocol::Udp, first.port())), (PUBLIC, Some(inside(1))));
+        assert_eq!(nat.inward(Protocol::Tcp, first.port()), None, "a port of UDP is none of TCP");
+        let tcp = nat.outward(Protocol::Tcp, inside(1)).unwrap();
+        assert_eq!(nat.inward(Protocol::Tcp, tcp.port()), Some(inside(1)));
+    }
+
+    #[test]
+    fn after_rebinding_old_mappings_lead_nowhere_and_new_ones_have_new_ports() {
+        let mut nat = nat();
+        let mut seen = vec![];
+        for _ in 0..100 {
+            let now = nat.outward(Protocol::Udp, inside(1)).unwrap();
+            assert!(!seen.contains(&now));
+            nat.rebind();
+            assert_eq!(nat.inward(Protocol::Udp, now.port()), None);
+            seen.push(now);
+        }
+    }
+
+    #[test]
+    fn mappings_are_bounded_and_ports_stay_in_their_range() {
+        let mut nat = nat();
+        for port in 0..NAT_MAPPINGS_MAX as u16 {
+            let public = nat.outward(Protocol::Tcp, inside(port)).unwrap();
+            assert!((NAT_PORTS.0..=NAT_PORTS.1).contains(&public.port()));
+        }
+        assert_eq!(nat.inward.len(), NAT_MAPPINGS_MAX, "no two share a port");
+        assert_eq!(nat.outward(Protocol::Tcp, inside(u16::MAX)), None);
+        assert!(nat.outward(Protocol::Tcp, inside(0)).is_some(), "who has one keeps it");
+    }
+}

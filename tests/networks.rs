@@ -1,0 +1,213 @@
+//! The client library on bad networks, against the running server: it returns with 0-RTT, a recorded first flight changes
+//! nothing, it moves with its NAT, and it falls back to TCP and comes back from there.
+#![cfg(all(feature = "client", feature = "server"))]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bimip::client::{Builder, Device, Event, Events, Session, State, Transport, Transports};
+use bimip::wire::{DeviceId, Eid};
+use common::{Road, TestServer, within_bound};
+use tokio::net::UdpSocket;
+
+const ALICE: &str = "alice@localhost";
+const BOB: &str = "bob@localhost";
+
+fn eid(text: &str) -> Eid {
+    Eid::parse(text).unwrap()
+}
+
+fn options(server: &TestServer, user: &str, address: SocketAddr) -> Builder {
+    Device::builder()
+        .server(address.to_string())
+        .server_name("localhost")
+        .roots_pem(server.files().ca)
+        .identity(eid(user), DeviceId::parse("phone").unwrap())
+        .token(server.token(user, None))
+        .silence(Duration::from_millis(800))
+}
+
+async fn connect(builder: Builder) -> (Device, Events, Session) {
+    let (device, events) = builder.connect().unwrap();
+    let session = within_bound("a session", device.connected()).await.unwrap();
+    (device, events, session)
+}
+
+async fn state(device: &Device, what: &str, fits: impl Fn(&State) -> bool) -> State {
+    let mut state = device.state();
+    within_bound(what, state.wait_for(|state| fits(state))).await.unwrap().clone()
+}
+
+async fn session(device: &Device, what: &str, fits: impl Fn(&Session) -> bool) -> Session {
+    match state(device, what, |state| matches!(state, State::Connected(session) if fits(session))).await {
+        State::Connected(session) => session,
+        _ => unreachable!("waited for a session"),
+    }
+}
+
+async fn text(events: &mut Events) -> String {
+    loop {
+        let event = within_bound("a message", events.next()).await.unwrap();
+        if let Event::Message(message) = event {
+            return message.text().unwrap().to_owned();
+        }
+    }
+}
+
+/// Waits until a metric has a value.
+async fn metric(server: &TestServer, series: &str, value: f64) {
+    within_bound(series, async {
+        while server.metric(series).await < value {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+const ACCEPTED: &str = "bimip_zero_rtt_total{result=\"accepted\"}";
+const REJECTED: &str = "bimip_zero_rtt_total{result=\"rejected\"}";
+const OPENS: &str = "bimip_session_opens_total{transport=\"quic\",result=\"accepted\"}";
+
+#[tokio::test]
+async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_replay_of_that_changes_nothing() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    let (_bob, mut bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    let only_quic = Transports::Only(Transport::Quic);
+    let (alice, _alices, first) = connect(options(&server, ALICE, road.address).transports(only_quic)).await;
+    assert!(!first.early);
+    within_bound("the answer", alice.send_text(&eid(BOB), "before")).await.unwrap();
+
+    road.drop_udp(true);
+    let bob_eid = eid(BOB);
+    let sending = alice.send_text(&bob_eid, "in the tunnel");
+    let returning = async {
+        state(&alice, "the path to be given up", |state| !matches!(state, State::Connected(_))).await;
+        road.drop_udp(false);
+        session(&alice, "another session", |session| *session != first).await
+    };
+    let (sent, second) = within_bound("the return", async { tokio::join!(sending, returning) }).await;
+    sent.unwrap();
+    assert!(second.early, "{second:?}");
+    assert_eq!(server.metric(ACCEPTED).await, 1.0);
+    assert_eq!((text(&mut bobs).await, text(&mut bobs).await), ("before".into(), "in the tunnel".into()));
+
+    // Somebody who recorded everything that the phone sent sends all of it again, from elsewhere, when it has left.
+    let opens = server.metric(OPENS).await;
+    let recorded = road.recorded();
+    within_bound("alice to leave", alice.close()).await;
+    metric(&server, "bimip_session_closes_total{reason=\"closed_by_peer\"}", 1.0).await;
+    let ports: BTreeSet<_> = recorded.iter().map(|(from, _)| *from).collect();
+    assert!(!ports.is_empty());
+    let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    within_bound("the server to see the ticket again", async {
+        while server.metric(REJECTED).await == 0.0 {
+            for (_, datagram) in &recorded {
+                attacker.send_to(datagram, server.quic_address()).await.unwrap();
+            }
+        }
+    })
+    .await;
+
+    // Whatever the replay did is done when the server has served somebody after it.
+    let (carol, _carols, _) = connect(options(&server, "carol@localhost", server.quic_address())).await;
+    within_bound("the answer", carol.send_text(&eid(BOB), "after")).await.unwrap();
+    assert_eq!(text(&mut bobs).await, "after");
+    assert_eq!(server.metric(ACCEPTED).await, 1.0);
+    assert_eq!(server.metric(OPENS).await, opens + 1.0);
+}
+
+#[tokio::test]
+async fn early_data_that_the_server_does_not_take_is_sent_again_on_the_same_connection() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    let only_quic = Transports::Only(Transport::Quic);
+    let (alice, _alices, first) = connect(options(&server, ALICE, road.address).transports(only_quic)).await;
+    road.drop_udp(true);
+    let bob_eid = eid(BOB);
+    let sending = alice.send_text(&bob_eid, "in the tunnel");
+    let returning = async {
+        state(&alice, "the path to be given up", |state| !matches!(state, State::Connected(_))).await;
+        // A restarted server knows none of the tickets that it gave.
+        let server = server.restart().await;
+        road.lead_to(server.quic_address());
+        road.drop_udp(false);
+        (session(&alice, "another session", |session| *session != first).await, server)
+    };
+    let (sent, (second, server)) = within_bound("the return", async { tokio::join!(sending, returning) }).await;
+    sent.unwrap();
+    assert!(!second.early, "{second:?}");
+    assert_eq!(server.metric(ACCEPTED).await, 0.0);
+    assert!(server.metric(REJECTED).await > 0.0);
+    let (_bob, mut bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    assert_eq!(text(&mut bobs).await, "in the tunnel");
+}
+
+#[tokio::test]
+async fn a_nat_that_forgets_in_mid_conversation_costs_neither_session_nor_message() {
+    const MESSAGES: usize = 60;
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    let (bob, mut bobs, _) = connect(options(&server, BOB, road.address)).await;
+    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address)).await;
+    let (alice_eid, bob_eid) = (eid(ALICE), eid(BOB));
+    for number in 0..MESSAGES {
+        if number % 20 == 10 {
+            road.forget_bindings();
+        }
+        let (there, back) = (alice.send_text(&bob_eid, format!("{number}")), bob.send_text(&alice_eid, "back"));
+        let (there, back) = within_bound("both answers", async { tokio::join!(there, back) }).await;
+        assert!(there.is_ok() && back.is_ok());
+        assert_eq!((text(&mut bobs).await, text(&mut alices).await), (number.to_string(), "back".to_owned()));
+    }
+    assert_eq!(*alice.state().borrow(), State::Connected(session), "the session is the same");
+    assert!(server.metric("bimip_path_migrations_total{kind=\"nat_rebinding\"}").await >= 3.0);
+    assert_eq!(server.metric(OPENS).await, 2.0);
+}
+
+#[tokio::test]
+async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
+    let (alice, mut alices, first) = connect(phone).await;
+    assert_eq!(first.transport, Transport::Tcp);
+    let (bob, mut bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    within_bound("the answer", alice.send_text(&eid(BOB), "over TCP")).await.unwrap();
+    assert_eq!(text(&mut bobs).await, "over TCP");
+    within_bound("the answer", bob.send_text(&eid(ALICE), "to TCP")).await.unwrap();
+    assert_eq!(text(&mut alices).await, "to TCP");
+    assert!(within_bound("a ping", alice.ping()).await.is_ok());
+
+    // It is remembered that QUIC was silent here: TCP goes first.
+    within_bound("the call", alice.network_changed()).await.unwrap();
+    let second = session(&alice, "another session", |session| session.session_id != first.session_id).await;
+    assert_eq!(second.transport, Transport::Tcp);
+
+    road.drop_udp(false);
+    session(&alice, "QUIC again", |session| session.transport == Transport::Quic).await;
+    within_bound("the answer", alice.send_text(&eid(BOB), "over QUIC")).await.unwrap();
+    assert_eq!(text(&mut bobs).await, "over QUIC");
+}
+
+#[tokio::test]
+async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
+    let server = TestServer::start().await;
+    let only_tcp = Transports::Only(Transport::Tcp);
+    let (alice, mut alices, first) = connect(options(&server, ALICE, server.quic_address()).transports(only_tcp)).await;
+    assert_eq!((first.transport, first.early), (Transport::Tcp, false));
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    // A second sign-in of the same device, whose close code comes in the last error.
+    let (_thief, _events, _) = connect(options(&server, ALICE, server.quic_address())).await;
+    let closed = state(&alice, "to be replaced", |state| matches!(state, State::Closed(_))).await;
+    assert!(format!("{closed:?}").contains("Replaced"), "{closed:?}");
+    within_bound("the answer", bob.send_text(&eid(ALICE), "hello")).await.unwrap();
+    within_bound("the call", alice.reconnect()).await.unwrap();
+    session(&alice, "another session", |session| session.session_id != first.session_id).await;
+    assert_eq!(text(&mut alices).await, "hello");
+}
