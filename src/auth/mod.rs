@@ -1,6 +1,7 @@
 //! Who may sign in: token verification and its keys, the server's certificate, and what development makes for itself.
 
 pub mod dev;
+mod facts;
 mod keys;
 mod lb_key;
 mod reset_key;
@@ -13,6 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
+pub use facts::CertificateFacts;
 pub use lb_key::lb_key;
 pub use reset_key::reset_key;
 pub use tls::{load_tls, server_tls};

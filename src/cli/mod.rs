@@ -10,6 +10,7 @@ mod connect;
 mod contacts;
 mod control;
 mod demo;
+mod doctor;
 mod event_line;
 mod limits;
 mod listen;
@@ -67,6 +68,7 @@ enum Command {
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
+    Doctor(doctor::Args),
     Status(status::Args),
     Log(log::Args),
     Reload(reload::Args),
@@ -94,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Status(args) => args.run(),
         Command::Log(args) => args.run(),
         Command::Reload(args) => args.run(),

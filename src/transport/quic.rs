@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
-use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
+use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES};
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -95,6 +95,10 @@ pub fn bind(
     let endpoint = endpoint(reset_key, ids);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
+        let kernel = quinn::udp::UdpSocketState::new((&socket).into())?;
+        // Smaller ones serve too; `bimip doctor` tells of them.
+        let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
+        let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
         Endpoint::new(endpoint, Some(server), socket, runtime)
     };
