@@ -159,11 +159,17 @@ pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Threads of the embedded engine that write and merge files behind the writer's back.
 pub const STORE_WORKERS: usize = 2;
 
+/// Longest key or value of a backup that is read back: far above a frame, and a damaged length does not take all memory.
+pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
 // --- Transport ------------------------------------------------------------------------------------------------------
 
 /// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and
 /// answered instead of stalling. quinn allocates stream state up to this limit at once (quinn issue 2600).
 pub const STREAMS_MAX: u32 = 5;
+/// Bytes that the kernel may hold for the server's one UDP socket, each way: some thousand packets, which come while every
+/// thread is busy for a few milliseconds. The kernel gives no more than its own bound (net.core.rmem_max, wmem_max).
+pub const UDP_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes handed to a TCP connection at once, and that its kernel keeps unsent: small, so that an urgent frame does not
 /// wait behind much. With 300 messages of 10 KB for a device that does not read, a pong waited behind all 3 MB of them
 /// without this bound in the kernel, and waits behind 160 to 180 KB with it, of which the device's own kernel has 128.
@@ -254,3 +260,16 @@ pub const FIGURES_WITHIN: Duration = Duration::from_secs(1);
 pub const READY_KEPT: Duration = Duration::from_secs(1);
 /// A store that has not made the probe durable by then is not ready.
 pub const READY_WITHIN: Duration = Duration::from_secs(2);
+/// How often the files with the certificate and the token keys are read, to see whether they are others: a renewal takes
+/// effect within seconds, and the files are a few kilobytes.
+pub const RELOAD_POLL: Duration = Duration::from_secs(5);
+/// Requests over the control socket at once: an operator's few commands.
+pub const CONTROL_CONNECTIONS_MAX: usize = 4;
+/// Longest request over it: a log filter with many modules.
+pub const CONTROL_REQUEST_BYTES_MAX: u64 = 4 * 1024;
+/// A request has come by then, and each piece of an answer is taken by then: a backup goes to a disk that may stall.
+pub const CONTROL_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes of a backup that are handed over at once.
+pub const CONTROL_CHUNK_BYTES: usize = 64 * 1024;
+/// Such pieces that wait for whoever takes the backup.
+pub const CONTROL_CHUNKS_MAX: usize = 4;

@@ -1,7 +1,7 @@
 //! Who may sign in: token verification and its keys, the server's certificate, and what development makes for itself.
 
 pub mod dev;
-mod expiry;
+mod facts;
 mod keys;
 mod lb_key;
 mod reset_key;
@@ -14,10 +14,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
-pub use expiry::expires_at;
+pub use facts::CertificateFacts;
 pub use lb_key::lb_key;
 pub use reset_key::reset_key;
-pub use tls::load_tls;
+pub use tls::{load_tls, server_tls};
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};
 
 /// What the server shows to devices, and what it asks of them.

@@ -1,13 +1,15 @@
-//! Reads the server's certificate chain and private key.
+//! The server's side of TLS: its certificate chain and private key, and what they are used with.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::AuthError;
+use super::{AuthError, Credentials};
+use crate::wire::ALPN;
 
 const CERTIFICATE: &str = "certificate";
 const KEY: &str = "private key";
@@ -37,6 +39,20 @@ pub fn load_tls(
         AuthError::unusable(KEY, key, reason)
     })?;
     Ok((chain, private))
+}
+
+/// TLS 1.3 alone, with the protocol's ALPN. What it remembers of sessions is its own: nothing that was agreed on under
+/// another one can be resumed with it.
+///
+/// # Errors
+/// The certificate and the key cannot be used together.
+pub fn server_tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(tls)
 }
 
 fn explain(what: &'static str, path: &Path, error: pem::Error) -> AuthError {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -81,16 +82,16 @@ pub enum TokenError {
     Device,
 }
 
-/// Decides about tokens. Holds its keys, and no other state.
+/// Decides about tokens. Holds its keys, which can be replaced, and no other state.
 pub struct Verifier {
-    keys: Vec<Key>,
+    keys: RwLock<Arc<[Key]>>,
     issuer: Option<String>,
     audience: Option<String>,
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verifier").field("keys", &self.keys.len()).finish_non_exhaustive()
+        f.debug_struct("Verifier").field("keys", &self.keys()).finish_non_exhaustive()
     }
 }
 
@@ -113,7 +114,27 @@ impl Verifier {
         if keys.len() > limits::TOKEN_KEYS_MAX {
             return Err(AuthError::TooManyKeys);
         }
-        Ok(Verifier { keys, issuer: config.issuer.clone(), audience: config.audience.clone() })
+        Ok(Verifier {
+            keys: RwLock::new(keys.into()),
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+        })
+    }
+
+    /// From here on the keys of another one are believed, and no others: a key that is gone voids its tokens. Issuer and
+    /// audience stay.
+    pub fn replace(&self, other: Verifier) {
+        let keys = other.keys.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// How many keys it has.
+    pub fn keys(&self) -> usize {
+        self.current().len()
+    }
+
+    fn current(&self) -> Arc<[Key]> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the token is good at `now`, in Unix seconds. That its device is the connection's, and that it is not
@@ -140,7 +161,8 @@ impl Verifier {
         if header.crit.is_some() {
             return Err(TokenError::Algorithm);
         }
-        let candidates = || self.keys.iter().filter(|key| key.algorithm == header.alg);
+        let keys = self.current();
+        let candidates = || keys.iter().filter(|key| key.algorithm == header.alg);
         if candidates().next().is_none() {
             return Err(TokenError::Algorithm);
         }

@@ -1,5 +1,7 @@
-//! `bimip config`: prints the configuration in effect.
+//! `bimip config`: prints the configuration in effect, or checks what it names.
 
+use super::doctor::finding::report;
+use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
 
@@ -10,12 +12,24 @@ pub(super) struct Args {
     file: ConfigFile,
     #[command(flatten)]
     flags: ServerFlags,
+    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory and ports
+    #[arg(long)]
+    check: bool,
+    /// With --check: print JSON, one object for each check
+    #[arg(long, requires = "check")]
+    json: bool,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.file.load(self.flags)?;
-        say(config.to_toml().trim_end())?;
-        Ok(())
+        if !self.check {
+            return Ok(say(config.to_toml().trim_end())?);
+        }
+        let running = running(&config)?.is_some();
+        let mut findings = files::credentials(&config, &[]);
+        findings.extend(files::data(&config));
+        findings.extend(network::ports(&config, running));
+        report(&findings, self.json)
     }
 }

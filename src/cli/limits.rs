@@ -35,3 +35,34 @@ pub(super) const CHAT_HISTORIES_MAX: usize = 4;
 pub(super) const CHAT_CONSENT_AFTER: Duration = Duration::from_secs(1);
 /// How long the keyboard's thread sleeps at most before it looks whether the screen is gone.
 pub(super) const CHAT_KEY_POLL: Duration = Duration::from_millis(100);
+
+/// How long a server may take to answer over its control socket, and between two pieces of a backup: longer than the
+/// server's own bound.
+pub(super) const CONTROL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Longest answer over it; a backup comes after it.
+pub(super) const CONTROL_ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+// --- bimip doctor: from where on something is worth a word ---------------------------------------------------------------
+
+/// A certificate that has less left should have been renewed: authorities' tools do that at a third of its life.
+pub(super) const CERTIFICATE_WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Times that the disk is asked to make something durable: the middle one of them is told.
+pub(super) const DISK_SYNCS: usize = 21;
+/// A disk that takes longer makes itself felt in every message.
+pub(super) const DISK_SYNC_SLOW: Duration = Duration::from_millis(10);
+/// One that takes longer cannot serve many.
+pub(super) const DISK_SYNC_STALLED: Duration = Duration::from_millis(200);
+/// Room for the journal and a day of a busy server.
+pub(super) const DISK_WARN_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// Less than the journal takes.
+pub(super) const DISK_FAIL_BYTES: u64 = 256 * 1024 * 1024;
+/// File descriptors for some ten thousand devices over TCP.
+pub(super) const FILES_WARN: u64 = 16 * 1024;
+/// The store alone needs some hundred.
+pub(super) const FILES_FAIL: u64 = 512;
+/// Datagrams sent before it is believed that none comes back, and how long each is waited for.
+pub(super) const PROBE_TRIES: usize = 5;
+/// On this machine it takes microseconds.
+pub(super) const PROBE_WITHIN: Duration = Duration::from_millis(400);
+/// A handshake takes no longer, with two lost flights.
+pub(super) const REACH_WITHIN: Duration = Duration::from_secs(8);

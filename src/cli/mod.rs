@@ -1,5 +1,6 @@
 //! The command line: one file per command; here is what they share, the parser and how failures are told.
 
+mod backup;
 mod bench;
 mod block;
 mod certs;
@@ -7,17 +8,23 @@ mod chat;
 mod config;
 mod connect;
 mod contacts;
+mod control;
 mod demo;
+mod doctor;
 mod event_line;
 mod limits;
 mod listen;
+mod log;
 mod once;
 mod options;
 mod presence;
 mod receipts;
+mod reload;
+mod restore;
 mod revoke;
 mod send;
 mod serve;
+mod status;
 mod token;
 
 use std::io::{self, Write};
@@ -64,6 +71,12 @@ enum Command {
     Token(token::Args),
     Certs(certs::Args),
     Config(config::Args),
+    Doctor(doctor::Args),
+    Status(status::Args),
+    Log(log::Args),
+    Reload(reload::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
     Bench(bench::Args),
 }
 
@@ -86,6 +99,12 @@ pub fn main() -> ExitCode {
         Command::Token(args) => args.run(),
         Command::Certs(args) => args.run(),
         Command::Config(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+        Command::Status(args) => args.run(),
+        Command::Log(args) => args.run(),
+        Command::Reload(args) => args.run(),
+        Command::Backup(args) => args.run(),
+        Command::Restore(args) => args.run(),
         Command::Bench(args) => args.run(),
     };
     match result {

@@ -30,16 +30,23 @@ impl Args {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+/// Serves until SIGTERM or SIGINT, then drains; SIGHUP reloads. A second signal ends the process at once.
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let server = Server::start(config).await?;
     let tcp = server.tcp_address.map(|address| format!(" tcp={address}")).unwrap_or_default();
     say(&format!("bimip ready quic={} metrics={}{tcp}", server.quic_address, server.metrics_address))?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                // The log has said what came of it.
+                server.reload().await;
+            }
+        }
     }
     tokio::select! {
         () = server.shutdown() => Ok(()),

@@ -4,9 +4,9 @@ mod log;
 mod metrics;
 mod process;
 
-pub use log::{LogFormat, start_log};
+pub use log::{LogFormat, log_filter, set_log, start_log};
 pub use metrics::{
     Buckets, CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family,
     Label, Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind,
-    Reading, Snapshot, SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
+    Reading, ReloadResult, Snapshot, SparseFamily, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
 };

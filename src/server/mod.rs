@@ -1,23 +1,25 @@
 //! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
 
+pub mod control;
 mod figures;
 mod http;
 mod readiness;
+mod reload;
 mod retention;
 mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{AuthError, Credentials, expires_at};
+use crate::auth::{self, AuthError, Credentials};
 use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
@@ -30,9 +32,12 @@ use crate::store::{Store, StoreError};
 use crate::transport::quic::{self, QuicError};
 use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
-use crate::wire::{ALPN, CloseCode};
+use crate::wire::CloseCode;
+
+use control::{Control, Listening};
 use figures::Figures;
 use readiness::Readiness;
+use reload::Reload;
 use status::Status;
 
 /// Why a server does not start; each says what to do.
@@ -92,6 +97,7 @@ pub struct Server {
     services: Arc<Services>,
     store: Arc<dyn Store>,
     endpoint: Endpoint,
+    reload: Arc<Reload>,
     sessions: TaskTracker,
     stop: CancellationToken,
     background: Vec<JoinHandle<()>>,
@@ -101,13 +107,11 @@ impl Server {
     /// Opens the store, recovers what a crash left, and listens.
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let credentials = Credentials::from_config(&config)?;
-        let tls = tls(&credentials)?;
+        let tls = auth::server_tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
-        if let Some(expires) = credentials.chain.first().and_then(expires_at) {
-            metrics.certificate_expires.set(expires as f64);
-        }
         let hub = Arc::new(Hub::new(timing(&config)));
-        let store = open_store(&config, &metrics, &hub).await?;
+        let embedded = open_store(&config, &metrics, &hub).await?;
+        let store: Arc<dyn Store> = embedded.clone();
         let revoked = store.revocations(Now::system().unix_ms).await;
         hub.recall(
             &revoked.map_err(|source| StartError::Store { directory: "the data directory".to_owned(), source })?,
@@ -124,7 +128,10 @@ impl Server {
 
         let quic_config = quic::server_config(&config.quic, tls.clone(), &metrics)?;
         let (endpoint, tcp) = bind(&config, &quic_config).await?;
-        let accept_with = accept_with(&config.quic, quic_config, &metrics)?;
+        let chain = credentials.chain;
+        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, chain);
+        let reload = Arc::new(reload);
+        let accept_with = accept_with(&config.quic, reload.quic(), &metrics)?;
         let quic_address =
             endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
         let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -154,10 +161,24 @@ impl Server {
             accepting,
             tokio::spawn(retention::run(config.retention, retained.0, retained.1, fill_random, stop.clone())),
             tokio::spawn(presence.run()),
+            tokio::spawn(reload.clone().watch(stop.clone())),
         ];
+        match Listening::open(&config.data_dir) {
+            Ok(listening) => {
+                let (services, reload, stop) = (services.clone(), reload.clone(), stop.clone());
+                let (quic, began, backups) = (quic_address.to_string(), Instant::now(), Semaphore::new(1));
+                let control = Control { services, store: embedded, reload, quic, began, stop, backups };
+                background.push(tokio::spawn(listening.serve(Arc::new(control))));
+            }
+            // Devices are served all the same; a path over 107 bytes is the usual reason.
+            Err(error) => {
+                let socket = control::socket(&config.data_dir);
+                tracing::warn!(socket = %socket.display(), %error, "no control socket: no backup and no other log level");
+            }
+        }
         if let Some(listener) = tcp {
             let (tasks, stopping) = (sessions.clone(), stop.clone());
-            let listener = (listener, Arc::new(tls));
+            let listener = (listener, reload.tcp());
             let accepting = tls_tcp::serve(listener, config.quic, crowd.clone(), shared, tasks, stopping);
             background.push(tokio::spawn(accepting));
             listeners.extend(background.last().map(|task| ("TCP", task.abort_handle())));
@@ -178,14 +199,31 @@ impl Server {
         background.push(tokio::spawn(http::keep(pages.clone())));
         background.push(tokio::spawn(http::serve(http, pages)));
         tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
-        Ok(Server { quic_address, tcp_address, metrics_address, services, store, endpoint, sessions, stop, background })
+        Ok(Server {
+            quic_address,
+            tcp_address,
+            metrics_address,
+            services,
+            store,
+            endpoint,
+            reload,
+            sessions,
+            stop,
+            background,
+        })
+    }
+
+    /// Takes up the certificate and the token keys that the configured files hold now, for new connections and sign-ins;
+    /// sessions go on. With something wrong in them everything stays as it was, the log says why, and this is `false`.
+    pub async fn reload(&self) -> bool {
+        self.reload.clone().in_background(true).await
     }
 
     /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
     /// everything durable, and returns, within [`DRAIN_WITHIN`] and the store's last commit.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
-        self.endpoint.set_server_config(None);
+        self.reload.close();
         tracing::info!(sessions = self.services.hub.connected(), "draining");
         self.services.hub.drain();
         self.sessions.close();
@@ -212,21 +250,10 @@ impl Drop for Server {
     }
 }
 
-/// TLS 1.3 alone, with the protocol's ALPN.
-fn tls(credentials: &Credentials) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(tls)
-}
-
 /// Gives each connection a trace of its own, if that is configured.
 fn accept_with(
     config: &QuicConfig,
-    server: quinn::ServerConfig,
+    server: watch::Receiver<Arc<quinn::ServerConfig>>,
     metrics: &Arc<Metrics>,
 ) -> Result<quic::AcceptWith, StartError> {
     let Some(folder) = &config.qlog_dir else { return Ok(Arc::new(|_| None)) };
@@ -241,7 +268,7 @@ fn accept_with(
         let metrics = metrics.clone();
         let traces = crate::transport::qlog::Traces::in_folder(folder, move |result| metrics.traced(result))
             .map_err(|error| failed(error.to_string()))?;
-        Ok(crate::transport::qlog::accept_with(Arc::new(server), config.clone(), traces)?)
+        Ok(crate::transport::qlog::accept_with(server, config.clone(), traces)?)
     }
 }
 
@@ -271,7 +298,7 @@ async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, 
 }
 
 /// Opening replays the journal, which can take a while: not on a thread that serves.
-async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<dyn Store>, StartError> {
+async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
     let directory = config.data_dir.join("store");
     let commits = metrics.clone();
     let options = Options {

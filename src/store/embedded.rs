@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
 use super::fjall::Fjall;
 use super::kv::{Kv, View};
@@ -168,6 +169,19 @@ impl Embedded {
             result
         });
         task.await.unwrap_or_else(|error| Err(StoreError::Engine(format!("reading: {error}"))))
+    }
+
+    /// Writes everything that was answered before, and nothing in part, while others go on; `now_ms` is Unix
+    /// milliseconds. `out` may wait: it has a thread of its own, and one of the readers' turns.
+    ///
+    /// # Errors
+    /// As `out` or the engine has them; what was written then is no archive.
+    pub async fn archive(
+        &self,
+        now_ms: i64,
+        mut out: impl std::io::Write + Send + 'static,
+    ) -> Result<Archived, ArchiveError> {
+        self.read(move |view| Ok(archive::write(view, now_ms, &mut out))).await?
     }
 
     fn engine(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Kv>>> {

@@ -4,6 +4,8 @@
 //! implementation over PostgreSQL can stand beside [`Embedded`]. A call that changes something returns once the change
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
+mod archive;
+mod audit;
 mod embedded;
 mod figures;
 mod fjall;
@@ -34,6 +36,8 @@ pub(crate) use {
     retention::Pass,
 };
 
+pub use archive::{ArchiveError, Archived, archive, restore, verify};
+pub use audit::Audited;
 pub use embedded::{Commit, Embedded, OnCommit, Options};
 pub(crate) use figures::Counted;
 pub use figures::{Figures, Lookups, Size};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::ServerConfig;
+use tokio::sync::watch;
 
 use super::quic::{self, AcceptWith, QuicError};
 use crate::clock::Now;
@@ -148,11 +149,15 @@ impl Drop for Trace {
 }
 
 /// Gives each connection a trace in a folder of `traces`, named after the time and the id that its first packet was sent
-/// to, by which the client knows it too. `server` is what connections without a trace are accepted with.
+/// to, by which the client knows it too. The newest of `server` is what connections without a trace are accepted with.
 ///
 /// # Errors
 /// The transport's settings cannot be used.
-pub fn accept_with(server: Arc<ServerConfig>, config: QuicConfig, traces: Traces) -> Result<AcceptWith, QuicError> {
+pub fn accept_with(
+    server: watch::Receiver<Arc<ServerConfig>>,
+    config: QuicConfig,
+    traces: Traces,
+) -> Result<AcceptWith, QuicError> {
     quic::transport(&config)?;
     Ok(Arc::new(move |incoming| {
         let mut transport = quic::transport(&config).ok()?;
@@ -161,7 +166,7 @@ pub fn accept_with(server: Arc<ServerConfig>, config: QuicConfig, traces: Traces
         let about = format!("bimip server to {}", incoming.remote_address());
         stream.writer(Box::new(trace)).title(Some(about));
         transport.qlog_stream(stream.into_stream());
-        let mut server = ServerConfig::clone(&server);
+        let mut server = ServerConfig::clone(&server.borrow());
         server.transport_config(Arc::new(transport));
         Some(Arc::new(server))
     }))

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
-use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX};
+use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES};
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -53,17 +53,31 @@ pub enum QuicError {
 /// one gave are not known to it: who resumes does a whole handshake, and sees the certificate that `tls` has.
 pub fn server_config(
     config: &QuicConfig,
-    mut tls: rustls::ServerConfig,
+    tls: rustls::ServerConfig,
     metrics: &Arc<Metrics>,
 ) -> Result<ServerConfig, QuicError> {
+    let mut server = ServerConfig::with_crypto(crypto(tls, metrics)?);
+    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
+    Ok(server)
+}
+
+/// The same with another certificate, and without the tickets of before. What proves a client's address stays good.
+pub fn with_tls(
+    server: &ServerConfig,
+    tls: rustls::ServerConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<ServerConfig, QuicError> {
+    let mut server = server.clone();
+    server.crypto = crypto(tls, metrics)?;
+    Ok(server)
+}
+
+fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicServerConfig>, QuicError> {
     let metrics = metrics.clone();
     tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
     // QUIC knows no other size (RFC 9001, 4.6.1); what is held of it is bounded by the windows.
     tls.max_early_data_size = u32::MAX;
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
-    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-    server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
-    Ok(server)
+    QuicServerConfig::try_from(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
 }
 
 /// Opens the server's endpoint.
@@ -80,6 +94,10 @@ pub fn bind(
     let endpoint = endpoint(reset_key, ids);
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
+        let kernel = quinn::udp::UdpSocketState::new((&socket).into())?;
+        // Smaller ones serve too; `bimip doctor` tells of them.
+        let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
+        let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
         Endpoint::new(endpoint, Some(server), socket, runtime)
     };

@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -32,17 +33,16 @@ use super::BY_PRIORITY;
 use super::crowd::Crowd;
 use super::tcp_info;
 
-/// Accepts connections until `stop`, each served by a task of `tasks`. `tls` must offer the protocol's ALPN and TLS 1.3
-/// alone. Of `config` the bounds hold that do not speak of packets.
+/// Accepts connections until `stop`, each served by a task of `tasks`. `tls`, of which the newest counts, must offer the
+/// protocol's ALPN and TLS 1.3 alone. Of `config` the bounds hold that do not speak of packets.
 pub async fn serve(
-    (listener, tls): (TcpListener, Arc<rustls::ServerConfig>),
+    (listener, tls): (TcpListener, watch::Receiver<Arc<rustls::ServerConfig>>),
     config: QuicConfig,
     crowd: Arc<Crowd>,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     // An address need not prove itself by a packet here, as in QUIC's retry: who connects and then says nothing keeps a
     // place until the time is out. So one address gets half of the places.
     let handshakes = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
@@ -74,7 +74,7 @@ pub async fn serve(
         }
         let place = crowd.clone().enter(remote);
         let shaking = (crowd.clone().shake(TransportKind::Tcp), handshakes.clone().enter(remote));
-        let (acceptor, stop) = (acceptor.clone(), stop.clone());
+        let (acceptor, stop) = (TlsAcceptor::from(tls.borrow().clone()), stop.clone());
         let (services, store) = (services.clone(), store.clone());
         tasks.spawn(async move {
             let began = Instant::now();

@@ -66,6 +66,11 @@ impl Dialer {
         Dialer { quic: client_endpoint(tls.clone()), tls: Arc::new(tls) }
     }
 
+    /// QUIC's clients move to another socket, as phones do.
+    pub fn rebind(&self, socket: std::net::UdpSocket) {
+        self.quic.rebind(socket).expect("a socket");
+    }
+
     /// An established connection with no lane open, unless the server refuses.
     pub async fn dial(&self, over: Transport, address: SocketAddr) -> Result<Link, String> {
         Ok(match over {

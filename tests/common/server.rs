@@ -57,6 +57,11 @@ impl TestServer {
         self
     }
 
+    /// Has it take up what its certificate and key files hold now; whether it did.
+    pub async fn reload(&self) -> bool {
+        within_bound("the server to reload", self.server.reload()).await
+    }
+
     /// Stops it gracefully.
     pub async fn shutdown(self) {
         within_bound("the server to stop", self.server.shutdown()).await;
@@ -165,6 +170,12 @@ impl Door {
                 ..SessionOpen::default()
             },
         }
+    }
+
+    /// All devices have another port from here on, as after a change of network.
+    pub fn change_address(&self) {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free UDP port");
+        self.dialer.rebind(socket);
     }
 
     fn token(&self, eid: &str, device: Option<&str>) -> String {

@@ -97,6 +97,8 @@ labels! {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
         Connections = "connections",
     }
+    /// What came of reading certificate and token keys again.
+    ReloadResult "result" { Done = "done", Refused = "refused" }
     /// What became of tracing a connection.
     TraceResult "result" { Begun = "begun", Refused = "refused", Cut = "cut" }
     /// What came of signing in.

@@ -11,7 +11,8 @@ mod snapshot;
 pub use family::{Declared, Family, MetricType, Reading, SparseFamily};
 pub use labels::{
     CacheKind, CacheResult, CloseReason, ContentKind, DeliveryKind, Direction, Label, Labels, LimitKind, MigrationKind,
-    OpenResult, PayloadName, PresenceResult, QueueKind, ThisVersion, TraceResult, TransportKind, ZeroRttResult,
+    OpenResult, PayloadName, PresenceResult, QueueKind, ReloadResult, ThisVersion, TraceResult, TransportKind,
+    ZeroRttResult,
 };
 pub use snapshot::{Buckets, Snapshot};
 
@@ -161,6 +162,8 @@ metrics! {
         "Version of the server; always 1.";
     certificate_expires: Family<Reading, ()>, Gauge, "bimip_certificate_expires_timestamp_seconds",
         "When the certificate in use runs out, Unix time.";
+    reloads: Family<Counter, ReloadResult>, Counter, "bimip_reloads_total",
+        "Times that certificate and token keys were taken up anew, or stayed for an error.";
     process_cpu: Family<Reading, ()>, Counter, "process_cpu_seconds_total",
         "User and system time of the process.";
     process_resident: Family<Reading, ()>, Gauge, "process_resident_memory_bytes",
@@ -252,6 +255,11 @@ impl Metrics {
     /// What became of a connection's trace.
     pub fn traced(&self, result: TraceResult) {
         self.traces[result].increment(1);
+    }
+
+    /// Certificate and token keys were taken up anew, or were not.
+    pub fn reloaded(&self, result: ReloadResult) {
+        self.reloads[result].increment(1);
     }
 
     /// An error was answered. `payload` is a field name of the schema, or empty.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::store::audit::audit;
 use crate::store::kv::View;
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
@@ -273,6 +274,7 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
 }
 
 fn compare(model: &Model, view: &dyn View) {
+    audit(view).unwrap();
     for user in USERS {
         let log = read::log(view, &eid(user), Sequence::ZERO, usize::MAX).unwrap();
         let lines: Vec<_> = log.iter().map(|entry| told(entry)).collect();

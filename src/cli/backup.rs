@@ -1,0 +1,93 @@
+//! `bimip backup`: everything that a store holds, in one file, whether or not the server runs.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+
+use super::control::{Running, ask};
+use super::{Failure, say};
+use crate::clock::Now;
+use crate::config::Config;
+use crate::server::control::{Answer, Request};
+use crate::store::{self, Archived};
+
+/// Write everything that was acknowledged into one file, while the server runs or while it does not
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    running: Running,
+    /// The file; it must not exist. Messages are in it as they were written
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Restore it into a temporary folder beside it too, and look whether everything fits together
+    #[arg(long)]
+    verify: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.running.config()?;
+        let file = &self.file;
+        if file.exists() {
+            return Err(anyhow!("{} exists: give another name, or remove it", file.display()).into());
+        }
+        // Under its own name once it is whole.
+        let partial = beside(file, ".partial");
+        let made = make(&config, &partial, self.verify.then(|| beside(file, ".verifying")));
+        let archived = match made {
+            Ok(archived) => archived,
+            Err(failure) => {
+                let _ = fs::remove_file(&partial);
+                return Err(failure);
+            }
+        };
+        fs::rename(&partial, file).with_context(|| format!("cannot rename {}", partial.display()))?;
+        sync_folder(file)?;
+        let verified = if self.verify { ", restored and found whole" } else { "" };
+        say(&format!("{}: {} rows, {} bytes{verified}", file.display(), archived.rows, archived.bytes))?;
+        Ok(())
+    }
+}
+
+fn make(config: &Config, partial: &Path, verify: Option<PathBuf>) -> Result<Archived, Failure> {
+    let cannot = |what: &str| format!("cannot {what} {}", partial.display());
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(partial);
+    let mut file = BufWriter::new(file.with_context(|| cannot("write"))?);
+    match ask(config, &Request::Backup)? {
+        Some((Answer::Archive, mut archive)) => {
+            io::copy(&mut archive, &mut file).with_context(|| cannot("take the backup into"))?;
+        }
+        Some(_) => return Err(anyhow!("the server answered something else").into()),
+        None => {
+            store::archive(&config.data_dir.join("store"), Now::system().unix_ms, &mut file)?;
+        }
+    }
+    file.flush().with_context(|| cannot("write"))?;
+    file.get_ref().sync_all().with_context(|| cannot("write"))?;
+    drop(file);
+    // Read back: what is on the disk counts, and the server may have been cut off.
+    let read = || File::open(partial).map(BufReader::new).with_context(|| cannot("read"));
+    let archived = store::verify(&mut read()?)?;
+    if let Some(folder) = verify {
+        let restored = store::restore(&mut read()?, &folder.join("store"));
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        restored?;
+    }
+    Ok(archived)
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(file);
+    name.push(suffix);
+    name.into()
+}
+
+fn sync_folder(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,309 @@
+//! The files that a server starts from: certificate, keys, and the data directory with its disk.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::aws_lc_rs;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::finding::Finding;
+use crate::auth::dev::DevFiles;
+use crate::auth::{AuthError, CertificateFacts, Verifier, load_tls};
+use crate::cli::limits::{
+    CERTIFICATE_WARN_BEFORE, DISK_FAIL_BYTES, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES,
+};
+use crate::clock::Now;
+use crate::config::Config;
+
+const CERTIFICATE: &str = "certificate";
+const KEYS: &str = "token keys";
+const DATA: &str = "data";
+const DISK: &str = "disk";
+
+/// Certificate and token keys, as the server would read them. Makes nothing, also not with `dev`.
+pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Finding> {
+    let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
+    let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
+        (Some(certificate), Some(key), _) => Some((certificate.clone(), key.clone())),
+        (_, _, Some(files)) => Some((files.certificate.clone(), files.key.clone())),
+        _ => None,
+    };
+    let mut findings = match pair {
+        Some((certificate, _)) if config.dev && !certificate.exists() => {
+            vec![Finding::ok(CERTIFICATE, "none yet: the first start with dev makes one")]
+        }
+        Some((certificate, key)) => certificate_findings(config, &certificate, &key, names),
+        None => vec![refused(CERTIFICATE, &AuthError::NoCertificate)],
+    };
+    let dev_key = dev.map(|files| files.token_public).filter(|key| key.exists());
+    findings.push(match Verifier::from_config(&config.auth, dev_key.as_deref()) {
+        Ok(verifier) => Finding::ok(KEYS, format!("{} in use", verifier.keys())),
+        Err(AuthError::NoKeys) if config.dev => Finding::ok(KEYS, "none yet: the first start with dev makes one"),
+        Err(error) => refused(KEYS, &error),
+    });
+    findings
+}
+
+fn refused(check: &'static str, error: &AuthError) -> Finding {
+    Finding::fail(check, error.to_string(), "the server does not start, or does not reload, until this is right")
+}
+
+fn certificate_findings(config: &Config, certificate: &Path, key: &Path, names: &[String]) -> Vec<Finding> {
+    let chain = match load_tls(certificate, key) {
+        Ok((chain, _)) => chain,
+        Err(error) => return vec![refused(CERTIFICATE, &error)],
+    };
+    let Some(facts) = chain.first().and_then(CertificateFacts::read) else {
+        let found = format!("{} cannot be understood", certificate.display());
+        return vec![Finding::fail(CERTIFICATE, found, "have it issued anew, as X.509 version 3")];
+    };
+    let now = Now::system().unix_ms / 1000;
+    let mut findings = vec![validity(&facts, now)];
+    let ca = config.client.ca.clone().unwrap_or_else(|| DevFiles::in_data_dir(&config.data_dir).ca);
+    findings.push(issued(&chain, &facts));
+    if ca.exists() {
+        let mut names = names.to_vec();
+        names.extend(config.dev.then(|| "localhost".to_owned()));
+        findings.extend(names.iter().map(|name| trusted(&chain, &ca, name)));
+    } else {
+        findings.extend(names.iter().map(|name| named(&facts, name)));
+    }
+    findings
+}
+
+fn validity(facts: &CertificateFacts, now: i64) -> Finding {
+    let renew = "renew it; the running server takes it up by itself";
+    let left = facts.not_after - now;
+    let names = facts.names.join(", ");
+    let days = left / (24 * 3600);
+    if facts.not_before > now {
+        return Finding::fail(CERTIFICATE, "it is not valid yet", "set the clock, or have it issued anew");
+    }
+    match u64::try_from(left) {
+        Err(_) => Finding::fail(CERTIFICATE, format!("it ran out {} days ago", -days), renew),
+        Ok(left) if Duration::from_secs(left) < CERTIFICATE_WARN_BEFORE => {
+            Finding::warn(CERTIFICATE, format!("{days} days left, for {names}"), renew)
+        }
+        Ok(_) if facts.names.is_empty() => Finding::fail(
+            CERTIFICATE,
+            "it is for no name",
+            "clients look at subjectAltName alone: have it issued with the names that they dial",
+        ),
+        Ok(_) => Finding::ok(CERTIFICATE, format!("{days} days left, for {names}")),
+    }
+}
+
+/// Whether each certificate of the chain comes from the next.
+fn issued(chain: &[CertificateDer<'_>], first: &CertificateFacts) -> Finding {
+    let facts: Option<Vec<_>> = chain.iter().map(CertificateFacts::read).collect();
+    let in_order = facts.is_some_and(|facts| facts.windows(2).all(|pair| pair[0].issuer == pair[1].subject));
+    let whole = "put the server's certificate first, and then each one's issuer, without the root (fullchain.pem)";
+    match chain.len() {
+        _ if !in_order => Finding::fail(CERTIFICATE, "the chain is not in order", whole),
+        1 if first.issuer != first.subject => {
+            Finding::ok(CERTIFICATE, format!("alone in its file: clients must know its issuer, {}", first.issuer))
+        }
+        length => Finding::ok(CERTIFICATE, format!("a chain of {length}, in order")),
+    }
+}
+
+/// Whether a client that knows the authority takes it for this name.
+fn trusted(chain: &[CertificateDer<'_>], ca: &Path, name: &str) -> Finding {
+    let Some((first, rest)) = chain.split_first() else {
+        return Finding::fail(CERTIFICATE, "the chain is empty", "give a PEM file with a certificate");
+    };
+    let verified = || {
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_file_iter(ca).map_err(|error| error.to_string())? {
+            roots.add(root.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build();
+        let verifier = verifier.map_err(|error| error.to_string())?;
+        let server = ServerName::try_from(name).map_err(|error| error.to_string())?;
+        let verified = verifier.verify_server_cert(first, rest, &server, &[], UnixTime::now());
+        verified.map(drop).map_err(|error| error.to_string())
+    };
+    match verified() {
+        Ok(()) => Finding::ok(CERTIFICATE, format!("good for {name}, by {}", ca.display())),
+        Err(error) => Finding::fail(
+            CERTIFICATE,
+            format!("not good for {name}, by {}: {error}", ca.display()),
+            "clients refuse it: have it issued for the names that they dial, by an authority that they trust",
+        ),
+    }
+}
+
+/// The same without an authority to ask.
+fn named(facts: &CertificateFacts, name: &str) -> Finding {
+    if facts.names.iter().any(|known| covers(known, name)) {
+        return Finding::ok(CERTIFICATE, format!("it is for {name}"));
+    }
+    let found = format!("it is not for {name}");
+    Finding::fail(CERTIFICATE, found, "clients refuse it: have it issued for the names that they dial")
+}
+
+/// A wildcard stands for one label (RFC 6125, 6.4.3).
+fn covers(known: &str, name: &str) -> bool {
+    match known.strip_prefix("*.") {
+        Some(domain) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
+        None => known.eq_ignore_ascii_case(name),
+    }
+}
+
+/// Whether the data directory can be written, by whom it can be read, and how fast and full its disk is.
+pub(in crate::cli) fn data(config: &Config) -> Vec<Finding> {
+    let folder = nearest(&config.data_dir);
+    let mut findings = vec![match syncs(&folder, 1) {
+        Ok(_) if folder == config.data_dir => access(&folder),
+        Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", config.data_dir.display(), folder.display())),
+        Err(error) => Finding::fail(
+            DATA,
+            format!("{} cannot be written: {error}", folder.display()),
+            "give it to the user that the server runs as, and run this as that user",
+        ),
+    }];
+    findings.extend(free(&folder));
+    findings
+}
+
+/// How long the disk takes to make something durable: each message waits for that.
+pub(super) fn disk(config: &Config) -> Option<Finding> {
+    let mut times = syncs(&nearest(&config.data_dir), DISK_SYNCS).ok()?;
+    times.sort();
+    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    let found = format!("fdatasync takes {median:.1?}, at most {slowest:.1?} of {DISK_SYNCS}");
+    let advice = "every acknowledged message waits for it: use a local SSD, and not a network file system";
+    Some(match median {
+        median if median >= DISK_SYNC_STALLED => Finding::fail(DISK, found, advice),
+        median if median >= DISK_SYNC_SLOW => Finding::warn(DISK, found, advice),
+        _ => Finding::ok(DISK, found),
+    })
+}
+
+fn access(folder: &Path) -> Finding {
+    let mode = fs::metadata(folder).map(|there| there.permissions().mode() & 0o777).unwrap_or_default();
+    let found = format!("{} can be written, mode {mode:o}", folder.display());
+    match mode & 0o077 {
+        0 => Finding::ok(DATA, found),
+        _ => Finding::warn(DATA, found, format!("others may look into it: chmod 700 {}", folder.display())),
+    }
+}
+
+fn free(folder: &Path) -> Option<Finding> {
+    let bytes = crate::cli::doctor::machine::free_bytes(folder)?;
+    let found = format!("{} MiB free", bytes / (1024 * 1024));
+    let advice =
+        "the store stops for good, until a restart, when the disk is full: make room, or shorten the retention";
+    Some(match bytes {
+        bytes if bytes < DISK_FAIL_BYTES => Finding::fail(DISK, found, advice),
+        bytes if bytes < DISK_WARN_BYTES => Finding::warn(DISK, found, advice),
+        _ => Finding::ok(DISK, found),
+    })
+}
+
+/// The folder, or the one that it will be made in.
+fn nearest(folder: &Path) -> PathBuf {
+    let existing = folder.ancestors().find(|folder| folder.is_dir());
+    existing.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Makes a few kilobytes durable, so often, in a file that is gone afterwards.
+fn syncs(folder: &Path, times: usize) -> std::io::Result<Vec<Duration>> {
+    let path = folder.join(format!(".bimip-doctor-{}", std::process::id()));
+    let measure = |mut file: File| {
+        file.write_all(&[0; 4096])?;
+        file.sync_all()?;
+        let mut took = Vec::new();
+        for number in 0..times {
+            let began = Instant::now();
+            file.write_all_at(&[number as u8; 4096], (number * 4096) as u64)?;
+            file.sync_data()?;
+            took.push(began.elapsed());
+        }
+        Ok(took)
+    };
+    let measured = File::create_new(&path).and_then(measure);
+    let removed = fs::remove_file(&path);
+    measured.and_then(|took| removed.map(|()| took))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::dev;
+    use crate::cli::doctor::finding::Grade;
+
+    #[test]
+    fn a_certificate_is_graded_by_what_is_left_of_it() {
+        let facts = |not_before, not_after| CertificateFacts {
+            not_before,
+            not_after,
+            names: vec!["chat.example.org".to_owned()],
+            subject: String::new(),
+            issuer: String::new(),
+        };
+        const DAY: i64 = 24 * 3600;
+        for (not_before, not_after, grade) in [
+            (0, 90 * DAY, Grade::Ok),
+            (0, 15 * DAY, Grade::Ok),
+            (0, 13 * DAY, Grade::Warn),
+            (0, -1, Grade::Fail),
+            (1, 90 * DAY, Grade::Fail),
+        ] {
+            assert_eq!(validity(&facts(not_before, not_after), 0).grade, grade, "{not_before} {not_after}");
+        }
+        let none = CertificateFacts { names: Vec::new(), ..facts(0, 90 * DAY) };
+        assert_eq!(validity(&none, 0).grade, Grade::Fail);
+        assert!(covers("*.example.org", "chat.example.org") && !covers("*.example.org", "a.chat.example.org"));
+        assert!(!covers("*.example.org", "example.org") && covers("chat.example.org", "Chat.example.org"));
+    }
+
+    #[test]
+    fn a_certificate_is_asked_of_the_authority_for_the_names_that_clients_dial() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config { data_dir: folder.path().to_owned(), dev: true, ..Config::default() };
+        let grades = |config: &Config, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let findings = credentials(config, &names);
+            assert!(findings.iter().all(|finding| finding.advice.is_some() == (finding.grade != Grade::Ok)));
+            findings.iter().map(|finding| finding.grade).max().unwrap()
+        };
+        assert_eq!(grades(&config, &[]), Grade::Ok, "nothing made yet");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "and nothing is made");
+        let files = dev::ensure(folder.path(), &["chat.example.org".to_owned()]).unwrap();
+        assert_eq!(grades(&config, &["chat.example.org"]), Grade::Ok);
+        assert_eq!(grades(&config, &["other.example.org"]), Grade::Fail);
+
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = dev::certificates(elsewhere.path(), &[]).unwrap();
+        (config.tls.certificate, config.tls.key) = (Some(other.certificate), Some(other.key.clone()));
+        assert_eq!(grades(&config, &[]), Grade::Fail, "of another authority than clients trust");
+        config.tls.certificate = Some(files.certificate);
+        assert_eq!(grades(&config, &[]), Grade::Fail, "not its key");
+        config.dev = false;
+        (config.tls.certificate, config.tls.key) = (None, None);
+        let findings = credentials(&config, &[]);
+        assert!(findings.iter().all(|finding| finding.grade == Grade::Fail), "{findings:?}");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_is_looked_for_where_it_will_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: folder.path().join("a/b"), ..Config::default() };
+        assert!(data(&config).iter().all(|finding| finding.check != DATA || finding.grade == Grade::Ok));
+        assert!(disk(&config).is_some());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(nearest(Path::new("no-such-folder-here")), Path::new("."));
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(access(folder.path()).grade, Grade::Warn);
+    }
+}

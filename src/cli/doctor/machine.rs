@@ -1,0 +1,172 @@
+//! What the machine gives a server: socket buffers, file descriptors, a clock.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::finding::Finding;
+use crate::cli::limits::{FILES_FAIL, FILES_WARN};
+use crate::config::Config;
+use crate::limits::UDP_BUFFER_BYTES;
+
+const BUFFERS: &str = "udp buffers";
+const FILES: &str = "open files";
+const CLOCK: &str = "clock";
+
+/// Nothing is said about what this system does not tell.
+pub(super) fn all(config: &Config) -> Vec<Finding> {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse().ok();
+    let mut findings = Vec::new();
+    for (name, path) in [("rmem_max", "/proc/sys/net/core/rmem_max"), ("wmem_max", "/proc/sys/net/core/wmem_max")] {
+        findings.extend(number(path).map(|bytes| buffer(name, bytes)));
+    }
+    findings.extend(read("/proc/net/snmp").as_deref().and_then(dropped).map(drops));
+    findings.extend(read("/proc/self/limits").as_deref().and_then(open_files).map(|limit| files(limit, config)));
+    findings.push(clock(SystemTime::now(), newest(&config.data_dir.join("store")), synchronized()));
+    findings
+}
+
+fn buffer(name: &str, bytes: u64) -> Finding {
+    let found = format!("net.core.{name} is {bytes}");
+    if bytes >= UDP_BUFFER_BYTES as u64 {
+        return Finding::ok(BUFFERS, found);
+    }
+    let advice = format!("a burst of many devices does not fit: sysctl -w net.core.{name}={UDP_BUFFER_BYTES}");
+    Finding::warn(BUFFERS, found, advice)
+}
+
+/// Datagrams that the kernel threw away since it started, for want of buffer.
+fn dropped(snmp: &str) -> Option<u64> {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split_whitespace().position(|name| name == "RcvbufErrors")?;
+    values.split_whitespace().nth(at)?.parse().ok()
+}
+
+fn drops(count: u64) -> Finding {
+    match count {
+        0 => Finding::ok(BUFFERS, "no datagram was dropped for want of a buffer"),
+        count => Finding::warn(
+            BUFFERS,
+            format!("{count} datagrams were dropped for want of a buffer since the machine started, of all programs"),
+            "if it grows while the server runs: larger buffers (above), or more CPU",
+        ),
+    }
+}
+
+/// The soft limit; `None`: no limit, or not known.
+fn open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn files(limit: u64, config: &Config) -> Finding {
+    let found = format!("{limit} for this shell's programs");
+    let advice = "each device over TCP takes one: LimitNOFILE=131072 in the unit, or ulimit -n";
+    match limit {
+        limit if limit < FILES_FAIL => Finding::fail(FILES, found, advice),
+        limit if limit < FILES_WARN && config.tcp.enabled => Finding::warn(FILES, found, advice),
+        _ => Finding::ok(FILES, found),
+    }
+}
+
+/// Tokens and certificates are judged by it.
+fn clock(now: SystemTime, newest: Option<SystemTime>, synchronized: Option<bool>) -> Finding {
+    let ahead = newest.and_then(|newest| newest.duration_since(now).ok()).filter(|by| *by > Duration::from_secs(1));
+    match (ahead, synchronized) {
+        (Some(by), _) => Finding::fail(
+            CLOCK,
+            format!("the store was written {} s in the future", by.as_secs()),
+            "the clock has gone back: set it before the server starts, or tokens and ids will be wrong",
+        ),
+        (None, Some(false)) => Finding::warn(
+            CLOCK,
+            "the kernel says that nothing keeps it right",
+            "run chrony or systemd-timesyncd: tokens forgive 30 s",
+        ),
+        (None, Some(true)) => Finding::ok(CLOCK, "kept right from outside"),
+        (None, None) => Finding::ok(CLOCK, "not before what the store holds"),
+    }
+}
+
+/// When the store was last written.
+fn newest(store: &Path) -> Option<SystemTime> {
+    let entries = fs::read_dir(store).ok()?;
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok()).max()
+}
+
+/// Whether something keeps the kernel's clock right; `None`: not known here.
+#[cfg(target_os = "linux")]
+fn synchronized() -> Option<bool> {
+    let mut timex = std::mem::MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: all zeroes is a request that changes nothing, and the kernel writes no more than the structure.
+    match unsafe { libc::adjtimex(timex.as_mut_ptr()) } {
+        -1 => None,
+        state => Some(state != libc::TIME_ERROR),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn synchronized() -> Option<bool> {
+    None
+}
+
+/// What is left for this process on a folder's file system.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends with a zero byte, and the kernel fills in the whole structure or fails.
+    if unsafe { libc::statvfs(folder.as_ptr(), figures.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call has succeeded.
+    let figures = unsafe { figures.assume_init() };
+    // Their types differ from system to system.
+    #[allow(clippy::unnecessary_cast)]
+    Some((figures.f_bavail as u64).saturating_mul(figures.f_frsize as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Grade;
+
+    #[test]
+    fn what_the_kernel_says_is_read() {
+        let snmp =
+            "Ip: A B\nIp: 1 2\nUdp: InDatagrams NoPorts RcvbufErrors Other\nUdp: 9 8 66 5\nUdpLite: X\nUdpLite: 1\n";
+        assert_eq!(dropped(snmp), Some(66));
+        assert_eq!(dropped("Udp: InDatagrams\nUdp: 9\n"), None);
+        assert_eq!(dropped(""), None);
+        let limits = "Limit       Soft Limit Hard Limit Units\nMax open files       1024      524288     files\n";
+        assert_eq!(open_files(limits), Some(1024));
+        assert_eq!(open_files("Max open files  unlimited unlimited files"), None);
+        assert!(free_bytes(Path::new("/")).is_some() && free_bytes(Path::new("/no/such/folder")).is_none());
+    }
+
+    #[test]
+    fn too_little_is_told_with_what_to_do() {
+        assert_eq!(buffer("rmem_max", UDP_BUFFER_BYTES as u64).grade, Grade::Ok);
+        let small = buffer("rmem_max", 212_992);
+        assert_eq!(small.grade, Grade::Warn);
+        assert!(small.advice.unwrap().contains("sysctl -w net.core.rmem_max="));
+        assert_eq!((drops(0).grade, drops(1).grade), (Grade::Ok, Grade::Warn));
+        let mut config = Config::default();
+        let grade = |limit, config: &Config| files(limit, config).grade;
+        assert_eq!([256, 1024, 131_072].map(|limit| grade(limit, &config)), [Grade::Fail, Grade::Warn, Grade::Ok]);
+        config.tcp.enabled = false;
+        assert_eq!(grade(1024, &config), Grade::Ok, "QUIC needs one");
+    }
+
+    #[test]
+    fn a_clock_that_went_back_is_told() {
+        let now = SystemTime::now();
+        let later = Some(now + Duration::from_secs(60));
+        assert_eq!(clock(now, later, Some(true)).grade, Grade::Fail);
+        assert_eq!(clock(now, Some(now), Some(false)).grade, Grade::Warn);
+        assert_eq!(clock(now, None, Some(true)).grade, Grade::Ok);
+        assert_eq!(clock(now, None, None).grade, Grade::Ok);
+    }
+}

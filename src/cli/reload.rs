@@ -1,0 +1,18 @@
+//! `bimip reload`: has a running server read its certificate and token keys again, and says whether it took them.
+
+use super::Failure;
+use super::control::Running;
+use crate::server::control::Request;
+
+/// Have the running server read its certificate and token keys again; fails if it keeps the former ones
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    running: Running,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        self.running.ask(&Request::Reload).map(drop)
+    }
+}

@@ -1,0 +1,38 @@
+//! `bimip restore`: a store from a backup, in a data directory that has none.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::control::Running;
+use super::{Failure, say};
+use crate::store;
+
+/// Make the store of a data directory from a backup, and look whether everything fits together
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    running: Running,
+    /// What `bimip backup` has written
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let config = self.running.config()?;
+        let file = File::open(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let dir = config.data_dir.join("store");
+        let (_, found) = store::restore(&mut BufReader::new(file), &dir)?;
+        say(&format!(
+            "{}: {} messages, {} of them not released yet, in the logs of {} users; everything fits together",
+            dir.display(),
+            found.messages,
+            found.unreleased,
+            found.users
+        ))?;
+        Ok(())
+    }
+}

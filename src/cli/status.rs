@@ -1,0 +1,36 @@
+//! `bimip status`: how the server on this machine is.
+
+use super::control::Running;
+use super::{Failure, say};
+use crate::server::control::{Answer, Request};
+
+/// Tell how the server is that runs on a data directory
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    running: Running,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Answer::Status(status) = self.running.ask(&Request::Status)? else {
+            return Err(anyhow::anyhow!("the server answered something else").into());
+        };
+        if self.json {
+            return Ok(say(&serde_json::to_string(&status)?)?);
+        }
+        say(&format!(
+            "bimip {}, process {}, for {} s: {} connected at {}; logs {}",
+            status.version,
+            status.pid,
+            status.uptime_seconds,
+            status.connected,
+            status.quic,
+            status.log.as_deref().unwrap_or("nothing")
+        ))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! The control socket: what the operator on this machine asks of a running server, over a Unix socket in the data
+//! directory that only the server's own user can open.
+//!
+//! A connection carries one request, a line of JSON, and its answer, another line; after the answer to a backup comes the
+//! archive, up to the end of the stream.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::reload::Reload;
+use crate::clock::Now;
+use crate::limits::{
+    CONTROL_CHUNK_BYTES, CONTROL_CHUNKS_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX, CONTROL_WITHIN,
+};
+use crate::observe;
+use crate::session::Services;
+use crate::store::Embedded;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the server is.
+    Status,
+    /// Log what this filter lets through from now on; without one: which it is.
+    Log {
+        /// As in `log.level`.
+        filter: Option<String>,
+    },
+    /// Read certificate and token keys again.
+    Reload,
+    /// Write out the store.
+    Backup,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// How the server is.
+    Status(Status),
+    /// The filter that is in use.
+    Log(String),
+    /// The archive follows.
+    Archive,
+    /// It was not done, and why.
+    Refused(String),
+}
+
+/// How a server is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since when it runs.
+    pub uptime_seconds: u64,
+    /// Devices that are connected.
+    pub connected: usize,
+    /// Where it listens for devices.
+    pub quic: String,
+    /// The filter of its log, if this process logs.
+    pub log: Option<String>,
+}
+
+/// Where the socket is in a data directory.
+pub fn socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("control.sock")
+}
+
+/// What requests are answered with.
+pub(super) struct Control {
+    pub(super) services: Arc<Services>,
+    pub(super) store: Arc<Embedded>,
+    pub(super) reload: Arc<Reload>,
+    pub(super) quic: String,
+    pub(super) began: Instant,
+    pub(super) stop: CancellationToken,
+    /// One backup at a time: each keeps a reader busy.
+    pub(super) backups: Semaphore,
+}
+
+/// An open socket; the file goes when it is dropped.
+pub(super) struct Listening {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Who made it, and may use it.
+    owner: u32,
+}
+
+impl Listening {
+    /// Opens it, in the place of one that a process left behind which is gone: that nobody else runs on the data directory
+    /// is the store's lock to see to.
+    pub(super) fn open(data_dir: &Path) -> io::Result<Listening> {
+        let path = socket(data_dir);
+        if std::fs::symlink_metadata(&path).is_ok_and(|there| there.file_type().is_socket()) {
+            std::fs::remove_file(&path)?;
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let owner = std::fs::metadata(&path)?.uid();
+        Ok(Listening { listener, path, owner })
+    }
+
+    /// Answers until `stop`.
+    pub(super) async fn serve(self, control: Arc<Control>) {
+        let places = Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                () = control.stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(crate::limits::ACCEPT_RETRY).await;
+                continue;
+            };
+            // The file's mode says it already, where the system heeds it.
+            let uid = stream.peer_cred().map(|peer| peer.uid());
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            if !uid.is_ok_and(|uid| uid == self.owner || uid == 0) {
+                continue;
+            }
+            let control = control.clone();
+            tokio::spawn(async move {
+                let stop = control.stop.clone();
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    served = control.answer(stream) => {
+                        if let Err(error) = served {
+                            tracing::debug!(%error, "a request over the control socket was cut off");
+                        }
+                    }
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // A later server removes it too.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Control {
+    async fn answer(&self, stream: UnixStream) -> io::Result<()> {
+        let (read, mut write) = stream.into_split();
+        let mut line = Vec::new();
+        let mut read = BufReader::new(read.take(CONTROL_REQUEST_BYTES_MAX));
+        within(CONTROL_WITHIN, read.read_until(b'\n', &mut line)).await?;
+        let answer = match serde_json::from_slice(&line) {
+            Ok(Request::Backup) => return self.backup(&mut write).await,
+            Ok(Request::Status) => Answer::Status(self.status()),
+            Ok(Request::Log { filter: None }) => match observe::log_filter() {
+                Some(filter) => Answer::Log(filter),
+                None => Answer::Refused("nothing is logged by this process".to_owned()),
+            },
+            Ok(Request::Log { filter: Some(filter) }) => match observe::set_log(&filter) {
+                Ok(()) => {
+                    tracing::info!(filter, "what is logged has changed");
+                    Answer::Done
+                }
+                Err(reason) => Answer::Refused(reason),
+            },
+            Ok(Request::Reload) => match self.reload.clone().in_background(true).await {
+                true => Answer::Done,
+                false => {
+                    Answer::Refused("a file is wrong, and everything stays as it was: the log says why".to_owned())
+                }
+            },
+            Err(error) => Answer::Refused(format!("not a request: {error}")),
+        };
+        say(&mut write, &answer).await
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.began.elapsed().as_secs(),
+            connected: self.services.hub.connected(),
+            quic: self.quic.clone(),
+            log: observe::log_filter(),
+        }
+    }
+
+    /// The archive is read as fast as it is taken: who stops taking it ends it.
+    async fn backup(&self, write: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        let Ok(_turn) = self.backups.try_acquire() else {
+            return say(write, &Answer::Refused("another backup is under way".to_owned())).await;
+        };
+        say(write, &Answer::Archive).await?;
+        let began = Instant::now();
+        let (sender, mut chunks) = mpsc::channel::<Bytes>(CONTROL_CHUNKS_MAX);
+        let taker = &mut *write;
+        // Owns the receiving end: when this gives up, reading the store ends with it.
+        let writing = async move {
+            while let Some(chunk) = chunks.recv().await {
+                within(CONTROL_WITHIN, taker.write_all(&chunk)).await?;
+            }
+            io::Result::Ok(())
+        };
+        let out = io::BufWriter::with_capacity(CONTROL_CHUNK_BYTES, Chunks(sender));
+        let (archived, written) = tokio::join!(self.store.archive(Now::system().unix_ms, out), writing);
+        written?;
+        match archived {
+            Ok(archived) => {
+                within(CONTROL_WITHIN, write.flush()).await?;
+                let seconds = began.elapsed().as_secs_f64();
+                tracing::info!(rows = archived.rows, bytes = archived.bytes, seconds, "backup");
+            }
+            Err(error) => tracing::error!(%error, "a backup was cut off"),
+        }
+        Ok(())
+    }
+}
+
+async fn say(write: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    within(CONTROL_WITHIN, write.write_all(&line)).await
+}
+
+async fn within<T>(time: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(time, step).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Hands chunks from the thread that reads the store to the task that writes the socket.
+struct Chunks(mpsc::Sender<Bytes>);
+
+impl io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.0.blocking_send(Bytes::copy_from_slice(bytes)).map_err(gone)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

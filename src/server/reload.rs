@@ -1,0 +1,168 @@
+//! Takes up a renewed certificate and changed token keys without dropping a session.
+//!
+//! The contents of the files are looked at every few seconds, and not their events: certificates are renewed by renaming
+//! files, by swapping symbolic links (Kubernetes) and over network file systems, and only reading sees all of it. They
+//! are a few kilobytes.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quinn::Endpoint;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use crate::auth::{self, CertificateFacts, Credentials, dev::DevFiles};
+use crate::config::Config;
+use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL};
+use crate::observe::ReloadResult;
+use crate::session::Services;
+use crate::transport::quic;
+
+/// What new connections are accepted with.
+pub(super) struct Reload {
+    config: Config,
+    services: Arc<Services>,
+    endpoint: Endpoint,
+    quic: watch::Sender<Arc<quinn::ServerConfig>>,
+    tcp: watch::Sender<Arc<rustls::ServerConfig>>,
+    /// Also keeps two reloads from overtaking each other.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Of all files, when they were last taken up or refused.
+    seen: [u8; 32],
+    chain: Vec<CertificateDer<'static>>,
+    /// The endpoint takes no new connections any more.
+    closed: bool,
+}
+
+impl Reload {
+    /// `chain` is in use.
+    pub(super) fn new(
+        config: Config,
+        services: Arc<Services>,
+        endpoint: Endpoint,
+        quic: quinn::ServerConfig,
+        tls: rustls::ServerConfig,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Reload {
+        note_expiry(&services, &chain);
+        let state = Mutex::new(State { seen: digest(&config), chain, closed: false });
+        let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(Arc::new(tls)));
+        Reload { config, services, endpoint, quic, tcp, state }
+    }
+
+    /// What QUIC accepts with.
+    pub(super) fn quic(&self) -> watch::Receiver<Arc<quinn::ServerConfig>> {
+        self.quic.subscribe()
+    }
+
+    /// What TCP accepts with.
+    pub(super) fn tcp(&self) -> watch::Receiver<Arc<rustls::ServerConfig>> {
+        self.tcp.subscribe()
+    }
+
+    /// Looks at the files until `stop`.
+    pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RELOAD_POLL) => {}
+            }
+            self.clone().in_background(false).await;
+        }
+    }
+
+    /// Takes up what the files hold now; whether that worked. `asked`: even if nothing seems to have changed.
+    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> bool {
+        tokio::task::spawn_blocking(move || self.once(asked)).await.unwrap_or(false)
+    }
+
+    fn once(&self, asked: bool) -> bool {
+        let mut state = self.state();
+        // Before they are read: a change in between is seen the next time.
+        let seen = digest(&self.config);
+        if state.closed || !asked && seen == state.seen {
+            return true;
+        }
+        state.seen = seen;
+        match self.take_up(&mut state) {
+            Ok(certificate) => {
+                self.services.metrics.reloaded(ReloadResult::Done);
+                let certificate = if certificate { "new" } else { "same" };
+                tracing::info!(certificate, token_keys = self.services.verifier.keys(), "reloaded");
+                true
+            }
+            Err(error) => {
+                self.services.metrics.reloaded(ReloadResult::Refused);
+                tracing::error!(%error, "nothing was reloaded: certificate and token keys stay as they were");
+                false
+            }
+        }
+    }
+
+    /// All of it or, with an error, nothing. Whether the certificate is another one.
+    fn take_up(&self, state: &mut State) -> Result<bool, StartError> {
+        let credentials = Credentials::from_config(&self.config)?;
+        let changed = credentials.chain != state.chain;
+        if changed {
+            // A configuration of its own, with nothing that was remembered under the old certificate: a client does not
+            // look at the certificate when it resumes, so nothing of before may be resumed.
+            let tls = auth::server_tls(&credentials)?;
+            let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
+            self.endpoint.set_server_config(Some(quic.clone()));
+            self.quic.send_replace(Arc::new(quic));
+            self.tcp.send_replace(Arc::new(tls));
+            note_expiry(&self.services, &credentials.chain);
+            state.chain = credentials.chain;
+        }
+        self.services.verifier.replace(credentials.verifier);
+        Ok(changed)
+    }
+
+    /// No new connections from here on, whatever the files say.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.endpoint.set_server_config(None);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {
+    if let Some(facts) = chain.first().and_then(CertificateFacts::read) {
+        services.metrics.certificate_expires.set(facts.not_after as f64);
+    }
+}
+
+/// Of everything that is read from files. One that cannot be read counts as empty: it is told when it is taken up.
+fn digest(config: &Config) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for path in files(config) {
+        let content = read(&path).unwrap_or_default();
+        digest.update((content.len() as u64).to_le_bytes());
+        digest.update(&content);
+    }
+    digest.finalize().into()
+}
+
+fn files(config: &Config) -> Vec<PathBuf> {
+    let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
+    let dev = dev.map(|files| [files.certificate, files.key, files.token_public]);
+    let named = [&config.tls.certificate, &config.tls.key, &config.auth.jwks, &config.auth.hs256_secret_file];
+    let named = named.into_iter().flatten().chain(&config.auth.keys).cloned();
+    named.chain(dev.into_iter().flatten()).collect()
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut content = Vec::new();
+    std::fs::File::open(path)?.take(KEY_FILE_BYTES_MAX).read_to_end(&mut content)?;
+    Ok(content)
+}

@@ -1,0 +1,259 @@
+//! A backup: every row of one consistent view in one file with a checksum, and the way back.
+//!
+//! ```text
+//! "bimip archive 1\n"  time (i64, Unix ms)  number of spaces (u8)  for each: length (u8) and name
+//! for each row: space (u8, from 1)  length of key and of value (u32)  key  value
+//! 0 (u8)  number of rows (u64)  SHA-256 of everything before
+//! ```
+//! Numbers are little-endian. The checksum is at the end, so that it is written and read in one go.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::audit::{Audited, audit};
+use super::fjall::Fjall;
+use super::kv::{Batch, Kv, Order, Space, View};
+use super::{StoreError, key};
+use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
+
+const MAGIC: &[u8; 16] = b"bimip archive 1\n";
+const DIGEST_BYTES: usize = 32;
+
+/// Why there is no backup, or why it is not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// It cannot be read or written.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The store cannot be read or written, or its rows contradict each other.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is no archive, or was cut off, changed, or made by a later version.
+    #[error("not a whole archive: {0}")]
+    Torn(&'static str),
+    /// Where it should be restored to there is something already.
+    #[error("{} is there already: restore into an empty data directory, or move it away", .0.display())]
+    NotEmpty(PathBuf),
+    /// Where it should be made from there is nothing.
+    #[error("no store in {}", .0.display())]
+    NoStore(PathBuf),
+}
+
+/// What an archive holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Archived {
+    /// When the view was taken, in Unix milliseconds.
+    pub taken_at_ms: i64,
+    /// All rows.
+    pub rows: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Writes the store in `dir`, which no process has open. `now_ms` is Unix milliseconds.
+///
+/// # Errors
+/// There is no store, another process has it open, or `out` does not take it.
+pub fn archive(dir: &Path, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
+    if !dir.is_dir() {
+        return Err(ArchiveError::NoStore(dir.to_owned()));
+    }
+    let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;
+    write(&*engine.view(), now_ms, out)
+}
+
+/// Makes the store `dir` of an archive, and looks whether everything in it fits together. What is there in the end is
+/// whole: until then it is made under another name beside it.
+///
+/// # Errors
+/// `dir` is there already, or the archive is not whole or does not fit together. Nothing is left behind then.
+pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
+    if dir.exists() {
+        return Err(ArchiveError::NotEmpty(dir.to_owned()));
+    }
+    let mut name = dir.as_os_str().to_owned();
+    name.push(".restoring");
+    let unfinished = PathBuf::from(name);
+    remove(&unfinished)?;
+    fs::create_dir_all(&unfinished)?;
+    let restored = fill(from, &unfinished);
+    if restored.is_err() {
+        // The error that matters is the other one; the next attempt removes it too.
+        let _ = remove(&unfinished);
+        return restored;
+    }
+    fs::rename(&unfinished, dir)?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        File::open(parent)?.sync_all()?;
+    }
+    restored
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn fill(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
+    let archived = read(from, &Fjall::open(dir, STORE_CACHE_BYTES)?)?;
+    // Opened anew: what the server will find.
+    let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;
+    let audited = audit(&*engine.view())?;
+    Ok((archived, audited))
+}
+
+/// Writes all rows of a view.
+pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
+    let mut out = BufWriter::new(Summing { inner: out, sum: Sha256::new(), bytes: 0 });
+    out.write_all(MAGIC)?;
+    out.write_all(&now_ms.to_le_bytes())?;
+    out.write_all(&[Space::COUNT as u8])?;
+    for space in Space::ALL {
+        out.write_all(&[space.name().len() as u8])?;
+        out.write_all(space.name().as_bytes())?;
+    }
+    let mut rows = 0u64;
+    for (number, space) in (1u8..).zip(Space::ALL) {
+        let mut span = key::all();
+        loop {
+            let page = view.range(space, &span, Order::Ascending, STORE_PAGE_ROWS)?;
+            for (key, value) in &page {
+                // No row comes near: a frame is the longest that is stored.
+                let lengths = [key.len(), value.len()].map(|length| u32::try_from(length).unwrap_or(u32::MAX));
+                out.write_all(&[number])?;
+                out.write_all(&lengths[0].to_le_bytes())?;
+                out.write_all(&lengths[1].to_le_bytes())?;
+                out.write_all(key)?;
+                out.write_all(value)?;
+                rows += 1;
+            }
+            let Some((last, _)) = page.last() else { break };
+            span = key::following(span, last);
+        }
+    }
+    out.write_all(&[0])?;
+    out.write_all(&rows.to_le_bytes())?;
+    let Summing { inner, sum, bytes } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    inner.write_all(&sum.finalize())?;
+    inner.flush()?;
+    Ok(Archived { taken_at_ms: now_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
+}
+
+/// Reads an archive to its end, and looks whether it is whole: nothing was lost or changed since it was written.
+///
+/// # Errors
+/// It is not, or cannot be read.
+pub fn verify(from: &mut dyn Read) -> Result<Archived, ArchiveError> {
+    scan(from, |_| Ok(()))
+}
+
+/// Reads all rows into an empty engine, and makes them durable. After an error the engine holds a part of them.
+fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> {
+    let archived = scan(from, |batch| engine.commit(batch, false))?;
+    engine.commit(Vec::new(), true)?;
+    Ok(archived)
+}
+
+fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreError>) -> Result<Archived, ArchiveError> {
+    let mut from = Summing { inner: from, sum: Sha256::new(), bytes: 0 };
+    if &from.array::<16>()? != MAGIC {
+        return Err(ArchiveError::Torn("it does not begin like one of this version"));
+    }
+    let taken_at_ms = i64::from_le_bytes(from.array()?);
+    let mut spaces = Vec::new();
+    for _ in 0..from.array::<1>()?[0] {
+        let length = from.array::<1>()?[0];
+        let name = from.bytes(usize::from(length))?;
+        let known = Space::ALL.into_iter().find(|space| space.name().as_bytes() == name);
+        spaces.push(known.ok_or(ArchiveError::Torn("it has a space that this version does not know"))?);
+    }
+    let (mut rows, mut batch) = (0u64, Vec::new());
+    loop {
+        let number = usize::from(from.array::<1>()?[0]);
+        if number == 0 {
+            break;
+        }
+        let space = spaces.get(number - 1).ok_or(ArchiveError::Torn("a row in no space"))?;
+        let lengths = [u32::from_le_bytes(from.array()?), u32::from_le_bytes(from.array()?)];
+        if lengths.iter().any(|length| *length > ARCHIVE_ROW_BYTES_MAX) {
+            return Err(ArchiveError::Torn("a row too long"));
+        }
+        let [key, value] = [from.bytes(lengths[0] as usize)?, from.bytes(lengths[1] as usize)?];
+        batch.push((*space, Bytes::from(key), Some(Bytes::from(value))));
+        rows += 1;
+        if batch.len() == STORE_PAGE_ROWS {
+            take(std::mem::take(&mut batch))?;
+        }
+    }
+    if u64::from_le_bytes(from.array()?) != rows {
+        return Err(ArchiveError::Torn("rows are missing"));
+    }
+    let Summing { inner, sum, bytes } = from;
+    let mut digest = [0; DIGEST_BYTES];
+    inner.read_exact(&mut digest).map_err(cut_off)?;
+    if digest != *sum.finalize() {
+        return Err(ArchiveError::Torn("its checksum is another"));
+    }
+    if inner.read(&mut [0])? != 0 {
+        return Err(ArchiveError::Torn("it goes on after its end"));
+    }
+    take(batch)?;
+    Ok(Archived { taken_at_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
+}
+
+fn cut_off(error: io::Error) -> ArchiveError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ArchiveError::Torn("it is cut off"),
+        _ => ArchiveError::Io(error),
+    }
+}
+
+/// Sums up what passes.
+struct Summing<T> {
+    inner: T,
+    sum: Sha256,
+    bytes: u64,
+}
+
+impl Write for Summing<&mut dyn Write> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl Summing<&mut dyn Read> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], ArchiveError> {
+        let mut array = [0; N];
+        self.fill(&mut array)?;
+        Ok(array)
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<Vec<u8>, ArchiveError> {
+        let mut bytes = vec![0; length];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, into: &mut [u8]) -> Result<(), ArchiveError> {
+        self.inner.read_exact(into).map_err(cut_off)?;
+        self.sum.update(&*into);
+        self.bytes += into.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! A backup gives back what was there, or nothing; and what does not fit together is found.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::store::memory::Memory;
+use crate::store::testing::{ack, contact, device, eid, text};
+use crate::store::{
+    AckTarget, Embedded, LogEntry, LogObserver, Options, Retention, Revocation, RevocationTarget, Store,
+};
+use crate::wire::{AckStatus, ChatId, Eid, Sequence, Version};
+
+const TAKEN_AT_MS: i64 = 77;
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+struct Nobody;
+
+impl LogObserver for Nobody {
+    fn appended(&self, _user: &Eid, _entry: &Arc<LogEntry>) {}
+}
+
+/// Something in every space.
+async fn lived_in(memory: &Memory) -> Embedded {
+    let store = Embedded::open_memory(memory.clone(), Options::default(), Arc::new(Nobody)).unwrap();
+    for number in 1..=5 {
+        store.accept(text("alice", "bob", number), true).await.unwrap();
+    }
+    // The older ones go, and leave the floors.
+    let now = 30 * DAY_MS;
+    store.trim(Retention { older_than_ms: 3, entries_max_per_user: u64::MAX }, now).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    let chat = ChatId::between(&eid("alice"), &eid("bob"));
+    let read = ack("bob", AckTarget::UpTo(chat, Version::from(4)), AckStatus::Read, now);
+    store.acknowledge(read).await.unwrap();
+    store.put_contact(&eid("alice"), contact("bob")).await.unwrap();
+    store.set_block(&eid("alice"), &eid("carol"), true).await.unwrap();
+    let target = RevocationTarget::User(eid("mallory"));
+    store.revoke(Revocation { target, issued_until: 5, expires_at: i64::MAX }).await.unwrap();
+    store.accept(text("carol", "bob", 6), true).await.unwrap();
+    store.accept(text("bob", "alice", 7), false).await.unwrap();
+    store.accept(text("alice", "bob", 8), true).await.unwrap();
+    store
+}
+
+fn bytes_of(memory: &Memory) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let archived = write(&*memory.view(), TAKEN_AT_MS, &mut bytes).unwrap();
+    assert_eq!((archived.bytes, archived.taken_at_ms), (bytes.len() as u64, TAKEN_AT_MS));
+    bytes
+}
+
+#[tokio::test]
+async fn what_is_restored_is_what_was_there_and_goes_on_from_it() {
+    let memory = Memory::new();
+    let _store = lived_in(&memory).await;
+    let spaces = Space::ALL.map(|space| memory.view().range(space, &key::all(), Order::Ascending, 99).unwrap().len());
+    assert!(spaces.iter().all(|rows| *rows > 0), "something in every space: {spaces:?}");
+
+    let bytes = bytes_of(&memory);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let (archived, audited) = restore(&mut &bytes[..], &dir).unwrap();
+    assert_eq!(archived.rows, spaces.iter().sum::<usize>() as u64);
+    assert_eq!((audited.users, audited.messages, audited.unreleased, audited.devices), (3, 6, 2, 1));
+    assert_eq!((audited.contacts, audited.entries), (2, 12));
+    assert!(matches!(restore(&mut &bytes[..], &dir), Err(ArchiveError::NotEmpty(_))));
+    let mut again = Vec::new();
+    assert_eq!(archive(&dir, TAKEN_AT_MS, &mut again).unwrap(), archived);
+    assert!(again == bytes, "a backup of what was restored is the same");
+
+    let store = Embedded::open(&dir, Options::default(), Arc::new(Nobody)).unwrap();
+    let next = store.accept(text("alice", "bob", 9), true).await.unwrap();
+    assert_eq!(next.message.version.get(), 8);
+    let log = store.read_log(&eid("alice"), Sequence::ZERO, 99).await.unwrap();
+    assert_eq!(log.last().unwrap().sequence, next.sequence);
+    let mut locked = Vec::new();
+    assert!(archive(&dir, 0, &mut locked).unwrap_err().to_string().contains("another process has it open"));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_backup_taken_beside_the_writer_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(&folder.path().join("a"), Options::default(), Arc::new(Nobody)).unwrap());
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for number in 1.. {
+                if store.accept(text("alice", "bob", number), number % 3 == 0).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let path = folder.path().join("backup");
+    for round in 0..5 {
+        let acknowledged = store.chat_version(ChatId::between(&eid("alice"), &eid("bob"))).await.unwrap();
+        store.archive(TAKEN_AT_MS, File::create(&path).unwrap()).await.unwrap();
+        let dir = folder.path().join(format!("restored-{round}"));
+        let (_, audited) = restore(&mut io::BufReader::new(File::open(&path).unwrap()), &dir).unwrap();
+        assert!(audited.messages >= acknowledged.get(), "{audited:?} {acknowledged}");
+    }
+    store.close().await;
+    writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn no_part_and_no_other_version_of_an_archive_passes_for_one() {
+    let memory = Memory::new();
+    let _store = lived_in(&memory).await;
+    let bytes = bytes_of(&memory);
+    read(&mut &bytes[..], &Memory::new()).unwrap();
+    for length in 0..bytes.len() {
+        let refused = read(&mut &bytes[..length], &Memory::new()).unwrap_err();
+        assert!(matches!(refused, ArchiveError::Torn(_)), "{length}: {refused}");
+    }
+    for position in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[position] ^= 0x41;
+        assert!(read(&mut &damaged[..], &Memory::new()).is_err(), "damaged at {position}");
+    }
+    let longer = [&bytes[..], b"x"].concat();
+    assert!(read(&mut &longer[..], &Memory::new()).is_err());
+
+    let folder = tempfile::tempdir().unwrap();
+    assert!(restore(&mut &bytes[..bytes.len() - 1], &folder.path().join("store")).is_err());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    assert!(matches!(archive(&folder.path().join("none"), 0, &mut io::sink()), Err(ArchiveError::NoStore(_))));
+}
+
+#[tokio::test]
+async fn a_row_that_is_missing_or_says_something_else_is_found() {
+    let memory = Memory::new();
+    let _store = lived_in(&memory).await;
+    audit(&*memory.view()).unwrap();
+    let whole = bytes_of(&memory);
+    for space in [Space::Messages, Space::Chats, Space::Locals, Space::Logs, Space::Pending, Space::Floors] {
+        for (row, _) in memory.view().range(space, &key::all(), Order::Ascending, 99).unwrap() {
+            let other = Memory::new();
+            read(&mut &whole[..], &other).unwrap();
+            other.commit(vec![(space, row.clone(), None)], true).unwrap();
+            assert!(audit(&*other.view()).is_err(), "{} without {}", space.name(), row.escape_ascii());
+        }
+    }
+    for space in Space::ALL {
+        let (row, _) = memory.view().range(space, &key::all(), Order::Ascending, 1).unwrap().remove(0);
+        let other = Memory::new();
+        read(&mut &whole[..], &other).unwrap();
+        other.commit(vec![(space, row, Some(Bytes::from_static(b"\xff rubbish")))], true).unwrap();
+        let found = audit(&*other.view()).unwrap_err().to_string();
+        assert!(found.contains("corrupt row in "), "{found}");
+    }
+}

@@ -1,0 +1,113 @@
+//! A backup of a server under traffic, and a server that goes on from it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bimip::wire::proto::VersionUpdate;
+use bimip::wire::{Lane, Payload};
+
+use crate::common::{Process, scratch, within_bound};
+use crate::control::bimip;
+
+const ALICE: &str = "alice@localhost";
+const BOB: &str = "bob@localhost";
+
+/// What another server on the same domain needs besides the store.
+fn copy_identity(from: &Path, to: &Path) {
+    for folder in ["certs", "keys"] {
+        fs::create_dir_all(to.join(folder)).unwrap();
+        for entry in fs::read_dir(from.join(folder)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_before_a_backup_is_there_after_restoring_it() {
+    let folder = scratch();
+    let (data, other) = (folder.path().join("data"), folder.path().join("other"));
+    let server = Process::start(&data, &[]).await;
+    // Alice writes all the time, one message after the other.
+    let acknowledged = Arc::new(AtomicI64::new(0));
+    let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
+    let counting = acknowledged.clone();
+    let traffic = tokio::spawn(async move {
+        for number in 1.. {
+            alice.post(BOB, &format!("m{number}"), &format!("text {number}")).await;
+            let Ok(answer) = alice.try_recv(Lane::Chat).await else { return };
+            let Some(Payload::VersionUpdate(VersionUpdate { version, .. })) = answer.payload else { return };
+            assert_eq!(version, number);
+            counting.store(number, Ordering::SeqCst);
+        }
+    });
+    let written = |at_least: i64| {
+        let acknowledged = acknowledged.clone();
+        async move {
+            while acknowledged.load(Ordering::SeqCst) < at_least {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    within_bound("traffic", written(100)).await;
+    let before = acknowledged.load(Ordering::SeqCst);
+    let file = folder.path().join("backup");
+    let said = bimip(&data, &["backup", "--verify", file.to_str().unwrap()]).await.unwrap();
+    assert!(said.contains("restored and found whole"), "{said}");
+    let after = acknowledged.load(Ordering::SeqCst);
+    within_bound("more traffic", written(after + 100)).await;
+    server.kill().await;
+    traffic.abort();
+
+    copy_identity(&data, &other);
+    let said = bimip(&other, &["restore", file.to_str().unwrap()]).await.unwrap();
+    assert!(said.contains("everything fits together"), "{said}");
+    let server = Process::start(&other, &[]).await;
+    let mut bob = server.door.session(BOB, "phone").resume_from(0).open().await;
+    let held = bob.accept.log_head;
+    assert!((before..=acknowledged.load(Ordering::SeqCst)).contains(&held), "{before} {held}");
+    for number in 1..=held {
+        let message = bob.hear().await;
+        assert_eq!((message.version, message.sequence), (number, number));
+    }
+    let mut fresh = server.door.session("carol@localhost", "phone").pipelined().open().await;
+    fresh.say(BOB, "c1", "after").await;
+    assert_eq!(bob.hear().await.sequence, held + 1);
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
+    let folder = scratch();
+    let (data, file) = (folder.path().join("data"), folder.path().join("backup"));
+    let path = file.to_str().unwrap();
+    let refused = bimip(&data, &["backup", path]).await.unwrap_err();
+    assert!(refused.contains("no store in "), "{refused}");
+    let server = Process::start(&data, &[]).await;
+    let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
+    alice.say(BOB, "m1", "kept").await;
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+
+    let said = bimip(&data, &["backup", path]).await.unwrap();
+    assert!(said.contains(" rows, "), "{said}");
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(&file).unwrap()) & 0o777, 0o600);
+    let refused = bimip(&data, &["backup", path]).await.unwrap_err();
+    assert!(refused.contains(" exists: give another name"), "{refused}");
+    let refused = bimip(&data, &["restore", path]).await.unwrap_err();
+    assert!(refused.contains("restore into an empty data directory"), "{refused}");
+    let other = folder.path().join("other");
+    let said = bimip(&other, &["restore", path]).await.unwrap();
+    assert!(said.contains("1 messages, 0 of them not released yet, in the logs of 2 users"), "{said}");
+
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let third = folder.path().join("third");
+    let refused = bimip(&third, &["restore", path]).await.unwrap_err();
+    assert!(refused.contains("its checksum is another"), "{refused}");
+    assert!(!third.join("store").exists());
+}

@@ -1,0 +1,95 @@
+//! The control socket of a running server, and the commands that ask over it.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use bimip::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use crate::common::{Process, scratch, within_bound};
+
+/// What the program says about a data directory, or why it failed.
+pub(crate) async fn bimip(data_dir: &Path, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    command.env_clear().args(arguments).arg("--data-dir").arg(data_dir).kill_on_drop(true);
+    let output = within_bound("a command", command.output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+async fn answer(data_dir: &Path, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(data_dir.join("control.sock")).await.unwrap();
+    // The server may have had enough before all is written.
+    let _ = stream.write_all(request).await;
+    let mut answer = String::new();
+    let _ = within_bound("an answer", stream.read_to_string(&mut answer)).await;
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_logged_changes_while_it_runs() {
+    let folder = scratch();
+    let server = Process::start(folder.path(), &[("BIMIP_LOG__LEVEL", "error")]).await;
+    let session = async |device: &str| server.door.session("alice@localhost", device).open().await.ping().await;
+    session("before").await;
+    assert_eq!(bimip(folder.path(), &["log"]).await.unwrap(), "error\n");
+
+    bimip(folder.path(), &["log", "info"]).await.unwrap();
+    session("while").await;
+    bimip(folder.path(), &["log", "bimip::session=error,warn"]).await.unwrap();
+    session("after").await;
+    let refused = bimip(folder.path(), &["log", "bimip=loud"]).await.unwrap_err();
+    assert!(refused.contains("bimip=loud"), "{refused}");
+
+    let status = bimip(folder.path(), &["status", "--json"]).await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["quic"], server.door.address.to_string());
+    assert!(status["log"].as_str().unwrap().contains("bimip::session=error"), "{status}");
+    bimip(folder.path(), &["reload"]).await.unwrap();
+
+    let log = server.log();
+    let opened = |device: &str| log.contains(&format!("device=\"{device}\""));
+    assert_eq!((opened("before"), opened("while"), opened("after")), (false, true, false), "{log}");
+    assert!(log.contains("what is logged has changed"), "{log}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_its_owners_and_takes_a_little_only() {
+    let folder = scratch();
+    let socket = folder.path().join("control.sock");
+    let refused = bimip(folder.path(), &["status"]).await.unwrap_err();
+    assert!(refused.contains("no server runs on "), "{refused}");
+    Process::start(folder.path(), &[]).await.kill().await;
+    assert!(socket.exists(), "left behind");
+    let refused = bimip(folder.path(), &["status"]).await.unwrap_err();
+    assert!(refused.contains("no server runs on "), "{refused}");
+
+    let server = Process::start(folder.path(), &[]).await;
+    assert_eq!(std::fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
+    for request in [&b"rubbish\n"[..], b"{}\n", b"{\"do\":\"shutdown\"}\n", b"{\"do\":\"log\",\"more\":1}\n", b"\xff\n"]
+    {
+        let answer = answer(folder.path(), request).await;
+        assert!(answer.starts_with("{\"refused\":\"not a request: "), "{answer}");
+    }
+    let long = vec![b'x'; 2 * CONTROL_REQUEST_BYTES_MAX as usize];
+    let answer = answer(folder.path(), &long).await;
+    assert!(answer.is_empty() || answer.starts_with("{\"refused\":"), "{answer}");
+
+    // Who connects and says nothing takes a place; with all taken others are turned away, and get one again after it.
+    let mut idle = Vec::new();
+    for _ in 0..CONTROL_CONNECTIONS_MAX {
+        idle.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    let mut turned_away = UnixStream::connect(&socket).await.unwrap();
+    assert_eq!(within_bound("the end", turned_away.read(&mut [0])).await.unwrap(), 0);
+    drop(idle);
+    within_bound("a place", async { while bimip(folder.path(), &["status"]).await.is_err() {} }).await;
+
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+    assert!(!socket.exists(), "taken away");
+}

@@ -1,0 +1,53 @@
+//! What the log says about a session, and what it does not say.
+
+use serde_json::Value;
+
+use crate::common::{Process, scratch, within_bound};
+
+const ALICE: &str = "alice@localhost";
+const TEXT: &str = "nobody else's business";
+
+/// Lines with this message.
+pub(crate) fn lines(log: &str, message: &str) -> Vec<Value> {
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line["fields"]["message"].as_str() == Some(message)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_has_one_line_when_it_opens_and_one_when_it_closes() {
+    let folder = scratch();
+    let server = Process::start(folder.path(), &[("BIMIP_LOG__FORMAT", "json"), ("BIMIP_LOG__LEVEL", "trace")]).await;
+    let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
+    alice.say("bob@localhost", "m1", TEXT).await;
+    server.door.change_address();
+    alice.ping().await;
+    let session = alice.accept.session_id.clone();
+    alice.leave();
+    let closed = async {
+        while !server.log().contains("session closed") {
+            tokio::task::yield_now().await;
+        }
+    };
+    within_bound("the end of the session", closed).await;
+    server.signal(libc::SIGTERM);
+    let log = server.log();
+    assert!(server.ended().await.success());
+
+    let (opened, closed) = (lines(&log, "session open"), lines(&log, "session closed"));
+    assert_eq!((opened.len(), closed.len()), (1, 1), "{log}");
+    for line in [&opened[0], &closed[0]] {
+        let span = &line["span"];
+        assert_eq!((&span["session"], &span["user"]), (&session.as_str().into(), &ALICE.into()), "{line}");
+        assert_eq!((&span["device"], &span["transport"]), (&"phone".into(), &"quic".into()), "{line}");
+        assert!(span["path"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    }
+    let fields = &closed[0]["fields"];
+    assert_eq!((&fields["reason"], &fields["migrations"]), (&"closed_by_peer".into(), &1.into()), "{fields}");
+    assert_ne!(fields["last"], closed[0]["span"]["path"], "{fields}");
+    for number in ["seconds", "rtt_ms", "bytes_in", "bytes_out", "packets_sent"] {
+        assert!(fields[number].as_f64().unwrap() > 0.0, "{number} in {fields}");
+    }
+    assert!(fields["packets_lost"].is_u64(), "{fields}");
+    // Not even at the most talkative level.
+    assert!(!log.contains(TEXT) && !log.contains("eyJ"), "content or a token in the log");
+}

@@ -1,0 +1,11 @@
+//! What an operator does to a running server.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod backup;
+mod control;
+mod log;
+mod reload;

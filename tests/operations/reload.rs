@@ -1,0 +1,254 @@
+//! A renewed certificate and changed token keys, while devices are signed in.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bimip::auth::dev;
+use bimip::wire::ALPN;
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::common::{Door, Process, TestServer, now_s, scratch, sign, within_bound};
+
+const ALICE: &str = "alice@localhost";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Looks at certificates as clients do, and counts how often: a resumed connection does not look.
+#[derive(Debug)]
+struct Counting(Arc<WebPkiServerVerifier>, AtomicUsize);
+
+impl ServerCertVerifier for Counting {
+    fn verify_server_cert(
+        &self,
+        end: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.verify_server_cert(end, chain, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        unreachable!("TLS 1.3 alone")
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// A client that remembers sessions for resumption, and what counts its looks at certificates.
+fn client(ca: &Path) -> (rustls::ClientConfig, Arc<Counting>) {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone()).build().unwrap();
+    let counting = Arc::new(Counting(verifier, AtomicUsize::new(0)));
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(counting.clone())
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.enable_early_data = true;
+    (tls, counting)
+}
+
+fn certificate_in(file: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(file).unwrap()
+}
+
+/// Puts another certificate of the same authority in the place of the server's, as a renewal does; returns it.
+fn renew(server: &TestServer) -> CertificateDer<'static> {
+    let (files, folder) = (server.files(), scratch());
+    for file in ["ca.pem", "ca.key"] {
+        fs::copy(files.ca.with_file_name(file), folder.path().join(file)).unwrap();
+    }
+    let fresh = dev::certificates(folder.path(), &[]).unwrap();
+    put(&fresh.key, &files.key);
+    put(&fresh.certificate, &files.certificate);
+    certificate_in(&files.certificate)
+}
+
+/// A whole file in the place of another.
+fn put(from: &Path, to: &Path) {
+    let beside = to.with_extension("new");
+    fs::copy(from, &beside).unwrap();
+    fs::rename(beside, to).unwrap();
+}
+
+/// Connects over QUIC as one and the same client each time.
+struct Quic {
+    endpoint: quinn::Endpoint,
+    looks: Arc<Counting>,
+    address: std::net::SocketAddr,
+}
+
+impl Quic {
+    fn new(server: &TestServer) -> Quic {
+        let (tls, looks) = client(&server.files().ca);
+        let mut endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+        let crypto = QuicClientConfig::try_from(tls).unwrap();
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+        Quic { endpoint, looks, address: server.quic_address() }
+    }
+
+    /// Whether early data of a new connection is taken; `None`: the client has no ticket to send any with.
+    async fn early_data(&self) -> Option<bool> {
+        let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
+        let (connection, taken) = connecting.into_0rtt().ok()?;
+        let taken = within_bound("a handshake", taken).await;
+        connection.close(0u8.into(), b"");
+        Some(taken)
+    }
+
+    /// The certificate of a new connection, and how many of this client's have been looked at.
+    async fn connect(&self) -> (CertificateDer<'static>, usize) {
+        let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
+        let connection = within_bound("a handshake", connecting).await.unwrap();
+        // The ticket for the next one comes before the refusal of a lane that does not exist.
+        let (mut send, _recv) = within_bound("a stream", connection.open_bi()).await.unwrap();
+        send.write_all(&[77]).await.unwrap();
+        within_bound("the end", connection.closed()).await;
+        let chain = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+        (chain[0].clone(), self.looks.1.load(Ordering::Relaxed))
+    }
+}
+
+/// The same over TCP: the certificate, and how the handshake went.
+async fn tcp(server: &TestServer, connector: &TlsConnector) -> (CertificateDer<'static>, HandshakeKind) {
+    let socket = TcpStream::connect(server.tcp_address()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = within_bound("a handshake", connector.connect(name, socket)).await.unwrap();
+    // Reads the ticket too; nothing is a lane that does not exist.
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &[77, 0]).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = within_bound("the end", stream.read_to_end(&mut rest)).await;
+    let state = stream.get_ref().1;
+    (state.peer_certificates().unwrap()[0].clone(), state.handshake_kind().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_on() {
+    let server = TestServer::start().await;
+    let old = certificate_in(&server.files().certificate);
+    let mut session = server.sign_in(ALICE, "phone").await;
+    let quic = Quic::new(&server);
+    let connector = TlsConnector::from(Arc::new(client(&server.files().ca).0));
+
+    assert_eq!(quic.connect().await, (old.clone(), 1));
+    assert_eq!(quic.connect().await, (old.clone(), 1), "resumed");
+    assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Full));
+    assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Resumed));
+
+    // Nothing changed: what was remembered for resumption is not thrown away.
+    assert!(server.reload().await);
+    assert_eq!(quic.connect().await, (old.clone(), 1));
+    assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Resumed));
+
+    assert_eq!(quic.early_data().await, Some(true));
+    assert_eq!(quic.connect().await, (old.clone(), 1));
+    let new = renew(&server);
+    assert_ne!(new, old);
+    assert!(server.reload().await);
+    assert_eq!(quic.early_data().await, Some(false), "agreed on under the former certificate");
+    assert_eq!(quic.looks.1.load(Ordering::Relaxed), 2, "a full handshake");
+    assert_eq!(quic.connect().await, (new.clone(), 2), "resumed under the new certificate");
+    assert_eq!(tcp(&server, &connector).await, (new.clone(), HandshakeKind::Full));
+    assert_eq!(tcp(&server, &connector).await, (new, HandshakeKind::Resumed));
+    session.ping().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_that_does_not_belong_together_changes_nothing() {
+    let server = TestServer::start().await;
+    let old = certificate_in(&server.files().certificate);
+    let quic = Quic::new(&server);
+    let key = fs::read(&server.files().key).unwrap();
+    let elsewhere = scratch();
+    put(&dev::certificates(elsewhere.path(), &[]).unwrap().key, &server.files().key);
+    assert!(!server.reload().await);
+    assert_eq!(quic.connect().await.0, old);
+    assert!(server.metric("bimip_reloads_total{result=\"refused\"}").await >= 1.0);
+    server.sign_in(ALICE, "phone").await.ping().await;
+
+    fs::write(&server.files().key, key).unwrap();
+    assert!(server.reload().await);
+    let new = renew(&server);
+    assert!(server.reload().await);
+    assert_eq!(quic.connect().await.0, new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_found_without_a_signal() {
+    let server = TestServer::start().await;
+    let quic = Quic::new(&server);
+    let new = renew(&server);
+    let shown = async { while quic.connect().await.0 != new {} };
+    within_bound("the new certificate", shown).await;
+}
+
+/// A signing key and its public half, under this name.
+fn token_key(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+    let files = dev::ensure(&folder.join(name), &[]).unwrap();
+    (files.token_key, files.token_public)
+}
+
+/// Whether a token of this key lets a device in.
+async fn lets_in(door: &Door, key: &Path) -> bool {
+    let token = sign(key, ALICE, None, now_s(), HOUR);
+    let (mut raw, _) = door.session(ALICE, "phone").token(token).attempt().await;
+    let answer = raw.recv(bimip::wire::Lane::Control).await;
+    matches!(answer.payload, Some(bimip::wire::Payload::SessionAccept(_)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
+    let folder = scratch();
+    let ((first, first_public), (second, second_public)) =
+        (token_key(folder.path(), "first"), token_key(folder.path(), "second"));
+    let believed = folder.path().join("believed.pem");
+    put(&first_public, &believed);
+    let data = folder.path().join("data");
+    let server = Process::start(&data, &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
+    let token = sign(&first, ALICE, None, now_s(), HOUR);
+    let mut session = server.door.session(ALICE, "tablet").token(token).open().await;
+    assert!(!lets_in(&server.door, &second).await);
+
+    put(&second_public, &believed);
+    server.signal(libc::SIGHUP);
+    within_bound("the new key", async { while !lets_in(&server.door, &second).await {} }).await;
+    assert!(!lets_in(&server.door, &first).await, "a key that is gone voids its tokens");
+    session.ping().await;
+    let log = server.log();
+    assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+}
