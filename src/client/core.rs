@@ -13,8 +13,8 @@ use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
 use super::limits::{
-    ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES,
-    RENEW_BEFORE, RENEW_RETRY,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, MOVED_FRAMES,
+    MOVED_PADDING_BYTES, RENEW_BEFORE, RENEW_RETRY,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, ping};
@@ -103,6 +103,8 @@ pub(crate) struct Core {
     requests: Requests,
     cursor: Cursor,
     events: VecDeque<Outgoing>,
+    /// Bytes that were read since the application has not taken all events.
+    ahead: usize,
     /// Messages that are done with, for the outbox to forget.
     done: Vec<LocalId>,
     /// A session was accepted, for the task to tell.
@@ -123,6 +125,7 @@ impl Core {
             requests: Requests::default(),
             cursor: Cursor::starting_at(backlog.cursor),
             events: VecDeque::new(),
+            ahead: 0,
             done: Vec::new(),
             accepted: None,
             refusal: None,
@@ -277,16 +280,23 @@ impl Core {
     }
 
     /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
-    /// again only control, so that the server keeps what is to come, and pings are answered.
+    /// again only control, so that the server keeps what is to come, and pings are answered. But where an answer is owed,
+    /// reading goes on for a while: it may lie behind messages, and the application may be waiting for it.
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
-            _ => matches!(self.link, Link::Open) && self.events.is_empty(),
+            _ => {
+                let ahead = self.requests.owed() && self.ahead < AHEAD_BYTES_MAX;
+                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead)
+            }
         }
     }
 
     /// A frame came.
     pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
+        if !self.events.is_empty() {
+            self.ahead += frame.len();
+        }
         let MessageScheme { payload, sequence, request_id, .. } = match open_envelope(frame) {
             Ok(scheme) => scheme,
             Err((error, _)) => {
@@ -354,7 +364,11 @@ impl Core {
 
     /// The next event, in order.
     pub(crate) fn next_event(&mut self) -> Option<Outgoing> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if self.events.is_empty() {
+            self.ahead = 0;
+        }
+        event
     }
 
     /// Messages that need not be kept any longer.

@@ -60,6 +60,9 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 /// Events that wait for the application, and that it took without their consequences (acknowledgment, SyncAck) being
 /// drawn. At the bound no lane but control is read: the server keeps the rest.
 pub const EVENTS_MAX: usize = 256;
+/// Bytes read beyond that bound while the server owes an answer, which may lie behind what the lane's window and the
+/// server's own queue hold. It is what keeps a device from waiting for an answer that it does not read.
+pub const AHEAD_BYTES_MAX: usize = 2 * STREAM_WINDOW_BYTES as usize;
 /// Events of the connection itself that wait behind a full queue; older ones are dropped, `Device::state` is exact.
 pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Positions of direct replies that came ahead of the log's tail. Beyond it a VersionUpdate that was handled may be
@@ -99,6 +102,10 @@ pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
 /// and lifts are shorter, and a connection that outlives them costs no handshake. Without anything to wait for, the idle
 /// time-out decides.
 pub const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// After a silence of this length a new connection, whose first packet carries what waits (0-RTT), is sooner at work than
+/// the old one: its window is full of what was lost, and QUIC repeats that after about as long again. Measured in a tunnel
+/// of 10 s (docs/performance.md).
+pub const STALE_SILENCE: Duration = Duration::from_secs(3);
 /// Steps of that silence, each a small packet that asks for life: 1.5 s apart, so that a path that comes back is noticed
 /// that soon, and a battery pays for seven packets.
 pub const KNOCKS_MAX: u32 = 8;

@@ -56,6 +56,12 @@ impl Silence {
         self.watch = Some(Watch { since: now, bound, arrivals, knocks: 0, moved: true });
     }
 
+    /// For how long nothing has arrived that was owed, as far as was looked; nothing if something did since.
+    pub(crate) fn lasts(&self, now: Instant, arrivals: u64) -> Option<Duration> {
+        let watch = self.watch.as_ref().filter(|watch| watch.arrivals == arrivals)?;
+        Some(now.saturating_duration_since(watch.since))
+    }
+
     /// When to look again.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.watch.as_ref().map(|watch| watch.since + watch.due())
@@ -135,6 +141,16 @@ mod tests {
         assert_eq!(silence.look(true, start + BOUND + BOUND / 2, || 8), Heard::Knock);
         assert_eq!(silence.look(false, start + 9 * BOUND, || 8), Heard::Life);
         assert_eq!(silence.next_look(), None);
+    }
+
+    #[test]
+    fn silence_lasts_until_something_arrives() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        assert_eq!(silence.lasts(start, 7), None);
+        silence.look(true, start, || 7);
+        assert_eq!(silence.lasts(start + BOUND / 2, 7), Some(BOUND / 2));
+        assert_eq!(silence.lasts(start + BOUND / 2, 8), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
     ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, CLOSE_WITHIN, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT,
-    QUIC_RETRY_MAX, REFUSALS_MAX, SILENCE_MAX, STABLE_AFTER,
+    QUIC_RETRY_MAX, REFUSALS_MAX, SILENCE_MAX, STABLE_AFTER, STALE_SILENCE,
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
@@ -607,11 +607,15 @@ impl Task {
         }
     }
 
-    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
+    /// The network under the device has changed: a QUIC connection moves with its socket, unless it has been without an
+    /// answer for long; one over TCP stays behind.
     fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
         let now = now();
         match &self.phase {
-            Phase::Linked(link) if link.transport() == Transport::Quic => {
+            Phase::Linked(link)
+                if link.transport() == Transport::Quic
+                    && self.silence.lasts(now.instant, link.arrivals()).is_none_or(|silent| silent < STALE_SILENCE) =>
+            {
                 let (rtt, arrivals) = (link.rtt(), link.arrivals());
                 let local = self.rebind_socket(to)?;
                 self.core.moved(now);
