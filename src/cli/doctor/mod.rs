@@ -18,10 +18,14 @@ use crate::server::control::{Answer, Request, Status};
 
 /// Look for what keeps a server from serving well, and say what to change
 #[derive(clap::Args)]
+#[command(
+    after_help = "Run it as the user that the server runs as: root may write where that one may not.\nExits 1 if a check \
+                  says FAIL; WARN alone exits 0. Changes nothing, but for a file in the data directory that is gone again."
+)]
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
-    /// The server's folder [bimip-data]
+    /// Data directory of the server [data_dir of --config, else bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// It is a development server: what is missing of certificate and keys is made at its start
