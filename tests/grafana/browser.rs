@@ -1,0 +1,39 @@
+//! Headless Chromium: what it makes of a page.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::common::scratch;
+use crate::prometheus::missing;
+
+/// The page as it stands once it is loaded, as HTML.
+pub fn document(url: &str) -> String {
+    let output = run(url, &["--dump-dom"]);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A picture of the page in a window of this size.
+pub fn screenshot(url: &str, (width, height): (u32, u32), into: &Path) {
+    let _ = std::fs::remove_file(into);
+    run(url, &[&format!("--window-size={width},{height}"), &format!("--screenshot={}", into.display())]);
+    let picture = std::fs::read(into).expect("Chromium writes the picture");
+    assert!(picture.starts_with(b"\x89PNG"), "a picture");
+    // The first chunk of a PNG begins with its size.
+    let number = |at: usize| u32::from_be_bytes(picture[at..at + 4].try_into().unwrap());
+    assert_eq!((number(16), number(20)), (width, height));
+}
+
+fn run(url: &str, arguments: &[&str]) -> Output {
+    let profile = scratch();
+    let output = Command::new("chromium")
+        // What it shows is our own page, and root may not have its sandbox.
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"])
+        .args(["--disable-background-networking", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(arguments)
+        .arg(url)
+        .output()
+        .unwrap_or_else(|reason| panic!("{}", missing("chromium", &reason)));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
