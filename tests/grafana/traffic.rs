@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bimip::auth::dev::DevFiles;
-use bimip::client::{Admission, Builder, Device, Events, Transport, Transports};
+use bimip::client::{Admission, Builder, Device, Events, State, Transport, Transports};
 use bimip::wire::{AwarenessStatus, DeviceId, Eid};
 use tokio::task::JoinSet;
 
@@ -70,34 +70,34 @@ impl Crowd {
     /// A bit of everything: messages both ways and over TCP, receipts, presence, pings, a move to another port, a return
     /// with early data, a device that had been away, a token that is refused, a request that is.
     pub async fn live(&mut self) {
-        let everything = async {
-            for number in 0..5 {
-                let (to_bob, to_alice) = (eid(BOB), eid(ALICE));
-                let there = self.alice.send_text(&to_bob, format!("{number}"));
-                let back = self.bob.send_text(&to_alice, "and back");
-                let over_tcp = self.carol.send_text(&to_bob, "over TCP");
-                let (there, back, over_tcp) = tokio::join!(there, back, over_tcp);
-                assert!(there.is_ok() && back.is_ok() && over_tcp.is_ok());
-            }
-            for status in [AwarenessStatus::Away, AwarenessStatus::Online] {
-                self.alice.set_presence(status, true, None).await.unwrap();
-            }
-            self.bob.ping_device(&eid(ALICE), None).await.unwrap();
-            self.alice.network_changed().await.unwrap();
-            self.alice.ping().await.unwrap();
-            let mut state = self.bob.state();
-            state.borrow_and_update();
-            self.bob.reconnect().await.unwrap();
-            state.changed().await.unwrap();
-            self.bob.connected().await.unwrap();
-            // A wrong token, and a device that comes, reads what it missed and goes.
-            let (stranger, _events) = self.place.device(CAROL, "stolen").token("no.such.token".to_owned()).connect().unwrap();
-            assert!(stranger.connected().await.is_err(), "a token that nobody signed is refused");
-            let (desk, _events) = self.place.device(BOB, "desk").resume_from(None).connect().unwrap();
-            desk.connected().await.unwrap();
-            desk.close().await;
-        };
-        within_bound("all that traffic", everything).await;
+        let (to_bob, to_alice) = (eid(BOB), eid(ALICE));
+        for number in 0..5 {
+            let there = self.alice.send_text(&to_bob, format!("{number}"));
+            let back = self.bob.send_text(&to_alice, "and back");
+            let over_tcp = self.carol.send_text(&to_bob, "over TCP");
+            let sent = within_bound("three answers", async { tokio::join!(there, back, over_tcp) }).await;
+            assert!(sent.0.is_ok() && sent.1.is_ok() && sent.2.is_ok(), "{sent:?}");
+        }
+        for status in [AwarenessStatus::Away, AwarenessStatus::Online] {
+            within_bound("presence", self.alice.set_presence(status, true, None)).await.unwrap();
+        }
+        within_bound("a relayed ping", self.bob.ping_device(&to_alice, None)).await.unwrap();
+        within_bound("another port", self.alice.network_changed()).await.unwrap();
+        within_bound("a ping from there", self.alice.ping()).await.unwrap();
+
+        // Somebody else as the same device, and back: that is a return with early data.
+        let (other, _events) = self.place.device(BOB, "phone").connect().unwrap();
+        within_bound("another one", other.connected()).await.unwrap();
+        let mut state = self.bob.state();
+        drop(within_bound("to be replaced", state.wait_for(|state| matches!(state, State::Closed(_)))).await.unwrap());
+        within_bound("the call", self.bob.reconnect()).await.unwrap();
+        assert!(within_bound("a return", self.bob.connected()).await.unwrap().early, "with 0-RTT");
+
+        let (stranger, _events) = self.place.device(CAROL, "stolen").token("no.such.token".to_owned()).connect().unwrap();
+        assert!(within_bound("a refusal", stranger.connected()).await.is_err(), "nobody signed that token");
+        let (desk, _events) = self.place.device(BOB, "desk").resume_from(None).connect().unwrap();
+        within_bound("a second device", desk.connected()).await.unwrap();
+        within_bound("it to leave", desk.close()).await;
         while self.readers.try_join_next().is_some() {}
     }
 }
