@@ -12,6 +12,10 @@ mod browser;
 mod common;
 mod dashboards;
 mod documents;
+#[cfg(all(target_os = "linux", feature = "link"))]
+mod plot;
+#[cfg(all(target_os = "linux", feature = "link"))]
+mod preview;
 mod prometheus;
 mod queries;
 mod rules;
