@@ -248,12 +248,18 @@ fn nothing_that_is_served_unwraps_or_is_left_for_later() {
     report("left for later", &found);
 }
 
+/// How names of metrics begin.
+const METRIC_PREFIXES: [&str; 2] = ["bimip_", "process_"];
+
 /// Names in string literals of the one place where metrics are declared.
 fn declared_metrics(sources: &[Source]) -> BTreeSet<&str> {
     let observe = sources.iter().filter(|source| source.module() == "observe");
     let declared: BTreeSet<_> = observe
         .flat_map(|source| source.code())
-        .flat_map(|(_, line)| words(line, "bimip_", &['_']).filter(move |name| line.contains(&format!("\"{name}\""))))
+        .flat_map(|(_, line)| {
+            let names = METRIC_PREFIXES.iter().flat_map(move |prefix| words(line, prefix, &['_']));
+            names.filter(move |name| line.contains(&format!("\"{name}\"")))
+        })
         .collect();
     assert!(declared.len() > 10, "metrics are declared where this test looks for them");
     declared
@@ -303,7 +309,7 @@ fn documents_name_only_what_exists() {
                 }
             }
         }
-        for named in words(&text, "bimip_", &['_']) {
+        for named in METRIC_PREFIXES.iter().flat_map(|prefix| words(&text, prefix, &['_'])) {
             let plain = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| named.strip_suffix(suffix));
             if !metrics.contains(named) && !plain.is_some_and(|plain| metrics.contains(plain)) {
                 found.push(format!("{path}: {named} is no metric"));

@@ -14,7 +14,9 @@ pub fn anchors() -> BTreeSet<String> {
     let text = std::fs::read_to_string(file).unwrap();
     let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
     let kept = |c: char| c.is_alphanumeric() || c == ' ' || c == '-' || c == '_';
-    headings.map(|heading| heading.to_lowercase().chars().filter(|c| kept(*c)).collect::<String>().replace(' ', "-")).collect()
+    headings
+        .map(|heading| heading.to_lowercase().chars().filter(|c| kept(*c)).collect::<String>().replace(' ', "-"))
+        .collect()
 }
 
 /// The part of a link after the file.
@@ -60,7 +62,10 @@ fn every_panel_is_described_has_a_unit_and_follows_the_variables() {
         for panel in panels(&dashboard) {
             let title = panel["title"].as_str().unwrap();
             assert!(panel["description"].as_str().unwrap().ends_with('.'), "{file}, {title}: what does it show?");
-            assert!(!panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap().is_empty(), "{file}, {title}: in what?");
+            assert!(
+                !panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap().is_empty(),
+                "{file}, {title}: in what?"
+            );
             for link in panel["links"].as_array().unwrap() {
                 let anchor = link["url"].as_str().unwrap().strip_prefix("${runbook}#").unwrap();
                 assert!(anchors.contains(anchor), "{file}, {title}: docs/operations.md has no paragraph {anchor}");

@@ -84,7 +84,13 @@ pub fn height(dashboard: &Value) -> u64 {
 }
 
 /// The page. `answers`: by panel id, to each of its queries.
-pub fn page(dashboard: &Value, answers: &BTreeMap<u64, Vec<Vec<Series>>>, span: Span, marks: &[Mark], caption: &str) -> String {
+pub fn page(
+    dashboard: &Value,
+    answers: &BTreeMap<u64, Vec<Vec<Series>>>,
+    span: Span,
+    marks: &[Mark],
+    caption: &str,
+) -> String {
     let mut html = format!(
         "<!doctype html><meta charset=utf-8><style>\
          body {{ margin: 0; background: #f6f7f9; color: #1c2330; font: 13px sans-serif; width: {WIDTH}px; }}\
@@ -126,9 +132,10 @@ fn lines(panel: &Value, answers: &[Vec<Series>]) -> Vec<Line> {
     for (target, answer) in panel["targets"].as_array().unwrap().iter().zip(answers) {
         for series in answer {
             let legend = target["legendFormat"].as_str().unwrap();
-            let legend = series.labels.iter().fold(legend.to_owned(), |legend, (name, value)| {
-                legend.replace(&format!("{{{{{name}}}}}"), value)
-            });
+            let legend = series
+                .labels
+                .iter()
+                .fold(legend.to_owned(), |legend, (name, value)| legend.replace(&format!("{{{{{name}}}}}"), value));
             let color = COLORS[lines.len() % COLORS.len()];
             lines.push(Line { legend, color, points: series.points.clone() });
         }
@@ -166,7 +173,8 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
         let _ = write!(legend, "<b style='color:#98a2b3'>{quiet} more at zero</b>");
     }
     // As wide as its letters are, more or less.
-    let letters: usize = lines.iter().map(|line| line.legend.chars().count() + 6).sum::<usize>() + if quiet > 0 { 15 } else { 0 };
+    let letters: usize =
+        lines.iter().map(|line| line.legend.chars().count() + 6).sum::<usize>() + if quiet > 0 { 15 } else { 0 };
     let rows = (letters as u64 * 7 / (w - 20) + 1).min(4);
     if stacked {
         stack(&mut lines);

@@ -37,7 +37,8 @@ fn user(number: usize) -> String {
 async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     let (one, two) = (user(2 * pair), user(2 * pair + 1));
     let connect = |user: &str, number: usize| {
-        let phone = place.device(user, "phone").silence(Duration::from_secs(3)).retry_quic_after(Duration::from_secs(20));
+        let phone =
+            place.device(user, "phone").silence(Duration::from_secs(3)).retry_quic_after(Duration::from_secs(20));
         let over_tcp = number == 0;
         let phone = if over_tcp { phone.transports(Transports::Only(Transport::Tcp)) } else { phone };
         let (device, mut events) = phone.connect().unwrap();
@@ -50,8 +51,9 @@ async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         // Some type faster than others.
         sleep(Duration::from_millis(350 + 90 * pair as u64)).await;
-        let (from, to) = if said % 2 == 0 { (&devices[0], &two) } else { (&devices[1], &one) };
-        let draft = from.draft(&eid(to), bimip::client::Content::Text(format!("message {said}, as long as people write")));
+        let (from, to) = if said.is_multiple_of(2) { (&devices[0], &two) } else { (&devices[1], &one) };
+        let draft =
+            from.draft(&eid(to), bimip::client::Content::Text(format!("message {said}, as long as people write")));
         let _ = from.submit(draft);
         said += 1;
         if said % 12 == pair % 12 {
@@ -69,9 +71,10 @@ async fn others(place: Place, over: Arc<AtomicBool>) {
         round += 1;
         let (stranger, _events) = place.device(&user(0), "stolen").token("no.such.token".to_owned()).connect().unwrap();
         let _ = tokio::time::timeout(Duration::from_secs(3), stranger.connected()).await;
-        if round % 4 == 0 {
+        if round.is_multiple_of(4) {
             let (desk, mut events) = place.device(&user(3), "desk").connect().unwrap();
-            let _ = tokio::time::timeout(Duration::from_secs(4), async { while events.next().await.is_some() {} }).await;
+            let _ =
+                tokio::time::timeout(Duration::from_secs(4), async { while events.next().await.is_some() {} }).await;
             desk.close().await;
         }
         // A client with a bug: nobody of that name is served here.
@@ -123,7 +126,11 @@ async fn weather(net: &Network) -> Vec<Mark> {
     marks
 }
 
-async fn answers(prometheus: &Prometheus, dashboard: &Value, span: Span) -> BTreeMap<u64, Vec<Vec<crate::prometheus::Series>>> {
+async fn answers(
+    prometheus: &Prometheus,
+    dashboard: &Value,
+    span: Span,
+) -> BTreeMap<u64, Vec<Vec<crate::prometheus::Series>>> {
     let mut answers = BTreeMap::new();
     for panel in panels(dashboard) {
         let mut of_panel = Vec::new();
@@ -176,7 +183,12 @@ fn draw_the_previews() {
         std::fs::write(&html, plot::page(&dashboard, &answers, span, &marks, &caption)).unwrap();
         let picture = FilePath::new(name).with_extension("png");
         let size = (plot::WIDTH, plot::height(&dashboard));
-        pictured(Command::new(browser::PROGRAM), &format!("file://{}", html.display()), size, picture.to_str().unwrap());
+        pictured(
+            Command::new(browser::PROGRAM),
+            &format!("file://{}", html.display()),
+            size,
+            picture.to_str().unwrap(),
+        );
     }
     let status = format!("http://{}/", server.metrics_address());
     pictured(net.server().command(browser::PROGRAM), &status, (1060, 780), "status-page.png");

@@ -97,7 +97,8 @@ impl Prometheus {
             said.push_str(&line);
             said.push('\n');
             if line.contains("Listening on") {
-                address = line.split_once("address=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+                address =
+                    line.split_once("address=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
             }
             if line.contains("Server is ready to receive web requests") {
                 break;

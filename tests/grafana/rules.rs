@@ -25,9 +25,8 @@ fn each_alert_fires_when_it_should_and_not_when_it_should_not() {
     assert!(named.len() > 10, "alerts are where this test looks for them");
     // A case is one line if it expects none, else its name stands on a line of its own.
     let one_line = |name: &str| format!("{{ alertname: {name}, ");
-    let quiet = |name: &str| {
-        tests.lines().any(|line| line.contains(&one_line(name)) && line.contains("exp_alerts: [] }"))
-    };
+    let quiet =
+        |name: &str| tests.lines().any(|line| line.contains(&one_line(name)) && line.contains("exp_alerts: [] }"));
     let fires = |name: &str| {
         let mut cases = tests.split("- alertname: ").skip(1).filter(|case| case.lines().next() == Some(name));
         cases.any(|case| case.contains("exp_labels:"))

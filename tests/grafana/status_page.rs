@@ -13,7 +13,8 @@ async fn the_status_page_shows_a_server_under_load_on_a_desk_and_on_a_phone() {
     let mut crowd = Crowd::sign_in(place).await;
     // A line of two points for the latency of deliveries, at the least.
     let drawn = |page: &str| {
-        let latency = page.split("aria-label=\"Live delivery latency\"").nth(1).unwrap().split("</svg>").next().unwrap();
+        let latency =
+            page.split("aria-label=\"Live delivery latency\"").nth(1).unwrap().split("</svg>").next().unwrap();
         let points = latency.split("points=\"").nth(1).and_then(|rest| rest.split('"').next());
         points.map_or(0, |points| points.split(' ').collect::<std::collections::BTreeSet<_>>().len())
     };

@@ -93,7 +93,8 @@ impl Crowd {
         within_bound("the call", self.bob.reconnect()).await.unwrap();
         assert!(within_bound("a return", self.bob.connected()).await.unwrap().early, "with 0-RTT");
 
-        let (stranger, _events) = self.place.device(CAROL, "stolen").token("no.such.token".to_owned()).connect().unwrap();
+        let (stranger, _events) =
+            self.place.device(CAROL, "stolen").token("no.such.token".to_owned()).connect().unwrap();
         assert!(within_bound("a refusal", stranger.connected()).await.is_err(), "nobody signed that token");
         let (desk, _events) = self.place.device(BOB, "desk").resume_from(None).connect().unwrap();
         within_bound("a second device", desk.connected()).await.unwrap();

@@ -57,10 +57,7 @@ pub(super) fn dashboard() -> Value {
         .bad(3.0)
         .runbook("pings-are-slow"),
         Panel::heatmap("Live deliveries by latency", "s", "Where they are; two bands are two kinds of device.")
-            .query(
-                format!("sum by (le) ({})", rate("bimip_delivery_latency_seconds_bucket", live)),
-                "{{le}}",
-            ),
+            .query(format!("sum by (le) ({})", rate("bimip_delivery_latency_seconds_bucket", live)), "{{le}}"),
         Panel::lines(
             "Receipt latency",
             "s",
@@ -103,6 +100,11 @@ pub(super) fn dashboard() -> Value {
         "bimip-overview",
         "bimip: Overview",
         "Is it well? Latency, traffic, errors, saturation.",
-        vec![Row("Now", now), Row("Latency", delivery), Row("Traffic and errors", traffic), Row("Saturation", saturation)],
+        vec![
+            Row("Now", now),
+            Row("Latency", delivery),
+            Row("Traffic and errors", traffic),
+            Row("Saturation", saturation),
+        ],
     )
 }
