@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::Range;
 
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::element::Rectangle;
 use plotters::prelude::{
     AreaSeries, ChartBuilder, IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, ShapeStyle,
@@ -42,9 +44,10 @@ macro_rules! mesh {
             .axis_style(GRID)
             .bold_line_style(GRID)
             .light_line_style(plotters::style::TRANSPARENT)
+            .disable_x_mesh()
             .label_style(("sans-serif", 12).into_font().color(&INK))
-            .x_labels(8)
-            .y_labels(5)
+            .x_labels(20)
+            .y_labels(12)
             .x_label_formatter(&|at: &f64| clock(at - $span.from))
             .y_label_formatter(&$label)
             .draw()
@@ -60,6 +63,53 @@ pub struct Span {
     pub to: f64,
     /// Between points.
     pub step: f64,
+}
+
+impl Span {
+    /// A label each minute, at whole ones since the left edge.
+    fn axis(self) -> Axis {
+        let minutes = ((self.to - self.from) / 60.0) as u32;
+        let labels = (0..=minutes).map(|minute| self.from + 60.0 * f64::from(minute)).collect();
+        Axis { range: self.from..self.to, labels }
+    }
+}
+
+/// A linear axis with labels where we want them.
+struct Axis {
+    range: Range<f64>,
+    labels: Vec<f64>,
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (low, high): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        low + (share * f64::from(high - low)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.labels.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+/// Some four round values up to the top.
+fn ticks(top: f64, unit: &str) -> Vec<f64> {
+    let base = match unit {
+        "bytes" if top >= (1_u64 << 30) as f64 => (1_u64 << 30) as f64,
+        "bytes" => (1 << 20) as f64,
+        "s" if top >= 2.0 * 86_400.0 => 86_400.0,
+        _ => 1.0,
+    };
+    let least = top / base / 5.0;
+    let tenth = 10_f64.powf(least.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|step| step * tenth).into_iter().find(|step| *step >= least).unwrap_or(least);
+    (0..=5).map(|number| f64::from(number) * step * base).filter(|value| *value <= top).collect()
 }
 
 /// A line and what it is called.
@@ -159,8 +209,19 @@ fn stat(panel: &Value, lines: &[Line]) -> String {
 fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h): (u64, u64)) -> String {
     let stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal";
     let all = lines.len();
+    lines.retain(|line| line.points.iter().any(|(_, value)| value.is_finite()));
+    let (with_numbers, without_numbers) = (lines.len(), all - lines.len());
     lines.retain(|line| line.points.iter().any(|(_, value)| value.is_finite() && *value != 0.0));
-    let quiet = all - lines.len();
+    let mut quiet = Vec::new();
+    match with_numbers - lines.len() {
+        0 => {}
+        zeros if zeros == all => quiet.push("all at zero".to_owned()),
+        zeros => quiet.push(format!("{zeros} more at zero")),
+    }
+    if without_numbers > 0 {
+        quiet.push(format!("{without_numbers} of nothing yet"));
+    }
+    let quiet = quiet.join(", ");
     for (number, line) in lines.iter_mut().enumerate() {
         line.color = COLORS[number % COLORS.len()];
     }
@@ -169,12 +230,9 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
         let _ = write!(html, "<b><span style='color:rgb({r},{g},{b})'>&#9644;</span> {}</b>", line.legend);
         html
     });
-    if quiet > 0 {
-        let _ = write!(legend, "<b style='color:#98a2b3'>{quiet} more at zero</b>");
-    }
+    let _ = write!(legend, "<b style='color:#98a2b3'>{quiet}</b>");
     // As wide as its letters are, more or less.
-    let letters: usize =
-        lines.iter().map(|line| line.legend.chars().count() + 6).sum::<usize>() + if quiet > 0 { 15 } else { 0 };
+    let letters: usize = lines.iter().map(|line| line.legend.chars().count() + 6).sum::<usize>() + quiet.len();
     let rows = (letters as u64 * 7 / (w - 20) + 1).min(4);
     if stacked {
         stack(&mut lines);
@@ -192,11 +250,11 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
             .margin_top(8)
             .x_label_area_size(20)
             .y_label_area_size(64)
-            .build_cartesian_2d(span.from..span.to, 0.0..top)
+            .build_cartesian_2d(span.axis(), Axis { range: 0.0..top, labels: ticks(top, unit) })
             .unwrap();
         mesh!(chart, span, |value: &f64| shown(*value, unit));
         for mark in marks {
-            let style = ShapeStyle { color: INK.mix(0.35), filled: false, stroke_width: 1 };
+            let style = ShapeStyle { color: INK.mix(0.5), filled: false, stroke_width: 1 };
             chart.draw_series([PathElement::new([(mark.at, 0.0), (mark.at, top)], style)]).unwrap();
         }
         let thresholds = panel["fieldConfig"]["defaults"]["thresholds"]["steps"].as_array().unwrap();
@@ -276,6 +334,7 @@ fn heatmap(panel: &Value, buckets: &[Series], span: Span, (w, h): (u64, u64)) ->
     {
         let root = SVGBackend::with_string(&mut svg, (w as u32, h as u32)).into_drawing_area();
         let unit = unit(panel);
+        let rows = (first..=last).step_by((last - first) / 6 + 1).map(|row| row as f64).collect();
         let label = |row: &f64| {
             let at = row.round() as usize;
             let bound = at.checked_sub(1).and_then(|below| buckets.get(below)).map_or(0.0, |(bound, _)| *bound);
@@ -286,7 +345,7 @@ fn heatmap(panel: &Value, buckets: &[Series], span: Span, (w, h): (u64, u64)) ->
             .margin_top(8)
             .x_label_area_size(20)
             .y_label_area_size(64)
-            .build_cartesian_2d(span.from..span.to, first as f64..last as f64)
+            .build_cartesian_2d(span.axis(), Axis { range: first as f64..last as f64, labels: rows })
             .unwrap();
         mesh!(chart, span, label);
         let cells = cells.iter().filter(|(.., count)| *count > 0.0).map(|(row, at, count)| {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bimip::client::{Admission, Device, Transport, Transports};
+use bimip::client::{Admission, Content, Transport, Transports};
+use bimip::config::Rate;
 use bimip::link::{Network, Path, Plan, Profile};
 use bimip::wire::AwarenessStatus;
 use serde_json::Value;
@@ -21,7 +22,8 @@ use crate::prometheus::{Prometheus, grafana};
 use crate::queries::{panels, without_variables, written};
 use crate::traffic::{Place, eid};
 
-const PAIRS: usize = 14;
+const PAIRS: usize = 12;
+const IDLE: usize = 4;
 /// Between points.
 const STEP: f64 = 2.0;
 
@@ -46,14 +48,14 @@ async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
         device
     };
     let devices = [connect(&one, 2 * pair), connect(&two, 2 * pair + 1)];
+    devices[0].connected().await.unwrap();
     let _ = devices[0].add_subscriber(&eid(&two), Admission::default()).await;
     let mut said = 0_usize;
     while !over.load(Ordering::Relaxed) {
         // Some type faster than others.
         sleep(Duration::from_millis(350 + 90 * pair as u64)).await;
         let (from, to) = if said.is_multiple_of(2) { (&devices[0], &two) } else { (&devices[1], &one) };
-        let draft =
-            from.draft(&eid(to), bimip::client::Content::Text(format!("message {said}, as long as people write")));
+        let draft = from.draft(&eid(to), Content::Text(format!("message {said}, as long as people write")));
         let _ = from.submit(draft);
         said += 1;
         if said % 12 == pair % 12 {
@@ -63,31 +65,42 @@ async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     }
 }
 
-/// Those who make the panels of the other kind interesting: wrong tokens, a device that comes back to what it missed.
+/// Those who make the other panels interesting: wrong tokens, a desk that comes back to what it missed, one who is blocked,
+/// one who asks too often, and phones that only listen.
 async fn others(place: Place, over: Arc<AtomicBool>) {
-    let mut round = 0_u64;
+    let sign_in = |user: &str, device: &str| {
+        let (device, mut events) = place.device(user, device).silence(Duration::from_secs(3)).connect().unwrap();
+        tokio::spawn(async move { while events.next().await.is_some() {} });
+        device
+    };
+    let idle: Vec<_> = (0..IDLE).map(|number| sign_in(&format!("idle{number}@localhost"), "phone")).collect();
+    let (bore, curious) = (sign_in("bore@localhost", "phone"), sign_in("curious@localhost", "phone"));
+    idle[0].connected().await.unwrap();
+    idle[0].block(bore.eid()).await.unwrap();
+    let (mut round, mut desk_saw) = (0_u64, None);
     while !over.load(Ordering::Relaxed) {
         sleep(Duration::from_secs(4)).await;
         round += 1;
         let (stranger, _events) = place.device(&user(0), "stolen").token("no.such.token".to_owned()).connect().unwrap();
-        let _ = tokio::time::timeout(Duration::from_secs(3), stranger.connected()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), stranger.connected()).await;
+        if round.is_multiple_of(3) {
+            let _ = bore.submit(bore.draft(idle[0].eid(), Content::Text("Hello?".to_owned())));
+        }
+        if round.is_multiple_of(5) {
+            let one = eid(&user(0));
+            let asked = async { futures_util::future::join_all((0..40).map(|_| curious.presence_of(&one))).await };
+            let _ = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        }
         if round.is_multiple_of(4) {
-            let (desk, mut events) = place.device(&user(3), "desk").connect().unwrap();
-            let _ =
-                tokio::time::timeout(Duration::from_secs(4), async { while events.next().await.is_some() {} }).await;
+            let (desk, mut events) = place.device(&user(3), "desk").resume_from(desk_saw).connect().unwrap();
+            let reading = async {
+                desk_saw = desk.connected().await.ok().map(|session| session.log_head);
+                while events.next().await.is_some() {}
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(2), reading).await;
             desk.close().await;
         }
-        // A client with a bug: nobody of that name is served here.
-        let (odd, _events) = place.device(&user(5), "odd").connect().unwrap();
-        let _ = tokio::time::timeout(Duration::from_secs(3), too_long(&odd)).await;
     }
-}
-
-async fn too_long(device: &Device) {
-    let _ = device.connected().await;
-    let _ = device.presence_of(&eid("nobody@elsewhere.example")).await;
-    let _ = device.remove_subscriber(&eid("nobody@localhost")).await;
-    let _ = device.send_text(&eid("nobody@elsewhere.example"), "hello").await;
 }
 
 /// What the network does, and when it did it.
@@ -151,7 +164,12 @@ fn draw_the_previews() {
     let listen = (net.server_address(), 4433).into();
     let server = serving.block_on(TestServer::with(|config| {
         config.listen = listen;
-        config.session.ping_interval_ms = 5000;
+        // So that a short run shows what else takes hours: pings to phones that sleep, retention, a fleet that comes back.
+        config.session.ping_interval_ms = 3000;
+        config.retention.interval_minutes = 1;
+        config.retention.entries_per_user = 100;
+        config.quic.handshakes_before_retry = 4;
+        config.limits.awareness = Rate { per_second: 5, burst: 25 };
     }));
     let prometheus = Prometheus::start(net.server().command("prometheus"), server.metrics_address());
     let place = Place { address: listen.to_string(), files: server.files() };
@@ -170,7 +188,7 @@ fn draw_the_previews() {
     let caption = format!(
         "{} phones over bimip's emulated mobile network (seed 7). Drawn from the panel queries by plotters, not by Grafana: \
          each panel is the answer of a real Prometheus that scraped this run once a second.<br>Grey lines: {}.",
-        2 * PAIRS,
+        2 * PAIRS + IDLE + 2,
         said.join("; "),
     );
     let scrap = scratch();
