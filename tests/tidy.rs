@@ -133,7 +133,10 @@ fn documents() -> Vec<(String, String)> {
 fn words<'a>(text: &'a str, begin: &'a str, besides: &'a [char]) -> impl Iterator<Item = &'a str> {
     let part_of_word = move |c: char| c.is_ascii_alphanumeric() || besides.contains(&c);
     text.match_indices(begin).filter_map(move |(at, _)| {
-        let inside_another = text[..at].chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        let before = &text[..at];
+        let inside_another = before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            // A folder in a folder; `../` leads out of one.
+            || before.ends_with('/') && !before.ends_with("./");
         let word = &text[at..];
         let end = word.find(|c| !part_of_word(c)).unwrap_or(word.len());
         (!inside_another).then_some(word[..end].trim_end_matches(besides))
