@@ -227,7 +227,7 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
     }
     let mut legend: String = lines.iter().fold(String::new(), |mut html, line| {
         let RGBColor(r, g, b) = line.color;
-        let _ = write!(html, "<b><span style='color:rgb({r},{g},{b})'>&#9644;</span> {}</b>", line.legend);
+        let _ = write!(html, "<b><span style='color:rgb({r},{g},{b})'>&#9644;</span> {}</b> ", line.legend);
         html
     });
     let _ = write!(legend, "<b style='color:#98a2b3'>{quiet}</b>");
