@@ -9,7 +9,7 @@ use plotters::element::Rectangle;
 use plotters::prelude::{
     AreaSeries, ChartBuilder, IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, ShapeStyle,
 };
-use plotters::style::{Color, IntoFont};
+use plotters::style::{Color, FontStyle, IntoFont, register_font};
 use serde_json::Value;
 
 use crate::prometheus::Series;
@@ -127,6 +127,15 @@ pub struct Mark {
     pub what: &'static str,
 }
 
+/// Labels are placed by a font's measures, though the browser draws them: DejaVu Sans as Debian has it.
+fn take_font() {
+    let file = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
+    let font = std::fs::read(file).unwrap_or_else(|reason| panic!("{file}: {reason}; install fonts-dejavu-core"));
+    // For the life of the program, once for each dashboard.
+    let taken = register_font("sans-serif", FontStyle::Normal, font.leak());
+    assert!(taken.is_ok(), "{file} is no font");
+}
+
 /// Height of the page of a dashboard.
 pub fn height(dashboard: &Value) -> u64 {
     let bottom = |panel: &Value| panel["gridPos"]["y"].as_u64().unwrap() + panel["gridPos"]["h"].as_u64().unwrap();
@@ -141,6 +150,7 @@ pub fn page(
     marks: &[Mark],
     caption: &str,
 ) -> String {
+    take_font();
     let mut html = format!(
         "<!doctype html><meta charset=utf-8><style>\
          body {{ margin: 0; background: #f6f7f9; color: #1c2330; font: 13px sans-serif; width: {WIDTH}px; }}\

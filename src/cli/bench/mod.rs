@@ -1,6 +1,8 @@
 //! `bimip bench`: measurements that people can repeat.
 
 mod backlog;
+#[cfg(target_os = "linux")]
+mod compare;
 mod connection;
 mod fan_out;
 mod idle;
@@ -28,6 +30,8 @@ enum What {
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
     #[cfg(target_os = "linux")]
+    Compare(compare::Args),
+    #[cfg(target_os = "linux")]
     Link(link::Args),
 }
 
@@ -40,6 +44,8 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            #[cfg(target_os = "linux")]
+            What::Compare(args) => args.run(),
             #[cfg(target_os = "linux")]
             What::Link(args) => args.run(),
         }

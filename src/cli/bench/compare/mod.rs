@@ -1,0 +1,148 @@
+//! `bimip bench compare`: QUIC against TLS over TCP, the same server, client and frames over the same emulated network.
+
+mod book;
+mod figures;
+mod plot;
+mod scenario;
+mod trial;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+
+use self::figures::Cell;
+use self::scenario::{SCENARIOS, Scenario};
+use self::trial::{Carrier, Outcome};
+use crate::cli::{Failure, say};
+use crate::link;
+
+/// Compare QUIC with TLS over TCP over an emulated mobile network
+///
+/// A phone talks with a peer as phones do (pings, presence, 10 texts a second each way with their receipts, bursts of media
+/// metadata), over QUIC and over TLS on TCP (cubic and bbr), by the same client and server, over lossy and slow paths and
+/// through handovers, NATs and tunnels. Writes tables, JSON and plots. It takes root or the like, and /dev/net/tun; where
+/// there can be no link it exits with 77.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Only these; without it all
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = SCENARIOS.map(|scenario| scenario.name))]
+    scenario: Vec<String>,
+    /// Trials of each scenario and transport, each with chances of its own
+    #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// How long the talk is measured where nothing happens to the network
+    #[arg(long, default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
+    seconds: u64,
+    /// Trials at once, each in networks of its own; they are idle most of the time
+    #[arg(long, default_value_t = 6, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
+    at_once: u8,
+    /// Where report.md, report.json and the plots go
+    #[arg(long, default_value = "compare", value_name = "DIR")]
+    out: PathBuf,
+}
+
+struct Job {
+    scenario: Scenario,
+    carrier: Carrier,
+    seed: u64,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        link::available()?;
+        std::fs::create_dir_all(&self.out).with_context(|| format!("creating {}", self.out.display()))?;
+        let asked = |scenario: &Scenario| self.scenario.is_empty() || self.scenario.iter().any(|n| n == scenario.name);
+        let scenarios: Vec<Scenario> = SCENARIOS.into_iter().filter(asked).collect();
+        let mut jobs = VecDeque::new();
+        for scenario in &scenarios {
+            for seed in 1..=self.seeds {
+                jobs.extend(Carrier::ALL.map(|carrier| Job { scenario: *scenario, carrier, seed }));
+            }
+        }
+        let done = self.work(jobs)?;
+        let mut cells: Vec<Cell> = Vec::new();
+        for scenario in scenarios {
+            cells.extend(Carrier::ALL.map(|carrier| Cell { scenario, carrier, trials: Vec::new() }));
+        }
+        for (job, outcome) in done {
+            let cell = cells.iter_mut().find(|c| c.scenario.name == job.scenario.name && c.carrier == job.carrier);
+            cell.context("a trial of nothing")?.trials.push(outcome);
+        }
+        self.report(&cells)
+    }
+
+    /// Runs the trials, some at once.
+    fn work(&self, jobs: VecDeque<Job>) -> Result<Vec<(Job, Outcome)>, Failure> {
+        let (total, jobs) = (jobs.len(), Mutex::new(jobs));
+        let done = Mutex::new(Vec::new());
+        let failed = Mutex::new(None);
+        let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        std::thread::scope(|scope| {
+            for _ in 0..self.at_once {
+                scope.spawn(|| {
+                    while let Some(job) = next() {
+                        let name = format!("{} over {}, seed {}", job.scenario.name, job.carrier.name(), job.seed);
+                        match trial::run(&job.scenario, job.carrier, job.seed, Duration::from_secs(self.seconds)) {
+                            Ok(outcome) => {
+                                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                                if outcome.overrun > 0 {
+                                    eprintln!(
+                                        "SPOILED: the link was too slow for {} packets in {name}",
+                                        outcome.overrun
+                                    );
+                                }
+                                done.push((job, outcome));
+                                eprintln!("{}/{total}: {name}", done.len());
+                            }
+                            Err(error) => {
+                                jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                                let error = error.context(name);
+                                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(Failure::from(error)),
+            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    fn report(&self, cells: &[Cell]) -> Result<(), Failure> {
+        let conditions = format!(
+            "{} seeds, {} s of talk where nothing happens, {} trials at once on {} cores; bimip {}{}; Linux {}. Median \
+             (lowest–highest) of the seeds.",
+            self.seeds,
+            self.seconds,
+            self.at_once,
+            std::thread::available_parallelism().map_or(0, usize::from),
+            env!("CARGO_PKG_VERSION"),
+            if cfg!(debug_assertions) { ", DEBUG BUILD" } else { "" },
+            std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        );
+        let text = format!("{conditions}\n\n{}\n{}", figures::markdown(cells), figures::goals(cells));
+        say(&text)?;
+        let results: Vec<_> = cells.iter().map(Cell::json).collect();
+        let json = json!({ "conditions": conditions, "results": results });
+        let write = |name: &str, content: String| {
+            let path = self.out.join(name);
+            std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
+        };
+        write("report.md", text)?;
+        write("report.json", serde_json::to_string_pretty(&json).context("JSON")?)?;
+        plot::draw(cells, &self.out)?;
+        let wrong: Vec<&str> =
+            cells.iter().filter(|cell| cell.wrong() != book::Wrong::default()).map(|c| c.scenario.name).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let reason = anyhow!("messages were lost, doubled or out of order in {}", wrong.join(", "));
+        Err(Failure::new(reason, "report.json has the figures; that is a bug of ours"))
+    }
+}
