@@ -44,7 +44,7 @@ impl Lane {
     }
 
     /// Name for logs and metric labels.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Lane::Control => "control",
             Lane::Presence => "presence",

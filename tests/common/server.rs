@@ -77,6 +77,11 @@ impl TestServer {
         self.server.tcp_address.expect("nothing here switches it off")
     }
 
+    /// Where metrics, health and the status page are.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.server.metrics_address
+    }
+
     /// What it runs on.
     pub fn config(&self) -> &Config {
         &self.config

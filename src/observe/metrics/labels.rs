@@ -8,7 +8,7 @@ pub trait Label: Copy + 'static {
     const NAME: &'static str;
 
     /// Every value, in the order of [`Label::position`].
-    fn values() -> Vec<&'static str>;
+    const VALUES: &'static [&'static str];
 
     /// Position among the values.
     fn position(self) -> usize;
@@ -35,7 +35,7 @@ impl Labels for () {
 
 impl<A: Label> Labels for A {
     fn sets() -> Vec<Vec<(&'static str, &'static str)>> {
-        A::values().into_iter().map(|value| vec![(A::NAME, value)]).collect()
+        A::VALUES.iter().map(|value| vec![(A::NAME, *value)]).collect()
     }
 
     fn position(self) -> usize {
@@ -45,12 +45,12 @@ impl<A: Label> Labels for A {
 
 impl<A: Label, B: Label> Labels for (A, B) {
     fn sets() -> Vec<Vec<(&'static str, &'static str)>> {
-        let both = |a| B::values().into_iter().map(move |b| vec![(A::NAME, a), (B::NAME, b)]);
-        A::values().into_iter().flat_map(both).collect()
+        let both = |a: &'static &'static str| B::VALUES.iter().map(move |b| vec![(A::NAME, *a), (B::NAME, *b)]);
+        A::VALUES.iter().flat_map(both).collect()
     }
 
     fn position(self) -> usize {
-        self.0.position() * B::values().len() + self.1.position()
+        self.0.position() * B::VALUES.len() + self.1.position()
     }
 }
 
@@ -71,10 +71,7 @@ macro_rules! labels {
 
         impl Label for $name {
             const NAME: &'static str = $label;
-
-            fn values() -> Vec<&'static str> {
-                vec![$($text),*]
-            }
+            const VALUES: &'static [&'static str] = &[$($text),*];
 
             fn position(self) -> usize {
                 self as usize
@@ -151,12 +148,24 @@ impl From<CloseCode> for CloseReason {
     }
 }
 
+/// The names of all values of a type of the wire, in a constant.
+macro_rules! names {
+    ($all:expr) => {
+        &{
+            let mut names = [""; $all.len()];
+            let mut at = 0;
+            while at < names.len() {
+                names[at] = $all[at].name();
+                at += 1;
+            }
+            names
+        }
+    };
+}
+
 impl Label for Lane {
     const NAME: &'static str = "lane";
-
-    fn values() -> Vec<&'static str> {
-        Lane::ALL.iter().map(|lane| lane.name()).collect()
-    }
+    const VALUES: &'static [&'static str] = names!(Lane::ALL);
 
     fn position(self) -> usize {
         self.index()
@@ -165,10 +174,7 @@ impl Label for Lane {
 
 impl Label for ErrorCode {
     const NAME: &'static str = "code";
-
-    fn values() -> Vec<&'static str> {
-        ErrorCode::ALL.iter().map(|code| code.name()).collect()
-    }
+    const VALUES: &'static [&'static str] = names!(ErrorCode::ALL);
 
     fn position(self) -> usize {
         ErrorCode::ALL.iter().position(|code| *code == self).unwrap_or(0)
@@ -181,10 +187,15 @@ pub struct PayloadName(pub &'static str);
 
 impl Label for PayloadName {
     const NAME: &'static str = "payload";
-
-    fn values() -> Vec<&'static str> {
-        std::iter::once("").chain(PAYLOAD_NAMES.iter().copied()).collect()
-    }
+    const VALUES: &'static [&'static str] = &{
+        let mut values = [""; PAYLOAD_NAMES.len() + 1];
+        let mut at = 0;
+        while at < PAYLOAD_NAMES.len() {
+            values[at + 1] = PAYLOAD_NAMES[at];
+            at += 1;
+        }
+        values
+    };
 
     fn position(self) -> usize {
         PAYLOAD_NAMES.iter().position(|name| *name == self.0).map_or(0, |position| position + 1)
@@ -197,10 +208,7 @@ pub struct ThisVersion;
 
 impl Label for ThisVersion {
     const NAME: &'static str = "version";
-
-    fn values() -> Vec<&'static str> {
-        vec![env!("CARGO_PKG_VERSION")]
-    }
+    const VALUES: &'static [&'static str] = &[env!("CARGO_PKG_VERSION")];
 
     fn position(self) -> usize {
         0

@@ -48,11 +48,17 @@ pub(super) fn dashboard() -> Value {
             ),
             "{{reason}}",
         ),
-        Panel::lines("Certificate", "s", "Time that is left.").query(left, "{{instance}}").runbook("the-certificate-runs-out"),
+        Panel::lines("Certificate", "s", "Time that is left.")
+            .query(left, "{{instance}}")
+            .runbook("the-certificate-runs-out"),
     ];
     let pressure = vec![
-        Panel::stack("Rate limited by limit", "ops", "frames and awareness: one session. messages: a user. The rest: an address.")
-            .query(rate_by("limit", "bimip_rate_limited_total", ""), "{{limit}}"),
+        Panel::stack(
+            "Rate limited by limit",
+            "ops",
+            "frames and awareness: one session. messages: a user. The rest: an address.",
+        )
+        .query(rate_by("limit", "bimip_rate_limited_total", ""), "{{limit}}"),
         Panel::stack("Errors by code and payload", "ops", "The ten most frequent: bugs of clients show here first.")
             .query(format!("topk(10, {})", rate_by("code, payload", "bimip_errors_total", "")), "{{code}} {{payload}}"),
         Panel::lines("Handshakes", "ops", "Refused for load, and newcomers told to prove their address.")

@@ -5,8 +5,11 @@ use serde_json::Value;
 use super::{Panel, Row, dashboard as make, quantile, quantile_by, quantiles, rate, rate_by, ratio, select};
 
 pub(super) fn dashboard() -> Value {
+    // A loss counts when it is noticed, which may be when nothing is sent any more.
+    let at_most_all = |share: String| format!("clamp_max({share}, 1)");
     let lost = |by: &str| {
-        ratio(&rate_by(by, "bimip_path_packets_lost_total", ""), &rate_by(by, "bimip_path_packets_sent_total", ""))
+        let (lost, sent) = ("bimip_path_packets_lost_total", "bimip_path_packets_sent_total");
+        at_most_all(ratio(&rate_by(by, lost, ""), &rate_by(by, sent, "")))
     };
     let tcp = format!("sum({})", select("bimip_sessions", r#"transport="tcp""#));
     let fallback = ratio(&tcp, &format!("sum({})", select("bimip_sessions", "")));
@@ -20,10 +23,10 @@ pub(super) fn dashboard() -> Value {
             .bad(1.0),
         Panel::stat("Lost packets", "percentunit", "Of those sent to devices; over TCP those sent again.")
             .query(
-                ratio(
+                at_most_all(ratio(
                     &format!("sum({})", rate("bimip_path_packets_lost_total", "")),
                     &format!("sum({})", rate("bimip_path_packets_sent_total", "")),
-                ),
+                )),
                 "",
             )
             .warn(0.02)
@@ -55,7 +58,7 @@ pub(super) fn dashboard() -> Value {
             .queries(quantiles("bimip_ping_rtt_seconds", ""))
             .bad(3.0)
             .runbook("pings-are-slow"),
-        Panel::lines("Lost packets", "percentunit", "Share of the packets to devices.")
+        Panel::lines("Lost packets", "percentunit", "Share of the packets to devices, by when it was noticed.")
             .query(lost("transport"), "{{transport}}")
             .bad(0.1),
         Panel::lines("Packets", "pps", "Sent to devices.")

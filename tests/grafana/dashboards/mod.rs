@@ -149,9 +149,9 @@ impl Panel {
             }
             target
         });
-        let links = self.runbook.iter().map(|anchor| {
-            json!({ "title": "What to do", "url": format!("${{runbook}}#{anchor}"), "targetBlank": true })
-        });
+        let links = self.runbook.iter().map(
+            |anchor| json!({ "title": "What to do", "url": format!("${{runbook}}#{anchor}"), "targetBlank": true }),
+        );
         json!({
             "id": id,
             "type": match self.kind {

@@ -8,7 +8,7 @@ pub(super) fn dashboard() -> Value {
     let live = r#"kind="live""#;
     let within = |window: &str| {
         let of = |name: &str, labels: &str| format!("sum(rate({}[{window}]))", select(name, labels));
-        let fast = of("bimip_delivery_latency_seconds_bucket", r#"kind="live",le="1""#);
+        let fast = of("bimip_delivery_latency_seconds_bucket", r#"kind="live",le=~"1|1[.]0""#);
         ratio(&fast, &of("bimip_delivery_latency_seconds_count", live))
     };
     let now = vec![
@@ -57,10 +57,7 @@ pub(super) fn dashboard() -> Value {
         .bad(3.0)
         .runbook("pings-are-slow"),
         Panel::heatmap("Live deliveries by latency", "s", "Where they are; two bands are two kinds of device.")
-            .query(
-                format!("sum by (le) ({})", rate("bimip_delivery_latency_seconds_bucket", live)),
-                "{{le}}",
-            ),
+            .query(format!("sum by (le) ({})", rate("bimip_delivery_latency_seconds_bucket", live)), "{{le}}"),
         Panel::lines(
             "Receipt latency",
             "s",
@@ -83,7 +80,8 @@ pub(super) fn dashboard() -> Value {
             .runbook("sign-ins-fail"),
     ];
     let busy = ratio(&rate("bimip_runtime_busy_seconds_total", ""), &select("bimip_runtime_workers", ""));
-    let full = ratio(&select("bimip_queue_depth", ""), &select("bimip_queue_depth_max", ""));
+    let refusing = r#"queue!="presence_kept""#;
+    let full = ratio(&select("bimip_queue_depth", refusing), &select("bimip_queue_depth_max", refusing));
     let saturation = vec![
         Panel::lines("How full", "percentunit", "What waits or is under way over its bound; refusals begin at 100 %.")
             .query(format!("max by (queue) ({full})"), "{{queue}}")
@@ -103,6 +101,11 @@ pub(super) fn dashboard() -> Value {
         "bimip-overview",
         "bimip: Overview",
         "Is it well? Latency, traffic, errors, saturation.",
-        vec![Row("Now", now), Row("Latency", delivery), Row("Traffic and errors", traffic), Row("Saturation", saturation)],
+        vec![
+            Row("Now", now),
+            Row("Latency", delivery),
+            Row("Traffic and errors", traffic),
+            Row("Saturation", saturation),
+        ],
     )
 }

@@ -17,7 +17,8 @@ pub(super) fn dashboard() -> Value {
             .warn(0.1)
             .bad(0.25)
             .runbook("commits-are-slow"),
-        Panel::stat("Commits", "ops", "A second.").query(format!("sum({})", rate("bimip_commit_seconds_count", "")), ""),
+        Panel::stat("Commits", "ops", "A second.")
+            .query(format!("sum({})", rate("bimip_commit_seconds_count", "")), ""),
         Panel::stat("Operations that wait", "short", "For the store's writer, which takes up to 1,024 at once.")
             .query(format!("sum({})", select("bimip_queue_depth", writes)), "")
             .bad(6_500.0)
@@ -40,22 +41,26 @@ pub(super) fn dashboard() -> Value {
             .runbook("commits-are-slow"),
         Panel::heatmap("Commits by time", "s", "Two bands: a disk that stalls now and then.")
             .query(format!("sum by (le) ({})", rate("bimip_commit_seconds_bucket", "")), "{{le}}"),
-        Panel::lines("Batch", "short", "Operations and messages in one commit: grows with load, and is what makes it cheap.")
-            .query(
-                ratio(
-                    &format!("sum({})", rate("bimip_commit_batch_operations_sum", "")),
-                    &format!("sum({})", rate("bimip_commit_batch_operations_count", "")),
-                ),
-                "operations, mean",
-            )
-            .query(
-                ratio(
-                    &format!("sum({})", rate("bimip_commit_batch_messages_sum", "")),
-                    &format!("sum({})", rate("bimip_commit_batch_messages_count", "")),
-                ),
-                "messages, mean",
-            )
-            .query(quantile(0.99, "bimip_commit_batch_operations", ""), "operations, p99"),
+        Panel::lines(
+            "Batch",
+            "short",
+            "Operations and messages in one commit: grows with load, and is what makes it cheap.",
+        )
+        .query(
+            ratio(
+                &format!("sum({})", rate("bimip_commit_batch_operations_sum", "")),
+                &format!("sum({})", rate("bimip_commit_batch_operations_count", "")),
+            ),
+            "operations, mean",
+        )
+        .query(
+            ratio(
+                &format!("sum({})", rate("bimip_commit_batch_messages_sum", "")),
+                &format!("sum({})", rate("bimip_commit_batch_messages_count", "")),
+            ),
+            "messages, mean",
+        )
+        .query(quantile(0.99, "bimip_commit_batch_operations", ""), "operations, p99"),
         Panel::lines("What waits", "short", "Operations for the writer, reads, and messages for their release.")
             .query(
                 format!(
@@ -75,11 +80,10 @@ pub(super) fn dashboard() -> Value {
         Panel::lines("Devices behind", "short", "Further than the hub remembers: they read the store.")
             .query(format!("sum({})", select("bimip_tail_behind_sessions", "")), "devices")
             .query(format!("sum({})", rate("bimip_tail_reads_total", "")), "reads a second"),
-        Panel::lines("Backlog deliveries", "mps", "To devices that had been away or fell behind.")
-            .query(
-                format!("sum({})", rate("bimip_delivery_latency_seconds_count", r#"kind="backlog""#)),
-                "messages a second",
-            ),
+        Panel::lines("Backlog deliveries", "mps", "To devices that had been away or fell behind.").query(
+            format!("sum({})", rate("bimip_delivery_latency_seconds_count", r#"kind="backlog""#)),
+            "messages a second",
+        ),
         Panel::lines("Found in memory", "percentunit", "Of what was looked for; below, it is read from the store.")
             .query(hits, "{{cache}}"),
     ];
