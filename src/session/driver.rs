@@ -142,6 +142,7 @@ impl<L: Link> Driver<L> {
             // What was written made room: the tail may go on, and a lane whose answers had piled up is read again.
             let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
             if !(progress || room) {
+                self.session.rest();
                 return Poll::Pending;
             }
         }

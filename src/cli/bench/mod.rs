@@ -8,6 +8,7 @@ mod idle;
 mod link;
 mod load;
 mod neighbours;
+mod peers;
 mod process;
 mod report;
 
@@ -27,6 +28,9 @@ enum What {
     Backlog(backlog::Args),
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
+    Peers(peers::Args),
+    #[command(hide = true)]
+    Relay(peers::RelayArgs),
     #[cfg(target_os = "linux")]
     Link(link::Args),
 }
@@ -40,6 +44,8 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            What::Peers(args) => runtime.block_on(args.run()),
+            What::Relay(args) => runtime.block_on(args.run()),
             #[cfg(target_os = "linux")]
             What::Link(args) => args.run(),
         }
