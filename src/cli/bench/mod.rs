@@ -11,6 +11,7 @@ mod neighbours;
 mod peers;
 mod process;
 mod report;
+mod storm;
 
 use super::Failure;
 
@@ -29,6 +30,7 @@ enum What {
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
     Peers(peers::Args),
+    Storm(storm::Args),
     #[command(hide = true)]
     Relay(peers::RelayArgs),
     #[cfg(target_os = "linux")]
@@ -44,6 +46,7 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            What::Storm(args) => runtime.block_on(args.run()),
             What::Peers(args) => runtime.block_on(args.run()),
             What::Relay(args) => runtime.block_on(args.run()),
             #[cfg(target_os = "linux")]

@@ -91,10 +91,15 @@ pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures
     let (cpu_before, done_before) = look();
     tokio::time::sleep_until(until.into()).await;
     let (cpu, done) = look();
-    let mut latencies = histogram();
+    let (mut latencies, mut done_with) = (histogram(), Vec::new());
     while !senders.is_empty() {
         tokio::select! {
-            Some(sent) = senders.join_next() => latencies.add(sent??)?,
+            Some(sent) = senders.join_next() => {
+                let (end, recorded) = sent??;
+                latencies.add(recorded)?;
+                // Stays connected, or its recipient would be cut off, which is an error before all is done.
+                done_with.push(end);
+            }
             Some(ended) = receivers.join_next() => ended??,
         }
     }
@@ -107,7 +112,7 @@ pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures
     })
 }
 
-async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyhow::Result<Histogram<u64>> {
+async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyhow::Result<(End, Histogram<u64>)> {
     let every = (plan.rate > 0).then(|| Duration::from_secs_f64(plan.pairs as f64 / plan.rate as f64));
     // Pairs are spread over the interval, or all would send at once.
     let offset = every.map_or(Duration::ZERO, |every| every.mul_f64(pair as f64 / plan.pairs as f64));
@@ -117,19 +122,19 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
     loop {
         let now = Instant::now();
         let over = now >= clock.until;
-        while !over {
-            let at = match due_at(due.len()) {
-                Some(at) if at <= now => at,
-                None if due.len() - receipts < plan.in_flight => now,
-                _ => break,
-            };
+        let next = |index: usize, receipts: usize| match due_at(index) {
+            _ if over => None,
+            Some(at) => (at <= now).then_some(at),
+            None => (index - receipts < plan.in_flight).then_some(now),
+        };
+        while let Some(at) = next(due.len(), receipts) {
             end.format.message(&mut out, due.len() as u64, plan.size);
             due.push(at);
         }
         end.stream.write_all_buf(&mut out).await?;
         end.stream.flush().await?;
         if over && receipts == due.len() {
-            return Ok(latencies);
+            return Ok((end, latencies));
         }
         let wake = match due_at(due.len()) {
             _ if over => clock.until + SETTLE_WITHIN,
@@ -160,10 +165,7 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
 async fn answer(mut end: End) -> anyhow::Result<()> {
     let (mut out, mut next) = (BytesMut::new(), 0);
     loop {
-        // A sender that has all its receipts goes, and so may the relay's other end.
-        if end.stream.read_buf(&mut end.input).await? == 0 {
-            return Ok(());
-        }
+        ensure!(end.stream.read_buf(&mut end.input).await? > 0, "a recipient was disconnected");
         while let Some(index) = end.format.next(&mut end.input, &mut out)? {
             ensure!(index == next, "text {index} came where {next} was due");
             next += 1;

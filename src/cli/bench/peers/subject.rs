@@ -89,18 +89,20 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     // Free a moment ago; nobody else asks for ports here while this runs.
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let file = |name: &str| folder.join(name).canonicalize();
+    let log = folder.canonicalize()?.join("mosquitto.log");
     let config = format!(
         "listener {} 127.0.0.1\ncertfile {}\nkeyfile {}\nallow_anonymous true\npersistence false\nset_tcp_nodelay \
-         true\nmax_inflight_messages 0\nmax_queued_messages 0\nlog_type error\nuser root\n",
+         true\nmax_inflight_messages 0\nmax_queued_messages 0\nlog_type error\nlog_dest file {}\nuser root\n",
         address.port(),
         file("cert.pem")?.display(),
-        file("key.pem")?.display()
+        file("key.pem")?.display(),
+        log.display()
     );
     let path = folder.join("mosquitto.conf");
     std::fs::write(&path, config)?;
     // Debian puts it where only the system's administrator looks.
     let search = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
-    let started = Command::new("mosquitto").arg("-c").arg(&path).env("PATH", search).spawn();
+    let started = Command::new("mosquitto").arg("-c").arg(&path).env("PATH", search).stderr(Stdio::null()).spawn();
     let mut child = match started {
         Ok(child) => child,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -110,7 +112,7 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     while TcpStream::connect(address).is_err() {
         if child.try_wait()?.is_some() || Instant::now() > until {
             let _ = child.kill();
-            bail!("mosquitto does not listen on {address}");
+            bail!("mosquitto does not listen on {address}: {}", std::fs::read_to_string(&log).unwrap_or_default());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
