@@ -35,10 +35,13 @@ impl Task {
     }
 
     /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
+    /// One that has been silent for a while does not move: a new one gets through in its first flight, with all that waits.
     pub(super) fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
         let now = now();
         match &self.phase {
-            Phase::Linked(link) if link.transport() == Transport::Quic => {
+            Phase::Linked(link)
+                if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
+            {
                 let (rtt, arrivals) = (link.rtt(), link.arrivals());
                 let local = self.rebind_socket(to)?;
                 self.core.moved(now);
