@@ -208,9 +208,9 @@ async fn over(device: &Device, transport: Transport) {
 }
 
 /// Until so many packets of the phone have come to nothing: it has tried that often.
-async fn tried(control: &Control, path: Path, packets: u64) {
+async fn tried(control: &Control, path: Path, protocol: Protocol, packets: u64) {
     soon("the phone to try", async {
-        while control.counters().unwrap().of(path, Way::Up, Protocol::Udp).blacked_out.packets < packets {
+        while control.counters().unwrap().of(path, Way::Up, protocol).blacked_out.packets < packets {
             tokio::task::yield_now().await;
         }
     })
@@ -303,7 +303,7 @@ fn a_tunnel_of_some_seconds_ends_no_session() {
             world
                 .talk(async {
                     control.black_out(Path::Wifi, true).unwrap();
-                    tried(&control, Path::Wifi, TRIES).await;
+                    tried(&control, Path::Wifi, Protocol::Udp, TRIES).await;
                     control.black_out(Path::Wifi, false).unwrap();
                 })
                 .await;
@@ -324,7 +324,7 @@ fn a_phone_that_is_told_of_the_end_of_a_tunnel_does_not_wait_for_the_old_connect
             world
                 .talk(async {
                     control.black_out(Path::Wifi, true).unwrap();
-                    tried(&control, Path::Wifi, TRIES_IN_DOUBT).await;
+                    tried(&control, Path::Wifi, Protocol::Udp, TRIES_IN_DOUBT).await;
                     control.black_out(Path::Wifi, false).unwrap();
                     assert_eq!(device.network_changed().await.unwrap(), None, "nothing moves");
                 })
@@ -352,6 +352,25 @@ fn out_of_a_long_tunnel_a_phone_returns_with_its_outbox_in_the_first_flight() {
         world.talk(async {}).await;
         assert_ne!(world.session().await.session_id, world.first.session_id);
         assert!(world.metric("bimip_zero_rtt_total{result=\"accepted\"}").await >= 1.0);
+        world
+    });
+}
+
+#[test]
+fn a_tunnel_in_which_tcp_was_tried_too_is_no_network_without_quic() {
+    let options = |phone: Builder| phone.silence(IMPATIENT).retry_quic_after(Duration::from_secs(3600));
+    play(staying(Profile::CLEAN, 11), options, |mut world| async {
+        let (control, device) = (world.control.clone(), world.alice.device.clone());
+        world
+            .talk(async {
+                control.black_out(Path::Wifi, true).unwrap();
+                tried(&control, Path::Wifi, Protocol::Tcp, 2).await;
+                control.black_out(Path::Wifi, false).unwrap();
+                over(&device, Transport::Quic).await;
+            })
+            .await;
+        world.talk(async {}).await;
+        assert_eq!(world.session().await.transport, Transport::Quic);
         world
     });
 }
