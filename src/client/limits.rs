@@ -102,10 +102,6 @@ pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
 /// and lifts are shorter, and a connection that outlives them costs no handshake. Without anything to wait for, the idle
 /// time-out decides.
 pub const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// After a silence of this length a new connection, whose first packet carries what waits (0-RTT), is sooner at work than
-/// the old one: its window is full of what was lost, and QUIC repeats that after about as long again. Measured in a tunnel
-/// of 10 s (docs/performance.md).
-pub const STALE_SILENCE: Duration = Duration::from_secs(3);
 /// Steps of that silence, each a small packet that asks for life: 1.5 s apart, so that a path that comes back is noticed
 /// that soon, and a battery pays for seven packets.
 pub const KNOCKS_MAX: u32 = 8;

@@ -56,10 +56,10 @@ impl Silence {
         self.watch = Some(Watch { since: now, bound, arrivals, knocks: 0, moved: true });
     }
 
-    /// For how long nothing has arrived that was owed, as far as was looked; nothing if something did since.
-    pub(crate) fn lasts(&self, now: Instant, arrivals: u64) -> Option<Duration> {
-        let watch = self.watch.as_ref().filter(|watch| watch.arrivals == arrivals)?;
-        Some(now.saturating_duration_since(watch.since))
+    /// Whether the path was asked for life in vain: more than an exchange has been lost. What QUIC has on the way may fill
+    /// its window by then, and all that is new, also the packets of a move, waits for the next repetition.
+    pub(crate) fn is_in_doubt(&self, arrivals: u64) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.knocks > 0 && !watch.moved && watch.arrivals == arrivals)
     }
 
     /// When to look again.
@@ -144,13 +144,18 @@ mod tests {
     }
 
     #[test]
-    fn silence_lasts_until_something_arrives() {
+    fn a_path_is_in_doubt_from_the_first_knock_until_something_arrives() {
         let start = Instant::now();
         let mut silence = Silence::new(BOUND);
-        assert_eq!(silence.lasts(start, 7), None);
+        assert!(!silence.is_in_doubt(7));
         silence.look(true, start, || 7);
-        assert_eq!(silence.lasts(start + BOUND / 2, 7), Some(BOUND / 2));
-        assert_eq!(silence.lasts(start + BOUND / 2, 8), None);
+        assert!(!silence.is_in_doubt(7));
+        assert_eq!(silence.look(true, start + BOUND / 2, || 7), Heard::Knock);
+        assert!(silence.is_in_doubt(7) && !silence.is_in_doubt(8));
+        // Whoever tells of two changes in a row moves twice.
+        silence.moved(start, None, 7);
+        silence.look(false, start + MOVED_SILENCE_MIN / 2, || 7);
+        assert!(!silence.is_in_doubt(7));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use super::{Phase, Task, now};
 use crate::client::core::Now;
 use crate::client::dial::unspecified;
 use crate::client::error::CloseReason;
-use crate::client::limits::STALE_SILENCE;
 use crate::client::silence::Heard;
 use crate::client::transport::Transport;
 
@@ -35,14 +34,13 @@ impl Task {
         self.write(now.instant);
     }
 
-    /// The network under the device has changed: a QUIC connection moves with its socket, unless it has been without an
-    /// answer for long; one over TCP stays behind.
+    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
+    /// One that has been silent for a while does not move: a new one gets through in its first flight, with all that waits.
     pub(super) fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
         let now = now();
         match &self.phase {
             Phase::Linked(link)
-                if link.transport() == Transport::Quic
-                    && self.silence.lasts(now.instant, link.arrivals()).is_none_or(|silent| silent < STALE_SILENCE) =>
+                if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
             {
                 let (rtt, arrivals) = (link.rtt(), link.arrivals());
                 let local = self.rebind_socket(to)?;
