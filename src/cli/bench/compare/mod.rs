@@ -18,7 +18,7 @@ use self::figures::Cell;
 use self::scenario::{SCENARIOS, Scenario};
 use self::trial::{Carrier, Outcome};
 use crate::cli::{Failure, say};
-use crate::link;
+use crate::link::{self, PROFILES, Profile};
 
 /// Compare QUIC with TLS over TCP over an emulated mobile network
 ///
@@ -48,6 +48,30 @@ pub(super) struct Args {
     out: PathBuf,
 }
 
+/// Probes each way that measure loss: enough to see a profile that is not what it says, in seconds.
+const PROBES: usize = 3_000;
+
+/// Whether the emulated network does what the scenarios ask of it; what was measured, in a sentence.
+fn check_link(scenarios: &[Scenario]) -> Result<String, Failure> {
+    let used = |profile: Profile| scenarios.iter().any(|scenario| [scenario.wifi, scenario.lte].contains(&profile));
+    let profiles = PROFILES.into_iter().filter(|(.., profile)| used(*profile));
+    let (mut held, mut real_time) = (0, true);
+    for (name, _, profile) in profiles {
+        let report = link::check(&profile, 1, PROBES)?;
+        real_time &= report.real_time;
+        let failed: Vec<_> = report.rows.iter().filter(|row| !row.holds).collect();
+        if let Some(row) = failed.first() {
+            let reason =
+                anyhow!("the link is not what {name} asks for: {} {}, not {}", row.what, row.measured, row.asked);
+            return Err(Failure::new(reason, "`bimip bench link` says more; let nothing else run, and try again"));
+        }
+        held += report.rows.len();
+        eprintln!("the link is what {name} asks for");
+    }
+    let priority = if real_time { "with" } else { "WITHOUT" };
+    Ok(format!("The link was checked before, {priority} real-time priority: {held} figures of {held} held."))
+}
+
 struct Job {
     scenario: Scenario,
     carrier: Carrier,
@@ -66,6 +90,7 @@ impl Args {
                 jobs.extend(self.transport.iter().map(|carrier| Job { scenario: *scenario, carrier: *carrier, seed }));
             }
         }
+        let checked = check_link(&scenarios)?;
         let done = self.work(jobs)?;
         let mut cells: Vec<Cell> = Vec::new();
         for scenario in scenarios {
@@ -75,7 +100,7 @@ impl Args {
             let cell = cells.iter_mut().find(|c| c.scenario.name == job.scenario.name && c.carrier == job.carrier);
             cell.context("a trial of nothing")?.trials.push(outcome);
         }
-        self.report(&cells)
+        self.report(&cells, &checked)
     }
 
     /// Runs the trials, some at once.
@@ -117,10 +142,10 @@ impl Args {
         }
     }
 
-    fn report(&self, cells: &[Cell]) -> Result<(), Failure> {
+    fn report(&self, cells: &[Cell], checked: &str) -> Result<(), Failure> {
         let conditions = format!(
             "{} seeds, {} s of talk where nothing happens, {} trials at once on {} cores; bimip {}{}; Linux {}. Median \
-             (lowest–highest) of the seeds.",
+             (lowest–highest) of the seeds. {checked}",
             self.seeds,
             self.seconds,
             self.at_once,

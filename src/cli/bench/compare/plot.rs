@@ -50,7 +50,7 @@ pub(super) fn draw(cells: &[Cell], folder: &Path) -> anyhow::Result<()> {
     }
     for (name, title, until) in [
         ("handover", "Wi-Fi to LTE, 300 ms apart, and the application is told: how long each text took", 3.0),
-        ("handover-untold", "The same, but nobody is told: how long each text took", 16.0),
+        ("handover-untold", "Wi-Fi to LTE, 300 ms apart, and nobody is told: how long each text took", 16.0),
     ] {
         let moved: Vec<&Cell> = cells.iter().filter(|cell| cell.scenario.name == name).collect();
         if !moved.is_empty() {
