@@ -30,9 +30,9 @@ const AFTER: usize = 30;
 /// Without a network between two of them.
 const GAP: Duration = Duration::from_millis(200);
 /// Packets that a phone sends into a tunnel until it ends: some seconds' worth, as each waits longer than the last.
-const TRIES: u64 = 12;
+const TRIES: u64 = 9;
 /// More of them: it knocks by then, and has doubts about the path.
-const TRIES_IN_DOUBT: u64 = 20;
+const TRIES_IN_DOUBT: u64 = 15;
 const ONLY_QUIC: Transports = Transports::Only(Transport::Quic);
 /// Silence after which these phones give a path up.
 const IMPATIENT: Duration = Duration::from_secs(2);
