@@ -276,8 +276,23 @@ pub struct ClientConfig {
     pub as_eid: Option<String>,
     /// The device to sign in as.
     pub device: Option<String>,
+    /// What to connect over.
+    pub transport: ClientTransport,
     /// Folder for a qlog trace of each connection. Absent: none are written.
     pub qlog_dir: Option<PathBuf>,
+}
+
+/// What the client commands connect over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientTransport {
+    /// QUIC, and TLS over TCP where QUIC stays silent.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// TLS over TCP alone.
+    Tcp,
 }
 
 /// `[token]`: defaults of `bimip token`; its user and device default to those of `[client]`.

@@ -9,8 +9,10 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use bimip::client::limits::EVENTS_MAX;
 use bimip::client::{Builder, Device, Event, Events, Session, State, Transport, Transports};
-use bimip::wire::{DeviceId, Eid};
+use bimip::config::Rate;
+use bimip::wire::{AckStatus, DeviceId, Eid};
 use common::{Road, TestServer, within_bound};
 use tokio::net::UdpSocket;
 
@@ -210,4 +212,35 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     within_bound("the call", alice.reconnect()).await.unwrap();
     session(&alice, "another session", |session| session.session_id != first.session_id).await;
     assert_eq!(text(&mut alices).await, "hello");
+}
+
+/// More than the device's queues hold; and each message is acknowledged by itself and by the application, whose answers lie
+/// behind the messages that it has not read yet.
+#[tokio::test]
+async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
+    const WAITING: usize = 3 * EVENTS_MAX;
+    let server = TestServer::with(|config| config.limits.messages = Rate::default()).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    for transport in [Transport::Quic, Transport::Tcp] {
+        let user = format!("{}@localhost", transport.name());
+        let to = eid(&user);
+        for number in 0..WAITING {
+            within_bound("the answer", bob.send_text(&to, number.to_string())).await.unwrap();
+        }
+
+        let builder = options(&server, &user, server.quic_address()).transports(Transports::Only(transport));
+        let (device, mut events, _) = connect(builder.auto_deliver(true)).await;
+        let mut number = 0;
+        while number < WAITING {
+            let Some(Event::Message(message)) = within_bound("a message", events.next()).await else { continue };
+            assert_eq!(message.text(), Some(number.to_string().as_str()));
+            number += 1;
+            if number % EVENTS_MAX == 1 {
+                let bob = eid(BOB);
+                let read = device.acknowledge(message.message_id, &bob, AckStatus::Read);
+                assert_eq!(within_bound("the answer", read).await.unwrap(), AckStatus::Read);
+            }
+        }
+        within_bound("a pong", device.ping()).await.unwrap();
+    }
 }

@@ -20,7 +20,7 @@ use crate::store::{self, Archived};
 pub(super) struct Args {
     #[command(flatten)]
     running: Running,
-    /// The file; it must not exist. Messages are in it as they were written
+    /// The file; it must not exist. It is made for your user alone: messages are in it as they were written
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Restore it into a temporary folder beside it too, and look whether everything fits together

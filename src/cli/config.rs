@@ -5,14 +5,15 @@ use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
 
-/// Check the configuration, and print the one in effect as TOML
+/// Print the configuration in effect as TOML, or look whether a server could start with it (--check)
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
     flags: ServerFlags,
-    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory and ports
+    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory and ports; exits
+    /// 1 if not
     #[arg(long)]
     check: bool,
     /// With --check: print JSON, one object for each check

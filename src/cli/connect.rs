@@ -12,9 +12,9 @@ use super::options::ConfigFile;
 use super::{Failure, Usage};
 use crate::auth::dev::DevFiles;
 use crate::auth::{Grant, Signer};
-use crate::client::{Builder, CloseReason, Device, Session, State, TokenError};
+use crate::client::{Builder, CloseReason, Device, Session, State, TokenError, Transport, Transports};
 use crate::clock::Now;
-use crate::config::Config;
+use crate::config::{ClientTransport, Config};
 use crate::transport::qlog::Traces;
 use crate::wire::{CloseCode, DeviceId, Eid};
 
@@ -38,6 +38,10 @@ pub(super) struct Connection {
     /// File with the token [client.token_file, else one is signed with the data directory's keys/token.key]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// What to connect over: quic or tcp alone, or auto, which takes TCP where QUIC stays silent [client.transport, else
+    /// auto]
+    #[arg(long, value_name = "auto|quic|tcp", value_parser = ["auto", "quic", "tcp"], hide_possible_values = true)]
+    transport: Option<String>,
     /// Folder of a development server [bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -60,6 +64,7 @@ struct ClientFlags {
     #[serde(rename = "as")]
     as_eid: Option<String>,
     device: Option<String>,
+    transport: Option<String>,
     qlog_dir: Option<PathBuf>,
 }
 
@@ -73,6 +78,7 @@ pub(super) struct Account {
     dial: (String, Option<&'static str>),
     ca: PathBuf,
     token: Token,
+    transports: Transports,
     traces: Option<Traces>,
 }
 
@@ -95,6 +101,7 @@ impl Connection {
                 token_file: self.token_file,
                 as_eid: self.as_eid.map(|eid| eid.to_string()),
                 device: self.device.map(|device| device.to_string()),
+                transport: self.transport,
                 qlog_dir: self.qlog_dir,
             },
         })?;
@@ -130,6 +137,11 @@ impl Connection {
             ));
         }
         let (server, dial) = server(&config)?;
+        let transports = match config.client.transport {
+            ClientTransport::Auto => Transports::Auto,
+            ClientTransport::Quic => Transports::Only(Transport::Quic),
+            ClientTransport::Tcp => Transports::Only(Transport::Tcp),
+        };
         let traces = match &config.client.qlog_dir {
             Some(folder) => {
                 let traces = Traces::in_folder(folder, |_| ());
@@ -137,7 +149,7 @@ impl Connection {
             }
             None => None,
         };
-        Ok(Account { eid, device, server, dial, ca, token, traces })
+        Ok(Account { eid, device, server, dial, ca, token, transports, traces })
     }
 }
 
@@ -167,6 +179,7 @@ impl Account {
             .server(&self.dial.0)
             .roots_pem(&self.ca)
             .identity(self.eid.clone(), self.device.clone())
+            .transports(self.transports)
             .token(move || std::future::ready(token.read()));
         let builder = match self.dial.1 {
             Some(name) => builder.server_name(name),
@@ -210,6 +223,13 @@ impl Account {
         let Account { server, device, .. } = self;
         let what = anyhow!("cannot reach {server}: {reason}");
         match reason {
+            CloseReason::Network(_) if let Transports::Only(only) = self.transports => Failure::new(
+                what,
+                format!(
+                    "over {} alone: is it running, and does the network let that through? Without --transport both are tried",
+                    only.name()
+                ),
+            ),
             CloseReason::Network(_) | CloseReason::Server { code: CloseCode::Draining | CloseCode::Internal, .. } => {
                 Failure::new(what, "is it running? Start one with `bimip serve --dev`, or give --server host:port")
             }

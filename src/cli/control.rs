@@ -18,7 +18,7 @@ use crate::server::control::{Answer, Request, socket};
 pub(super) struct Running {
     #[command(flatten)]
     file: ConfigFile,
-    /// Its folder [bimip-data]
+    /// Data directory of the server [data_dir of --config, else bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }

@@ -18,7 +18,7 @@ impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self.running.ask(&Request::Log { filter: self.filter })? {
             Answer::Log(filter) => Ok(say(&filter)?),
-            _ => Ok(()),
+            _ => Ok(say("changed, until the server ends")?),
         }
     }
 }

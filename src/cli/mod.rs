@@ -48,7 +48,9 @@ const MISSING: u8 = 77;
 #[command(
     name = "bimip",
     version,
-    after_help = "Every option is also a key of the TOML file and a BIMIP_* variable: see `bimip config`."
+    after_help = "Something is wrong? `bimip status` and `bimip doctor`, with the --config or --data-dir of the server and as \
+                  its user.\nSettings come from flags, else BIMIP_* variables, else the TOML file: `bimip config` prints those \
+                  in effect.\nExit codes: 0 done, 1 it failed, 2 asked for wrongly (command line or configuration)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -60,23 +62,23 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
-    Send(send::Args),
-    Listen(listen::Args),
-    Contacts(contacts::Args),
-    Block(block::Args),
-    Presence(presence::Args),
-    Revoke(revoke::Args),
-    Chat(chat::Args),
-    Demo(demo::Args),
-    Token(token::Args),
-    Certs(certs::Args),
-    Config(config::Args),
-    Doctor(doctor::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
+    Config(config::Args),
     Log(log::Args),
     Reload(reload::Args),
     Backup(backup::Args),
     Restore(restore::Args),
+    Send(send::Args),
+    Listen(listen::Args),
+    Chat(chat::Args),
+    Contacts(contacts::Args),
+    Block(block::Args),
+    Presence(presence::Args),
+    Revoke(revoke::Args),
+    Demo(demo::Args),
+    Token(token::Args),
+    Certs(certs::Args),
     Bench(bench::Args),
 }
 

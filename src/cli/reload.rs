@@ -1,7 +1,7 @@
 //! `bimip reload`: has a running server read its certificate and token keys again, and says whether it took them.
 
-use super::Failure;
 use super::control::Running;
+use super::{Failure, say};
 use crate::server::control::Request;
 
 /// Have the running server read its certificate and token keys again; fails if it keeps the former ones
@@ -13,6 +13,7 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        self.running.ask(&Request::Reload).map(drop)
+        self.running.ask(&Request::Reload)?;
+        Ok(say("certificate and token keys are what the files hold now; sessions go on")?)
     }
 }

@@ -10,7 +10,7 @@ use super::control::Running;
 use super::{Failure, say};
 use crate::store;
 
-/// Make the store of a data directory from a backup, and look whether everything fits together
+/// Make the store of a data directory that has none from a backup, and look whether everything fits together
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

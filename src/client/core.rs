@@ -1,32 +1,29 @@
 //! One device as a state machine: frames, commands and time go in; frames, events and answers come out. No sockets, no
 //! clock, no randomness of its own: the task around it brings them, and so can a simulation.
 
+mod families;
 mod own_presence;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::backoff::Jitter;
 use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
-use super::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
+use super::event::{Event, Session};
 use super::limits::{
-    ACCEPT_WITHIN, ANSWERS_MAX, BACKOFF_MAX, BACKOFF_MIN, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES,
-    RENEW_BEFORE, RENEW_RETRY,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, RENEW_RETRY,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, ping};
-use super::requests::{Answer, RequestReply, Requests, SendReply, Sent, answer};
+use super::requests::{RequestReply, Requests, SendReply, answer};
 use super::transport::Transport;
-use crate::wire::proto::{
-    AcknowledgmentResponse, AwarenessNotification, ChatMessage, PingPong, SessionAccept, SessionOpen, SyncAck,
-    VersionUpdate,
-};
+use crate::wire::proto::{AwarenessNotification, SessionOpen, SyncAck};
 use crate::wire::{
-    AckStatus, Author, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, MessageScheme, Payload,
-    PingStatus, Sequence, VersionStatus, encode_frame, envelope, lane_of, open_envelope, payload_name,
+    AckStatus, DeviceId, Eid, Exchange, Identity, Lane, LocalId, MessageId, MessageScheme, Payload, Sequence,
+    encode_frame, envelope, lane_of, open_envelope, payload_name,
 };
 
 use own_presence::OwnPresence;
@@ -103,6 +100,8 @@ pub(crate) struct Core {
     requests: Requests,
     cursor: Cursor,
     events: VecDeque<Outgoing>,
+    /// Bytes that were read since the application has not taken all events.
+    ahead: usize,
     /// Messages that are done with, for the outbox to forget.
     done: Vec<LocalId>,
     /// A session was accepted, for the task to tell.
@@ -123,6 +122,7 @@ impl Core {
             requests: Requests::default(),
             cursor: Cursor::starting_at(backlog.cursor),
             events: VecDeque::new(),
+            ahead: 0,
             done: Vec::new(),
             accepted: None,
             refusal: None,
@@ -277,16 +277,23 @@ impl Core {
     }
 
     /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
-    /// again only control, so that the server keeps what is to come, and pings are answered.
+    /// again only control, so that the server keeps what is to come, and pings are answered. But where an answer is owed,
+    /// reading goes on for a while: it may lie behind messages, and the application may be waiting for it.
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
-            _ => matches!(self.link, Link::Open) && self.events.is_empty(),
+            _ => {
+                let ahead = self.requests.owed() && self.ahead < AHEAD_BYTES_MAX;
+                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead)
+            }
         }
     }
 
     /// A frame came.
     pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
+        if !self.events.is_empty() {
+            self.ahead += frame.len();
+        }
         let MessageScheme { payload, sequence, request_id, .. } = match open_envelope(frame) {
             Ok(scheme) => scheme,
             Err((error, _)) => {
@@ -354,7 +361,11 @@ impl Core {
 
     /// The next event, in order.
     pub(crate) fn next_event(&mut self) -> Option<Outgoing> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if self.events.is_empty() {
+            self.ahead = 0;
+        }
+        event
     }
 
     /// Messages that need not be kept any longer.
@@ -400,172 +411,6 @@ impl Core {
             }
         }
         self.events.push_back(Outgoing { event, taken: None });
-    }
-
-    // --- Families ---------------------------------------------------------------------------------------------------
-
-    /// Profile 3.
-    fn session_accept(&mut self, accept: SessionAccept, now: Instant) {
-        let lives = Duration::from_millis(u64::try_from(accept.token_expires_at - accept.server_time).unwrap_or(0));
-        self.renew_at = (accept.token_expires_at > 0).then(|| now + lives - RENEW_BEFORE.min(lives / 10));
-        // On an open session it confirms a renewed token, and says nothing new about the log.
-        let Link::Opening { passage, dialed, .. } = self.link else { return };
-        self.link = Link::Open;
-        let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
-        let asked = self.cursor.resume_from();
-        let same_log = self.cursor.accepted(start, head);
-        if !same_log {
-            tracing::warn!(%head, "the log ends before what this device has seen: starting over");
-        }
-        let gap = !same_log || asked.is_some_and(|asked| start > asked);
-        let session = Session::parse(accept, gap, passage, now - dialed);
-        self.accepted = Some(session.clone());
-        self.announce(Event::Connected(session));
-    }
-
-    /// Profile 4: at once.
-    fn pong(&mut self, ping: PingPong, now: Now) {
-        self.answer_frame(
-            Lane::Control,
-            Payload::PingpongMessage(PingPong {
-                to: ping.to,
-                r#type: Exchange::Response.code(),
-                status: PingStatus::Ok.code(),
-                request_time: ping.request_time,
-                response_time: now.unix_ms,
-                rtt: (now.unix_ms - ping.request_time).max(0),
-            }),
-        );
-    }
-
-    /// 5.10: answered each time it comes, reported once.
-    fn version_update(&mut self, update: VersionUpdate, sequence: Sequence, request_id: i64, now: Now) {
-        if update.r#type == Exchange::Response.code() {
-            return;
-        }
-        self.answer_frame(
-            Lane::Chat,
-            Payload::VersionUpdate(VersionUpdate {
-                to: Some(self.identity()),
-                r#type: Exchange::Response.code(),
-                status: VersionStatus::Updated.code(),
-                timestamp: now.unix_ms,
-                ..update.clone()
-            }),
-        );
-        let new = if request_id == 0 { self.cursor.tailed(sequence) } else { self.cursor.replied(sequence) };
-        let Some(accepted) = Accepted::parse(&update, sequence) else {
-            tracing::debug!("a VersionUpdate that is none was ignored");
-            return;
-        };
-        let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.requests.take_send(id));
-        let waited_for = match pending {
-            Some(send) => {
-                let sent = Sent {
-                    local_id: send.local_id.clone(),
-                    message_id: accepted.message_id,
-                    chat_id: accepted.chat_id,
-                    version: accepted.version,
-                    sequence,
-                    latency: now.instant - send.since,
-                };
-                self.done.push(send.local_id);
-                answer(send.reply, Ok(sent))
-            }
-            None => !new,
-        };
-        if !waited_for {
-            self.emit(Event::Accepted(accepted));
-        }
-    }
-
-    /// 5.9.2: every entry of the log once.
-    fn chat_message(&mut self, message: ChatMessage, sequence: Sequence, now: Instant) {
-        if !self.cursor.tailed(sequence) {
-            return;
-        }
-        let Some(message) = Message::parse(message, sequence, now) else {
-            tracing::warn!(%sequence, "an entry of the log is not a message that this version understands");
-            return;
-        };
-        let deliver = (self.settings.auto_deliver && message.author == Author::Receiver)
-            .then(|| (message.message_id, message.from.clone()));
-        self.emit_entry(Event::Message(message), Taken { sequence, deliver });
-    }
-
-    /// 5.9.3: the answer to one's own, or an entry of the log.
-    fn receipt(&mut self, receipt: AcknowledgmentResponse, sequence: Sequence, request_id: i64, now: Instant) {
-        if request_id != 0 {
-            self.cursor.replied(sequence);
-            self.answered(request_id, Payload::AcknowledgmentResponse(receipt), now);
-            return;
-        }
-        if !self.cursor.tailed(sequence) {
-            return;
-        }
-        match Acknowledged::parse(&receipt, sequence) {
-            Some(receipt) => self.emit_entry(Event::Acknowledged(receipt), Taken { sequence, deliver: None }),
-            None => tracing::warn!(%sequence, "an entry of the log is not a receipt that this version understands"),
-        }
-    }
-
-    fn answered(&mut self, request_id: i64, mut payload: Payload, now: Instant) -> bool {
-        let Some((mut request, sent)) = self.requests.take_request(request_id) else { return false };
-        if let Payload::SubscriberList(list) = &mut payload {
-            list.entries.splice(..0, std::mem::take(&mut request.parts));
-        }
-        answer(request.reply, Ok(Answer { payload, elapsed: now - sent }));
-        true
-    }
-
-    /// Profile 9.
-    fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
-        let kind = refusal.kind();
-        if kind == Some(ErrorCode::Unauthenticated) {
-            // The session is over, not the request: that goes out again on the next one.
-            self.refusal = Some(refusal);
-            return;
-        }
-        let send = match request_id {
-            0 => self.requests.send_named(&refusal.details),
-            id => self.requests.has_send(id).then_some(id),
-        };
-        let later = match kind {
-            Some(ErrorCode::TooFast | ErrorCode::Unavailable) => send.is_some() || self.requests.is_lasting(request_id),
-            Some(ErrorCode::TimedOut) => send.is_some(),
-            _ => false,
-        };
-        if later {
-            self.put_off(send.unwrap_or(request_id), &refusal, now);
-            return;
-        }
-        let Some(send) = send.and_then(|id| self.requests.take_send(id)) else {
-            if let Some((request, _)) = self.requests.take_request(request_id) {
-                answer(request.reply, Err(RequestError::Refused(refusal)));
-            } else {
-                if lane == Lane::Control {
-                    self.refusal = Some(refusal.clone());
-                }
-                self.announce(Event::Refused(Refused { local_id: None, refusal }));
-            }
-            return;
-        };
-        self.done.push(send.local_id.clone());
-        if !answer(send.reply, Err(SendError::Refused(refusal.clone()))) {
-            self.announce(Event::Refused(Refused { local_id: Some(send.local_id), refusal }));
-        }
-    }
-
-    /// Later again. The whole lane waits, so that what was put off keeps its place.
-    fn put_off(&mut self, id: i64, refusal: &Refusal, now: Instant) {
-        let Some((lane, before)) = self.requests.put_off(id) else { return };
-        let wait = refusal.wait().unwrap_or_else(|| {
-            let bound = BACKOFF_MIN.saturating_mul(2 << before.min(20)).min(BACKOFF_MAX);
-            bound / 2 + self.jitter.up_to(bound / 2)
-        });
-        let until = now + wait.min(BACKOFF_MAX);
-        let hold = &mut self.lanes[lane.index()].hold;
-        *hold = Some(hold.map_or(until, |held| held.max(until)));
     }
 
     // --- Within -----------------------------------------------------------------------------------------------------

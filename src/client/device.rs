@@ -262,8 +262,8 @@ impl Device {
         self.move_to(Some(to)).await
     }
 
-    /// The network under the device has changed: moves to a new socket that the system places, or, when there is no
-    /// connection, tries at once.
+    /// The network under the device has changed, or has come back: moves to a new socket that the system places, or, when
+    /// there is no connection, or one that has been silent for a while, tries anew at once, with 0-RTT where it can.
     ///
     /// # Errors
     /// Whatever the system says to the new socket; the old one stays in use then.

@@ -139,7 +139,13 @@ impl Dialer {
             tried.store(true, Ordering::Relaxed);
             self.try_quic(&mut attempt, &addresses, give).await
         };
-        let tcp = self.try_tcp(bind, number, &addresses);
+        let waited = AtomicBool::new(false);
+        let tcp = async {
+            let begun = Instant::now();
+            let result = self.try_tcp(bind, number, &addresses).await;
+            waited.store(begun.elapsed() >= RACE_DELAY, Ordering::Relaxed);
+            result
+        };
         let prefers_tcp = network.is_some_and(|network| self.networks().prefers_tcp(network, started));
         let carrier = match self.transports {
             Transports::Only(Transport::Quic) => quic.await,
@@ -151,6 +157,10 @@ impl Dialer {
         if let Some(network) = network {
             match carrier {
                 Carrier::Quic { .. } => self.networks().quic_worked(network),
+                // TCP's own first packet had to be repeated: nothing at all got through before.
+                Carrier::Tcp(_) if tried.load(Ordering::Relaxed) && waited.load(Ordering::Relaxed) => {
+                    self.networks().quic_was_outrun(network, Instant::now());
+                }
                 Carrier::Tcp(_) if tried.load(Ordering::Relaxed) => {
                     self.networks().quic_was_silent(network, Instant::now());
                 }

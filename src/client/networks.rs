@@ -43,15 +43,26 @@ impl Networks {
         self.silent.remove(&network);
     }
 
+    /// TCP got through first, but only once whatever was between had come back, as at the end of a tunnel. That says
+    /// nothing of QUIC, which is to be tried again at once.
+    pub(crate) fn quic_was_outrun(&mut self, network: IpAddr, now: Instant) {
+        self.entry(network, now).retry_at = now;
+    }
+
     /// TCP got through where QUIC did not: it is tried again after a while, which doubles each time.
     pub(crate) fn quic_was_silent(&mut self, network: IpAddr, now: Instant) {
+        let retry_after = self.retry_after;
+        let silent = self.entry(network, now);
+        silent.retry_at = now + retry_after.saturating_mul(1 << silent.times.min(20)).min(QUIC_RETRY_MAX);
+        silent.times = silent.times.saturating_add(1);
+    }
+
+    fn entry(&mut self, network: IpAddr, now: Instant) -> &mut Silent {
         if !self.silent.contains_key(&network) && self.silent.len() >= NETWORKS_MAX {
             let oldest = self.silent.iter().min_by_key(|(_, silent)| silent.retry_at).map(|(network, _)| *network);
             oldest.and_then(|network| self.silent.remove(&network));
         }
-        let silent = self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now });
-        silent.retry_at = now + self.retry_after.saturating_mul(1 << silent.times.min(20)).min(QUIC_RETRY_MAX);
-        silent.times = silent.times.saturating_add(1);
+        self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now })
     }
 }
 
@@ -78,6 +89,17 @@ mod tests {
         assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MAX));
         networks.quic_worked(home);
         assert!(!networks.prefers_tcp(home, now));
+    }
+
+    #[test]
+    fn where_nothing_got_through_for_a_while_quic_is_tried_again_at_once() {
+        let (home, now) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
+        networks.quic_was_outrun(home, now);
+        assert!(!networks.prefers_tcp(home, now));
+        assert_eq!(networks.retry_at(home), Some(now));
+        networks.quic_was_silent(home, now);
+        assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MIN));
     }
 
     #[test]

@@ -56,6 +56,12 @@ impl Silence {
         self.watch = Some(Watch { since: now, bound, arrivals, knocks: 0, moved: true });
     }
 
+    /// Whether the path was asked for life in vain: more than an exchange has been lost. What QUIC has on the way may fill
+    /// its window by then, and all that is new, also the packets of a move, waits for the next repetition.
+    pub(crate) fn is_in_doubt(&self, arrivals: u64) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.knocks > 0 && !watch.moved && watch.arrivals == arrivals)
+    }
+
     /// When to look again.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.watch.as_ref().map(|watch| watch.since + watch.due())
@@ -135,6 +141,21 @@ mod tests {
         assert_eq!(silence.look(true, start + BOUND + BOUND / 2, || 8), Heard::Knock);
         assert_eq!(silence.look(false, start + 9 * BOUND, || 8), Heard::Life);
         assert_eq!(silence.next_look(), None);
+    }
+
+    #[test]
+    fn a_path_is_in_doubt_from_the_first_knock_until_something_arrives() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        assert!(!silence.is_in_doubt(7));
+        silence.look(true, start, || 7);
+        assert!(!silence.is_in_doubt(7));
+        assert_eq!(silence.look(true, start + BOUND / 2, || 7), Heard::Knock);
+        assert!(silence.is_in_doubt(7) && !silence.is_in_doubt(8));
+        // Whoever tells of two changes in a row moves twice.
+        silence.moved(start, None, 7);
+        silence.look(false, start + MOVED_SILENCE_MIN / 2, || 7);
+        assert!(!silence.is_in_doubt(7));
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! The one task that owns a device: brings sockets, clocks and randomness to the core, and connects again.
 
+mod commands;
+mod moving;
+mod upgrade;
+
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,20 +20,21 @@ use tokio::time::timeout;
 use super::backoff::{Backoff, Jitter};
 use super::core::{Core, Now, Passage};
 use super::device::{Command, State, unix_ms};
-use super::dial::{Attempt, Carrier, DialError, Dialed, Dialer, Early, unspecified};
-use super::error::{CloseReason, RequestError, SendError};
+use super::dial::{Attempt, Carrier, DialError, Dialed, Dialer, Early};
+use super::error::CloseReason;
 use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
-    ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, CLOSE_WITHIN, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT,
-    QUIC_RETRY_MAX, REFUSALS_MAX, SILENCE_MAX, STABLE_AFTER,
+    ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT, REFUSALS_MAX,
+    SILENCE_MAX, STABLE_AFTER,
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
-use super::requests::answer;
-use super::silence::{Heard, Silence};
+use super::silence::Silence;
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
+
+use upgrade::Upgrade;
 
 /// What the task waits for beside its link.
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -80,14 +85,6 @@ struct Dialing {
     early: mpsc::Receiver<Early>,
     /// The connection that takes 0-RTT data, until the attempt has decided.
     link: Option<Box<dyn Link>>,
-}
-
-/// From TCP back to QUIC.
-enum Upgrade {
-    /// Not wanted: QUIC is in use, or may not be.
-    Off,
-    At(Instant, Option<IpAddr>),
-    Dialing(Work<Result<Dialed, CloseReason>>, Option<IpAddr>),
 }
 
 struct Closing {
@@ -461,59 +458,6 @@ impl Task {
         self.phase = Phase::Stopped(reason);
     }
 
-    /// Notices that nothing is heard any more while something is owed.
-    fn listen(&mut self, now: Now) {
-        let Phase::Linked(link) = &self.phase else { return };
-        match self.silence.look(self.core.owed(), now.instant, || link.arrivals()) {
-            Heard::Life => {}
-            Heard::Knock => self.core.probe(now),
-            Heard::Move => {
-                self.core.probe(now);
-                if link.transport() == Transport::Quic
-                    && let Err(error) = self.rebind_socket(None)
-                {
-                    tracing::debug!(%error, "no other socket for a silent path");
-                }
-            }
-            Heard::Dead => {
-                // The path behind this socket may be what is dead.
-                self.endpoint = None;
-                self.link_lost(CloseReason::Network("the server went silent".into()));
-            }
-        }
-        self.write(now.instant);
-    }
-
-    // --- From TCP to QUIC -------------------------------------------------------------------------------------------
-
-    fn start_upgrade(&mut self, now: Instant) {
-        if let Upgrade::At(at, network) = self.upgrade
-            && at <= now
-        {
-            let work = Box::pin(self.dialer.clone().dial_quic(self.bind, network));
-            self.upgrade = Upgrade::Dialing(work, network);
-        }
-    }
-
-    fn upgraded(&mut self, upgraded: Result<Dialed, CloseReason>) {
-        let Upgrade::Dialing(_, network) = std::mem::replace(&mut self.upgrade, Upgrade::Off) else { return };
-        match upgraded {
-            Ok(dialed) => {
-                tracing::debug!("QUIC gets through again");
-                self.core.link_down();
-                self.frames.clear();
-                self.renewing = None;
-                self.link_up(dialed);
-            }
-            Err(reason) => {
-                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
-                let at = retry.unwrap_or_else(|| Instant::now() + QUIC_RETRY_MAX);
-                tracing::debug!(%reason, "QUIC still does not get through");
-                self.upgrade = Upgrade::At(at, network);
-            }
-        }
-    }
-
     // --- Token ------------------------------------------------------------------------------------------------------
 
     fn start_renewal(&mut self, now: Instant) {
@@ -537,116 +481,6 @@ impl Task {
                 self.core.renew_later(now);
             }
         }
-    }
-
-    // --- Commands ---------------------------------------------------------------------------------------------------
-
-    fn commands(&mut self, command: Option<Command>) {
-        match command {
-            Some(command) => self.command(command),
-            // The last handle is gone, and with it whoever could wait.
-            None => {
-                self.commands.close();
-                self.closing.get_or_insert(Closing { until: Instant::now(), patient: false });
-            }
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Send { draft, reply, at } => {
-                if let Phase::Stopped(reason) = &self.phase {
-                    answer(Some(reply), Err(SendError::Closed(reason.clone())));
-                    return;
-                }
-                let kept = self
-                    .core
-                    .admit(&draft)
-                    .and_then(|()| self.outbox.insert(&draft).map_err(|error| SendError::Outbox(error.to_string())));
-                match kept {
-                    Ok(()) => self.core.send(&draft, reply, at),
-                    Err(error) => drop(answer(Some(reply), Err(error))),
-                }
-            }
-            Command::Request { payload, lasting, reply } => match &self.phase {
-                Phase::Stopped(reason) => drop(answer(Some(reply), Err(RequestError::Closed(reason.clone())))),
-                _ => self.core.request(payload, lasting, reply),
-            },
-            Command::Tell { presence, reply } => {
-                let told = match &self.phase {
-                    Phase::Stopped(reason) => Err(RequestError::Closed(reason.clone())),
-                    _ => self.core.tell(*presence, Instant::now()),
-                };
-                answer(Some(reply), told);
-            }
-            Command::Sync(sequence) => {
-                if let Some(sequence) = self.core.sync(Some(sequence), false, Instant::now()) {
-                    self.keep(|outbox| outbox.advance(sequence));
-                }
-            }
-            Command::Rebind { to, reply } => drop(answer(Some(reply), self.rebind(to))),
-            Command::Reconnect(reply) => {
-                if matches!(self.phase, Phase::Waiting(_) | Phase::Stopped(_)) {
-                    self.refusals = 0;
-                    self.refused = None;
-                    self.hinted = true;
-                    self.dial();
-                }
-                answer(Some(reply), ());
-            }
-            Command::PathRtt(reply) => {
-                let rtt = match &self.phase {
-                    Phase::Linked(link) => link.rtt(),
-                    _ => None,
-                };
-                answer(Some(reply), rtt);
-            }
-            Command::Close => {
-                self.closing.get_or_insert(Closing { until: Instant::now() + CLOSE_WITHIN, patient: true });
-            }
-        }
-    }
-
-    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
-    fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
-        let now = now();
-        match &self.phase {
-            Phase::Linked(link) if link.transport() == Transport::Quic => {
-                let (rtt, arrivals) = (link.rtt(), link.arrivals());
-                let local = self.rebind_socket(to)?;
-                self.core.moved(now);
-                self.silence.moved(now.instant, rtt, arrivals);
-                Ok(local)
-            }
-            Phase::Linked(_) | Phase::Dialing(_) | Phase::Waiting(_) => {
-                self.part(&CloseReason::Network("the device has moved to another network".into()));
-                self.bind = to;
-                self.endpoint = None;
-                self.hinted = true;
-                self.backoff.reset();
-                self.dial();
-                Ok(None)
-            }
-            Phase::Stopped(_) => {
-                self.bind = to;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Moves the UDP socket, and with it the connection.
-    fn rebind_socket(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
-        let Some(endpoint) = &self.endpoint else { return Ok(None) };
-        let local = endpoint.local_addr()?;
-        let bind = to.or(self.bind).unwrap_or_else(|| unspecified(local));
-        if bind.is_ipv6() != local.is_ipv6() {
-            return Err(io::Error::other("the connection is of the other IP family"));
-        }
-        endpoint.rebind(UdpSocket::bind(bind)?)?;
-        if to.is_some() {
-            self.bind = to.map(|to| SocketAddr::new(to.ip(), 0));
-        }
-        endpoint.local_addr().map(Some)
     }
 
     /// A failure costs a repetition after a restart, which is harmless; the message itself is with the server.

@@ -116,6 +116,8 @@ impl Hub {
             let mut shard = self.shard(user);
             let members = &mut shard.entry(user.clone()).or_default().members;
             let older = members.iter().position(|m| m.device == *device).map(|index| members.swap_remove(index));
+            // Most users have one or two devices, and a vector starts with four places.
+            members.reserve_exact(1);
             members.push(member);
             older
         };

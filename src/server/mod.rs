@@ -27,8 +27,7 @@ use crate::hub::presence::Timing;
 use crate::limits::{DRAIN_WITHIN, PORT_TRIES};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
-use crate::store::{Embedded, Options};
-use crate::store::{Store, StoreError};
+use crate::store::{Embedded, Options, Store, StoreError, make_folder};
 use crate::transport::quic::{self, QuicError};
 use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
@@ -49,6 +48,14 @@ pub enum StartError {
     /// The certificate and key cannot be used together.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
+    /// There is no data directory, and none can be made.
+    #[error("cannot make the data directory {directory}: {source}; make it for the user that the server runs as")]
+    DataDir {
+        /// The data directory.
+        directory: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The store does not open.
     #[error("cannot open the store in {directory}: {source}")]
     Store {
@@ -106,6 +113,8 @@ pub struct Server {
 impl Server {
     /// Opens the store, recovers what a crash left, and listens.
     pub async fn start(config: Config) -> Result<Server, StartError> {
+        make_folder(&config.data_dir)
+            .map_err(|source| StartError::DataDir { directory: config.data_dir.display().to_string(), source })?;
         let credentials = Credentials::from_config(&config)?;
         let tls = auth::server_tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL};
 use crate::observe::ReloadResult;
 use crate::session::Services;
-use crate::transport::quic;
+use crate::transport::{quic, tls_tcp};
 
 /// What new connections are accepted with.
 pub(super) struct Reload {
@@ -52,7 +52,7 @@ impl Reload {
     ) -> Reload {
         note_expiry(&services, &chain);
         let state = Mutex::new(State { seen: digest(&config), chain, closed: false });
-        let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(Arc::new(tls)));
+        let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
         Reload { config, services, endpoint, quic, tcp, state }
     }
 
@@ -116,7 +116,7 @@ impl Reload {
             let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
             self.endpoint.set_server_config(Some(quic.clone()));
             self.quic.send_replace(Arc::new(quic));
-            self.tcp.send_replace(Arc::new(tls));
+            self.tcp.send_replace(tls_tcp::server_config(tls));
             note_expiry(&self.services, &credentials.chain);
             state.chain = credentials.chain;
         }

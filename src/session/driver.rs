@@ -26,24 +26,30 @@ use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, PathStats, Servic
 
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
 /// returns.
-pub async fn drive<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
+///
+/// The driver is boxed and this is no `async fn`: a future holds what is moved into it once more for each `async fn` that
+/// it passes through, and idle sessions would pay for it.
+pub fn drive<L: Link>(
+    link: L,
+    services: Arc<Services>,
+    store: Arc<dyn Store>,
+) -> impl Future<Output = CloseReason> + use<L> {
     let (transport, path) = (link.kind().name(), link.remote());
     // Who it is, is filled in when it has signed in.
     let span = tracing::info_span!("session", session = Empty, user = Empty, device = Empty, transport, %path);
-    serve(link, services, store).instrument(span).await
+    let now = Now::system();
+    let session = span.in_scope(|| Session::new(services.clone(), link.kind(), link.remote().ip(), now));
+    let (calls, path) = (FuturesUnordered::new(), PathMeter::new(now));
+    let driver = Driver { link, session, store, calls, called: false, timer: None, path, services };
+    serve(Box::new(driver)).instrument(span)
 }
 
-async fn serve<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>) -> CloseReason {
-    let now = Now::system();
-    let session = Session::new(services.clone(), link.kind(), link.remote().ip(), now);
-    let (calls, path) = (FuturesUnordered::new(), PathMeter::new(now));
-    let mut driver =
-        Driver { link, session, store, calls, called: false, timer: None, path, services: services.clone() };
+async fn serve<L: Link>(mut driver: Box<Driver<L>>) -> CloseReason {
     let ending = poll_fn(|cx| driver.poll(cx)).await;
 
     let signed_in = driver.session.signed_in_since();
     let remaining = driver.session.end();
-    let Driver { mut link, session, store, calls, mut path, .. } = driver;
+    let Driver { link, session, store, calls, path, services, .. } = &mut *driver;
     let kind = link.kind();
     let farewell = async {
         match ending {
@@ -75,12 +81,12 @@ async fn serve<L: Link>(link: L, services: Arc<Services>, store: Arc<dyn Store>)
 }
 
 /// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
-async fn finish(mut session: Session, store: Arc<dyn Store>, mut calls: Calls, remaining: Vec<Call>) {
-    calls.extend(remaining.into_iter().map(|call| boxed(&store, call)));
+async fn finish(session: &mut Session, store: &Arc<dyn Store>, calls: &mut Calls, remaining: Vec<Call>) {
+    calls.extend(remaining.into_iter().map(|call| boxed(store, call)));
     loop {
         while let Some(output) = session.poll_output() {
             if let Output::Call(call) = output {
-                calls.push(boxed(&store, call));
+                calls.push(boxed(store, call));
             }
         }
         let Some(done) = calls.next().await else { return };
@@ -136,6 +142,7 @@ impl<L: Link> Driver<L> {
             // What was written made room: the tail may go on, and a lane whose answers had piled up is read again.
             let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
             if !(progress || room) {
+                self.session.rest();
                 return Poll::Pending;
             }
         }

@@ -200,6 +200,13 @@ impl Session {
         self.out.pop_front()
     }
 
+    /// Gives back what only a busy session needs, once there is nothing to do.
+    pub fn rest(&mut self) {
+        if self.out.is_empty() {
+            self.out = VecDeque::new();
+        }
+    }
+
     /// Lanes whose frames it takes now. Before it is signed in only control; at its bounds none that make store calls.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::audit::{Audited, audit};
 use super::fjall::Fjall;
 use super::kv::{Batch, Kv, Order, Space, View};
-use super::{StoreError, key};
+use super::{StoreError, key, make_folder};
 use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
 const MAGIC: &[u8; 16] = b"bimip archive 1\n";
@@ -79,7 +79,7 @@ pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), A
     name.push(".restoring");
     let unfinished = PathBuf::from(name);
     remove(&unfinished)?;
-    fs::create_dir_all(&unfinished)?;
+    make_folder(&unfinished)?;
     let restored = fill(from, &unfinished);
     if restored.is_err() {
         // The error that matters is the other one; the next attempt removes it too.

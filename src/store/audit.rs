@@ -3,7 +3,7 @@
 use super::kv::{Order, Row, Space, View};
 use super::record::{
     self, ChatRecord, ContactRecord, Corrupt, DeviceRecord, FloorRecord, LocalRecord, LogRecord, MarkRecord,
-    MessageRecord, OwnerRecord, PendingRecord, RevocationRecord, corrupt,
+    MessageRecord, OwnerRecord, PendingRecord, ProbeRecord, RevocationRecord, corrupt,
 };
 use super::types::Revocation;
 use super::{StoreError, key};
@@ -138,6 +138,7 @@ fn people(view: &dyn View, found: &mut Audited) -> Result<(), StoreError> {
     })?;
     each(view, Space::Floors, |key, value| record::decode::<FloorRecord>(key, value).map(drop))?;
     each(view, Space::Marks, |key, value| record::decode::<MarkRecord>(key, value).map(drop))?;
+    each(view, Space::Probe, |key, value| record::decode::<ProbeRecord>(key, value).map(drop))?;
     each(view, Space::Revocations, |key, value| {
         let revocation = Revocation::try_from(record::decode::<RevocationRecord>(key, value)?);
         revocation.map(drop).map_err(|why| corrupt(Space::Revocations, key, why))

@@ -48,6 +48,8 @@ pub use types::{
     RevocationTarget, Trimmed,
 };
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};
@@ -82,6 +84,15 @@ pub enum StoreError {
     /// The engine failed (503). The writer takes nothing more until the server is restarted.
     #[error("storage failed: {0}")]
     Engine(String),
+}
+
+/// Makes a folder, and those that it lies in, for this process's user alone; one that is there stays as it is.
+///
+/// # Errors
+/// As the system gives them.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Told of every entry that became durable, in order, by the store's writer before the caller is answered.

@@ -1,5 +1,6 @@
 //! Bytes to frames per lane, over QUIC and over TLS on TCP. Knows no family: what a frame means is the session's.
 
+mod bursts;
 mod crowd;
 #[cfg(feature = "qlog")]
 pub mod qlog;

@@ -30,6 +30,7 @@ use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 use super::BY_PRIORITY;
 use super::Tickets;
+use super::bursts::ShortBursts;
 use super::crowd::{Crowd, Place, Shaking};
 use super::quic_lb::Issuer;
 
@@ -99,7 +100,8 @@ pub fn bind(
         let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
         let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
-        Endpoint::new(endpoint, Some(server), socket, runtime)
+        let socket = ShortBursts::over(runtime.wrap_udp_socket(socket)?);
+        Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
 }
@@ -219,18 +221,20 @@ async fn connect(
         first = connection.accept_bi() => Some(first),
         () = &mut handshake => None,
     };
-    let link = QuicLink::new(connection.clone(), services.clone());
+    // Made where it is moved on at once, or this task would keep a place for it.
+    let link = || QuicLink::new(connection.clone(), services.clone());
     match first {
         // The client has said something in the meantime.
         Some(Ok(streams)) => {
             if streams.1.is_0rtt() {
                 services.metrics.zero_rtt(ZeroRttResult::Accepted);
             }
-            tokio::join!(drive(link.with(streams), services.clone(), store), handshake);
+            let session = drive(link().with(streams), services.clone(), store);
+            tokio::join!(session, handshake);
         }
         Some(Err(_)) => handshake.await,
         None if connection.close_reason().is_some() => {}
-        None => _ = drive(link, services.clone(), store).await,
+        None => _ = drive(link(), services.clone(), store).await,
     }
 }
 

@@ -29,9 +29,16 @@ use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, encode_frame, envelope};
 
-use super::BY_PRIORITY;
 use super::crowd::Crowd;
 use super::tcp_info;
+use super::{BY_PRIORITY, Tickets};
+
+/// What connections are accepted with: `tls`, with tickets of its own, so that who resumes one of an earlier certificate
+/// does a whole handshake. There is no early data here, and so nobody to tell of one that was not taken.
+pub fn server_config(mut tls: rustls::ServerConfig) -> Arc<rustls::ServerConfig> {
+    tls.session_storage = Arc::new(Tickets::new(|| ()));
+    Arc::new(tls)
+}
 
 /// Accepts connections until `stop`, each served by a task of `tasks`. `tls`, of which the newest counts, must offer the
 /// protocol's ALPN and TLS 1.3 alone. Of `config` the bounds hold that do not speak of packets.

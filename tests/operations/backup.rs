@@ -102,6 +102,9 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
     let other = folder.path().join("other");
     let said = bimip(&other, &["restore", path]).await.unwrap();
     assert!(said.contains("1 messages, 0 of them not released yet, in the logs of 2 users"), "{said}");
+    for made in [&other, &other.join("store")] {
+        assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(made).unwrap()) & 0o777, 0o700, "{made:?}");
+    }
 
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{Process, scratch, within_bound};
+use crate::common::{Process, Transport, scratch, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const TEXT: &str = "nobody else's business";
@@ -15,11 +15,34 @@ pub(crate) fn lines(log: &str, message: &str) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_has_one_line_when_it_opens_and_one_when_it_closes() {
+    let fields = session_over(Transport::Quic).await;
+    assert_eq!((&fields["reason"], &fields["migrations"]), (&"closed_by_peer".into(), &1.into()), "{fields}");
+    for number in ["seconds", "rtt_ms", "bytes_in", "bytes_out", "packets_sent"] {
+        assert!(fields[number].as_f64().unwrap() > 0.0, "{number} in {fields}");
+    }
+    assert!(fields["packets_lost"].is_u64(), "{fields}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_has_the_same_over_tcp_where_it_cannot_change_its_address() {
+    let fields = session_over(Transport::Tcp).await;
+    assert_eq!((&fields["reason"], &fields["migrations"]), (&"closed_by_peer".into(), &0.into()), "{fields}");
+    for number in ["seconds", "bytes_in", "bytes_out"] {
+        assert!(fields[number].as_f64().unwrap() > 0.0, "{number} in {fields}");
+    }
+    // The kernel tells it.
+    assert!(!cfg!(target_os = "linux") || fields["rtt_ms"].as_f64().unwrap() > 0.0, "{fields}");
+}
+
+/// What is said at the end of a session that was opened, wrote a text, changed its address where it can, and left.
+async fn session_over(over: Transport) -> Value {
     let folder = scratch();
     let server = Process::start(folder.path(), &[("BIMIP_LOG__FORMAT", "json"), ("BIMIP_LOG__LEVEL", "trace")]).await;
-    let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
+    let mut alice = server.door.session(ALICE, "phone").over(over).pipelined().open().await;
     alice.say("bob@localhost", "m1", TEXT).await;
-    server.door.change_address();
+    if over == Transport::Quic {
+        server.door.change_address();
+    }
     alice.ping().await;
     let session = alice.accept.session_id.clone();
     alice.leave();
@@ -38,16 +61,12 @@ async fn a_session_has_one_line_when_it_opens_and_one_when_it_closes() {
     for line in [&opened[0], &closed[0]] {
         let span = &line["span"];
         assert_eq!((&span["session"], &span["user"]), (&session.as_str().into(), &ALICE.into()), "{line}");
-        assert_eq!((&span["device"], &span["transport"]), (&"phone".into(), &"quic".into()), "{line}");
+        assert_eq!((&span["device"], &span["transport"]), (&"phone".into(), &over.name().into()), "{line}");
         assert!(span["path"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     }
     let fields = &closed[0]["fields"];
-    assert_eq!((&fields["reason"], &fields["migrations"]), (&"closed_by_peer".into(), &1.into()), "{fields}");
-    assert_ne!(fields["last"], closed[0]["span"]["path"], "{fields}");
-    for number in ["seconds", "rtt_ms", "bytes_in", "bytes_out", "packets_sent"] {
-        assert!(fields[number].as_f64().unwrap() > 0.0, "{number} in {fields}");
-    }
-    assert!(fields["packets_lost"].is_u64(), "{fields}");
+    assert_eq!(fields["last"] != closed[0]["span"]["path"], over == Transport::Quic, "{fields}");
     // Not even at the most talkative level.
     assert!(!log.contains(TEXT) && !log.contains("eyJ"), "content or a token in the log");
+    fields.clone()
 }

@@ -7,5 +7,8 @@ mod common;
 
 mod backup;
 mod control;
+mod doctor;
+mod keys;
 mod log;
+mod packaging;
 mod reload;

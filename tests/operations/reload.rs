@@ -125,7 +125,7 @@ impl Quic {
         let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
         let (connection, taken) = connecting.into_0rtt().ok()?;
         let taken = within_bound("a handshake", taken).await;
-        connection.close(0u8.into(), b"");
+        until_refused(&connection).await;
         Some(taken)
     }
 
@@ -133,13 +133,17 @@ impl Quic {
     async fn connect(&self) -> (CertificateDer<'static>, usize) {
         let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
         let connection = within_bound("a handshake", connecting).await.unwrap();
-        // The ticket for the next one comes before the refusal of a lane that does not exist.
-        let (mut send, _recv) = within_bound("a stream", connection.open_bi()).await.unwrap();
-        send.write_all(&[77]).await.unwrap();
-        within_bound("the end", connection.closed()).await;
+        until_refused(&connection).await;
         let chain = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
         (chain[0].clone(), self.looks.1.load(Ordering::Relaxed))
     }
+}
+
+/// The tickets for the next connection come before the refusal of a lane that does not exist.
+async fn until_refused(connection: &quinn::Connection) {
+    let (mut send, _recv) = within_bound("a stream", connection.open_bi()).await.unwrap();
+    send.write_all(&[77]).await.unwrap();
+    within_bound("the end", connection.closed()).await;
 }
 
 /// The same over TCP: the certificate, and how the handshake went.

@@ -10,8 +10,10 @@ mod idle;
 mod link;
 mod load;
 mod neighbours;
+mod peers;
 mod process;
 mod report;
+mod storm;
 
 use super::Failure;
 
@@ -29,6 +31,10 @@ enum What {
     Backlog(backlog::Args),
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
+    Peers(peers::Args),
+    Storm(storm::Args),
+    #[command(hide = true)]
+    Relay(peers::RelayArgs),
     #[cfg(target_os = "linux")]
     Compare(compare::Args),
     #[cfg(target_os = "linux")]
@@ -44,6 +50,9 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            What::Storm(args) => runtime.block_on(args.run()),
+            What::Peers(args) => runtime.block_on(args.run()),
+            What::Relay(args) => runtime.block_on(args.run()),
             #[cfg(target_os = "linux")]
             What::Compare(args) => args.run(),
             #[cfg(target_os = "linux")]

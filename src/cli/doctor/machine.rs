@@ -13,8 +13,8 @@ const BUFFERS: &str = "udp buffers";
 const FILES: &str = "open files";
 const CLOCK: &str = "clock";
 
-/// Nothing is said about what this system does not tell.
-pub(super) fn all(config: &Config) -> Vec<Finding> {
+/// Nothing is said about what this system does not tell. `server`: the process of one that runs.
+pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse().ok();
     let mut findings = Vec::new();
@@ -22,7 +22,12 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         findings.extend(number(path).map(|bytes| buffer(name, bytes)));
     }
     findings.extend(read("/proc/net/snmp").as_deref().and_then(dropped).map(drops));
-    findings.extend(read("/proc/self/limits").as_deref().and_then(open_files).map(|limit| files(limit, config)));
+    let (whose, limits) = match server {
+        Some(process) => ("the running server", format!("/proc/{process}/limits")),
+        None => ("programs of this shell, not of systemd's units", "/proc/self/limits".to_owned()),
+    };
+    let limit = read(&limits).as_deref().and_then(open_files);
+    findings.extend(limit.map(|limit| files(limit, whose, config)));
     findings.push(clock(SystemTime::now(), newest(&config.data_dir.join("store")), synchronized()));
     findings
 }
@@ -61,8 +66,8 @@ fn open_files(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn files(limit: u64, config: &Config) -> Finding {
-    let found = format!("{limit} for this shell's programs");
+fn files(limit: u64, whose: &str, config: &Config) -> Finding {
+    let found = format!("{limit} for {whose}");
     let advice = "each device over TCP takes one: LimitNOFILE=131072 in the unit, or ulimit -n";
     match limit {
         limit if limit < FILES_FAIL => Finding::fail(FILES, found, advice),
@@ -154,7 +159,7 @@ mod tests {
         assert!(small.advice.unwrap().contains("sysctl -w net.core.rmem_max="));
         assert_eq!((drops(0).grade, drops(1).grade), (Grade::Ok, Grade::Warn));
         let mut config = Config::default();
-        let grade = |limit, config: &Config| files(limit, config).grade;
+        let grade = |limit, config: &Config| files(limit, "nobody", config).grade;
         assert_eq!([256, 1024, 131_072].map(|limit| grade(limit, &config)), [Grade::Fail, Grade::Warn, Grade::Ok]);
         config.tcp.enabled = false;
         assert_eq!(grade(1024, &config), Grade::Ok, "QUIC needs one");

@@ -5,7 +5,6 @@ pub(super) mod finding;
 mod machine;
 pub(super) mod network;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -15,16 +14,23 @@ use super::options::ConfigFile;
 use super::{Failure, Usage};
 use crate::auth::dev::DevFiles;
 use crate::config::Config;
-use crate::server::control::{Answer, Request};
+use crate::server::control::{Answer, Request, Status};
 
 /// Look for what keeps a server from serving well, and say what to change
 #[derive(clap::Args)]
+#[command(
+    after_help = "Run it as the user that the server runs as: root may write where that one may not.\nExits 1 if a check \
+                  says FAIL; WARN alone exits 0. Changes nothing, but for a file in the data directory that is gone again."
+)]
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
-    /// The server's folder [bimip-data]
+    /// Data directory of the server [data_dir of --config, else bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// It is a development server: what is missing of certificate and keys is made at its start
+    #[arg(long)]
+    dev: bool,
     /// Also make a handshake with this server, as its clients do
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
@@ -42,6 +48,8 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Flags {
     data_dir: Option<PathBuf>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dev: bool,
     client: ClientFlags,
 }
 
@@ -54,9 +62,8 @@ struct ClientFlags {
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.server.clone();
-        let config = self
-            .file
-            .load(Flags { data_dir: self.data_dir, client: ClientFlags { server: self.server, ca: self.ca } })?;
+        let client = ClientFlags { server: self.server, ca: self.ca };
+        let config = self.file.load(Flags { data_dir: self.data_dir, dev: self.dev, client })?;
         let name = asked.as_deref().map(host).transpose()?;
         let mut findings = Vec::new();
         if !self.remote {
@@ -64,9 +71,10 @@ impl Args {
             findings.extend(files::credentials(&config, name.as_slice()));
             findings.extend(files::data(&config));
             findings.extend(files::disk(&config));
-            findings.extend(machine::all(&config));
+            findings.extend(machine::all(&config, running.as_ref().map(|status| status.pid)));
             findings.extend(network::ports(&config, running.is_some()));
-            findings.push(network::udp(running.unwrap_or(config.listen), running.is_some()));
+            let serving = running.and_then(|status| status.quic.parse().ok());
+            findings.push(network::udp(config.listen, serving));
         }
         if let (Some(server), Some(name)) = (asked, name) {
             let ca = config.client.ca.clone().unwrap_or_else(|| DevFiles::in_data_dir(&config.data_dir).ca);
@@ -77,10 +85,10 @@ impl Args {
     }
 }
 
-/// Where the server that runs on the data directory listens, if one does.
-pub(super) fn running(config: &Config) -> Result<Option<SocketAddr>, Failure> {
+/// The server that runs on the data directory, if one does.
+pub(super) fn running(config: &Config) -> Result<Option<Status>, Failure> {
     match ask(config, &Request::Status)? {
-        Some((Answer::Status(status), _)) => Ok(status.quic.parse().ok()),
+        Some((Answer::Status(status), _)) => Ok(Some(status)),
         _ => Ok(None),
     }
 }

@@ -53,17 +53,24 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
     findings
 }
 
-/// Whether datagrams reach the port on this machine: of a running server, whether it answers.
-pub(super) fn udp(listen: SocketAddr, running: bool) -> Finding {
-    let advice = "a firewall on this machine may drop UDP: allow it on the port, both ways";
-    let outcome = if running {
-        negotiate(near(listen)).map(|()| "the server answers")
-    } else {
-        echo(listen).map(|()| "datagrams come back")
+/// Whether a server that serves at an address answers; without one, whether datagrams pass on this machine at all.
+pub(super) fn udp(listen: SocketAddr, serving: Option<SocketAddr>) -> Finding {
+    let (outcome, good, bad) = match serving.map(near) {
+        Some(server) => {
+            (negotiate(server), format!("the server answers at {server}"), format!("the server is silent at {server}"))
+        }
+        None => {
+            let ip = near(listen).ip();
+            let good = format!("datagrams pass at {ip}; from outside, run this elsewhere with --server once it serves");
+            (echo(listen), good, format!("datagrams do not pass at {ip}"))
+        }
     };
     match outcome {
-        Ok(what) => Finding::ok(UDP, format!("{what} at {}", near(listen))),
-        Err(error) => Finding::fail(UDP, format!("nothing comes back from {}: {error}", near(listen)), advice),
+        Ok(()) => Finding::ok(UDP, good),
+        Err(error) => {
+            let advice = "a firewall on this machine may drop UDP: allow it on the port, both ways";
+            Finding::fail(UDP, format!("{bad}: {error}"), advice)
+        }
     }
 }
 

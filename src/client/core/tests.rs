@@ -3,13 +3,19 @@
 mod families;
 mod receiving;
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::client::event::Content;
-use crate::client::limits::{OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, SYNC_WITHIN};
-use crate::wire::proto::{AwarenessNotification, ErrorMessage, chat_message};
-use crate::wire::{ChatId, Version};
+use crate::client::limits::{BACKOFF_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, SYNC_WITHIN};
+use crate::client::requests::{Answer, Sent};
+use crate::wire::proto::{
+    AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong, SessionAccept, VersionUpdate,
+    chat_message,
+};
+use crate::wire::{ChatId, ErrorCode, Version, VersionStatus};
 
 const CONTROL: Lane = Lane::Control;
 const CHAT: Lane = Lane::Chat;

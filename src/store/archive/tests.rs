@@ -39,6 +39,7 @@ async fn lived_in(memory: &Memory) -> Embedded {
     store.accept(text("carol", "bob", 6), true).await.unwrap();
     store.accept(text("bob", "alice", 7), false).await.unwrap();
     store.accept(text("alice", "bob", 8), true).await.unwrap();
+    store.check().await.unwrap();
     store
 }
 

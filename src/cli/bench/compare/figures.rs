@@ -73,6 +73,8 @@ type Samples = fn(&Outcome) -> &[(f64, Duration)];
 const LATENCIES: [(&str, Samples); 2] =
     [("ping", |outcome| &outcome.pings), ("delivery", |outcome| &outcome.deliveries)];
 const SHARES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
+/// Later than so many round trips of the path: something was lost, or waited for something that was.
+const LATE_TRIPS: f64 = 1.5;
 /// Of all seeds together: one seed has too few for it.
 const RARE: (&str, f64) = ("p99.9", 0.999);
 
@@ -85,6 +87,16 @@ impl Cell {
     fn spread(&self, samples: Samples, share: f64) -> Option<Spread> {
         let of_each = |trial: &Outcome| quantile(&sorted(samples(trial).iter().map(|(_, took)| *took)), share);
         Spread::of(self.trials.iter().filter_map(of_each))
+    }
+
+    /// Percent of them that took longer than [`LATE_TRIPS`].
+    fn late(&self, samples: Samples) -> Option<Spread> {
+        let bound = ms(self.scenario.round_trip()) * LATE_TRIPS;
+        let share = |trial: &Outcome| {
+            let late = samples(trial).iter().filter(|(_, took)| ms(*took) > bound).count();
+            late as f64 * 100.0 / samples(trial).len().max(1) as f64
+        };
+        self.each(share)
     }
 
     fn each(&self, figure: impl Fn(&Outcome) -> f64) -> Option<Spread> {
@@ -122,6 +134,7 @@ impl Cell {
             for (share_name, share) in SHARES {
                 of.insert(format!("{share_name}_ms"), self.spread(samples, share).map_or(Value::Null, Spread::json));
             }
+            of.insert("late_percent".to_owned(), self.late(samples).map_or(Value::Null, Spread::json));
             of.insert("p99.9_ms_of_all".to_owned(), json!(quantile(&pooled, RARE.1)));
             of.insert("max_ms".to_owned(), json!(pooled.last()));
             latencies.insert(name.to_owned(), of.into());
@@ -163,8 +176,11 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
         if steady.is_empty() {
             continue;
         }
-        let _ = writeln!(text, "| {title} | carrier | p50 | p95 | p99 | p99.9 of all | × QUIC at p99 |");
-        text.push_str("|---|---|--:|--:|--:|--:|--:|\n");
+        let _ = writeln!(
+            text,
+            "| {title} | carrier | p50 | p95 | p99 | p99.9 of all | × QUIC at p99 | over {LATE_TRIPS} RTT, % |"
+        );
+        text.push_str("|---|---|--:|--:|--:|--:|--:|--:|\n");
         for cell in &steady {
             let of_quic = cells
                 .iter()
@@ -174,9 +190,10 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
             let rare = quantile(&cell.pooled(samples), RARE.1).map_or("–".to_owned(), number);
             let ratio = cell.spread(samples, 0.99).zip(of_quic).map(|(own, quic)| own.median / quic.median);
             let ratio = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
+            let late = cell.late(samples).map_or("–".to_owned(), Spread::text);
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {rare} | {ratio} |",
+                "| {} | {} | {} | {rare} | {ratio} | {late} |",
                 place(cell),
                 cell.carrier.name(),
                 quantiles.join(" | ")

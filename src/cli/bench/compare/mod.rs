@@ -37,6 +37,9 @@ pub(super) struct Args {
     /// How long the talk is measured where nothing happens to the network
     #[arg(long, default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
+    /// Only these transports
+    #[arg(long, value_enum, value_name = "TRANSPORT", value_delimiter = ',', default_values_t = Carrier::ALL)]
+    transport: Vec<Carrier>,
     /// Trials at once, each in networks of its own; they are idle most of the time
     #[arg(long, default_value_t = 6, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
     at_once: u8,
@@ -60,13 +63,13 @@ impl Args {
         let mut jobs = VecDeque::new();
         for scenario in &scenarios {
             for seed in 1..=self.seeds {
-                jobs.extend(Carrier::ALL.map(|carrier| Job { scenario: *scenario, carrier, seed }));
+                jobs.extend(self.transport.iter().map(|carrier| Job { scenario: *scenario, carrier: *carrier, seed }));
             }
         }
         let done = self.work(jobs)?;
         let mut cells: Vec<Cell> = Vec::new();
         for scenario in scenarios {
-            cells.extend(Carrier::ALL.map(|carrier| Cell { scenario, carrier, trials: Vec::new() }));
+            cells.extend(self.transport.iter().map(|carrier| Cell { scenario, carrier: *carrier, trials: Vec::new() }));
         }
         for (job, outcome) in done {
             let cell = cells.iter_mut().find(|c| c.scenario.name == job.scenario.name && c.carrier == job.carrier);

@@ -17,7 +17,7 @@ use crate::clock::Now;
 use crate::config::{Config, LimitsConfig, Rate};
 use crate::link::{Network, Path, Plan, Runtime, Way};
 use crate::server::Server;
-use crate::wire::{AwarenessStatus, DeviceId, Eid, Lane, MediaType};
+use crate::wire::{Author, AwarenessStatus, DeviceId, Eid, Lane, MediaType};
 
 /// The talk before anything is measured: sign-ins, slow start, the presence of both.
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(45);
 const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What carries the phone's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Carrier {
     Quic,
     TcpCubic,
@@ -238,7 +238,7 @@ impl Stage {
             Happening::HandOver { gap, hinted } => {
                 let to = if number.is_multiple_of(2) { Path::Lte } else { Path::Wifi };
                 let handover = control.hand_over(to, gap)?;
-                let times = (self.began, handover.works_at);
+                let times = (handover.dead_at, handover.works_at);
                 handover.wait()?;
                 if hinted {
                     self.phone_side.block_on(phone.network_changed())?;
@@ -247,11 +247,11 @@ impl Stage {
             }
             Happening::Rebinding => control.rebind_nat(Path::Wifi).map(|at| (at, at)).map_err(Into::into),
             Happening::Tunnel(length) => {
-                control.black_out(Path::Wifi, true)?;
+                let dark_at = control.black_out(Path::Wifi, true)?;
                 sleep(length);
                 let works_at = control.black_out(Path::Wifi, false)?;
                 self.phone_side.block_on(phone.network_changed())?;
-                Ok((self.began, works_at))
+                Ok((dark_at, works_at))
             }
             Happening::Nothing | Happening::ColdStart => unreachable!("they do not happen while the phone talks"),
         }
@@ -343,7 +343,8 @@ impl Stage {
             while let Some(event) = events.next().await {
                 let mut book = locked(&book);
                 match event {
-                    Event::Message(message) => {
+                    // Of what the user's other devices have said there are copies too.
+                    Event::Message(message) if message.author == Author::Receiver => {
                         let (stream, words) = match &message.content {
                             Content::Text(words) => (text, words),
                             Content::Media(about) => (media, &about.caption),

@@ -1,0 +1,166 @@
+//! How a text and its receipt look on the wire: bare ones for the relays, and MQTT 3.1.1's of QoS 1.
+
+use anyhow::{bail, ensure};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Longest packet that is read: far above what is sent.
+const PACKET_BYTES_MAX: usize = 64 * 1024;
+
+/// One end of a pair.
+pub(super) enum Format {
+    /// A length, an index, and what fills it up.
+    Bare,
+    /// MQTT 3.1.1; messages go to `topic` with QoS 1.
+    Mqtt { topic: String, next_id: u16 },
+}
+
+impl Format {
+    /// What is said first: to the relays the pair's number; to a broker who this is, and what it wants to hear.
+    pub(super) fn greeting(&self, pair: u32, name: &str) -> BytesMut {
+        let mut out = BytesMut::new();
+        match self {
+            Format::Bare => out.put_u32(pair),
+            Format::Mqtt { .. } => {
+                // CONNECT: protocol level 4, clean session, no keep-alive.
+                out.put_u8(0x10);
+                put_len(&mut out, 10 + 2 + name.len());
+                put_text(&mut out, "MQTT");
+                out.put_slice(&[4, 2, 0, 0]);
+                put_text(&mut out, name);
+                // SUBSCRIBE to the own topic with QoS 1.
+                out.put_u8(0x82);
+                put_len(&mut out, 2 + 2 + name.len() + 1);
+                out.put_u16(1);
+                put_text(&mut out, name);
+                out.put_u8(1);
+            }
+        }
+        out
+    }
+
+    /// Takes the answers to the greeting; `false`: they have not all come.
+    pub(super) fn greeted(&self, input: &mut BytesMut) -> anyhow::Result<bool> {
+        match self {
+            Format::Bare => Ok(true),
+            // CONNACK (4 bytes) and SUBACK (5).
+            Format::Mqtt { .. } if input.len() < 9 => Ok(false),
+            Format::Mqtt { .. } => {
+                let answers = input.split_to(9);
+                ensure!(answers[..4] == [0x20, 2, 0, 0], "the broker refused the connection: {answers:?}");
+                ensure!(answers[4..8] == [0x90, 3, 0, 1] && answers[8] == 1, "or the subscription: {answers:?}");
+                Ok(true)
+            }
+        }
+    }
+
+    /// Appends a message of `size` bytes.
+    pub(super) fn message(&mut self, out: &mut BytesMut, index: u64, size: usize) {
+        let size = size.max(8);
+        match self {
+            Format::Bare => out.put_u32(size as u32),
+            Format::Mqtt { topic, next_id } => {
+                out.put_u8(0x32);
+                put_len(out, 2 + topic.len() + 2 + size);
+                put_text(out, topic);
+                // 0 is none.
+                *next_id = next_id.checked_add(1).unwrap_or(1);
+                out.put_u16(*next_id);
+            }
+        }
+        out.put_u64(index);
+        out.put_bytes(b'x', size - 8);
+    }
+
+    /// The index of the next message that has arrived whole; what has to be answered at once goes to `out`.
+    pub(super) fn next(&self, input: &mut BytesMut, out: &mut BytesMut) -> anyhow::Result<Option<u64>> {
+        match self {
+            Format::Bare => {
+                let Some(mut len) = input.get(..4) else { return Ok(None) };
+                let len = len.get_u32() as usize;
+                ensure!((8..=PACKET_BYTES_MAX).contains(&len), "a message of {len} bytes");
+                if input.len() < 4 + len {
+                    return Ok(None);
+                }
+                let mut message = input.split_to(4 + len).freeze();
+                message.advance(4);
+                Ok(Some(message.get_u64()))
+            }
+            Format::Mqtt { .. } => loop {
+                let Some((kind, mut packet)) = mqtt_packet(input)? else { return Ok(None) };
+                match kind >> 4 {
+                    // PUBLISH
+                    3 => {
+                        let topic = usize::from(packet.try_get_u16()?);
+                        ensure!(packet.len() >= topic + 2 + 8, "a short PUBLISH");
+                        packet.advance(topic);
+                        let id = packet.get_u16();
+                        out.put_slice(&[0x40, 2]);
+                        out.put_u16(id);
+                        return Ok(Some(packet.get_u64()));
+                    }
+                    // PUBACK
+                    4 => {}
+                    other => bail!("a packet of kind {other}"),
+                }
+            },
+        }
+    }
+}
+
+fn put_text(out: &mut BytesMut, text: &str) {
+    out.put_u16(text.len() as u16);
+    out.put_slice(text.as_bytes());
+}
+
+fn put_len(out: &mut BytesMut, mut len: usize) {
+    while len >= 0x80 {
+        out.put_u8(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.put_u8(len as u8);
+}
+
+fn mqtt_packet(input: &mut BytesMut) -> anyhow::Result<Option<(u8, Bytes)>> {
+    let Some(&kind) = input.first() else { return Ok(None) };
+    let mut len = 0;
+    for (index, byte) in input.iter().skip(1).take(4).enumerate() {
+        len |= usize::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            ensure!(len <= PACKET_BYTES_MAX, "a packet of {len} bytes");
+            let header = 2 + index;
+            if input.len() < header + len {
+                return Ok(None);
+            }
+            let mut packet = input.split_to(header + len).freeze();
+            packet.advance(header);
+            return Ok(Some((kind, packet)));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever arrives in pieces comes out whole, in order, and each PUBLISH is acknowledged.
+    fn comes_through(mut format: Format, acknowledgments: usize) {
+        let mut sent = BytesMut::new();
+        (0..70_000).step_by(1_000).for_each(|index| format.message(&mut sent, index, 8 + index as usize % 300));
+        let (mut input, mut out, mut seen) = (BytesMut::new(), BytesMut::new(), Vec::new());
+        for piece in sent.chunks(7) {
+            input.extend_from_slice(piece);
+            while let Some(index) = format.next(&mut input, &mut out).unwrap() {
+                seen.push(index);
+            }
+        }
+        assert_eq!(seen, (0..70_000).step_by(1_000).collect::<Vec<u64>>());
+        assert_eq!((out.len(), input.len()), (acknowledgments, 0));
+    }
+
+    #[test]
+    fn messages_come_through() {
+        comes_through(Format::Bare, 0);
+        comes_through(Format::Mqtt { topic: "somebody".into(), next_id: u16::MAX - 3 }, 70 * 4);
+    }
+}

@@ -1,0 +1,228 @@
+//! The job that all subjects do: texts one way, the recipient's receipts back, checked to come once and in order.
+//!
+//! With a rate, latency counts from the time at which a text was due, until its receipt is with the sender.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use bytes::BytesMut;
+use hdrhistogram::Histogram;
+use quinn::crypto::rustls::QuicClientConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinSet;
+
+use super::format::Format;
+use super::subject::{ALPN, Kind, Subject};
+use crate::cli::bench::process::Usage;
+use crate::cli::bench::report::{histogram, record};
+
+/// Bytes of a receipt: about what bimip's acknowledgment takes.
+const RECEIPT_BYTES: usize = 64;
+/// How long the last receipts may take once sending has stopped.
+const SETTLE_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy)]
+pub(super) struct Plan {
+    pub(super) pairs: usize,
+    /// Texts a second over all pairs; 0: as fast as it goes.
+    pub(super) rate: u64,
+    pub(super) in_flight: usize,
+    pub(super) size: usize,
+    pub(super) warm_up: Duration,
+    pub(super) measured: Duration,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Figures {
+    pub(super) per_second: f64,
+    /// The subject's CPU for one text and its receipt.
+    pub(super) cpu_us: f64,
+    pub(super) p50_us: u64,
+    pub(super) p99_us: u64,
+}
+
+impl Figures {
+    pub(super) fn json(&self) -> serde_json::Value {
+        let Figures { per_second, cpu_us, p50_us, p99_us } = self;
+        serde_json::json!({ "per_second": per_second, "cpu_us": cpu_us, "p50_us": p50_us, "p99_us": p99_us })
+    }
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// One end of a pair, greeted.
+struct End {
+    stream: Box<dyn Duplex>,
+    format: Format,
+    input: BytesMut,
+    /// Keeps a QUIC connection open.
+    _connection: Option<quinn::Connection>,
+}
+
+struct Clock {
+    start: Instant,
+    measure_from: Instant,
+    until: Instant,
+    done: AtomicU64,
+}
+
+/// Connects all pairs and does the job.
+pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures> {
+    let dial = Dial::new(subject)?;
+    let mut pairs = Vec::with_capacity(plan.pairs);
+    for pair in 0..plan.pairs {
+        let (sender, receiver) = (format!("sender-{pair}"), format!("receiver-{pair}"));
+        let receiving = dial.end(pair as u32, &receiver, &sender).await?;
+        pairs.push((dial.end(pair as u32, &sender, &receiver).await?, receiving));
+    }
+    let start = Instant::now();
+    let (measure_from, until) = (start + plan.warm_up, start + plan.warm_up + plan.measured);
+    let clock = Arc::new(Clock { start, measure_from, until, done: AtomicU64::new(0) });
+    let (mut senders, mut receivers) = (JoinSet::new(), JoinSet::new());
+    for (pair, (sender, receiver)) in pairs.into_iter().enumerate() {
+        senders.spawn(send(sender, plan, pair, clock.clone()));
+        receivers.spawn(answer(receiver));
+    }
+    let look = || (Usage::of(subject.pid()).unwrap_or_default().cpu_seconds, clock.done.load(Ordering::Relaxed));
+    tokio::time::sleep_until(measure_from.into()).await;
+    let (cpu_before, done_before) = look();
+    tokio::time::sleep_until(until.into()).await;
+    let (cpu, done) = look();
+    let (mut latencies, mut done_with) = (histogram(), Vec::new());
+    while !senders.is_empty() {
+        tokio::select! {
+            Some(sent) = senders.join_next() => {
+                let (end, recorded) = sent??;
+                latencies.add(recorded)?;
+                // Stays connected, or its recipient would be cut off, which is an error before all is done.
+                done_with.push(end);
+            }
+            Some(ended) = receivers.join_next() => ended??,
+        }
+    }
+    let done = (done - done_before) as f64;
+    Ok(Figures {
+        per_second: done / plan.measured.as_secs_f64(),
+        cpu_us: (cpu - cpu_before) * 1e6 / done.max(1.0),
+        p50_us: latencies.value_at_quantile(0.5),
+        p99_us: latencies.value_at_quantile(0.99),
+    })
+}
+
+async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyhow::Result<(End, Histogram<u64>)> {
+    let every = (plan.rate > 0).then(|| Duration::from_secs_f64(plan.pairs as f64 / plan.rate as f64));
+    // Pairs are spread over the interval, or all would send at once.
+    let offset = every.map_or(Duration::ZERO, |every| every.mul_f64(pair as f64 / plan.pairs as f64));
+    let due_at = |index: usize| every.map(|every| clock.start + offset + every.mul_f64(index as f64));
+    let (mut due, mut receipts, mut latencies) = (Vec::new(), 0, histogram());
+    let mut out = BytesMut::new();
+    loop {
+        let now = Instant::now();
+        let over = now >= clock.until;
+        let next = |index: usize, receipts: usize| match due_at(index) {
+            _ if over => None,
+            Some(at) => (at <= now).then_some(at),
+            None => (index - receipts < plan.in_flight).then_some(now),
+        };
+        while let Some(at) = next(due.len(), receipts) {
+            end.format.message(&mut out, due.len() as u64, plan.size);
+            due.push(at);
+        }
+        end.stream.write_all_buf(&mut out).await?;
+        end.stream.flush().await?;
+        if over && receipts == due.len() {
+            return Ok((end, latencies));
+        }
+        let wake = match due_at(due.len()) {
+            _ if over => clock.until + SETTLE_WITHIN,
+            Some(at) => at.min(clock.until),
+            None => clock.until,
+        };
+        tokio::select! {
+            read = end.stream.read_buf(&mut end.input) => ensure!(read? > 0, "the sender was disconnected"),
+            () = tokio::time::sleep_until(wake.into()) => {
+                if over {
+                    bail!("receipts are missing after {receipts} of {}", due.len());
+                }
+            }
+        }
+        while let Some(index) = end.format.next(&mut end.input, &mut out)? {
+            ensure!(index == receipts as u64, "receipt {index} came where {receipts} was due");
+            let Some(&at) = due.get(receipts) else { bail!("a receipt of what was never sent") };
+            receipts += 1;
+            clock.done.fetch_add(1, Ordering::Relaxed);
+            if at >= clock.measure_from {
+                record(&mut latencies, at.elapsed());
+            }
+        }
+    }
+}
+
+/// Answers each text with a receipt, until it is ended with the run.
+async fn answer(mut end: End) -> anyhow::Result<()> {
+    let (mut out, mut next) = (BytesMut::new(), 0);
+    loop {
+        ensure!(end.stream.read_buf(&mut end.input).await? > 0, "a recipient was disconnected");
+        while let Some(index) = end.format.next(&mut end.input, &mut out)? {
+            ensure!(index == next, "text {index} came where {next} was due");
+            next += 1;
+            end.format.message(&mut out, index, RECEIPT_BYTES);
+        }
+        end.stream.write_all_buf(&mut out).await?;
+        end.stream.flush().await?;
+    }
+}
+
+/// How to reach the subject.
+struct Dial<'a> {
+    subject: &'a Subject,
+    tls: Arc<rustls::ClientConfig>,
+    endpoint: quinn::Endpoint,
+}
+
+impl<'a> Dial<'a> {
+    fn new(subject: &'a Subject) -> anyhow::Result<Dial<'a>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(subject.certificate.der().clone())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        if subject.kind != Kind::Mosquitto {
+            tls.alpn_protocols = vec![ALPN.to_vec()];
+        }
+        let mut endpoint = quinn::Endpoint::client((std::net::Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let quic = QuicClientConfig::try_from(tls.clone())?;
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(quic)));
+        Ok(Dial { subject, tls: Arc::new(tls), endpoint })
+    }
+
+    /// Connects the end `name` of a pair, which talks to `other`.
+    async fn end(&self, pair: u32, name: &str, other: &str) -> anyhow::Result<End> {
+        let (stream, connection): (Box<dyn Duplex>, _) = if self.subject.kind == Kind::QuicRelay {
+            let connection = self.endpoint.connect(self.subject.address, "localhost")?.await?;
+            let (send, recv) = connection.open_bi().await?;
+            (Box::new(tokio::io::join(recv, send)), Some(connection))
+        } else {
+            let tcp = tokio::net::TcpStream::connect(self.subject.address).await?;
+            tcp.set_nodelay(true)?;
+            let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
+            (Box::new(connector.connect("localhost".try_into()?, tcp).await?), None)
+        };
+        let format = match self.subject.kind {
+            Kind::Mosquitto => Format::Mqtt { topic: other.to_owned(), next_id: 0 },
+            _ => Format::Bare,
+        };
+        let mut end = End { stream, format, input: BytesMut::new(), _connection: connection };
+        end.stream.write_all(&end.format.greeting(pair, name)).await?;
+        end.stream.flush().await?;
+        while !end.format.greeted(&mut end.input)? {
+            ensure!(end.stream.read_buf(&mut end.input).await? > 0, "the broker closed the connection");
+        }
+        Ok(end)
+    }
+}

@@ -1,0 +1,131 @@
+//! `bimip bench peers`: this server beside what does the same job, and beside what does nothing but move the bytes.
+//!
+//! The job: a text to the recipient, and the recipient's receipt back to the sender. All subjects do it on the same
+//! machine in one run, each in a process of its own, so that every figure is a ratio.
+
+mod disk;
+mod format;
+mod job;
+mod relay;
+mod subject;
+
+pub(super) use relay::Args as RelayArgs;
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use self::job::{Figures, Plan};
+use self::subject::{Kind, Subject};
+use crate::cli::{Failure, say};
+
+/// This server beside a bare QUIC relay, a bare TLS relay and mosquitto
+///
+/// mosquitto runs where it is installed (Debian: `apt-get install mosquitto`): QoS 1 over TLS, nothing of it stored.
+/// The relays parse nothing and store nothing. bimip has each text on disk before it is acknowledged.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Pairs of devices; one of each sends
+    #[arg(long, default_value_t = 100)]
+    pairs: usize,
+    /// Texts of a pair on their way at once, where there is no rate
+    #[arg(long, default_value_t = 16)]
+    in_flight: usize,
+    /// Texts a second over all pairs; 0: as fast as it goes
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000])]
+    rates: Vec<u64>,
+    /// Bytes of text
+    #[arg(long, default_value_t = 150)]
+    size: usize,
+    /// Seconds to measure each
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
+    seconds: u64,
+    /// Seconds before that
+    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    warm_up: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let folder = tempfile::Builder::new().prefix("bimip-peers-").tempdir_in(".").map_err(anyhow::Error::from)?;
+        let synced = disk::synced_writes(folder.path())?;
+        if !self.json {
+            say(&format!("disk: {:.0} appends of 4 KiB a second, each fdatasynced", synced))?;
+        }
+        let mut rows = Vec::new();
+        for &rate in &self.rates {
+            let asked = if rate == 0 { "as fast as it goes".to_owned() } else { format!("{rate} texts a second") };
+            if !self.json {
+                say(&format!("\n{} pairs, {asked}: delivered and receipted", self.pairs))?;
+                say(&format!(
+                    "  {:<12}{:>10}{:>12}{:>10}{:>10}{:>10}{:>10}",
+                    "", "texts/s", "CPU µs each", "p50 ms", "p99 ms", "rate ×", "CPU ×"
+                ))?;
+            }
+            let mut first: Option<Figures> = None;
+            for kind in Kind::ALL {
+                let Some(figures) = self.measure(kind, rate, folder.path()).await? else {
+                    if !self.json {
+                        say(&format!("  {:<12}not installed", kind.name()))?;
+                    }
+                    continue;
+                };
+                let base = *first.get_or_insert(figures);
+                if self.json {
+                    rows.push(json!({ "subject": kind.name(), "rate": rate, "figures": figures.json() }));
+                } else {
+                    say(&line(kind, &figures, &base))?;
+                }
+            }
+        }
+        if self.json {
+            let all = json!({ "pairs": self.pairs, "in_flight": self.in_flight, "size": self.size,
+                "seconds": self.seconds, "synced_writes_per_second": synced, "rows": rows });
+            say(&all.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn measure(&self, kind: Kind, rate: u64, folder: &std::path::Path) -> Result<Option<Figures>, Failure> {
+        if kind == Kind::Bimip {
+            return Ok(Some(subject::load(&self.load_flags(rate))?));
+        }
+        let Some(subject) = Subject::start(kind, folder)? else { return Ok(None) };
+        let plan = Plan {
+            pairs: self.pairs,
+            rate,
+            in_flight: self.in_flight,
+            size: self.size,
+            warm_up: Duration::from_secs(self.warm_up),
+            measured: Duration::from_secs(self.seconds),
+        };
+        Ok(Some(job::run(&subject, plan).await?))
+    }
+
+    fn load_flags(&self, rate: u64) -> Vec<String> {
+        let flags = [
+            ("--pairs", self.pairs as u64),
+            ("--rate", rate),
+            ("--in-flight", self.in_flight as u64),
+            ("--size", self.size as u64),
+            ("--for", self.seconds),
+            ("--warm-up", self.warm_up),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.to_string()]).collect()
+    }
+}
+
+fn line(kind: Kind, figures: &Figures, base: &Figures) -> String {
+    let Figures { per_second, cpu_us, p50_us, p99_us } = figures;
+    format!(
+        "  {:<12}{per_second:>10.0}{cpu_us:>12.1}{:>10.2}{:>10.2}{:>10.2}{:>10.2}",
+        kind.name(),
+        *p50_us as f64 / 1000.0,
+        *p99_us as f64 / 1000.0,
+        per_second / base.per_second,
+        cpu_us / base.cpu_us
+    )
+}

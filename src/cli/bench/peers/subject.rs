@@ -1,0 +1,140 @@
+//! What is measured, each in a process of its own that ends with it.
+
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::job::Figures;
+
+/// What the relays speak.
+pub(super) const ALPN: &[u8] = b"bare";
+/// A broker listens by then.
+const START_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    QuicRelay,
+    TlsRelay,
+    Mosquitto,
+    Bimip,
+}
+
+impl Kind {
+    pub(super) const ALL: [Kind; 4] = [Kind::QuicRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::QuicRelay => "bare QUIC",
+            Kind::TlsRelay => "bare TLS",
+            Kind::Mosquitto => "mosquitto",
+            Kind::Bimip => "bimip",
+        }
+    }
+}
+
+pub(super) struct Subject {
+    pub(super) kind: Kind,
+    pub(super) address: SocketAddr,
+    pub(super) certificate: rcgen::Certificate,
+    child: Child,
+}
+
+impl Subject {
+    /// Starts it with a certificate of its own in `folder`; `None`: it is not installed.
+    pub(super) fn start(kind: Kind, folder: &Path) -> anyhow::Result<Option<Subject>> {
+        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        std::fs::write(folder.join("cert.pem"), signed.cert.pem())?;
+        std::fs::write(folder.join("key.pem"), signed.signing_key.serialize_pem())?;
+        let started = match kind {
+            Kind::Mosquitto => mosquitto(folder)?,
+            Kind::QuicRelay | Kind::TlsRelay => Some(relay(kind, folder)?),
+            Kind::Bimip => bail!("bimip is measured by its own load generator"),
+        };
+        Ok(started.map(|(child, address)| Subject { kind, address, certificate: signed.cert, child }))
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        // It holds nothing that anybody misses.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "relay", "--certs"]).arg(folder).stdout(Stdio::piped());
+    if kind == Kind::TlsRelay {
+        command.arg("--tcp");
+    }
+    let mut child = command.spawn()?;
+    let output = child.stdout.take().context("the relay's output")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    let address = line.trim().strip_prefix("address=").context("the relay did not start")?.parse()?;
+    Ok((child, address))
+}
+
+/// mosquitto with TLS and without persistence, and no bounds that this job could meet.
+fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
+    // Free a moment ago; nobody else asks for ports here while this runs.
+    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let file = |name: &str| folder.join(name).canonicalize();
+    let log = folder.canonicalize()?.join("mosquitto.log");
+    let config = format!(
+        "listener {} 127.0.0.1\ncertfile {}\nkeyfile {}\nallow_anonymous true\npersistence false\nset_tcp_nodelay \
+         true\nmax_inflight_messages 0\nmax_queued_messages 0\nlog_type error\nlog_dest file {}\nuser root\n",
+        address.port(),
+        file("cert.pem")?.display(),
+        file("key.pem")?.display(),
+        log.display()
+    );
+    let path = folder.join("mosquitto.conf");
+    std::fs::write(&path, config)?;
+    // Debian puts it where only the system's administrator looks.
+    let search = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+    let started = Command::new("mosquitto").arg("-c").arg(&path).env("PATH", search).stderr(Stdio::null()).spawn();
+    let mut child = match started {
+        Ok(child) => child,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("starting mosquitto"),
+    };
+    let until = Instant::now() + START_WITHIN;
+    while TcpStream::connect(address).is_err() {
+        if child.try_wait()?.is_some() || Instant::now() > until {
+            let _ = child.kill();
+            bail!("mosquitto does not listen on {address}: {}", std::fs::read_to_string(&log).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Some((child, address)))
+}
+
+/// The same job by `bimip bench load --receipts`, with a server of its own.
+pub(super) fn load(flags: &[String]) -> anyhow::Result<Figures> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["bench", "load", "--receipts", "--json"])
+        .args(flags)
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        bail!("bimip bench load failed");
+    }
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let number = |value: &serde_json::Value| value.as_f64().context("a figure of bimip bench load");
+    Ok(Figures {
+        per_second: number(&figures["messages_per_second"])?,
+        cpu_us: number(&figures["server_cpu_us_per_message"])?,
+        p50_us: number(&figures["receipted"]["p50_us"])? as u64,
+        p99_us: number(&figures["receipted"]["p99_us"])? as u64,
+    })
+}

@@ -1,0 +1,81 @@
+//! Another path under the same connection: the network has changed, or the one in use has gone silent.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+
+use super::{Phase, Task, now};
+use crate::client::core::Now;
+use crate::client::dial::unspecified;
+use crate::client::error::CloseReason;
+use crate::client::silence::Heard;
+use crate::client::transport::Transport;
+
+impl Task {
+    /// Notices that nothing is heard any more while something is owed.
+    pub(super) fn listen(&mut self, now: Now) {
+        let Phase::Linked(link) = &self.phase else { return };
+        match self.silence.look(self.core.owed(), now.instant, || link.arrivals()) {
+            Heard::Life => {}
+            Heard::Knock => self.core.probe(now),
+            Heard::Move => {
+                self.core.probe(now);
+                if link.transport() == Transport::Quic
+                    && let Err(error) = self.rebind_socket(None)
+                {
+                    tracing::debug!(%error, "no other socket for a silent path");
+                }
+            }
+            Heard::Dead => {
+                // The path behind this socket may be what is dead.
+                self.endpoint = None;
+                self.link_lost(CloseReason::Network("the server went silent".into()));
+            }
+        }
+        self.write(now.instant);
+    }
+
+    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
+    /// One that has been silent for a while does not move: a new one gets through in its first flight, with all that waits.
+    pub(super) fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
+        let now = now();
+        match &self.phase {
+            Phase::Linked(link)
+                if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
+            {
+                let (rtt, arrivals) = (link.rtt(), link.arrivals());
+                let local = self.rebind_socket(to)?;
+                self.core.moved(now);
+                self.silence.moved(now.instant, rtt, arrivals);
+                Ok(local)
+            }
+            Phase::Linked(_) | Phase::Dialing(_) | Phase::Waiting(_) => {
+                self.part(&CloseReason::Network("the device has moved to another network".into()));
+                self.bind = to;
+                self.endpoint = None;
+                self.hinted = true;
+                self.backoff.reset();
+                self.dial();
+                Ok(None)
+            }
+            Phase::Stopped(_) => {
+                self.bind = to;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Moves the UDP socket, and with it the connection.
+    fn rebind_socket(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
+        let Some(endpoint) = &self.endpoint else { return Ok(None) };
+        let local = endpoint.local_addr()?;
+        let bind = to.or(self.bind).unwrap_or_else(|| unspecified(local));
+        if bind.is_ipv6() != local.is_ipv6() {
+            return Err(io::Error::other("the connection is of the other IP family"));
+        }
+        endpoint.rebind(UdpSocket::bind(bind)?)?;
+        if to.is_some() {
+            self.bind = to.map(|to| SocketAddr::new(to.ip(), 0));
+        }
+        endpoint.local_addr().map(Some)
+    }
+}

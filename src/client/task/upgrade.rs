@@ -1,0 +1,47 @@
+//! From TCP back to QUIC, which is better where it works: tried beside the connection in use.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::{Task, Work};
+use crate::client::dial::Dialed;
+use crate::client::error::CloseReason;
+use crate::client::limits::QUIC_RETRY_MAX;
+
+/// From TCP back to QUIC.
+pub(super) enum Upgrade {
+    /// Not wanted: QUIC is in use, or may not be.
+    Off,
+    At(Instant, Option<IpAddr>),
+    Dialing(Work<Result<Dialed, CloseReason>>, Option<IpAddr>),
+}
+
+impl Task {
+    pub(super) fn start_upgrade(&mut self, now: Instant) {
+        if let Upgrade::At(at, network) = self.upgrade
+            && at <= now
+        {
+            let work = Box::pin(self.dialer.clone().dial_quic(self.bind, network));
+            self.upgrade = Upgrade::Dialing(work, network);
+        }
+    }
+
+    pub(super) fn upgraded(&mut self, upgraded: Result<Dialed, CloseReason>) {
+        let Upgrade::Dialing(_, network) = std::mem::replace(&mut self.upgrade, Upgrade::Off) else { return };
+        match upgraded {
+            Ok(dialed) => {
+                tracing::debug!("QUIC gets through again");
+                self.core.link_down();
+                self.frames.clear();
+                self.renewing = None;
+                self.link_up(dialed);
+            }
+            Err(reason) => {
+                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
+                let at = retry.unwrap_or_else(|| Instant::now() + QUIC_RETRY_MAX);
+                tracing::debug!(%reason, "QUIC still does not get through");
+                self.upgrade = Upgrade::At(at, network);
+            }
+        }
+    }
+}

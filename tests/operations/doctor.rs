@@ -1,0 +1,148 @@
+//! `bimip doctor` and `bimip config --check`: what they find on a server that is well, and on one that is not.
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::common::{Process, TestServer, scratch, within_bound};
+
+const FAILURE: i32 = 1;
+const USAGE: i32 = 2;
+
+/// Exit code, standard output and standard error of the program.
+async fn run(arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    command.env_clear().args(arguments).kill_on_drop(true);
+    let output = within_bound("a command", command.output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// What `--json` has printed about one of the checks, as `grade: found`.
+fn found(out: &str, check: &str) -> Vec<String> {
+    let findings = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    findings
+        .filter(|finding| finding["check"] == check)
+        .inspect(|finding| assert_eq!(finding["advice"].is_string(), finding["grade"] != "ok", "{finding}"))
+        .map(|finding| format!("{}: {}", text(&finding, "grade"), text(&finding, "found")))
+        .collect()
+}
+
+fn any(findings: &[String], begin: &str, contains: &str) -> bool {
+    findings.iter().any(|finding| finding.starts_with(begin) && finding.contains(contains))
+}
+
+fn path(folder: &Path) -> &str {
+    folder.to_str().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_is_checked_before_a_server_starts_with_it() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let free = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir", path(&data)];
+    let check = async |more: &[&str]| run(&[&["config", "--check"], &free[..], more].concat()).await;
+
+    let (code, out, err) = check(&["--dev"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.lines().all(|line| line.starts_with("ok ")), "{out}");
+    assert!(!data.exists(), "nothing is made");
+
+    let (code, out, err) = check(&[]).await;
+    assert_eq!(code, FAILURE);
+    assert!(out.contains("FAIL  certificate ") && out.contains("set tls.certificate and tls.key"), "{out}");
+    assert!(err.starts_with("bimip: 2 of ") && err.contains(" checks failed"), "{err}");
+
+    // Somebody else has the port, of either kind.
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (what, port) in [("UDP", udp.local_addr().unwrap()), ("TCP", tcp.local_addr().unwrap())] {
+        let listen = port.to_string();
+        let arguments = ["config", "--check", "--json", "--dev", "--listen", &listen, "--data-dir", path(&data)];
+        let (code, out, _) = run(&arguments).await;
+        assert_eq!(code, FAILURE);
+        assert!(any(&found(&out, "ports"), "fail", &format!("{what} {listen}: ")), "{out}");
+    }
+
+    let file = folder.path().join("bimip.toml");
+    fs::write(&file, "liste = \"127.0.0.1:1\"\n").unwrap();
+    let (code, out, err) = run(&["config", "--check", "--config", path(&file)]).await;
+    assert_eq!((code, out.as_str()), (USAGE, ""));
+    assert!(err.contains("liste"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_is_looked_at_from_here_and_as_its_clients_do() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let server = Process::start(&data, &[]).await;
+    let address = server.door.address.to_string();
+    let (_, out, _) = run(&["doctor", "--json", "--dev", "--data-dir", path(&data), "--server", &address]).await;
+    // Not what this machine is like, which is nobody's doing here, but what the server is like on it.
+    for (check, says) in [
+        ("certificate", "good for 127.0.0.1, by "),
+        ("token keys", "1 in use"),
+        ("ports", "a server runs on "),
+        ("udp", "the server answers at 127.0.0.1:"),
+        ("quic", "a handshake for 127.0.0.1 in "),
+        ("tcp", "takes connections"),
+    ] {
+        assert!(any(&found(&out, check), "ok", says), "{check}: {out}");
+    }
+    assert!(found(&out, "disk").iter().any(|finding| finding.contains("fdatasync takes ")), "{out}");
+    if cfg!(target_os = "linux") {
+        assert!(found(&out, "open files")[0].contains("for the running server"), "{out}");
+        assert!(found(&out, "udp buffers").iter().any(|finding| finding.contains("rmem_max")), "{out}");
+    }
+
+    // An authority that has not made this server's certificate, as an old file of the client's.
+    let other = folder.path().join("other");
+    let (code, ..) = run(&["certs", path(&other)]).await;
+    assert_eq!(code, 0);
+    let ca = other.join("ca.pem");
+    let (code, out, _) = run(&["doctor", "--json", "--remote", "--server", &address, "--ca", path(&ca)]).await;
+    assert_eq!(code, FAILURE);
+    assert!(any(&found(&out, "quic"), "fail", "invalid peer certificate"), "{out}");
+    assert!(any(&found(&out, "tcp"), "ok", ""), "{out}");
+    assert!(found(&out, "disk").is_empty(), "that server alone: {out}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn udp_that_is_dropped_on_the_way_is_told_and_what_to_do() {
+    let server = TestServer::start().await;
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let ca = server.files().ca;
+    let (code, out, err) = run(&["doctor", "--remote", "--server", &address, "--ca", path(&ca)]).await;
+    assert_eq!(code, FAILURE);
+    assert!(out.contains("FAIL  quic ") && out.contains("-> UDP is dropped on the way"), "{out}");
+    assert!(out.contains("WARN  tcp "), "{out}");
+    assert!(err.starts_with("bimip: 1 of 2 checks failed"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_commands_take_the_transport_that_they_are_told() {
+    let server = TestServer::start().await;
+    let (data, address) = (server.config().data_dir.clone(), server.quic_address().to_string());
+    let send = async |transport: &[&str]| {
+        let who = ["send", "--as", "alice@localhost", "--to", "bob@localhost", "--text", "hello"];
+        run(&[&who[..], &["--server", &address, "--data-dir", path(&data)], transport].concat()).await
+    };
+    let opened = async |transport: &str| {
+        let series = format!("bimip_session_opens_total{{transport=\"{transport}\",result=\"accepted\"}}");
+        server.metric(&series).await
+    };
+    assert_eq!(send(&["--transport", "tcp"]).await.0, 0);
+    assert_eq!((opened("quic").await, opened("tcp").await), (0.0, 1.0));
+    assert_eq!(send(&["--transport", "quic"]).await.0, 0);
+    assert_eq!((opened("quic").await, opened("tcp").await), (1.0, 1.0));
+    let (code, _, err) = send(&["--transport", "udp"]).await;
+    assert_eq!(code, USAGE, "{err}");
+    assert!(err.contains("--transport"), "{err}");
+}
