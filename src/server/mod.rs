@@ -113,9 +113,12 @@ pub struct Server {
 impl Server {
     /// Opens the store, recovers what a crash left, and listens.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        make_folder(&config.data_dir)
-            .map_err(|source| StartError::DataDir { directory: config.data_dir.display().to_string(), source })?;
+        // Development makes its keys in there. Else a server that may not start leaves nothing behind.
+        if config.dev {
+            own_data_dir(&config)?;
+        }
         let credentials = Credentials::from_config(&config)?;
+        own_data_dir(&config)?;
         let tls = auth::server_tls(&credentials)?;
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new(timing(&config)));
@@ -326,6 +329,11 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&directory, options, observer)).await;
     let opened = opened.unwrap_or_else(|error| Err(StoreError::Engine(error.to_string())));
     Ok(Arc::new(opened.map_err(|source| StartError::Store { directory: shown, source })?))
+}
+
+fn own_data_dir(config: &Config) -> Result<(), StartError> {
+    make_folder(&config.data_dir)
+        .map_err(|source| StartError::DataDir { directory: config.data_dir.display().to_string(), source })
 }
 
 fn settings(config: &Config) -> Settings {
