@@ -59,7 +59,7 @@ const fn moving(name: &'static str, words: &'static str, event: Event) -> Scenar
 }
 
 /// All of them, in the order of the report.
-pub(super) const SCENARIOS: [Scenario; 12] = [
+pub(super) const SCENARIOS: [Scenario; 13] = [
     LOSSY,
     lossy("loss1", "40 ms, 1 % lost each way", Profile::LOSS_1),
     lossy("loss2", "40 ms, 2 % lost each way", Profile::LOSS_2),
@@ -76,6 +76,10 @@ pub(super) const SCENARIOS: [Scenario; 12] = [
     moving("tunnel", "no radio for 10 s", Event::Tunnel(Duration::from_secs(10))),
     moving("away", "no radio for 30 s, longer than a connection lives", Event::Tunnel(Duration::from_secs(30))),
     moving("cold", "a new device with 100 texts in its outbox", Event::ColdStart),
+    Scenario {
+        event: Event::ColdStart,
+        ..lossy("cold-3g", "the same over 150 ms, 1.5 Mbit/s, 2 % lost each way", Profile::THIRD_GENERATION)
+    },
 ];
 
 impl Scenario {
