@@ -214,18 +214,20 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     assert_eq!(text(&mut alices).await, "hello");
 }
 
-/// More than the device's queues hold; and each message is acknowledged by itself and by the application, whose answers lie
+/// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose answers lie
 /// behind the messages that it has not read yet.
 #[tokio::test]
 async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
     const WAITING: usize = 3 * EVENTS_MAX;
+    // In all several times the windows of a lane.
+    const LENGTH: usize = 4_000;
     let server = TestServer::with(|config| config.limits.messages = Rate::default()).await;
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     for transport in [Transport::Quic, Transport::Tcp] {
         let user = format!("{}@localhost", transport.name());
         let to = eid(&user);
         for number in 0..WAITING {
-            within_bound("the answer", bob.send_text(&to, number.to_string())).await.unwrap();
+            within_bound("the answer", bob.send_text(&to, format!("{number:.<LENGTH$}"))).await.unwrap();
         }
 
         let builder = options(&server, &user, server.quic_address()).transports(Transports::Only(transport));
@@ -233,7 +235,7 @@ async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
         let mut number = 0;
         while number < WAITING {
             let Some(Event::Message(message)) = within_bound("a message", events.next()).await else { continue };
-            assert_eq!(message.text(), Some(number.to_string().as_str()));
+            assert_eq!(message.text(), Some(format!("{number:.<LENGTH$}").as_str()));
             number += 1;
             if number % EVENTS_MAX == 1 {
                 let bob = eid(BOB);

@@ -60,9 +60,11 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 /// Events that wait for the application, and that it took without their consequences (acknowledgment, SyncAck) being
 /// drawn. At the bound no lane but control is read: the server keeps the rest.
 pub const EVENTS_MAX: usize = 256;
-/// Bytes read beyond that bound while the server owes an answer, which may lie behind what the lane's window and the
-/// server's own queue hold. It is what keeps a device from waiting for an answer that it does not read.
-pub const AHEAD_BYTES_MAX: usize = 2 * STREAM_WINDOW_BYTES as usize;
+/// Bytes read beyond that bound while the server owes an answer, which may lie behind messages: it is what keeps a device
+/// from waiting for an answer that it does not read. Counted until the application has taken everything, so it has to be
+/// what a backlog may be: some 100,000 texts. Beyond it, an application that waits for an answer before it takes its next
+/// event, or whose automatic acknowledgments all wait, waits for ever.
+pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Events of the connection itself that wait behind a full queue; older ones are dropped, `Device::state` is exact.
 pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Positions of direct replies that came ahead of the log's tail. Beyond it a VersionUpdate that was handled may be
