@@ -141,6 +141,8 @@ pub const CURSOR_WRITTEN_WITHIN: Duration = Duration::from_millis(200);
 pub const CURSORS_UNWRITTEN_MAX: usize = 8 * 1024;
 /// Logs and chats each whose newest number the writer keeps in memory; others cost one read.
 pub const STORE_ENDS_CACHED: usize = 64 * 1024;
+/// Memory for the newest messages, which the writer looks at again when they are released and acknowledged.
+pub const STORE_NEWEST_BYTES: usize = 8 * 1024 * 1024;
 /// Subscriber lists whose length the writer keeps in memory; others are counted again.
 pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 /// Lists read in which one user stands. Others put a user into their lists, so the user cannot keep it small; who
@@ -156,8 +158,9 @@ pub const TRIM_PAUSE: Duration = Duration::from_millis(10);
 pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Journal of the embedded engine, the least it takes: bounds the disk and the replay at start-up (the same record).
 pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Threads of the embedded engine that write and merge files behind the writer's back.
-pub const STORE_WORKERS: usize = 2;
+/// Threads of the embedded engine that write and merge files behind the writer's back. With two, one of them spins while
+/// the other merges (docs/decisions/0001).
+pub const STORE_WORKERS: usize = 1;
 
 /// Longest key or value of a backup that is read back: far above a frame, and a damaged length does not take all memory.
 pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;

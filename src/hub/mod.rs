@@ -42,6 +42,8 @@ pub struct Hub {
     clock: Clock,
     presence: Arc<Presence>,
     revocations: Revocations,
+    /// Whose log has advanced with the commit that is being announced: one of each device at most.
+    advanced: Mutex<Vec<Arc<Signal>>>,
     /// Looks into recent entries that found some, and those that have to read the store.
     looks: Counted,
 }
@@ -90,6 +92,7 @@ impl Hub {
             clock: clock(),
             presence: Arc::new(Presence::new(presence, clock())),
             revocations: Revocations::new(),
+            advanced: Mutex::default(),
             looks: Counted::default(),
         }
     }
@@ -217,6 +220,10 @@ impl Hub {
         signals.iter().for_each(|signal| signal.notify(Notice::Close(CloseCode::Revoked)));
     }
 
+    fn advanced(&self) -> MutexGuard<'_, Vec<Arc<Signal>>> {
+        self.advanced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, User>> {
         let index = self.hasher.hash_one(user) as usize % SHARDS;
         // What a panicking holder left is still a map of who is connected.
@@ -232,14 +239,17 @@ impl Default for Hub {
 
 impl LogObserver for Hub {
     fn appended(&self, user: &Eid, entry: &Arc<LogEntry>) {
-        let signals: Vec<_> = {
-            let mut shard = self.shard(user);
-            let Some(user) = shard.get_mut(user) else { return };
-            user.recent.push(entry.clone());
-            user.forget_what_all_passed();
-            user.members.iter().map(|member| member.signal.clone()).collect()
-        };
-        signals.iter().for_each(|signal| signal.advanced());
+        let mut shard = self.shard(user);
+        let Some(user) = shard.get_mut(user) else { return };
+        user.recent.push(entry.clone());
+        user.forget_what_all_passed();
+        let signals = user.members.iter().map(|member| &member.signal);
+        self.advanced().extend(signals.filter(|signal| signal.advanced()).cloned());
+    }
+
+    fn announced(&self) {
+        // Who was answered has been woken by that, and may have seen its log already.
+        std::mem::take(&mut *self.advanced()).iter().for_each(|signal| signal.wake());
     }
 
     fn changed(&self, change: &Change) {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::limits::{RECENT_BYTES_MAX, RECENT_ENTRIES_MAX};
-use crate::store::{Content, EntryBody, LogEntry};
+use crate::store::{EntryBody, LogEntry};
 use crate::wire::Sequence;
 
 /// What an entry holds beside its content: ids, eids, counters.
@@ -79,10 +79,7 @@ impl RecentEntries {
 
 fn weight(entry: &LogEntry) -> usize {
     let content = match &entry.body {
-        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => match &m.content {
-            Content::Text(text) => text.len(),
-            Content::Media { url, caption, thumbnail_url, .. } => url.len() + caption.len() + thumbnail_url.len(),
-        },
+        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => m.content.bytes(),
         EntryBody::Acknowledged(_) => 0,
     };
     // Once for the message and once for its encoded frame.

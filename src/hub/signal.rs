@@ -56,9 +56,16 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// The user's log has a new entry.
-    pub fn advanced(&self) {
-        if !self.advanced.swap(true, Ordering::AcqRel) {
+    /// The user's log has a new entry; `true`: nobody had said so since the session looked, and somebody has to call
+    /// [`Signal::wake`].
+    #[must_use]
+    pub fn advanced(&self) -> bool {
+        !self.advanced.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has the session look, unless it has seen meanwhile that its log has advanced.
+    pub fn wake(&self) {
+        if self.advanced.load(Ordering::Acquire) {
             self.waker.wake();
         }
     }
@@ -97,5 +104,37 @@ impl Signal {
     /// Whom to wake; register before looking.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::{ArcWake, waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl ArcWake for Count {
+        fn wake_by_ref(count: &Arc<Count>) {
+            count.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_session_that_has_seen_its_log_advance_is_not_woken_for_it_again() {
+        let (signal, count) = (Signal::default(), Arc::new(Count::default()));
+        let woken = || count.0.load(Ordering::Relaxed);
+        signal.register(&waker(count.clone()));
+        assert!(signal.advanced() && !signal.advanced(), "one of them has to wake it");
+        signal.wake();
+        assert_eq!(woken(), 1);
+
+        signal.register(&waker(count.clone()));
+        assert!(signal.take_advanced());
+        signal.wake();
+        assert_eq!(woken(), 1);
+        assert!(signal.advanced(), "the next entry counts again");
     }
 }

@@ -55,6 +55,7 @@ impl Figures {
         cache(metrics, CacheKind::Blocks, store.size.blocks);
         cache(metrics, CacheKind::LogEnds, store.log_ends);
         cache(metrics, CacheKind::ChatEnds, store.chat_ends);
+        cache(metrics, CacheKind::Messages, store.messages);
         cache(metrics, CacheKind::Lists, store.lists);
     }
 

@@ -358,6 +358,7 @@ fn timing(config: &Config) -> Timing {
 }
 
 fn fill_random(bytes: &mut [u8]) {
-    // The kernel's generator fails only where it does not exist; ids must not repeat, so there is no going on.
-    getrandom::fill(bytes).expect("the operating system gives randomness");
+    // Seeded by the kernel, and without a system call for each id. It fails only where the kernel gives no randomness; ids
+    // must not repeat, so there is no going on.
+    aws_lc_rs::rand::fill(bytes).expect("the operating system gives randomness");
 }

@@ -126,19 +126,21 @@ impl<L: Link> Driver<L> {
             if self.path.is_due(now) {
                 self.path.look(&self.link.path(), self.link.kind(), &self.services.metrics, now);
             }
-            let mut progress = self.take_notices(now) | self.take_calls(cx, now);
-            match self.take_frames(cx, now) {
+            self.take_notices(now);
+            self.take_calls(cx, now);
+            let (wanted, mut progress) = match self.take_frames(cx, now) {
                 Err(ending) => return Poll::Ready(ending),
-                Ok(some) => progress |= some,
-            }
+                Ok(taken) => taken,
+            };
             progress |= self.take_time(cx, now);
             self.session.pump(|lane| self.link.queued(lane), now);
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
             }
-            let wanted = self.wanted();
+            if std::mem::take(&mut self.called) {
+                progress |= self.take_calls(cx, now);
+            }
             let written_all = self.link.poll_flush(cx).is_ready();
-            progress |= std::mem::take(&mut self.called);
             // What was written made room: the tail may go on, and a lane whose answers had piled up is read again.
             let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
             if !(progress || room) {
@@ -150,17 +152,13 @@ impl<L: Link> Driver<L> {
         Poll::Pending
     }
 
-    fn take_notices(&mut self, now: Now) -> bool {
-        let mut some = false;
+    fn take_notices(&mut self, now: Now) {
         while let Some(notice) = self.session.signal().take_notice() {
             self.session.notice(notice, now);
-            some = true;
         }
         if self.session.signal().take_advanced() {
             self.session.advanced();
-            some = true;
         }
-        some
     }
 
     fn take_calls(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
@@ -172,11 +170,11 @@ impl<L: Link> Driver<L> {
         some
     }
 
-    fn take_frames(&mut self, cx: &mut Context<'_>, now: Now) -> Result<bool, Ending> {
-        let mut some = false;
+    /// Which lanes were looked at last, and whether there may be more in them.
+    fn take_frames(&mut self, cx: &mut Context<'_>, now: Now) -> Result<(LaneSet, bool), Ending> {
         for _ in 0..FRAMES_PER_TURN {
-            let Poll::Ready(event) = self.link.poll_event(cx, self.wanted()) else { break };
-            some = true;
+            let wanted = self.wanted();
+            let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
                 return Err(Ending::Theirs(reason));
             }
@@ -185,7 +183,7 @@ impl<L: Link> Driver<L> {
                 return Err(ending);
             }
         }
-        Ok(some)
+        Ok((self.wanted(), true))
     }
 
     /// A lane whose answers pile up is not read: its peer is not reading.

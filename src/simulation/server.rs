@@ -229,6 +229,7 @@ impl Server {
     pub(super) fn write(&mut self, group: usize, now: Instant) -> (Move, Vec<(Eid, Arc<LogEntry>)>) {
         if let Some((user, entry)) = self.publishing.pop_front() {
             self.services.hub.appended(&user, &entry);
+            self.services.hub.announced();
             return (Move::Published(user, entry.sequence), Vec::new());
         }
         if let Some(change) = self.changes.pop_front() {

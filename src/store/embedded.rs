@@ -102,6 +102,7 @@ impl Embedded {
         let failed = |error: std::io::Error| StoreError::Engine(format!("starting the writer: {error}"));
         let ledger = Ledger::open(engine.clone(), Instant::now(), |committed| {
             committed.appended.iter().for_each(|(user, entry)| observer.appended(user, entry));
+            observer.announced();
         })?;
         let tally = ledger.tally().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
@@ -329,6 +330,7 @@ impl Store for Embedded {
             unreleased: self.tally.unreleased.load(Ordering::Relaxed),
             log_ends: self.tally.log_ends.lookups(),
             chat_ends: self.tally.chat_ends.lookups(),
+            messages: self.tally.messages.lookups(),
             lists: self.tally.lists.lookups(),
         })
     }

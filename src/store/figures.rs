@@ -19,6 +19,8 @@ pub struct Figures {
     pub chat_ends: Lookups,
     /// Lengths of subscriber lists.
     pub lists: Lookups,
+    /// Messages that are released or acknowledged.
+    pub messages: Lookups,
 }
 
 /// What an engine takes, and how often it had to read.
@@ -66,4 +68,5 @@ pub(crate) struct Tally {
     pub(crate) log_ends: Counted,
     pub(crate) chat_ends: Counted,
     pub(crate) lists: Counted,
+    pub(crate) messages: Counted,
 }

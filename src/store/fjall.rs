@@ -7,6 +7,7 @@ use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, 
 use bytes::Bytes;
 
 use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use super::rotation::Rotation;
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
@@ -14,6 +15,7 @@ pub(crate) struct Fjall {
     database: Database,
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
+    rotation: Rotation,
 }
 
 impl Fjall {
@@ -32,21 +34,27 @@ impl Fjall {
         let spaces = Space::ALL
             .iter()
             .map(|space| database.keyspace(space.name(), || options(*space)))
-            .collect::<Result<_, _>>()
+            .collect::<Result<Arc<[Keyspace]>, _>>()
             .map_err(failed)?;
-        Ok(Fjall { database, spaces })
+        let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
+        Ok(Fjall { database, spaces, rotation })
+    }
+}
+
+/// Memory that a space fills before it writes a file.
+pub(super) fn memtable_bytes(space: Space) -> u64 {
+    match space {
+        Space::Messages | Space::Chats | Space::Locals | Space::Logs => limits::STORE_MEMTABLE_BYTES_MAX,
+        // Small or short-lived rows: their deletions vanish in the memtable.
+        _ => limits::STORE_MEMTABLE_BYTES_MAX / 4,
     }
 }
 
 fn options(space: Space) -> KeyspaceCreateOptions {
-    let bytes = match space {
-        Space::Messages | Space::Chats | Space::Locals | Space::Logs => limits::STORE_MEMTABLE_BYTES_MAX,
-        // Small or short-lived rows: their deletions vanish in the memtable.
-        _ => limits::STORE_MEMTABLE_BYTES_MAX / 4,
-    };
     // What these are asked for by name is there nearly always, so a filter in the last level would only cost.
     let hits = matches!(space, Space::Messages | Space::Chats | Space::Logs);
-    KeyspaceCreateOptions::default().max_memtable_size(bytes).expect_point_read_hits(hits)
+    // The engine's own bound stands behind [`Rotation`], which comes first.
+    KeyspaceCreateOptions::default().max_memtable_size(4 * memtable_bytes(space)).expect_point_read_hits(hits)
 }
 
 fn failed(error: ::fjall::Error) -> StoreError {
@@ -65,14 +73,19 @@ impl Kv for Fjall {
             return self.database.persist(mode).map_err(failed);
         }
         let mut writes = self.database.batch().durability(Some(mode));
+        let mut written = [false; Space::COUNT];
         for (space, key, value) in batch {
+            written[space.index()] = true;
             let keyspace = &self.spaces[space.index()];
             match value {
                 Some(value) => writes.insert(keyspace, Slice::from(&key[..]), Slice::from(&value[..])),
                 None => writes.remove(keyspace, Slice::from(&key[..])),
             }
         }
-        writes.commit().map_err(failed)
+        writes.commit().map_err(failed)?;
+        let spaces = Space::ALL.into_iter().filter(|space| written[space.index()]);
+        spaces.for_each(|space| self.rotation.look(space, &self.spaces[space.index()]));
+        Ok(())
     }
 
     fn size(&self) -> Result<Size, StoreError> {
@@ -117,5 +130,40 @@ impl View for FjallView {
             taken.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)));
         }
         Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use ::fjall::AbstractTree;
+
+    use super::*;
+
+    /// Far above what writing some tens of MiB takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn full_memtables_become_files_while_more_is_written_and_nothing_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
+        let (logs, bytes) = (&engine.spaces[Space::Logs.index()], memtable_bytes(Space::Logs));
+        let value = Bytes::from(vec![7; 8 * 1024]);
+        let (began, mut rows) = (Instant::now(), 0u32);
+        while rows as u64 * value.len() as u64 <= 2 * bytes || logs.tree.table_count() < 2 {
+            assert!(began.elapsed() < PATIENCE, "{rows} rows, {} files", logs.tree.table_count());
+            let row = |n: u32| (Space::Logs, Bytes::copy_from_slice(&n.to_be_bytes()), Some(value.clone()));
+            engine.commit((rows..rows + 64).map(row).collect(), false).unwrap();
+            rows += 64;
+            // Its own bound is further away, so it was not the engine that closed it.
+            assert!(logs.tree.active_memtable().size() < 4 * bytes);
+        }
+        drop(engine);
+        let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
+        let view = engine.view();
+        for n in (0..rows).step_by(97).chain([rows - 1]) {
+            assert_eq!(view.get(Space::Logs, &n.to_be_bytes()).unwrap().as_ref(), Some(&value), "row {n} of {rows}");
+        }
     }
 }

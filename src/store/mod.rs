@@ -16,6 +16,7 @@ mod memory;
 mod read;
 mod record;
 mod retention;
+mod rotation;
 mod types;
 mod writer;
 
@@ -101,6 +102,9 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
 pub trait LogObserver: Send + Sync + 'static {
     /// `entry` was appended to `user`'s log.
     fn appended(&self, user: &Eid, entry: &Arc<LogEntry>);
+
+    /// All of a commit was told, and its callers are answered: the time to wake others.
+    fn announced(&self) {}
 
     /// Something changed that sessions have to follow.
     fn changed(&self, change: &Change) {

@@ -24,6 +24,16 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// Bytes of everything in it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Content::Text(text) => text.len(),
+            Content::Media { url, caption, thumbnail_url, .. } => url.len() + caption.len() + thumbnail_url.len(),
+        }
+    }
+}
+
 /// A checked request to send.
 #[derive(Clone, Debug)]
 pub struct NewMessage {

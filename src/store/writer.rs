@@ -133,6 +133,7 @@ impl Writer {
                 let _ = reply.send(outcome);
             }
         }
+        self.observer.announced();
     }
 
     fn close(mut self) {

@@ -163,7 +163,8 @@ impl Watch {
 
     fn wake(&self) {
         if !self.marked.swap(true, Ordering::AcqRel) {
-            self.signal.advanced();
+            let _ = self.signal.advanced();
+            self.signal.wake();
         }
     }
 

@@ -120,7 +120,7 @@ labels! {
     PresenceResult "result" { Sent = "sent", Coalesced = "coalesced", Dropped = "dropped" }
     /// What is kept in memory because asking for it costs more.
     CacheKind "cache" {
-        RecentEntries = "recent_entries", LogEnds = "log_ends", ChatEnds = "chat_ends", Lists = "lists",
+        RecentEntries = "recent_entries", LogEnds = "log_ends", ChatEnds = "chat_ends", Messages = "messages", Lists = "lists",
         Blocks = "blocks",
     }
     /// Whether it was there.

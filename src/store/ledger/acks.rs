@@ -34,7 +34,7 @@ impl Books {
         if self.unreleased.contains(id) {
             return Err(StoreError::NoSuchMessage);
         }
-        let message = record::message(txn, id)?.ok_or(StoreError::NoSuchMessage)?;
+        let message = self.message(txn, id)?.ok_or(StoreError::NoSuchMessage)?;
         if message.recipient != ack.reader {
             return Err(StoreError::NotRecipient);
         }
@@ -47,7 +47,7 @@ impl Books {
             txn.put(row_key.clone(), &row);
         }
         let (status, at) = stored(&row_key, &row)?.unwrap_or((ack.status, ack.at));
-        let (reader, sender, chat) = (ack.reader.clone(), message.sender, message.chat);
+        let (reader, sender, chat) = (ack.reader.clone(), message.sender.clone(), message.chat);
         let target = AckTarget::Message(id);
         let acknowledged = Acknowledged { reader, sender, target, chat, status, at, changed };
         Ok((acknowledged, Sequence::from(row.recipient_sequence)))

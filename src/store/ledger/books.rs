@@ -11,9 +11,12 @@ use crate::limits;
 use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, ChatRecord, FloorRecord, LogRecord, corrupt};
-use crate::store::types::{EntryBody, LogBounds};
+use crate::store::types::{EntryBody, LogBounds, Message};
 use crate::store::{StoreError, key};
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
+
+/// What a message holds beside its content.
+const MESSAGE_OVERHEAD_BYTES: usize = 400;
 
 pub(super) struct Books {
     pub(super) unreleased: Unreleased,
@@ -23,6 +26,7 @@ pub(super) struct Books {
     pub(super) tally: Arc<Tally>,
     logs: LruCache<Eid, LogBounds>,
     chats: LruCache<ChatId, ChatEnd>,
+    messages: Newest,
 }
 
 /// Where a chat stands, and between whom it is.
@@ -50,6 +54,7 @@ impl Books {
             tally: Arc::default(),
             logs: LruCache::new(cache(ends)),
             chats: LruCache::new(cache(ends)),
+            messages: Newest::new(),
         }
     }
 
@@ -58,6 +63,27 @@ impl Books {
         self.lists.clear();
         self.logs.clear();
         self.chats.clear();
+        self.messages = Newest::new();
+    }
+
+    /// A message has been written: it is about to be released and acknowledged.
+    pub(super) fn keep(&mut self, message: Arc<Message>) {
+        self.messages.push(message);
+    }
+
+    /// A message has been deleted.
+    pub(super) fn forget_message(&mut self, id: MessageId) {
+        self.messages.remove(id);
+    }
+
+    /// Reads a message.
+    pub(super) fn message(&self, view: &dyn View, id: MessageId) -> Result<Option<Arc<Message>>, StoreError> {
+        let known = self.messages.get(id);
+        self.tally.messages.count(known.is_some());
+        match known {
+            Some(message) => Ok(Some(message)),
+            None => Ok(record::message(view, id)?.map(Arc::new)),
+        }
     }
 
     /// Where `user`'s log begins and ends.
@@ -169,6 +195,47 @@ pub(crate) fn chat_version(view: &dyn View, chat: ChatId) -> Result<Version, Sto
 
 fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
     Ok(record::read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
+}
+
+/// The newest messages, at most [`limits::STORE_NEWEST_BYTES`] of them: nearly every release and acknowledgment is about
+/// one, and reading it costs the writer more than what it changes.
+struct Newest {
+    /// By age: looking does not change the order.
+    messages: LruCache<MessageId, Arc<Message>>,
+    bytes: usize,
+}
+
+impl Newest {
+    fn new() -> Newest {
+        Newest { messages: LruCache::unbounded(), bytes: 0 }
+    }
+
+    fn push(&mut self, message: Arc<Message>) {
+        self.bytes += weight(&message);
+        if let Some(same) = self.messages.put(message.id, message) {
+            self.bytes -= weight(&same);
+        }
+        while self.bytes > limits::STORE_NEWEST_BYTES
+            && let Some((_, oldest)) = self.messages.pop_lru()
+        {
+            self.bytes -= weight(&oldest);
+        }
+    }
+
+    fn remove(&mut self, id: MessageId) {
+        if let Some(message) = self.messages.pop(&id) {
+            self.bytes -= weight(&message);
+        }
+    }
+
+    fn get(&self, id: MessageId) -> Option<Arc<Message>> {
+        self.messages.peek(&id).cloned()
+    }
+}
+
+/// What a message takes in memory: its content, ids, and place in the cache.
+fn weight(message: &Message) -> usize {
+    message.content.bytes() + MESSAGE_OVERHEAD_BYTES
 }
 
 /// The messages that are accepted and not released. In a chat they are the newest ones without a gap, as releases keep

@@ -65,6 +65,7 @@ impl Books {
         txn.put(key::chat(chat, version), &row);
         txn.put(local_key, &local);
         // From here on nothing fails.
+        self.keep(message.clone());
         self.advance_chat(chat, version);
         if !now {
             self.unreleased.insert(chat, version, message.id, release);
@@ -86,7 +87,9 @@ impl Books {
     }
 
     fn release_one(&mut self, txn: &mut Txn, chat: ChatId, version: Version, id: MessageId) -> Result<(), StoreError> {
-        let message = record::message_named(txn, id)?;
+        let Some(message) = self.message(txn, id)? else {
+            return Err(corrupt(Space::Messages, id.as_bytes(), "it waits for its release, and it is not there"));
+        };
         let row_key = key::chat(chat, version);
         let Some(mut row) = record::read::<ChatRecord>(txn, &row_key)? else {
             return Err(corrupt(Space::Chats, &row_key, "its message waits, and it is not there"));

@@ -235,8 +235,8 @@ impl Ledger {
     /// Makes what was applied durable, if it has to be; `now` is asked for after that. If the engine fails, so does
     /// every operation, and all later ones.
     pub(crate) fn commit(&mut self, now: impl FnOnce() -> Instant) -> Committed {
-        let durable = self.txn.as_ref().is_some_and(Txn::durable);
-        if durable || self.books.cursors.len() >= limits::CURSORS_UNWRITTEN_MAX {
+        // Usually they wait for [`Ledger::flush_cursors`]: a device that takes much moves its cursor with every commit.
+        if self.books.cursors.len() >= limits::CURSORS_UNWRITTEN_MAX {
             self.write_cursors();
         }
         let outcomes = std::mem::take(&mut self.outcomes);

@@ -43,6 +43,7 @@ impl Books {
             txn.delete_unsynced(Space::Chats, key::chat(chat, version));
             txn.delete_unsynced(Space::Messages, key::message(id));
             txn.delete_unsynced(Space::Locals, local);
+            self.forget_message(id);
         }
         // The versions go on from here at the least, and the next pass looks no further back.
         txn.put_unsynced(key::chat_floor(chat), &FloorRecord { last: last.get() });

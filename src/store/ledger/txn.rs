@@ -61,10 +61,6 @@ impl Txn {
         self.rows
     }
 
-    pub(crate) fn durable(&self) -> bool {
-        self.durable
-    }
-
     pub(crate) fn put<R: Record>(&mut self, key: Vec<u8>, record: &R) {
         self.durable = true;
         self.write(R::SPACE, key, Some(record.encode_to_vec().into()));
@@ -220,7 +216,7 @@ mod tests {
         assert!(txn.roll_back());
         assert_eq!(read::<FloorRecord>(&txn, &[1]).unwrap().unwrap().last, 1);
         assert_eq!(numbers(&txn, Order::Ascending, 9), [1]);
-        assert!(!txn.durable());
+        assert!(!txn.durable);
         assert_eq!(txn.rows(), 1);
         txn.begin_operation();
         assert!(!txn.roll_back());

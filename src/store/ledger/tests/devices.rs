@@ -16,7 +16,7 @@ fn a_cursor_moves_forward_only_and_not_past_the_head() {
 }
 
 #[test]
-fn a_cursor_waits_for_the_next_durable_commit_or_the_end() {
+fn a_cursor_waits_for_its_flush_or_the_end() {
     let mut house = House::new();
     house.open("bob", "phone").unwrap();
     house.sent("alice", "bob", 1);
@@ -31,7 +31,11 @@ fn a_cursor_waits_for_the_next_durable_commit_or_the_end() {
 
     house.run(vec![cursor("bob", "phone", 1)]);
     house.sent("alice", "bob", 3);
+    assert!(house.ledger.has_unwritten_cursors(), "other commits do not take it along");
+    house.ledger.flush_cursors().unwrap();
     assert!(!house.ledger.has_unwritten_cursors());
+    // Written, and durable with the next commit that is.
+    house.sent("alice", "bob", 4);
     let (mut house, _) = house.restart();
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(1));
 

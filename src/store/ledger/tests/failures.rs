@@ -8,6 +8,8 @@ fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
     let message = house.sent("alice", "bob", 1);
     let key = key::message(message.id);
     house.memory.commit(vec![(Space::Messages, key.into(), Some(vec![0xff, 0xff].into()))], true).unwrap();
+    // As after a restart: nothing is known from memory.
+    house.ledger.books.forget_ends();
     let committed = house.run(vec![
         accept(text("carol", "bob", 2), true),
         Op::Acknowledge(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)),
@@ -83,6 +85,7 @@ fn a_release_that_fails_half_way_leaves_nothing_and_can_be_repeated() {
     let good = house.memory.view().get(Space::Messages, &key).unwrap();
     let set = |value| house.memory.commit(vec![(Space::Messages, key.clone().into(), value)], true).unwrap();
     set(None);
+    house.ledger.books.forget_ends();
     let commits = house.memory.commits();
     let failed = house.ledger.run(vec![Op::Release(first.id)], Instant::now());
     assert!(failed.outcomes[0].is_err() && failed.appended.is_empty());
@@ -135,6 +138,35 @@ fn a_commit_takes_no_more_than_its_bound() {
     assert!(house.ledger.is_full());
     house.ledger.commit(Instant::now);
     assert!(!house.ledger.is_full());
+}
+
+#[test]
+fn the_newest_messages_are_kept_up_to_the_bound_and_older_ones_are_read_again() {
+    let mut house = House::new();
+    let long = |number| NewMessage { content: Content::Text("x".repeat(16 * 1024)), ..text("alice", "bob", number) };
+    let first = house.accept(long(1), true).unwrap().message;
+    let count = (limits::STORE_NEWEST_BYTES / (16 * 1024)) as u64;
+    for number in 2..=count {
+        house.accept(long(number), true).unwrap();
+    }
+    let looked = |house: &House| house.ledger.tally().messages.lookups();
+    let read = |house: &mut House, id| house.ack(ack("bob", AckTarget::Message(id), AckStatus::Read, 1)).unwrap();
+    let last = house.accept(long(count + 1), true).unwrap().message;
+    assert!(read(&mut house, last.id).changed);
+    assert_eq!((looked(&house).hits, looked(&house).misses), (1, 0));
+    assert!(read(&mut house, first.id).changed, "the oldest made room, and the engine has it");
+    assert_eq!((looked(&house).hits, looked(&house).misses), (1, 1));
+}
+
+#[test]
+fn a_deleted_message_is_not_remembered() {
+    let mut house = House::new();
+    let message = house.sent("alice", "bob", 1);
+    let gone =
+        vec![Gone { version: message.version, id: message.id, local: key::local(&message.sender, &message.local_id) }];
+    house.one(Op::TrimChat { chat: message.chat, parties: (eid("alice"), eid("bob")), gone }).unwrap();
+    let refused = house.ack(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1));
+    assert_eq!(refused.unwrap_err(), StoreError::NoSuchMessage);
 }
 
 #[test]
