@@ -156,6 +156,8 @@ fn next_entry(open: &mut Open) -> Next {
     }
     match open.membership.recent(tail.position, RECENT_ENTRIES_MAX) {
         Recent::Entries(entries) => {
+            // What comes after the last of them is announced.
+            tail.look = entries.len() == RECENT_ENTRIES_MAX;
             tail.fetched.extend(entries);
             return tail.fetched.pop_front().map_or(Next::Nothing, Next::Entry);
         }
