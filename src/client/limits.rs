@@ -20,8 +20,11 @@ pub const OUTBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes of the same, as frames: what a phone can spare, and what comes back in under a minute over 3G.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Other requests (acknowledgments, pings, lists) that may wait for their answer. At the bound automatic
-/// acknowledgments wait, and with them the events behind; what the application asks for itself is refused.
+/// acknowledgments of a chat become one up to its newest message; what the application asks for itself is refused.
 pub const REQUESTS_MAX: usize = 256;
+/// Chats with such an acknowledgment that waits for a place. At the bound the events behind wait too, for
+/// [`REQUEST_WITHIN`] at most, when the requests that took the places are over. Far more people than write to one.
+pub const HELD_CHATS_MAX: usize = 4 * REQUESTS_MAX;
 /// An answer to such a request that has not come within this is not going to: its waiter is told.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// Entries of a list of subscribers that comes in several frames: three times what a server admits (profile 6), as it
@@ -62,9 +65,12 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 pub const EVENTS_MAX: usize = 256;
 /// Bytes read beyond that bound while the server owes an answer, which may lie behind messages: it is what keeps a device
 /// from waiting for an answer that it does not read. Counted until the application has taken everything, so it has to be
-/// what a backlog may be: some 100,000 texts. Beyond it, an application that waits for an answer before it takes its next
-/// event, or whose automatic acknowledgments all wait, waits for ever.
+/// what a backlog may be: some 100,000 texts.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// At that bound, an application that takes no event for this long while it waits for an answer waits for what will not
+/// be read: it is told so, and from then on at once, until it has taken what lies here. Longer than any write to a phone's
+/// storage should last.
+pub const UNREAD_WITHIN: Duration = Duration::from_secs(5);
 /// Events of the connection itself that wait behind a full queue; older ones are dropped, `Device::state` is exact.
 pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Positions of direct replies that came ahead of the log's tail. Beyond it a VersionUpdate that was handled may be
