@@ -254,8 +254,10 @@ pub struct QuicLink {
     draining: Option<Vec<Stopping>>,
     /// Where the peer was last seen, and how often that was another place than before.
     seen: SocketAddr,
-    /// And where before that.
+    /// And where before that, unless it came back from a place that did not answer.
     before: SocketAddr,
+    /// Answers to path challenges, by the time of its last move.
+    answers: u64,
     migrations: u64,
 }
 
@@ -282,6 +284,7 @@ impl QuicLink {
             draining: None,
             seen,
             before: seen,
+            answers: 0,
             migrations: 0,
         }
     }
@@ -298,9 +301,10 @@ impl QuicLink {
         if remote == self.seen {
             return;
         }
-        // Each move comes with another port, or another address: the very one of before is what quinn goes back to when
-        // the new path did not answer its challenge (RFC 9000, 9.3.2).
-        let kind = if remote == self.before {
+        // The very address of before is where quinn goes back to when the new path did not answer its challenge (RFC 9000,
+        // 9.3.2), and where a phone returns to that was elsewhere for a while: from a path that has answered.
+        let answers = self.connection.stats().frame_rx.path_response;
+        let kind = if remote == self.before && answers == self.answers {
             MigrationKind::Failed
         } else if remote.ip() == self.seen.ip() {
             MigrationKind::NatRebinding
@@ -310,7 +314,9 @@ impl QuicLink {
         tracing::debug!(from = %self.seen, to = %remote, kind = kind.name(), "the device has moved");
         self.services.metrics.migrated(kind);
         self.migrations += 1;
-        self.before = std::mem::replace(&mut self.seen, remote);
+        let left = std::mem::replace(&mut self.seen, remote);
+        self.before = if kind == MigrationKind::Failed { remote } else { left };
+        self.answers = answers;
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
