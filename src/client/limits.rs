@@ -110,23 +110,28 @@ pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
 /// and lifts are shorter, and a connection that outlives them costs no handshake. Without anything to wait for, the idle
 /// time-out decides.
 pub const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// Steps of that silence, each a small packet that asks for life: 1.5 s apart, so that a path that comes back is noticed
-/// that soon, and a battery pays for seven packets.
-pub const KNOCKS_MAX: u32 = 8;
+/// Steps of that silence, each a small packet that asks for life: 0.75 s apart, so that a path that comes back is noticed
+/// that soon. A mobile radio stays awake for longer than that after a packet, so a battery pays for fifteen packets and no
+/// more; where there is no network, not for those.
+pub const KNOCKS_MAX: u32 = 16;
+/// Steps asked in vain after which more than an exchange has been lost.
+pub const KNOCKS_BEFORE_DOUBT: u32 = 2;
 /// The step that goes on from another socket: where a NAT has forgotten the binding, all packets after that arrive.
-pub const KNOCKS_BEFORE_MOVING: u32 = 2;
+pub const KNOCKS_BEFORE_MOVING: u32 = 4;
 /// After the application has said that the network is another one, silence is judged sooner: a network that drops UDP
 /// looks like a dead one, and a new connection races QUIC with TCP.
 pub const MOVED_SILENCE_MIN: Duration = Duration::from_secs(2);
 /// The same in round trips, where they are long: a lost packet and its repetition fit in.
 pub const MOVED_SILENCE_RTTS: u32 = 6;
+/// Steps of that silence: not closer than a round trip.
+pub const MOVED_KNOCKS_MAX: u32 = 8;
 /// Frames that a device sends first from another address, a packet each: one may be lost.
 pub const MOVED_FRAMES: usize = 2;
 /// Padding of each: with it the packet fills the 1,200 bytes that every path carries, and lets the server send 3,600.
 pub const MOVED_PADDING_BYTES: usize = 1_100;
-/// NAT bindings of mobile networks live 20 to 30 s; one packet each 20 s keeps them, and the radio mostly asleep.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Three keep-alives lost in a row.
+/// NAT bindings of mobile networks live 20 to 30 s; one packet each 15 s keeps them, and the radio mostly asleep.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Four keep-alives lost in a row.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long before its expiry a token is renewed, at most; a short-lived one at nine tenths of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
