@@ -1,7 +1,7 @@
 //! BIMip over QUIC: a 1:1 messaging and presence server for mobile networks, and the device's side of it.
 //!
 //! Floors, from the ground up; a module uses only floors below its own (`tests/tidy.rs` holds it):
-//! [`wire`], then `store`, `auth`, `observe` and `link`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
+//! [`wire`] and `congestion`, then `store`, `auth`, `observe` and `link`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 #[cfg(feature = "server")]
@@ -31,6 +31,8 @@ pub mod client;
 #[cfg(target_os = "linux")]
 pub mod link;
 
+#[cfg(any(feature = "client", feature = "server"))]
+mod congestion;
 pub mod limits;
 #[cfg(feature = "server")]
 #[cfg(test)]

@@ -172,6 +172,36 @@ async fn a_nat_that_forgets_in_mid_conversation_costs_neither_session_nor_messag
 }
 
 #[tokio::test]
+async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_session_nor_message() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address)).await;
+    road.lead_astray(true);
+    let pinging = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.ping().await }
+    });
+    metric(&server, "bimip_path_migrations_total{kind=\"nat_rebinding\"}", 1.0).await;
+    // The server looks where the phone is when it has something for it.
+    let mut sent = 0;
+    within_bound("the server to go back", async {
+        while server.metric("bimip_path_migrations_total{kind=\"failed\"}").await == 0.0 {
+            bob.send_text(&eid(ALICE), sent.to_string()).await.unwrap();
+            sent += 1;
+        }
+    })
+    .await;
+    road.lead_astray(false);
+    for number in 0..sent {
+        assert_eq!(text(&mut alices).await, number.to_string());
+    }
+    within_bound("the ping's end", pinging).await.unwrap().unwrap();
+    assert_eq!(*alice.state().borrow(), State::Connected(session), "the session is the same");
+    assert_eq!(server.metric("bimip_path_migrations_total{kind=\"nat_rebinding\"}").await, 1.0);
+}
+
+#[tokio::test]
 async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
     let server = TestServer::start().await;
     let road = Road::to(server.quic_address()).await;
@@ -214,8 +244,8 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     assert_eq!(text(&mut alices).await, "hello");
 }
 
-/// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose answers lie
-/// behind the messages that it has not read yet.
+/// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose
+/// answers lie behind the messages that it has not read yet.
 #[tokio::test]
 async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
     const WAITING: usize = 3 * EVENTS_MAX;

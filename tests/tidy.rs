@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 600;
 
 /// Modules of the crate and their floors; a module uses only floors below its own.
-const FLOORS: [(&str, u8); 13] = [
+const FLOORS: [(&str, u8); 14] = [
     ("wire", 1),
+    ("congestion", 1),
     ("store", 2),
     ("auth", 2),
     ("observe", 2),
@@ -168,9 +169,9 @@ fn may_use(user: &str, used: &str) -> bool {
         _ if user == used => true,
         ("lib", _) => true,
         ("main", _) => used == "cli",
-        ("wire" | "limits" | "clock", _) => false,
+        ("wire" | "congestion" | "limits" | "clock", _) => false,
         ("config", _) => ["wire", "limits"].contains(&used),
-        ("client", _) => used == "wire",
+        ("client", _) => ["wire", "congestion"].contains(&used),
         _ if CELLAR.contains(&used) => true,
         _ => floor(user).zip(floor(used)).is_some_and(|(user, used)| used < user),
     }

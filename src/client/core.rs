@@ -15,15 +15,17 @@ use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Event, Session};
 use super::limits::{
     ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, RENEW_RETRY,
+    UNREAD_WITHIN,
 };
 use super::outbox::{Backlog, Draft};
-use super::payloads::{acknowledgment, ping};
+use super::payloads::{acknowledgment, acknowledgment_up_to, ping};
+use super::receipts::{Delivery, Receipts, UpTo};
 use super::requests::{RequestReply, Requests, SendReply, answer};
 use super::transport::Transport;
 use crate::wire::proto::{AwarenessNotification, SessionOpen, SyncAck};
 use crate::wire::{
-    AckStatus, DeviceId, Eid, Exchange, Identity, Lane, LocalId, MessageId, MessageScheme, Payload, Sequence,
-    encode_frame, envelope, lane_of, open_envelope, payload_name,
+    AckStatus, DeviceId, Eid, Exchange, Identity, Lane, LocalId, MessageScheme, Payload, Sequence, encode_frame,
+    envelope, lane_of, open_envelope, payload_name,
 };
 
 use own_presence::OwnPresence;
@@ -66,8 +68,8 @@ pub(crate) struct Outgoing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub(crate) sequence: Sequence,
-    /// The message whose delivery to acknowledge, and its sender.
-    pub(crate) deliver: Option<(MessageId, Eid)>,
+    /// The message whose delivery to acknowledge.
+    pub(crate) deliver: Option<Delivery>,
 }
 
 #[derive(Debug)]
@@ -98,10 +100,15 @@ pub(crate) struct Core {
     link: Link,
     lanes: [LaneOut; 4],
     requests: Requests,
+    receipts: Receipts,
     cursor: Cursor,
     events: VecDeque<Outgoing>,
     /// Bytes that were read since the application has not taken all events.
     ahead: usize,
+    /// Since when, with that at its bound, the application has taken none.
+    idle_since: Option<Instant>,
+    /// That was for too long: no answer behind the events is waited for until all are taken.
+    unread: bool,
     /// Messages that are done with, for the outbox to forget.
     done: Vec<LocalId>,
     /// A session was accepted, for the task to tell.
@@ -120,9 +127,12 @@ impl Core {
             link: Link::Down,
             lanes: Default::default(),
             requests: Requests::default(),
+            receipts: Receipts::default(),
             cursor: Cursor::starting_at(backlog.cursor),
             events: VecDeque::new(),
             ahead: 0,
+            idle_since: None,
+            unread: false,
             done: Vec::new(),
             accepted: None,
             refusal: None,
@@ -147,6 +157,9 @@ impl Core {
     /// Sends an admitted message, now or when there is a link.
     pub(crate) fn send(&mut self, draft: &Draft, reply: SendReply, at: Instant) {
         self.requests.send(draft, &self.settings.eid, &self.settings.device, Some(reply), at);
+        if self.unread {
+            self.requests.release_unread();
+        }
     }
 
     /// Asks for something. A request that is not `lasting` is only made on a link that is there.
@@ -156,6 +169,7 @@ impl Core {
             None => drop(answer(Some(reply), Err(RequestError::Unexpected))),
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
             Some(_) if !self.requests.has_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
+            Some(lane) if self.unread && lane != Lane::Control => drop(answer(Some(reply), Err(RequestError::Unread))),
             Some(lane) => self.requests.request(lane, payload, lasting, Some(reply)),
         }
     }
@@ -178,16 +192,33 @@ impl Core {
 
     /// Whether [`Core::taken`] may be called: an acknowledgment that it makes needs a place.
     pub(crate) fn can_take(&self) -> bool {
-        !self.settings.auto_deliver || self.requests.has_room()
+        !self.settings.auto_deliver || self.requests.has_room() || self.receipts.has_room()
     }
 
     /// The application took an event.
     pub(crate) fn taken(&mut self, taken: Taken, now: Now) {
         self.cursor.taken(taken.sequence);
-        if let Some((message_id, sender)) = taken.deliver {
-            let request = acknowledgment(self.identity(), message_id, &sender, AckStatus::Delivered, now.unix_ms);
-            self.requests.request(Lane::Chat, request, true, None);
+        if let Some(delivery) = taken.deliver {
+            if self.receipts.is_empty() && self.requests.has_room() {
+                let Delivery { message_id, sender, .. } = &delivery;
+                let request = acknowledgment(self.identity(), *message_id, sender, AckStatus::Delivered, now.unix_ms);
+                self.requests.acknowledge(request, None);
+            } else {
+                self.receipts.hold(UpTo::new(delivery, now.unix_ms));
+            }
             self.cursor.covered(taken.sequence);
+        }
+    }
+
+    /// What was held back takes the places that have become free.
+    fn acknowledge_held(&mut self) {
+        while self.requests.has_room()
+            && let Some(held) = self.receipts.take()
+        {
+            let Delivery { chat, version, sender, .. } = &held.newest;
+            let request =
+                acknowledgment_up_to(self.identity(), (*chat, *version), sender, AckStatus::Delivered, held.at);
+            self.requests.acknowledge(request, Some(held));
         }
     }
 
@@ -263,8 +294,10 @@ impl Core {
         if matches!(self.link, Link::Down) {
             return None;
         }
-        if lane == Lane::Presence && self.presence.is_due() {
-            return self.presence.take(now);
+        match lane {
+            Lane::Presence if self.presence.is_due() => return self.presence.take(now),
+            Lane::Chat => self.acknowledge_held(),
+            _ => {}
         }
         let out = &mut self.lanes[lane.index()];
         if let Some(frame) = out.answers.pop_front() {
@@ -278,12 +311,13 @@ impl Core {
 
     /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
     /// again only control, so that the server keeps what is to come, and pings are answered. But where an answer is owed,
-    /// reading goes on for a while: it may lie behind messages, and the application may be waiting for it.
+    /// reading goes on for a while: it may lie behind messages, and the application may be waiting for it. At the bound of
+    /// that it is told ([`Core::tick`]).
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
             _ => {
-                let ahead = self.requests.owed() && self.ahead < AHEAD_BYTES_MAX;
+                let ahead = self.requests.owed() && !self.is_far_ahead();
                 matches!(self.link, Link::Open) && (self.events.is_empty() || ahead)
             }
         }
@@ -337,11 +371,21 @@ impl Core {
             .filter(|lane| self.requests.has_unsent(*lane))
             .filter_map(|lane| self.lanes[lane.index()].hold)
             .min();
-        [sync, opening, held, self.requests.expiry()].into_iter().flatten().min()
+        let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
+        [sync, opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
+    }
+
+    /// Nothing that may lie behind events is read any more until the application has taken them.
+    fn is_far_ahead(&self) -> bool {
+        self.ahead >= AHEAD_BYTES_MAX
     }
 
     /// Does what is due. An error when the link has to go.
     pub(crate) fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
+        if self.is_far_ahead() && *self.idle_since.get_or_insert(now) + UNREAD_WITHIN <= now {
+            self.unread = true;
+            self.requests.release_unread();
+        }
         self.requests.expire(now);
         for out in &mut self.lanes {
             out.hold = out.hold.filter(|until| *until > now);
@@ -361,11 +405,12 @@ impl Core {
 
     /// The next event, in order.
     pub(crate) fn next_event(&mut self) -> Option<Outgoing> {
-        let event = self.events.pop_front();
+        let event = self.events.pop_front()?;
+        self.idle_since = None;
         if self.events.is_empty() {
-            self.ahead = 0;
+            (self.ahead, self.unread) = (0, false);
         }
-        event
+        Some(event)
     }
 
     /// Messages that need not be kept any longer.
@@ -390,7 +435,8 @@ impl Core {
 
     /// Whether everything asked for was answered.
     pub(crate) fn is_settled(&self) -> bool {
-        self.requests.is_empty() && !(self.presence.is_due() && matches!(self.link, Link::Open))
+        let asked = self.requests.is_empty() && self.receipts.is_empty();
+        asked && !(self.presence.is_due() && matches!(self.link, Link::Open))
     }
 
     /// The device stops: whoever waits is told why.

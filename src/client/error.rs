@@ -84,6 +84,11 @@ pub enum SendError {
     /// A message with this local id waits already: its own answer is on the way.
     #[error("a message with the local id {0} is being sent")]
     Duplicate(LocalId),
+    /// The answer lies behind events that the application does not take, more than are read ahead of it
+    /// ([`super::limits::AHEAD_BYTES_MAX`]). The message keeps its place in the outbox, and that it was accepted comes as
+    /// [`super::Event::Accepted`].
+    #[error("the answer lies behind events that are not taken")]
+    Unread,
     /// The server refuses it.
     #[error("refused by the server: {0}")]
     Refused(#[from] Refusal),
@@ -114,6 +119,10 @@ pub enum RequestError {
     /// Too many wait already.
     #[error("too many requests are waiting for an answer")]
     Busy,
+    /// The answer lies behind events that the application does not take, more than are read ahead of it
+    /// ([`super::limits::AHEAD_BYTES_MAX`]). Whether the server did it is not known; take events, and ask again.
+    #[error("the answer lies behind events that are not taken")]
+    Unread,
     /// The answer is not one to this request.
     #[error("the server's answer does not fit the request")]
     Unexpected,

@@ -12,7 +12,8 @@ use super::limits::EVENTS_MAX;
 /// The stream of events of one device.
 ///
 /// Read it in a task of its own, or alongside whatever else waits for the device: while [`EVENTS_MAX`] events lie here
-/// unread, nothing but control is read from the server, not even the answers to what was sent. Dropping it says that
+/// unread, the server keeps what follows, save for what lies before an answer that it owes. Of that so much is read on
+/// ([`super::limits::AHEAD_BYTES_MAX`]); whoever waits for one behind that is told so. Dropping it says that
 /// events are of no interest: they are thrown away, and nothing is acknowledged by itself.
 #[derive(Debug)]
 pub struct Events {

@@ -20,8 +20,11 @@ pub const OUTBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes of the same, as frames: what a phone can spare, and what comes back in under a minute over 3G.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Other requests (acknowledgments, pings, lists) that may wait for their answer. At the bound automatic
-/// acknowledgments wait, and with them the events behind; what the application asks for itself is refused.
+/// acknowledgments of a chat become one up to its newest message; what the application asks for itself is refused.
 pub const REQUESTS_MAX: usize = 256;
+/// Chats with such an acknowledgment that waits for a place. At the bound the events behind wait too, for
+/// [`REQUEST_WITHIN`] at most, when the requests that took the places are over. Far more people than write to one.
+pub const HELD_CHATS_MAX: usize = 4 * REQUESTS_MAX;
 /// An answer to such a request that has not come within this is not going to: its waiter is told.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// Entries of a list of subscribers that comes in several frames: three times what a server admits (profile 6), as it
@@ -62,9 +65,12 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 pub const EVENTS_MAX: usize = 256;
 /// Bytes read beyond that bound while the server owes an answer, which may lie behind messages: it is what keeps a device
 /// from waiting for an answer that it does not read. Counted until the application has taken everything, so it has to be
-/// what a backlog may be: some 100,000 texts. Beyond it, an application that waits for an answer before it takes its next
-/// event, or whose automatic acknowledgments all wait, waits for ever.
+/// what a backlog may be: some 100,000 texts.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// At that bound, an application that takes no event for this long while it waits for an answer waits for what will not
+/// be read: it is told so, and from then on at once, until it has taken what lies here. Longer than any write to a phone's
+/// storage should last.
+pub const UNREAD_WITHIN: Duration = Duration::from_secs(5);
 /// Events of the connection itself that wait behind a full queue; older ones are dropped, `Device::state` is exact.
 pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Positions of direct replies that came ahead of the log's tail. Beyond it a VersionUpdate that was handled may be
@@ -104,23 +110,28 @@ pub const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
 /// and lifts are shorter, and a connection that outlives them costs no handshake. Without anything to wait for, the idle
 /// time-out decides.
 pub const SILENCE_MAX: Duration = Duration::from_secs(12);
-/// Steps of that silence, each a small packet that asks for life: 1.5 s apart, so that a path that comes back is noticed
-/// that soon, and a battery pays for seven packets.
-pub const KNOCKS_MAX: u32 = 8;
+/// Steps of that silence, each a small packet that asks for life: 0.75 s apart, so that a path that comes back is noticed
+/// that soon. A mobile radio stays awake for longer than that after a packet, so a battery pays for fifteen packets and no
+/// more; where there is no network, not for those.
+pub const KNOCKS_MAX: u32 = 16;
+/// Steps asked in vain after which more than an exchange has been lost.
+pub const KNOCKS_BEFORE_DOUBT: u32 = 2;
 /// The step that goes on from another socket: where a NAT has forgotten the binding, all packets after that arrive.
-pub const KNOCKS_BEFORE_MOVING: u32 = 2;
+pub const KNOCKS_BEFORE_MOVING: u32 = 4;
 /// After the application has said that the network is another one, silence is judged sooner: a network that drops UDP
 /// looks like a dead one, and a new connection races QUIC with TCP.
 pub const MOVED_SILENCE_MIN: Duration = Duration::from_secs(2);
 /// The same in round trips, where they are long: a lost packet and its repetition fit in.
 pub const MOVED_SILENCE_RTTS: u32 = 6;
+/// Steps of that silence: not closer than a round trip.
+pub const MOVED_KNOCKS_MAX: u32 = 8;
 /// Frames that a device sends first from another address, a packet each: one may be lost.
 pub const MOVED_FRAMES: usize = 2;
 /// Padding of each: with it the packet fills the 1,200 bytes that every path carries, and lets the server send 3,600.
 pub const MOVED_PADDING_BYTES: usize = 1_100;
-/// NAT bindings of mobile networks live 20 to 30 s; one packet each 20 s keeps them, and the radio mostly asleep.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Three keep-alives lost in a row.
+/// NAT bindings of mobile networks live 20 to 30 s; one packet each 15 s keeps them, and the radio mostly asleep.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Four keep-alives lost in a row.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long before its expiry a token is renewed, at most; a short-lived one at nine tenths of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);

@@ -61,6 +61,7 @@ mod link;
 mod networks;
 mod outbox;
 mod payloads;
+mod receipts;
 mod requests;
 mod silence;
 mod task;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::error::{RequestError, SendError};
 use super::limits::{LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX};
 use super::outbox::Draft;
+use super::receipts::UpTo;
 use crate::wire::proto::Subscriber;
 use crate::wire::{
     ChatId, DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence, Version, encode_frame, envelope,
@@ -65,6 +66,8 @@ pub(crate) struct PendingRequest {
     pub(crate) reply: Option<RequestReply>,
     /// Still wanted after a reconnect.
     pub(crate) lasting: bool,
+    /// What an automatic acknowledgment is about that stands for several.
+    pub(crate) up_to: Option<UpTo>,
     /// Entries of a list whose last frame has not come.
     pub(crate) parts: Vec<Subscriber>,
     sent: Option<Instant>,
@@ -116,9 +119,12 @@ impl Requests {
 
     /// Takes a request.
     pub(crate) fn request(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>) {
-        let (id, frame) = self.enter(lane, payload);
-        self.requests
-            .insert(id, PendingRequest { reply, lasting, parts: Vec::new(), sent: None, frame, lane, put_off: 0 });
+        self.pend(lane, payload, lasting, reply, None);
+    }
+
+    /// Takes an automatic acknowledgment: of one message, or of all up to one.
+    pub(crate) fn acknowledge(&mut self, payload: Payload, up_to: Option<UpTo>) {
+        self.pend(Lane::Chat, payload, true, None, up_to);
     }
 
     /// The next frame to go out on a lane.
@@ -237,6 +243,22 @@ impl Requests {
         self.expiry
     }
 
+    /// Tells those who wait for answers that will not be read, control's aside. Messages keep their place.
+    pub(crate) fn release_unread(&mut self) {
+        for send in self.sends.values_mut() {
+            answer(send.reply.take(), Err(SendError::Unread));
+        }
+        let unsent = &mut self.unsent;
+        self.requests.retain(|id, request| match request.reply.take_if(|_| request.lane != Lane::Control) {
+            Some(reply) => {
+                answer(Some(reply), Err(RequestError::Unread));
+                unsent[request.lane.index()].remove(id);
+                false
+            }
+            None => true,
+        });
+    }
+
     /// Tells the waiters of requests that the server owes for too long.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expiry.is_none_or(|expiry| expiry > now) {
@@ -260,6 +282,12 @@ impl Requests {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.sends.is_empty() && self.requests.is_empty()
+    }
+
+    fn pend(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>, up_to: Option<UpTo>) {
+        let (id, frame) = self.enter(lane, payload);
+        let parts = Vec::new();
+        self.requests.insert(id, PendingRequest { reply, lasting, up_to, parts, sent: None, frame, lane, put_off: 0 });
     }
 
     fn enter(&mut self, lane: Lane, payload: Payload) -> (i64, Bytes) {

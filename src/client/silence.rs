@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::limits::{KNOCKS_BEFORE_MOVING, KNOCKS_MAX, MOVED_SILENCE_MIN, MOVED_SILENCE_RTTS};
+use super::limits::{
+    KNOCKS_BEFORE_DOUBT, KNOCKS_BEFORE_MOVING, KNOCKS_MAX, MOVED_KNOCKS_MAX, MOVED_SILENCE_MIN, MOVED_SILENCE_RTTS,
+};
 
 /// How long nothing has arrived while something should.
 #[derive(Debug)]
@@ -59,7 +61,8 @@ impl Silence {
     /// Whether the path was asked for life in vain: more than an exchange has been lost. What QUIC has on the way may fill
     /// its window by then, and all that is new, also the packets of a move, waits for the next repetition.
     pub(crate) fn is_in_doubt(&self, arrivals: u64) -> bool {
-        self.watch.as_ref().is_some_and(|watch| watch.knocks > 0 && !watch.moved && watch.arrivals == arrivals)
+        let in_doubt = |watch: &Watch| watch.knocks >= KNOCKS_BEFORE_DOUBT && !watch.moved;
+        self.watch.as_ref().is_some_and(|watch| in_doubt(watch) && watch.arrivals == arrivals)
     }
 
     /// When to look again.
@@ -93,7 +96,8 @@ impl Silence {
 impl Watch {
     /// Silence at which the next step is due.
     fn due(&self) -> Duration {
-        (self.bound * (self.knocks + 1) / KNOCKS_MAX).min(self.bound)
+        let steps = if self.moved { MOVED_KNOCKS_MAX } else { KNOCKS_MAX };
+        (self.bound * (self.knocks + 1) / steps).min(self.bound)
     }
 }
 
@@ -144,12 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_in_doubt_from_the_first_knock_until_something_arrives() {
+    fn a_path_is_in_doubt_from_the_second_knock_until_something_arrives() {
         let start = Instant::now();
         let mut silence = Silence::new(BOUND);
         assert!(!silence.is_in_doubt(7));
         silence.look(true, start, || 7);
         assert!(!silence.is_in_doubt(7));
+        assert_eq!(silence.look(true, start + BOUND / 2, || 7), Heard::Knock);
+        assert!(!silence.is_in_doubt(7), "one packet may be lost");
         assert_eq!(silence.look(true, start + BOUND / 2, || 7), Heard::Knock);
         assert!(silence.is_in_doubt(7) && !silence.is_in_doubt(8));
         // Whoever tells of two changes in a row moves twice.

@@ -13,6 +13,7 @@ use rustls::client::Resumption;
 use super::error::BuildError;
 use super::limits::{CONNECTION_WINDOW_BYTES, INITIAL_RTT, SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use super::tickets::Tickets;
+use crate::congestion::FlooredCubic;
 use crate::wire::ALPN;
 
 /// For QUIC, whose connections begin with 0-RTT data where there is a ticket.
@@ -43,7 +44,8 @@ pub(crate) fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) ->
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(None)
+        .congestion_controller_factory(Arc::new(FlooredCubic::default()));
     Ok(transport)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
-use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
+use quinn::congestion::{BbrConfig, NewRenoConfig};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
+use crate::congestion::FlooredCubic;
 use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES};
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
@@ -136,7 +137,7 @@ pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicErro
         transport.keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)));
     }
     match config.congestion {
-        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(FlooredCubic::default())),
         Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
         Congestion::NewReno => transport.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
     };
@@ -254,8 +255,10 @@ pub struct QuicLink {
     draining: Option<Vec<Stopping>>,
     /// Where the peer was last seen, and how often that was another place than before.
     seen: SocketAddr,
-    /// And where before that.
+    /// And where before that, unless it came back from a place that did not answer.
     before: SocketAddr,
+    /// Answers to path challenges, by the time of its last move.
+    answers: u64,
     migrations: u64,
 }
 
@@ -282,6 +285,7 @@ impl QuicLink {
             draining: None,
             seen,
             before: seen,
+            answers: 0,
             migrations: 0,
         }
     }
@@ -298,9 +302,10 @@ impl QuicLink {
         if remote == self.seen {
             return;
         }
-        // Each move comes with another port, or another address: the very one of before is what quinn goes back to when
-        // the new path did not answer its challenge (RFC 9000, 9.3.2).
-        let kind = if remote == self.before {
+        // The very address of before is where quinn goes back to when the new path did not answer its challenge (RFC 9000,
+        // 9.3.2), and where a phone returns to that was elsewhere for a while: from a path that has answered.
+        let answers = self.connection.stats().frame_rx.path_response;
+        let kind = if remote == self.before && answers == self.answers {
             MigrationKind::Failed
         } else if remote.ip() == self.seen.ip() {
             MigrationKind::NatRebinding
@@ -310,7 +315,9 @@ impl QuicLink {
         tracing::debug!(from = %self.seen, to = %remote, kind = kind.name(), "the device has moved");
         self.services.metrics.migrated(kind);
         self.migrations += 1;
-        self.before = std::mem::replace(&mut self.seen, remote);
+        let left = std::mem::replace(&mut self.seen, remote);
+        self.before = if kind == MigrationKind::Failed { remote } else { left };
+        self.answers = answers;
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {

@@ -246,7 +246,7 @@ impl Issuer {
     }
 
     /// The ids of one endpoint. Each starts at a place of its own, so that no two make the same.
-    pub(super) fn generator(&self) -> Generator {
+    pub fn generator(&self) -> Generator {
         let mut nonce = [0; CID_BYTES_MAX];
         (self.random)(&mut nonce);
         Generator { layout: self.layout.clone(), server_id: self.server_id, nonce, random: self.random }
@@ -254,7 +254,7 @@ impl Issuer {
 }
 
 /// The connection ids of one endpoint.
-pub(super) struct Generator {
+pub struct Generator {
     layout: Arc<Layout>,
     server_id: ServerId,
     /// The last one, at the layout's length.

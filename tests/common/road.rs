@@ -27,9 +27,20 @@ struct State {
 struct Inner {
     server: SocketAddr,
     dark: bool,
+    strays: Strays,
     /// Device by device, the public socket that the server sees.
     exits: HashMap<SocketAddr, Arc<UdpSocket>>,
     recorded: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+/// What becomes of what a device sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strays {
+    Nothing,
+    /// The next datagram comes from a place without a way back.
+    Next,
+    /// And nothing after it comes at all.
+    All,
 }
 
 impl Road {
@@ -42,7 +53,7 @@ impl Road {
             }
         };
         let address = entrance.local_addr().expect("a bound socket");
-        let inner = Inner { server, dark: false, exits: HashMap::new(), recorded: Vec::new() };
+        let inner = Inner { server, dark: false, strays: Strays::Nothing, exits: HashMap::new(), recorded: Vec::new() };
         let state = Arc::new(State { entrance, inner: Mutex::new(inner) });
         let mut traffic = JoinSet::new();
         traffic.spawn(state.clone().run());
@@ -65,6 +76,12 @@ impl Road {
         self.state.inner.lock().unwrap().exits.clear();
     }
 
+    /// The next UDP datagram of a device reaches the server from another port, through which nothing comes back; those
+    /// after it are swallowed, until `false`. What the server sends to the old port arrives.
+    pub fn lead_astray(&self, astray: bool) {
+        self.state.inner.lock().unwrap().strays = if astray { Strays::Next } else { Strays::Nothing };
+    }
+
     /// What devices sent so far, with the address that each sent from.
     pub fn recorded(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         self.state.inner.lock().unwrap().recorded.clone()
@@ -77,14 +94,23 @@ impl State {
         let mut datagram = vec![0; DATAGRAM_MAX];
         loop {
             let Ok((length, device)) = self.entrance.recv_from(&mut datagram).await else { continue };
-            let (known, server) = {
+            let (known, server, strays) = {
                 let mut inner = self.inner.lock().unwrap();
                 inner.recorded.push((device, datagram[..length].to_vec()));
-                if inner.dark {
+                if inner.dark || inner.strays == Strays::All {
                     continue;
                 }
-                (inner.exits.get(&device).cloned(), inner.server)
+                let strays = inner.strays == Strays::Next;
+                if strays {
+                    inner.strays = Strays::All;
+                }
+                (inner.exits.get(&device).cloned(), inner.server, strays)
             };
+            if strays {
+                let elsewhere = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free UDP port");
+                let _ = elsewhere.send_to(&datagram[..length], server).await;
+                continue;
+            }
             let exit = match known {
                 Some(exit) => exit,
                 None => {

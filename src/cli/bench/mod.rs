@@ -38,6 +38,8 @@ enum What {
     #[cfg(target_os = "linux")]
     Compare(compare::Args),
     #[cfg(target_os = "linux")]
+    Settings(compare::settings::Args),
+    #[cfg(target_os = "linux")]
     Link(link::Args),
 }
 
@@ -55,6 +57,8 @@ impl Args {
             What::Relay(args) => runtime.block_on(args.run()),
             #[cfg(target_os = "linux")]
             What::Compare(args) => args.run(),
+            #[cfg(target_os = "linux")]
+            What::Settings(args) => args.run(),
             #[cfg(target_os = "linux")]
             What::Link(args) => args.run(),
         }

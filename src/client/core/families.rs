@@ -6,9 +6,10 @@ use super::{Core, Link, Now, Taken};
 use crate::client::error::{Refusal, RequestError, SendError};
 use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
 use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, RENEW_BEFORE};
+use crate::client::receipts::Delivery;
 use crate::client::requests::{Answer, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
-use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, VersionStatus};
+use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
 
 impl Core {
     /// Profile 3.
@@ -95,8 +96,13 @@ impl Core {
             tracing::warn!(%sequence, "an entry of the log is not a message that this version understands");
             return;
         };
-        let deliver = (self.settings.auto_deliver && message.author == Author::Receiver)
-            .then(|| (message.message_id, message.from.clone()));
+        let deliver = (self.settings.auto_deliver && message.author == Author::Receiver).then(|| Delivery {
+            message_id: message.message_id,
+            chat: message.chat_id,
+            version: message.version,
+            sender: message.from.clone(),
+            sequence,
+        });
         self.emit_entry(Event::Message(message), Taken { sequence, deliver });
     }
 
@@ -124,8 +130,14 @@ impl Core {
 
     pub(super) fn answered(&mut self, request_id: i64, mut payload: Payload, now: Instant) -> bool {
         let Some((mut request, sent)) = self.requests.take_request(request_id) else { return false };
-        if let Payload::SubscriberList(list) = &mut payload {
-            list.entries.splice(..0, std::mem::take(&mut request.parts));
+        match (&mut payload, request.up_to) {
+            (Payload::SubscriberList(list), _) => _ = list.entries.splice(..0, std::mem::take(&mut request.parts)),
+            // Of very many messages the server may leave some for the next time (profile 7).
+            (Payload::AcknowledgmentResponse(receipt), Some(up_to)) => {
+                let left = up_to.after(Version::from_wire(receipt.up_to_version));
+                left.into_iter().for_each(|left| self.receipts.hold(left));
+            }
+            _ => {}
         }
         answer(request.reply, Ok(Answer { payload, elapsed: now - sent }));
         true

@@ -9,13 +9,15 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::client::event::Content;
-use crate::client::limits::{BACKOFF_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, SYNC_WITHIN};
+use crate::client::limits::{
+    BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, SYNC_WITHIN,
+};
 use crate::client::requests::{Answer, Sent};
 use crate::wire::proto::{
     AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong, SessionAccept, VersionUpdate,
     chat_message,
 };
-use crate::wire::{ChatId, ErrorCode, Version, VersionStatus};
+use crate::wire::{ChatId, ErrorCode, MessageId, Version, VersionStatus};
 
 const CONTROL: Lane = Lane::Control;
 const CHAT: Lane = Lane::Chat;
@@ -192,6 +194,10 @@ fn error(code: ErrorCode, details: &str) -> Payload {
 
 fn ping_request() -> Payload {
     Payload::PingpongMessage(super::ping(5))
+}
+
+fn ping_request_answer() -> Payload {
+    Payload::PingpongMessage(PingPong { r#type: Exchange::Response.code(), ..super::ping(5) })
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod book;
 mod figures;
 mod plot;
 mod scenario;
+pub(super) mod settings;
+mod traces;
 mod trial;
 
 use std::collections::VecDeque;
@@ -46,6 +48,9 @@ pub(super) struct Args {
     /// Where report.md, report.json and the plots go
     #[arg(long, default_value = "compare", value_name = "DIR")]
     out: PathBuf,
+    /// Also write QUIC traces of the phone and the server there, a folder for each trial, with the phone's pings
+    #[arg(long, value_name = "DIR")]
+    traces: Option<PathBuf>,
 }
 
 /// Probes each way that measure loss: enough to see a profile that is not what it says, in seconds.
@@ -114,7 +119,9 @@ impl Args {
                 scope.spawn(|| {
                     while let Some(job) = next() {
                         let name = format!("{} over {}, seed {}", job.scenario.name, job.carrier.name(), job.seed);
-                        match trial::run(&job.scenario, job.carrier, job.seed, Duration::from_secs(self.seconds)) {
+                        let traces = self.traces.as_ref().map(|folder| folder.join(name.replace([' ', ','], "-")));
+                        let steady = Duration::from_secs(self.seconds);
+                        match trial::run(&job.scenario, job.carrier, job.seed, steady, traces.as_deref()) {
                             Ok(outcome) => {
                                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                                 if outcome.overrun > 0 {

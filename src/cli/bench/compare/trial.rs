@@ -1,6 +1,7 @@
 //! One trial: a server, a phone and a peer of its own over an emulated network of its own.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::book::{Book, Recovery, Stream, Wrong};
 use super::scenario::{Event as Happening, Scenario};
+use super::traces::Tracing;
 use crate::auth::dev::DevFiles;
 use crate::auth::{Grant, Signer};
-use crate::client::{Admission, Content, Device, Event, Events, Media, Transport, Transports};
+use crate::client::{Admission, Builder, Content, Device, Event, Events, Media, Transport, Transports};
 use crate::clock::Now;
-use crate::config::{Config, LimitsConfig, Rate};
-use crate::link::{Network, Path, Plan, Runtime, Way};
+use crate::config::{Config, LimitsConfig, QuicConfig, Rate};
+use crate::link::{Network, Path as LinkPath, Plan, Runtime, Way};
 use crate::server::Server;
 use crate::wire::{Author, AwarenessStatus, DeviceId, Eid, Lane, MediaType};
 
@@ -93,28 +95,38 @@ pub(super) struct Outcome {
     pub(super) overrun: u64,
 }
 
-struct Stage {
-    net: Network,
-    phone_side: Runtime,
-    server_side: Runtime,
+pub(super) struct Stage {
+    pub(super) net: Network,
+    pub(super) phone_side: Runtime,
+    pub(super) server_side: Runtime,
     server: Option<Server>,
     files: DevFiles,
     address: String,
     carrier: Carrier,
     book: Arc<Mutex<Book>>,
     began: Instant,
+    traces: Option<Tracing>,
     _data: tempfile::TempDir,
 }
 
-/// Runs it; `steady`: how long the talk is measured where nothing happens.
-pub(super) fn run(scenario: &Scenario, carrier: Carrier, seed: u64, steady: Duration) -> anyhow::Result<Outcome> {
-    let stage = Stage::build(scenario, carrier, seed)?;
+/// Runs it; `steady`: how long the talk is measured where nothing happens; `traces`: a folder for those of QUIC.
+pub(super) fn run(
+    scenario: &Scenario,
+    carrier: Carrier,
+    seed: u64,
+    steady: Duration,
+    traces: Option<&Path>,
+) -> anyhow::Result<Outcome> {
+    let traces = traces.map(Tracing::into).transpose()?;
+    let quic = QuicConfig { qlog_dir: traces.as_ref().map(Tracing::of_server), ..QuicConfig::default() };
+    let stage = Stage::build(Plan { wifi: scenario.wifi, lte: scenario.lte, seed }, carrier, quic)?;
+    let stage = Stage { traces, ..stage };
     if scenario.event == Happening::ColdStart { stage.cold_starts(scenario) } else { stage.talk(scenario, steady) }
 }
 
 impl Stage {
-    fn build(scenario: &Scenario, carrier: Carrier, seed: u64) -> anyhow::Result<Stage> {
-        let net = Network::start(Plan { wifi: scenario.wifi, lte: scenario.lte, seed })?;
+    pub(super) fn build(plan: Plan, carrier: Carrier, quic: QuicConfig) -> anyhow::Result<Stage> {
+        let net = Network::start(plan)?;
         if let Some(algorithm) = carrier.kernel_congestion_control() {
             net.control().set_congestion_control(algorithm)?;
         }
@@ -134,6 +146,7 @@ impl Stage {
                 sign_ins: unlimited,
                 connections_per_address: 0,
             },
+            quic,
             ..Config::default()
         };
         let server = server_side.block_on(Server::start(config))?;
@@ -147,24 +160,28 @@ impl Stage {
             carrier,
             book: Arc::default(),
             began: Instant::now(),
+            traces: None,
             _data: data,
         })
     }
 
     /// The phone, which starts over the emulated network.
     fn phone(&self, device: &str) -> anyhow::Result<(Device, Events)> {
-        let builder = self.device("phone", device)?.transports(Transports::Only(self.carrier.transport()));
+        let mut builder = self.device("phone", device)?.transports(Transports::Only(self.carrier.transport()));
+        if let Some(traces) = &self.traces {
+            builder = traces.of_phone(builder);
+        }
         let started = self.phone_side.block_on(async { builder.connect() });
         Ok(started?)
     }
 
     /// Whom it talks to: beside the server, without a network between them, over QUIC.
-    fn peer(&self) -> anyhow::Result<(Device, Events)> {
+    pub(super) fn peer(&self) -> anyhow::Result<(Device, Events)> {
         let builder = self.device("peer", "desk")?;
         Ok(self.server_side.block_on(async { builder.connect() })?)
     }
 
-    fn device(&self, name: &str, device: &str) -> anyhow::Result<crate::client::Builder> {
+    pub(super) fn device(&self, name: &str, device: &str) -> anyhow::Result<Builder> {
         let eid = eid(name)?;
         let grant = Grant { eid: eid.clone(), device: None, ttl: Duration::from_secs(3600), scope: None };
         let token = Signer::from_pem_file(&self.files.token_key)?.sign(&grant, Now::system().unix_ms / 1000)?;
@@ -227,6 +244,9 @@ impl Stage {
         let recoveries = recoveries.collect::<Option<Vec<_>>>().context("the talk did not come back")?;
         let zero = events.first().map_or(self.began, |(_, works_at)| *works_at);
         let outcome = self.outcome(recoveries, zero, ended, &wire);
+        if let Some(traces) = &self.traces {
+            traces.keep_pings(&self.book().pings)?;
+        }
         self.end(&phone);
         Ok(outcome)
     }
@@ -236,7 +256,7 @@ impl Stage {
         let control = self.net.control();
         match event {
             Happening::HandOver { gap, hinted } => {
-                let to = if number.is_multiple_of(2) { Path::Lte } else { Path::Wifi };
+                let to = if number.is_multiple_of(2) { LinkPath::Lte } else { LinkPath::Wifi };
                 let handover = control.hand_over(to, gap)?;
                 let times = (handover.dead_at, handover.works_at);
                 handover.wait()?;
@@ -245,11 +265,11 @@ impl Stage {
                 }
                 Ok(times)
             }
-            Happening::Rebinding => control.rebind_nat(Path::Wifi).map(|at| (at, at)).map_err(Into::into),
+            Happening::Rebinding => control.rebind_nat(LinkPath::Wifi).map(|at| (at, at)).map_err(Into::into),
             Happening::Tunnel(length) => {
-                let dark_at = control.black_out(Path::Wifi, true)?;
+                let dark_at = control.black_out(LinkPath::Wifi, true)?;
                 sleep(length);
-                let works_at = control.black_out(Path::Wifi, false)?;
+                let works_at = control.black_out(LinkPath::Wifi, false)?;
                 self.phone_side.block_on(phone.network_changed())?;
                 Ok((dark_at, works_at))
             }
@@ -324,7 +344,7 @@ impl Stage {
         }
     }
 
-    fn end(&mut self, phone: &Device) {
+    pub(super) fn end(&mut self, phone: &Device) {
         self.phone_side.block_on(phone.close());
         if let Some(server) = self.server.take() {
             self.server_side.block_on(server.shutdown());
@@ -364,7 +384,7 @@ impl Stage {
     }
 }
 
-fn eid(name: &str) -> anyhow::Result<Eid> {
+pub(super) fn eid(name: &str) -> anyhow::Result<Eid> {
     Ok(Eid::parse(&format!("{name}@localhost"))?)
 }
 
@@ -372,7 +392,7 @@ fn locked(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
     book.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn connected(device: &Device) -> anyhow::Result<()> {
+pub(super) async fn connected(device: &Device) -> anyhow::Result<()> {
     let session = timeout(CONNECTED_WITHIN, device.connected()).await.context("no session in time")?;
     session.map(drop).map_err(|reason| anyhow::anyhow!("no session: {reason}"))
 }

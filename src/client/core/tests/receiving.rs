@@ -118,14 +118,163 @@ fn delivery_is_acknowledged_when_the_application_took_the_message_and_until_it_i
     assert_eq!(acknowledged(bench.out(CHAT)), []);
 }
 
+/// A message of a chat with somebody else for each `peer`.
+fn chat_with(peer: u64, number: u8) -> Payload {
+    let Payload::ChatMessage(message) = chat(number) else { panic!() };
+    let peer = Eid::parse(&format!("peer-{peer}@x")).unwrap();
+    let chat_id = ChatId::between(&alice(), &peer).to_string();
+    Payload::ChatMessage(ChatMessage { from: Some(peer.identity()), chat_id, ..message })
+}
+
+/// The acknowledgments up to a version that go out: their request, chat and version.
+fn up_to(bench: &mut Bench) -> Vec<(i64, String, i64)> {
+    let request = |scheme: MessageScheme| match scheme.payload {
+        Some(Payload::AcknowledgmentRequest(ack)) if ack.up_to_version > 0 => {
+            assert_eq!((ack.status, ack.message_id.as_str()), (AckStatus::Delivered.code(), ""));
+            Some((scheme.request_id, ack.chat_id, ack.up_to_version))
+        }
+        _ => None,
+    };
+    bench.out(CHAT).into_iter().filter_map(request).collect()
+}
+
+fn covered(chat: &str, up_to_version: i64) -> Payload {
+    Payload::AcknowledgmentResponse(AcknowledgmentResponse {
+        from: Some(alice().identity()),
+        to: Some(bob().identity()),
+        chat_id: chat.into(),
+        status: AckStatus::Delivered.code(),
+        up_to_version,
+        ..Default::default()
+    })
+}
+
 #[test]
-fn acknowledgments_that_find_no_place_wait_with_the_application() {
+fn acknowledgments_that_find_no_place_become_one_for_each_chat() {
     let mut bench = Bench::new().open(0);
-    let waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), false)).collect();
-    assert!(!bench.core.can_take());
+    let mut waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), false)).collect();
+    bench.out(CONTROL);
+    for (sequence, number) in [(1, 3), (2, 4), (5, 5)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    bench.receive(CHAT, chat_with(1, 9), 6, 0);
+    assert_eq!(bench.events().len(), 4);
+    assert!(bench.core.can_take(), "the application goes on");
+    assert_eq!(up_to(&mut bench), [], "as long as nothing is answered");
+    assert_eq!(failure(bench.ask(ping_request(), false)), RequestError::Busy, "and what it asks itself is refused");
+
+    // Two places; the chat whose newest entry is the older one has the first.
+    waiting.drain(..2);
+    for request_id in [1, 2] {
+        bench.receive(CONTROL, ping_request_answer(), 0, request_id);
+    }
+    let sent = up_to(&mut bench);
+    let [(first, with_bob, 5), (second, _, 9)] = &sent[..] else { panic!("{sent:?}") };
+    assert_eq!(*with_bob, ChatId::between(&alice(), &bob()).to_string());
+
+    // An answer that came half way is asked for the rest; one that comes no further is not asked again.
+    bench.receive(CHAT, covered(with_bob, 4), 0, *first);
+    let again = up_to(&mut bench);
+    let [(again, _, 5)] = &again[..] else { panic!("{again:?}") };
+    bench.receive(CHAT, covered(with_bob, 4), 0, *again);
+    bench.receive(CHAT, covered("", 9), 0, *second);
+    assert_eq!(up_to(&mut bench), []);
+
+    // With room again each message is acknowledged by itself.
+    bench.receive(CHAT, chat(6), 7, 0);
+    bench.events();
+    let by_name = bench.out(CHAT);
+    let [MessageScheme { payload: Some(Payload::AcknowledgmentRequest(ack)), .. }] = &by_name[..] else { panic!() };
+    assert_eq!((ack.message_id.as_str(), ack.up_to_version), (id(6).to_string().as_str(), 0));
+}
+
+#[test]
+fn what_was_held_back_outlives_the_connection_and_goes_out_behind_what_was_asked_before() {
+    let mut bench = Bench::new().open(0);
+    for number in 0..REQUESTS_MAX + 2 {
+        bench.receive(CHAT, chat_with(number as u64, 1), number as u64 + 1, 0);
+    }
+    bench.events();
+    assert_eq!(bench.out(CHAT).len(), REQUESTS_MAX);
     bench.core.link_down();
+    bench.connect(1_000, 1_000);
+    let again = bench.out(CHAT);
+    assert_eq!(again.len(), REQUESTS_MAX);
+    assert!(!bench.core.is_settled());
+    for scheme in again {
+        bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, scheme.request_id);
+    }
+    assert_eq!(up_to(&mut bench).len(), 2);
+}
+
+#[test]
+fn with_too_many_chats_the_application_waits_until_requests_are_over() {
+    let mut bench = Bench::new().open(0);
+    for number in 0..REQUESTS_MAX + HELD_CHATS_MAX {
+        assert!(bench.core.can_take());
+        bench.receive(CHAT, chat_with(number as u64, 1), number as u64 + 1, 0);
+        bench.events();
+    }
+    assert!(!bench.core.can_take());
+    assert_eq!(bench.out(CHAT).len(), REQUESTS_MAX);
+    bench.pass(REQUEST_WITHIN);
+    assert_eq!(up_to(&mut bench).len(), REQUESTS_MAX);
     assert!(bench.core.can_take());
-    drop(waiting);
+}
+
+/// As many bytes as are read ahead, in messages from `sequence` on.
+fn read_ahead(bench: &mut Bench, mut sequence: u64) -> u64 {
+    while bench.core.reading(CHAT) {
+        let Payload::ChatMessage(message) = chat(1) else { panic!() };
+        let text = "x".repeat(512 * 1024);
+        let message = ChatMessage { payload: Some(chat_message::Payload::Text(text)), ..message };
+        bench.receive(CHAT, Payload::ChatMessage(message), sequence, 0);
+        sequence += 1;
+    }
+    sequence
+}
+
+#[test]
+fn whoever_waits_for_what_will_not_be_read_is_told() {
+    let own = || alice().identity();
+    let ask = |bench: &mut Bench| bench.ask(acknowledgment(own(), id(1), &bob(), AckStatus::Read, 0), true);
+    let mut bench = Bench::with(Backlog::default(), false, true).open(0);
+    let mut sent = bench.send("one");
+    let mut asked = ask(&mut bench);
+    let mut ping = bench.ask(ping_request(), false);
+    bench.out(CHAT);
+    bench.out(CONTROL);
+    let next = read_ahead(&mut bench, 1);
+    assert!(bench.core.reading(CONTROL));
+
+    // An application that takes events now and then is only slow.
+    for _ in 0..3 {
+        bench.pass(UNREAD_WITHIN / 2);
+        bench.core.next_event().unwrap();
+    }
+    assert!(sent.try_recv().is_err(), "nobody has told it anything");
+    bench.pass(Duration::ZERO);
+    assert_eq!(bench.core.deadline(bench.now.instant), Some(bench.now.instant + UNREAD_WITHIN));
+    bench.pass(UNREAD_WITHIN);
+    assert_eq!(sent.try_recv().unwrap(), Err(SendError::Unread));
+    assert_eq!(asked.try_recv().unwrap().unwrap_err(), RequestError::Unread);
+    assert!(ping.try_recv().is_err(), "control is read");
+
+    // From then on at once, until it has taken everything.
+    let mut second = bench.send("two");
+    assert_eq!(second.try_recv().unwrap(), Err(SendError::Unread));
+    assert_eq!(failure(ask(&mut bench)), RequestError::Unread);
+    assert_eq!(bench.names(), ["two"], "the message goes out all the same");
+    bench.events();
+    assert!(bench.core.reading(CHAT));
+    let mut third = bench.send("three");
+    assert!(third.try_recv().is_err());
+
+    // What was accepted meanwhile is told as an event.
+    bench.receive(CHAT, update("one", 1), next, 1);
+    bench.receive(CHAT, update("two", 2), next + 1, 4);
+    let events = bench.events();
+    assert!(matches!(&events[..], [Event::Accepted(_), Event::Accepted(_)]), "{events:?}");
 }
 
 #[test]
