@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::connection::{Device, Reader, Target, text, write};
+use super::connection::{Device, Reader, Target, text};
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
@@ -29,7 +29,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = self.subject.find()?;
-        let target = Target::new(subject.server, &subject.data_dir)?;
+        let target = Target::new(&subject)?;
         let run = crate::clock::Now::system().unix_ms;
         let receiver = format!("returning-{run}");
         let to = Eid::parse(&format!("{receiver}@localhost"))?;
@@ -42,7 +42,7 @@ impl Args {
             tokio::join!(send(&mut sender, &to, self.messages, self.size), receive(&mut live, 0, self.messages));
         seen?;
         let live_rate = self.messages as f64 / began.elapsed().as_secs_f64();
-        live.connection.close(0u8.into(), b"offline");
+        live.connection.close();
         drop(live);
 
         send(&mut sender, &to, self.messages, self.size).await?;
@@ -77,13 +77,13 @@ async fn send(sender: &mut Device, to: &Eid, count: usize, size: usize) -> anyho
     let from = sender.eid.clone();
     let run = crate::clock::Now::system().unix_ms;
     let (lane, answers) = sender.chat.as_mut().context("the chat lane")?;
-    let (mut sent, mut accepted, mut frames) = (0, 0, Vec::new());
+    let (mut sent, mut accepted) = (0, 0);
     while accepted < count {
         while sent < count && sent - accepted < IN_FLIGHT {
-            frames.push(text(&from, to, &format!("{run}-{sent}"), &"x".repeat(size)));
+            lane.queue(text(&from, to, &format!("{run}-{sent}"), &"x".repeat(size)));
             sent += 1;
         }
-        write(lane, &mut frames).await?;
+        lane.flush().await?;
         let mut answer = Some(answers.next().await?);
         while let Some(scheme) = answer.take() {
             match scheme.payload {
@@ -125,7 +125,7 @@ pub(super) async fn talk(
         n += 1;
         let frame = text(&one.eid, &other.eid, &format!("{run}-{n}"), "one at a time");
         let began = Instant::now();
-        write(&mut one.chat.as_mut().context("the chat lane")?.0, &mut vec![frame]).await?;
+        one.chat.as_mut().context("the chat lane")?.0.send(frame).await?;
         next_message(&mut other.chat.as_mut().context("the chat lane")?.1).await?;
         record(&mut latencies, began.elapsed());
         // What was accepted is read too, so that nothing piles up.

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::connection::Target;
-use super::process::{SubjectFlags, Usage};
+use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::proto::{AwarenessNotification, SubscriberAddRequest};
@@ -34,7 +34,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = self.subject.find()?;
-        let target = Target::new(subject.server, &subject.data_dir)?;
+        let target = Target::new(&subject)?;
         let run = crate::clock::Now::system().unix_ms;
         let name = |n: usize| format!("fan-{run}-{n}");
         let mut owner = target.device(&format!("star-{run}"), true).await?;
@@ -44,7 +44,7 @@ impl Args {
                 subscriber: Some(Eid::parse(&format!("{}@localhost", name(n)))?.identity()),
                 ..SubscriberAddRequest::default()
             };
-            owner.control.0.write_all(&encode_frame(&envelope(Payload::SubscriberAddRequest(add)))).await?;
+            owner.control.0.send(encode_frame(&envelope(Payload::SubscriberAddRequest(add)))).await?;
         }
         for _ in 0..self.subscribers {
             match owner.control.1.next().await?.payload {
@@ -86,7 +86,7 @@ impl Args {
         say("everybody is connected and has seen the owner")?;
 
         let (mut lane, _answers) = owner.open(Lane::Presence).await?;
-        let usage = || subject.pid.and_then(Usage::of);
+        let usage = || subject.usage();
         let (before, began) = (usage(), Instant::now());
         let mut latencies = histogram();
         let mut spent = Duration::ZERO;
@@ -98,7 +98,7 @@ impl Args {
                 ..AwarenessNotification::default()
             };
             let said = Instant::now();
-            lane.write_all(&encode_frame(&envelope(Payload::AwarenessNotification(notification)))).await?;
+            lane.send(encode_frame(&envelope(Payload::AwarenessNotification(notification)))).await?;
             for _ in 0..self.subscribers {
                 let (seen, at) = tokio::time::timeout(WITHIN, tellings.recv()).await?.context("a notification")?;
                 if seen != status.code() {

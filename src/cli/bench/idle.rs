@@ -1,12 +1,14 @@
 //! `bimip bench idle`: what a signed-in device that does nothing costs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use super::connection::Target;
-use super::process::{SubjectFlags, Usage};
+use super::connection::{Device, Target, answer_pings};
+use super::process::SubjectFlags;
 use crate::cli::{Failure, say};
 use crate::wire::Lane;
 
@@ -43,7 +45,8 @@ impl Args {
         }
         let admitting = stream::iter((0..self.sessions).map(|n| async move {
             let friends = (1..=self.contacts).map(|step| format!("idle-{}", (n + step) % self.sessions));
-            target.device(&format!("idle-{n}"), true).await?.admit(friends).await
+            let mut device = target.device(&format!("idle-{n}"), true).await?;
+            device.admit(friends).await
         }));
         let mut admitting = admitting.buffer_unordered(CONCURRENT);
         while let Some(admitted) = admitting.next().await {
@@ -54,11 +57,12 @@ impl Args {
 
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = self.subject.find()?;
-        let target = Target::new(subject.server, &subject.data_dir)?;
+        let target = Target::new(&subject)?;
         // What the first session allocates for good is not the sessions' cost.
         let first = target.device("first", true).await?;
         self.befriend(&target).await?;
-        let usage = || subject.pid.and_then(Usage::of).unwrap_or_default();
+        let usage = || subject.usage().unwrap_or_default();
+        let pings = Arc::new(AtomicU64::new(0));
         let before = usage();
         let began = std::time::Instant::now();
         let names = (0..self.sessions).map(|n| format!("idle-{n}"));
@@ -74,7 +78,9 @@ impl Args {
         let mut devices = Vec::with_capacity(self.sessions);
         while let Some(device) = opening.next().await {
             let (device, presence) = device?;
+            let pings = pings.clone();
             devices.push(tokio::spawn(async move {
+                let Device { control, connection: _connected, chat: _chat, .. } = device;
                 let reading = async {
                     match presence {
                         Some((_open, mut lane)) => loop {
@@ -84,7 +90,7 @@ impl Args {
                     }
                 };
                 tokio::select! {
-                    ended = device.answer_pings() => ended,
+                    ended = answer_pings(control, || _ = pings.fetch_add(1, Ordering::Relaxed)) => ended,
                     ended = reading => ended,
                 }
             }));
@@ -99,10 +105,13 @@ impl Args {
         let sign_in_cpu = (signed_in.cpu_seconds - before.cpu_seconds) * 1e6 / self.sessions as f64;
         let cpu = (after.cpu_seconds - signed_in.cpu_seconds) / self.seconds as f64;
         let per_second = self.sessions as f64 / signing_in.as_secs_f64();
+        let pings = pings.load(Ordering::Relaxed);
         if self.json {
             let figures = serde_json::json!({
                 "sessions": self.sessions, "lost": lost, "sign_ins_per_second": per_second,
                 "sign_in_cpu_us": sign_in_cpu, "bytes_per_session": bytes, "idle_cpu_share": cpu,
+                "seconds": self.seconds, "pings_answered": pings, "server_resident_bytes": after.resident_bytes,
+                "server_descriptors": after.descriptors,
             });
             say(&figures.to_string())?;
         } else {
@@ -111,7 +120,12 @@ impl Args {
                 self.sessions
             ))?;
             say(&format!("{:.1} KiB of memory each, {:.2} % of a core for all of them", bytes / 1024.0, cpu * 100.0))?;
-            say(&format!("{lost} lost"))?;
+            say(&format!(
+                "the server: {:.0} MiB, {} file descriptors",
+                after.resident_bytes as f64 / 1024.0 / 1024.0,
+                after.descriptors
+            ))?;
+            say(&format!("{pings} pings answered in {} s, {lost} lost", self.seconds))?;
         }
         drop(first);
         if self.refused > 0 {

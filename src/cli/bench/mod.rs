@@ -5,13 +5,16 @@ mod backlog;
 mod compare;
 mod connection;
 mod fan_out;
+mod growth;
 mod idle;
 #[cfg(target_os = "linux")]
 mod link;
 mod load;
 mod neighbours;
+mod overload;
 mod peers;
 mod process;
+mod progress;
 mod report;
 mod storm;
 
@@ -31,6 +34,8 @@ enum What {
     Backlog(backlog::Args),
     Neighbours(neighbours::Args),
     FanOut(fan_out::Args),
+    Growth(growth::Args),
+    Overload(overload::Args),
     Peers(peers::Args),
     Storm(storm::Args),
     #[command(hide = true)]
@@ -52,6 +57,8 @@ impl Args {
             What::Backlog(args) => runtime.block_on(args.run()),
             What::Neighbours(args) => runtime.block_on(args.run()),
             What::FanOut(args) => runtime.block_on(args.run()),
+            What::Growth(args) => runtime.block_on(args.run()),
+            What::Overload(args) => runtime.block_on(args.run()),
             What::Storm(args) => runtime.block_on(args.run()),
             What::Peers(args) => runtime.block_on(args.run()),
             What::Relay(args) => runtime.block_on(args.run()),

@@ -6,8 +6,8 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 
 use super::backlog::talk;
-use super::connection::{Device, Reader, Target, media, text, write};
-use super::process::{SubjectFlags, Usage};
+use super::connection::{Device, Reader, Target, Writer, media, text};
+use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::proto::PingPong;
@@ -33,7 +33,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = self.subject.find()?;
-        let target = Target::new(subject.server, &subject.data_dir)?;
+        let target = Target::new(&subject)?;
         let time = Duration::from_secs(self.seconds);
         let run = crate::clock::Now::system().unix_ms;
         let pair =
@@ -53,11 +53,11 @@ impl Args {
 
         let stuck = target.device(&format!("stuck-{run}"), true).await?;
         let to = stuck.eid.clone();
-        let before = subject.pid.and_then(Usage::of);
+        let before = subject.usage();
         let (written, talked) = tokio::join!(flood(writer, &to, time), talk(pair.0, time));
         writer = written?;
         let pair = talked?;
-        let after = subject.pid.and_then(Usage::of);
+        let after = subject.usage();
         say(&format!("beside one that does not        {}", percentiles(&pair.1)))?;
         if let Some((before, after)) = before.zip(after) {
             let grown = after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / 1024.0 / 1024.0;
@@ -91,22 +91,16 @@ impl Args {
 }
 
 /// Sends albums, one every `pause`; returns how many media messages that were.
-async fn albums(
-    lane: &mut quinn::SendStream,
-    from: &Eid,
-    to: &Eid,
-    pause: Duration,
-    time: Duration,
-) -> anyhow::Result<u64> {
+async fn albums(lane: &mut Writer, from: &Eid, to: &Eid, pause: Duration, time: Duration) -> anyhow::Result<u64> {
     let run = crate::clock::Now::system().unix_ms;
     let until = Instant::now() + time;
-    let (mut n, mut frames) = (0u64, Vec::new());
+    let mut n = 0u64;
     while Instant::now() < until {
         for _ in 0..ALBUM {
             n += 1;
-            frames.push(media(from, to, &format!("{run}-{n}")));
+            lane.queue(media(from, to, &format!("{run}-{n}")));
         }
-        write(lane, &mut frames).await?;
+        lane.flush().await?;
         tokio::time::sleep(pause).await;
     }
     Ok(n)
@@ -121,7 +115,7 @@ async fn flood(mut writer: Device, to: &Eid, time: Duration) -> anyhow::Result<D
     let (until, mut n) = (Instant::now() + time, 0u64);
     while Instant::now() < until {
         n += 1;
-        write(lane, &mut vec![text(&from, to, &format!("{run}-{n}"), &content)]).await?;
+        lane.send(text(&from, to, &format!("{run}-{n}"), &content)).await?;
         answers.next().await?;
     }
     Ok(writer)
@@ -131,7 +125,7 @@ async fn read_all(mut device: Device) -> anyhow::Result<()> {
     read_lane(device.chat.take()).await
 }
 
-async fn read_lane(lane: Option<(quinn::SendStream, Reader)>) -> anyhow::Result<()> {
+async fn read_lane(lane: Option<(Writer, Reader)>) -> anyhow::Result<()> {
     let (_open, mut frames) = lane.context("the lane")?;
     loop {
         frames.next().await?;
@@ -147,7 +141,7 @@ async fn ping(mut device: Device, time: Duration) -> anyhow::Result<(Device, His
         let ping =
             PingPong { r#type: 1, status: 1, request_time: crate::clock::Now::system().unix_ms, ..PingPong::default() };
         let began = Instant::now();
-        device.control.0.write_all(&encode_frame(&envelope(Payload::PingpongMessage(ping)))).await?;
+        device.control.0.send(encode_frame(&envelope(Payload::PingpongMessage(ping)))).await?;
         while !matches!(device.control.1.next().await?.payload, Some(Payload::PingpongMessage(pong)) if pong.r#type == 2)
         {
         }

@@ -1,52 +1,143 @@
 //! The server under test: its process, what it costs, and one of our own where none was named.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+use super::connection::Transport;
+use crate::auth::dev::DevFiles;
+
 /// Which server to measure.
 #[derive(clap::Args)]
+#[command(next_help_heading = "The server")]
 pub(super) struct SubjectFlags {
     /// A running server; without it one is started
-    #[arg(long, value_name = "ADDR:PORT", requires = "data_dir")]
+    #[arg(long, value_name = "ADDR:PORT")]
     server: Option<SocketAddr>,
-    /// Its data directory, for its development key
-    #[arg(long, value_name = "DIR")]
+    /// Its data directory, for its development certificate and token key
+    #[arg(long, value_name = "DIR", requires = "server")]
     data_dir: Option<PathBuf>,
+    /// What its certificate is checked against, instead of the data directory's
+    #[arg(long, value_name = "FILE", requires = "server")]
+    ca: Option<PathBuf>,
+    /// Private key that tokens are signed with, instead of the data directory's
+    #[arg(long, value_name = "FILE", requires = "server")]
+    token_key: Option<PathBuf>,
+    /// The name that its certificate is for
+    #[arg(long, value_name = "NAME", requires = "server", default_value = "localhost")]
+    server_name: String,
     /// Its process, for CPU and memory
-    #[arg(long)]
+    #[arg(long, requires = "server")]
     pid: Option<u32>,
+    /// What the devices connect over
+    #[arg(long, value_enum, default_value_t = Transport::Quic)]
+    transport: Transport,
 }
 
 /// A server to measure, and its process if that can be seen.
 pub(super) struct Subject {
     pub(super) server: SocketAddr,
-    pub(super) data_dir: PathBuf,
+    pub(super) ca: PathBuf,
+    pub(super) token_key: PathBuf,
+    pub(super) server_name: String,
+    pub(super) transport: Transport,
     pub(super) pid: Option<u32>,
     /// Ended and deleted with the subject.
-    _own: Option<(Running, tempfile::TempDir)>,
+    own: Option<(Running, Settings, tempfile::TempDir)>,
+}
+
+/// How a server of one's own is started.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Settings {
+    /// With the limits on users and addresses that a server has by default. Without them it is measured at its own.
+    pub(super) limited: bool,
+    /// Entries that the retention keeps of one user's log; `None`: the default.
+    pub(super) entries_per_user: Option<u64>,
 }
 
 impl SubjectFlags {
+    /// Whether a server of one's own is measured.
+    pub(super) fn is_own(&self) -> bool {
+        self.server.is_none()
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
     /// The server that was named, or a process of this program with a temporary directory beside the working one: a
     /// temporary file system in memory would make the disk look too good.
     pub(super) fn find(&self) -> anyhow::Result<Subject> {
-        if let Some(server) = self.server {
-            let data_dir = self.data_dir.clone();
-            let data_dir = data_dir.context("--server needs --data-dir, whose development key signs the tokens")?;
-            return Ok(Subject { server, data_dir, pid: self.pid, _own: None });
-        }
-        let folder = tempfile::Builder::new().prefix("bimip-bench-").tempdir_in(".")?;
-        let running = Running::start(folder.path())?;
+        self.find_or_start(Settings::default())
+    }
+
+    /// The same, where an own server is started so.
+    pub(super) fn find_or_start(&self, settings: Settings) -> anyhow::Result<Subject> {
+        let Some(server) = self.server else {
+            return Subject::start(own_folder()?, settings, self.transport);
+        };
+        let files = self.data_dir.as_deref().map(DevFiles::in_data_dir);
+        let needs = "--server needs --data-dir with development files, or --ca and --token-key";
+        Ok(Subject {
+            server,
+            ca: self.ca.clone().or_else(|| Some(files.as_ref()?.ca.clone())).context(needs)?,
+            token_key: self.token_key.clone().or_else(|| Some(files.as_ref()?.token_key.clone())).context(needs)?,
+            server_name: self.server_name.clone(),
+            transport: self.transport,
+            pid: self.pid,
+            own: None,
+        })
+    }
+}
+
+/// A temporary directory beside the working one.
+pub(super) fn own_folder() -> anyhow::Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("bimip-bench-").tempdir_in(".")?)
+}
+
+impl Subject {
+    /// A server of one's own, on a data directory that goes with it.
+    pub(super) fn start(
+        folder: tempfile::TempDir,
+        settings: Settings,
+        transport: Transport,
+    ) -> anyhow::Result<Subject> {
+        let running = Running::start(folder.path(), (Ipv4Addr::LOCALHOST, 0).into(), settings)?;
+        let files = DevFiles::in_data_dir(folder.path());
         Ok(Subject {
             server: running.server,
-            data_dir: folder.path().to_owned(),
+            ca: files.ca,
+            token_key: files.token_key,
+            server_name: "localhost".to_owned(),
+            transport,
             pid: Some(running.child.id()),
-            _own: Some((running, folder)),
+            own: Some((running, settings, folder)),
         })
+    }
+
+    /// Kills an own server and starts it again on the same address and data; returns when it was started.
+    pub(super) fn restart(&mut self) -> anyhow::Result<Instant> {
+        let (running, settings, folder) = self.own.as_mut().context("only a server of one's own is restarted")?;
+        running.end();
+        let began = Instant::now();
+        *running = Running::start(folder.path(), self.server, *settings)?;
+        self.pid = Some(running.child.id());
+        Ok(began)
+    }
+
+    /// Kills an own server; its data are left.
+    pub(super) fn end(mut self) -> anyhow::Result<tempfile::TempDir> {
+        let (_running, _, folder) = self.own.take().context("only a server of one's own is ended")?;
+        Ok(folder)
+    }
+
+    /// What its process has used so far, where that can be seen.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.pid.and_then(Usage::of)
     }
 }
 
@@ -56,19 +147,20 @@ struct Running {
 }
 
 impl Running {
-    fn start(data_dir: &Path) -> anyhow::Result<Running> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir"])
-            .arg(data_dir)
+    fn start(data_dir: &Path, listen: SocketAddr, settings: Settings) -> anyhow::Result<Running> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["serve", "--dev", "--metrics-listen", "127.0.0.1:0", "--listen", &listen.to_string()]);
+        command.arg("--data-dir").arg(data_dir);
+        if !settings.limited {
             // What is measured is the server at its limit, not its limits on one user or address.
-            .envs(
-                ["FRAMES", "MESSAGES", "AWARENESS", "SIGN_INS"]
-                    .map(|limit| (format!("BIMIP_LIMITS__{limit}__PER_SECOND"), "0")),
-            )
-            .env("BIMIP_LIMITS__CONNECTIONS_PER_ADDRESS", "0")
-            .env("BIMIP_LOG__LEVEL", "warn")
-            .stdout(Stdio::piped())
-            .spawn()?;
+            let limits = ["FRAMES", "MESSAGES", "AWARENESS", "SIGN_INS"];
+            command.envs(limits.map(|limit| (format!("BIMIP_LIMITS__{limit}__PER_SECOND"), "0")));
+            command.env("BIMIP_LIMITS__CONNECTIONS_PER_ADDRESS", "0");
+        }
+        if let Some(entries) = settings.entries_per_user {
+            command.env("BIMIP_RETENTION__ENTRIES_PER_USER", entries.to_string());
+        }
+        let mut child = command.env("BIMIP_LOG__LEVEL", "warn").stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("the server's output")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -78,11 +170,17 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    fn end(&mut self) {
         // It is a measurement's own server; nobody misses what it stored.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -91,6 +189,8 @@ impl Drop for Running {
 pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
     pub(super) resident_bytes: u64,
+    /// Open file descriptors.
+    pub(super) descriptors: u64,
 }
 
 impl Usage {
@@ -104,6 +204,11 @@ impl Usage {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kibibytes: u64 = resident.split_whitespace().next()?.parse().ok()?;
         // USER_HZ is 100 on every Linux that anybody runs.
-        Some(Usage { cpu_seconds: ticks as f64 / 100.0, resident_bytes: kibibytes * 1024 })
+        Some(Usage {
+            cpu_seconds: ticks as f64 / 100.0,
+            resident_bytes: kibibytes * 1024,
+            // Another user's process does not show them.
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |open| open.count() as u64),
+        })
     }
 }

@@ -1,12 +1,12 @@
-//! `bimip bench storm`: a whole fleet signs in at the same moment, as after a restart of the server or an outage.
+//! `bimip bench storm`: a whole fleet signs in at the same moment, as after an outage or a restart of the server.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::connection::Target;
+use super::connection::{Device, Target};
 use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Seconds within which each has to be served
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     within: u64,
+    /// Kill the server under them before each further wave, and start it again
+    #[arg(long, conflicts_with = "server")]
+    restart: bool,
     #[command(flatten)]
     subject: SubjectFlags,
     /// Print JSON
@@ -35,14 +38,17 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let subject = self.subject.find()?;
-        let target = Arc::new(Target::new(subject.server, &subject.data_dir)?);
+        let mut subject = self.subject.find()?;
+        let target = Arc::new(Target::new(&subject)?);
         let run = crate::clock::Now::system().unix_ms;
-        let usage = || subject.pid.and_then(Usage::of);
+        let mut connected: Vec<Device> = Vec::new();
         for wave in 1..=self.waves {
-            let (before, began) = (usage(), Instant::now());
+            // Killed under its devices, and started again: the time runs from when it was gone.
+            let began = if self.restart && wave > 1 { subject.restart()? } else { Instant::now() };
+            connected.drain(..).for_each(|device| device.connection.close());
+            let before = if self.restart && wave > 1 { Some(Usage::default()) } else { subject.usage() };
             let deadline = began + Duration::from_secs(self.within);
-            let failures = Arc::new(AtomicU64::new(0));
+            let failures = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
             let mut dialing = JoinSet::new();
             for n in 0..self.devices {
                 let (target, failures) = (target.clone(), failures.clone());
@@ -52,39 +58,44 @@ impl Args {
                         match target.device(&name, true).await {
                             Ok(device) => return Ok((device, Instant::now())),
                             Err(error) if Instant::now() > deadline => return Err(error.context(name)),
-                            Err(_) => failures.fetch_add(1, Ordering::Relaxed),
-                        };
+                            Err(error) => {
+                                let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+                                *failures.entry(format!("{error:#}")).or_default() += 1;
+                            }
+                        }
                         let spread = 1.0 + (n % 64) as f64 / 64.0;
                         tokio::time::sleep((AGAIN_AFTER * attempt).mul_f64(spread)).await;
                     }
                     unreachable!("attempts end with the deadline")
                 });
             }
-            let (mut served, mut devices) = (histogram(), Vec::with_capacity(self.devices));
+            let mut served = histogram();
             while let Some(dialed) = dialing.join_next().await {
                 let (device, at) = dialed.map_err(anyhow::Error::from)??;
                 record(&mut served, at.duration_since(began));
-                devices.push(device);
+                connected.push(device);
             }
             let took = began.elapsed().as_secs_f64();
-            let cpu = before.zip(usage()).map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
+            let cpu = before.zip(subject.usage()).map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
             let cpu_us = cpu.map(|seconds| seconds * 1e6 / self.devices as f64);
-            let failures = failures.load(Ordering::Relaxed);
+            let failures = std::mem::take(&mut *failures.lock().unwrap_or_else(PoisonError::into_inner));
+            let again: u64 = failures.values().sum();
             if self.json {
                 let figures = serde_json::json!({
-                    "wave": wave, "devices": self.devices, "seconds": took, "tries_again": failures,
+                    "wave": wave, "restarted": self.restart && wave > 1, "devices": self.devices, "seconds": took,
+                    "tries_again": again, "failures": failures,
                     "server_cpu_us_per_sign_in": cpu_us, "served": json(&served),
                 });
                 say(&figures.to_string())?;
             } else {
-                say(&format!("wave {wave}: all {} served after {took:.2} s, {failures} tries again", self.devices))?;
+                say(&format!("wave {wave}: all {} served after {took:.2} s, {again} tries again", self.devices))?;
+                for (reason, count) in &failures {
+                    say(&format!("  {count:>6} tries: {reason}"))?;
+                }
                 say(&format!("  each served after  {}", percentiles(&served)))?;
                 if let Some(cpu_us) = cpu_us {
                     say(&format!("  server {cpu_us:.0} µs of CPU a sign-in"))?;
                 }
-            }
-            for device in devices {
-                device.connection.close(0u8.into(), b"storm");
             }
         }
         Ok(())

@@ -1,0 +1,233 @@
+//! `bimip bench load`: users who write to each other, at a given rate or as fast as it goes.
+//!
+//! With a rate, latency counts from the time at which a message was due, whether or not the generator was late (no
+//! coordinated omission). Every message is checked to arrive at every device once, and in order in its chat.
+
+mod check;
+mod device;
+mod fleet;
+mod outbox;
+mod plan;
+mod presence;
+mod report;
+mod tally;
+
+pub(super) use fleet::{Course, Fleet};
+pub(super) use plan::{Clock, Contacts, Cuts, Plan, Presence};
+pub(super) use tally::Tally;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::task::JoinSet;
+
+use self::report::Outcome;
+use super::connection::{Device, Target, answer_pings};
+use super::process::{Subject, SubjectFlags};
+use super::progress::Progress;
+use crate::cli::{Failure, Usage};
+
+/// Sign-ins of the idle fleet at once.
+const CONCURRENT: usize = 64;
+
+/// Texts between users: rate, latency, CPU, memory
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Pairs of users; one of each sends
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
+    /// Who writes to whom: pairs, or all to all, of whom some are more popular
+    #[arg(long, value_enum, default_value_t = Shape::Pairs)]
+    contacts: Shape,
+    /// Users, all of whom send; with --contacts zipf [default: two for each pair]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    users: Option<u32>,
+    /// With --contacts zipf: the k-th user gets a share in proportion to 1 / k^EXPONENT
+    #[arg(long, default_value_t = 1.0, value_name = "EXPONENT", value_parser = exponent)]
+    exponent: f64,
+    /// Devices of each user; the first one sends, and all are checked to get everything
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    devices: u32,
+    /// Messages a second over all users; 0: as fast as it goes, with --in-flight
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+    /// Messages of a sender on their way at once, where there is no rate
+    #[arg(long, default_value_t = 16)]
+    in_flight: usize,
+    /// Bytes of text
+    #[arg(long, default_value_t = 150)]
+    size: usize,
+    /// Recipients acknowledge each, and a message counts once its sender has the receipt
+    #[arg(long)]
+    receipts: bool,
+    /// The senders answer each VersionUpdate instead of pipelining
+    #[arg(long)]
+    answering: bool,
+    /// Share of the devices that are cut off again and again, and come back within a second
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    reconnects: f64,
+    /// Each of these so often
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
+    reconnect_every: f64,
+    /// Share of the users who change their state, while all watch their contacts
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    presence: f64,
+    /// Each of these so often; the server passes a contact's changes on twice a second at most
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
+    presence_every: f64,
+    /// Signed-in devices beside, which only answer pings
+    #[arg(long, default_value_t = 0, value_name = "DEVICES")]
+    idle: usize,
+    /// Seconds to measure
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Seconds before that
+    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    warm_up: u64,
+    #[command(flatten)]
+    subject: SubjectFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Who writes to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Shape {
+    /// One of a pair to the other
+    Pairs,
+    /// All to all, by Zipf's law
+    Zipf,
+}
+
+fn number(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "it is a number".to_owned())?;
+    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("it is from {least} to {most}")) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, 0.0, 1.0)
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    number(text, 0.0, 4.0)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    number(text, 0.1, 3600.0)
+}
+
+impl Args {
+    fn users(&self) -> usize {
+        match self.contacts {
+            Shape::Pairs => 2 * self.pairs as usize,
+            Shape::Zipf => self.users.unwrap_or(2 * self.pairs) as usize,
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        let users = self.users();
+        let every = |seconds: f64| Duration::from_secs_f64(seconds);
+        let cuts = Cuts { share: self.reconnects, every: every(self.reconnect_every) };
+        let presence = Presence { share: self.presence, every: every(self.presence_every) };
+        Plan {
+            // A run against a server that has seen others must not meet their messages.
+            name: format!("load-{}", crate::clock::Now::system().unix_ms),
+            users,
+            contacts: match self.contacts {
+                Shape::Pairs => Contacts::Pairs,
+                Shape::Zipf => Contacts::zipf(users, self.exponent),
+            },
+            devices: self.devices as usize,
+            rate: self.rate as f64,
+            in_flight: self.in_flight,
+            size: self.size,
+            receipts: self.receipts,
+            answering: self.answering,
+            sheds: false,
+            keeps_timeline: false,
+            cuts: (self.reconnects > 0.0).then_some(cuts),
+            presence: (self.presence > 0.0).then_some(presence),
+        }
+    }
+
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        if self.users.is_some() && self.contacts == Shape::Pairs {
+            return Err(Usage("--users needs --contacts zipf; --pairs says how many pairs there are").into());
+        }
+        let subject = self.subject.find()?;
+        let target = Arc::new(Target::new(&subject)?);
+        let progress = Progress::new(self.json);
+        progress.note("signing in");
+        // What the first session allocates for good is not the sessions' cost.
+        let first = target.device(&format!("first-{}", crate::clock::Now::system().unix_ms), true).await?;
+        let before = subject.usage();
+        let idle = idle(&target, self.idle).await?;
+        let fleet = Fleet::sign_in(self.plan(), target.clone()).await?;
+        let signed_in = subject.usage();
+        let clock = Clock::begin(Duration::from_secs(self.warm_up), Duration::from_secs(self.seconds));
+        let running = fleet.start(clock)?;
+        let course = running.course.clone();
+        let shown = async {
+            let count = || course.done.load(Ordering::Relaxed) as f64;
+            let figure = || format!("{:.0} messages a second", count() / clock.start.elapsed().as_secs_f64());
+            progress.run((clock.start, clock.until), figure).await;
+        };
+        // A check that fails ends it at once.
+        let measured =
+            async { tokio::try_join!(running.join(), async { Ok(measure(&subject, &course, clock).await) }) };
+        let (tally, (messages, [at_first, at_last])) = tokio::select! {
+            measured = measured => measured?,
+            () = shown => unreachable!("progress is shown until it is dropped"),
+        };
+        drop(progress);
+        check_idle(idle)?;
+        drop(first);
+        let usage = (|| Some([before?, signed_in?, at_first?, at_last?]))();
+        let sessions = self.idle + self.users() * self.devices as usize;
+        Outcome { messages, sessions, tally, usage }.tell(&self)
+    }
+}
+
+type Usages = [Option<super::process::Usage>; 2];
+
+/// How many messages there were in the measured time, and what the server had used at both ends of it.
+async fn measure(subject: &Subject, course: &Course, clock: Clock) -> (u64, Usages) {
+    let look = || (course.done.load(Ordering::Relaxed), subject.usage());
+    tokio::time::sleep_until(clock.measure_from.into()).await;
+    let (before, usage_before) = look();
+    tokio::time::sleep_until(clock.until.into()).await;
+    let (after, usage_after) = look();
+    (after - before, [usage_before, usage_after])
+}
+
+/// Signs devices in that only answer pings.
+async fn idle(target: &Target, devices: usize) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+    let run = crate::clock::Now::system().unix_ms;
+    let mut signing_in = stream::iter((0..devices).map(|n| async move {
+        let name = format!("idle-{run}-{n}");
+        target.device(&name, true).await
+    }))
+    .buffer_unordered(CONCURRENT);
+    let mut idle = JoinSet::new();
+    while let Some(device) = signing_in.next().await {
+        let Device { connection, control, chat, .. } = device?;
+        idle.spawn(async move {
+            let _open = (connection, chat);
+            answer_pings(control, || ()).await
+        });
+    }
+    Ok(idle)
+}
+
+/// None of them was cut off.
+fn check_idle(mut idle: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut lost = 0;
+    while idle.try_join_next().is_some() {
+        lost += 1;
+    }
+    anyhow::ensure!(lost == 0, "{lost} idle devices lost their connections");
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The load generator: each of its ways to load a server, for a moment, and what it says of it. Nothing here looks at
+//! how fast anything is.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What `bimip bench` says as JSON, run in a folder of its own with a server of its own.
+fn bench(arguments: &[&str]) -> Vec<Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bimip"))
+        .args(["bench", arguments[0], "--json"])
+        .args(&arguments[1..])
+        .current_dir(folder.path())
+        .env_clear()
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{arguments:?}: {err}");
+    // No progress where nobody looks.
+    assert_eq!(err, "");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the server's folder is gone");
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn load(arguments: &[&str]) -> Value {
+    let short: &[&str] = if arguments.contains(&"--for") { &[] } else { &["--for", "1"] };
+    let figures = bench(&[&["load", "--warm-up", "0"], short, arguments].concat()).remove(0);
+    assert_eq!(figures["once_and_in_order"], true);
+    assert!(count(&figures, "sent_in_all") > 0, "{figures}");
+    figures
+}
+
+fn count(figures: &Value, name: &str) -> u64 {
+    figures[name].as_u64().unwrap_or_else(|| panic!("{name} in {figures}"))
+}
+
+#[test]
+fn pairs_as_fast_as_it_goes() {
+    let figures = load(&["--pairs", "2"]);
+    assert_eq!(count(&figures, "arrivals"), count(&figures, "sent_in_all"));
+    assert_eq!((count(&figures, "sessions"), figures["transport"].as_str()), (4, Some("quic")));
+    #[cfg(target_os = "linux")]
+    assert!(figures["server_bytes_per_session"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn over_tcp_with_receipts_at_a_rate() {
+    let figures = load(&["--pairs", "2", "--transport", "tcp", "--receipts", "--rate", "100"]);
+    assert_eq!(figures["transport"], "tcp");
+    assert_eq!(count(&figures, "sent_in_all"), 100);
+    assert_eq!(count(&figures["receipted"], "count"), 100);
+}
+
+#[test]
+fn senders_that_answer_each_version_update() {
+    load(&["--pairs", "2", "--answering"]);
+}
+
+#[test]
+fn every_device_of_a_user_is_checked() {
+    let figures = load(&["--pairs", "1", "--devices", "16", "--rate", "50"]);
+    // All of the recipient's, and the sender's others.
+    assert_eq!(count(&figures, "arrivals"), 50 * (16 + 15));
+    assert_eq!(count(&figures, "sessions"), 32);
+}
+
+#[test]
+fn contacts_by_zipf_who_see_each_others_presence() {
+    let arguments = [
+        "--contacts",
+        "zipf",
+        "--users",
+        "8",
+        "--for",
+        "2",
+        "--rate",
+        "200",
+        "--presence",
+        "1",
+        "--presence-every",
+        "0.6",
+    ];
+    let figures = load(&[&arguments[..], &["--receipts"]].concat());
+    assert_eq!(count(&figures, "arrivals"), count(&figures, "sent_in_all"));
+    assert!(count(&figures, "presence_changes") > 0);
+    assert!(count(&figures["presence_told"], "count") > 0);
+}
+
+#[test]
+fn devices_are_cut_off_and_nothing_is_lost_or_doubled() {
+    let cut = ["--reconnects", "1", "--reconnect-every", "0.4", "--rate", "200", "--devices", "2"];
+    for transport in ["quic", "tcp"] {
+        let figures = load(&[&cut[..], &["--pairs", "2", "--receipts", "--transport", transport]].concat());
+        assert!(count(&figures, "cut_off") >= 8, "{figures}");
+        assert_eq!(count(&figures, "arrivals"), 3 * count(&figures, "sent_in_all"));
+    }
+    load(&[&cut[..], &["--contacts", "zipf", "--users", "6", "--answering"]].concat());
+}
+
+#[test]
+fn an_idle_fleet_beside() {
+    let figures = load(&["--pairs", "1", "--idle", "10", "--rate", "20"]);
+    assert_eq!(count(&figures, "sessions"), 12);
+    let idle = bench(&["idle", "--sessions", "10", "--for", "1"]).remove(0);
+    assert_eq!((count(&idle, "lost"), count(&idle, "sessions")), (0, 10));
+}
+
+#[test]
+fn a_fleet_comes_back_after_the_server_was_killed() {
+    let waves = bench(&["storm", "--devices", "20", "--waves", "2", "--restart"]);
+    assert_eq!(waves.iter().map(|wave| wave["restarted"].as_bool().unwrap()).collect::<Vec<_>>(), [false, true]);
+    assert!(waves.iter().all(|wave| count(&wave["served"], "count") == 20));
+}
+
+#[test]
+fn what_a_flood_was_acknowledged_arrives() {
+    let arguments = ["overload", "--maximum", "500", "--flooders", "2", "--pairs", "2"];
+    let figures = bench(&[&arguments[..], &["--before", "1", "--for", "1", "--after", "1"]].concat()).remove(0);
+    assert_eq!(count(&figures["flood"], "due"), 1000);
+    assert!(count(&figures["flood"], "acknowledged") > 0);
+    assert_eq!(figures["beside"]["acknowledged"], figures["beside"]["sent"]);
+}
+
+#[test]
+fn a_log_that_grows() {
+    let rows = bench(&["growth", "--entries", "500"]).remove(0);
+    assert_eq!(count(&rows[0], "entries"), 500);
+    assert_eq!(count(&rows[0]["history_oldest"], "count"), 200);
+}
+
+#[test]
+fn users_without_zipf_are_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bimip")).args(["bench", "load", "--users", "4"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
