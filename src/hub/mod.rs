@@ -42,7 +42,7 @@ pub struct Hub {
     clock: Clock,
     presence: Arc<Presence>,
     revocations: Revocations,
-    /// Whose log has advanced with the commit that is being announced: one of each device at most.
+    /// Whose log has advanced with the commit that is being announced; no more than the devices of its entries' users.
     advanced: Mutex<Vec<Arc<Signal>>>,
     /// Looks into recent entries that found some, and those that have to read the store.
     looks: Counted,
@@ -244,12 +244,13 @@ impl LogObserver for Hub {
         user.recent.push(entry.clone());
         user.forget_what_all_passed();
         let signals = user.members.iter().map(|member| &member.signal);
-        self.advanced().extend(signals.filter(|signal| signal.advanced()).cloned());
+        self.advanced().extend(signals.filter(|signal| signal.mark()).cloned());
     }
 
     fn announced(&self) {
         // Who was answered has been woken by that, and may have seen its log already.
-        std::mem::take(&mut *self.advanced()).iter().for_each(|signal| signal.wake());
+        let signals = std::mem::take(&mut *self.advanced());
+        signals.iter().for_each(|signal| signal.wake());
     }
 
     fn changed(&self, change: &Change) {

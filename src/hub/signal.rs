@@ -56,14 +56,20 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// The user's log has a new entry; `true`: nobody had said so since the session looked, and somebody has to call
-    /// [`Signal::wake`].
+    /// There is something new for the session to look at.
+    pub fn advanced(&self) {
+        if self.mark() {
+            self.waker.wake();
+        }
+    }
+
+    /// The same, for who has more to say first: `true` if a [`Signal::wake`] has to follow, as nobody else's does.
     #[must_use]
-    pub fn advanced(&self) -> bool {
+    pub fn mark(&self) -> bool {
         !self.advanced.swap(true, Ordering::AcqRel)
     }
 
-    /// Has the session look, unless it has seen meanwhile that its log has advanced.
+    /// Has the session look, unless it has done so since [`Signal::mark`].
     pub fn wake(&self) {
         if self.advanced.load(Ordering::Acquire) {
             self.waker.wake();
@@ -127,7 +133,7 @@ mod tests {
         let (signal, count) = (Signal::default(), Arc::new(Count::default()));
         let woken = || count.0.load(Ordering::Relaxed);
         signal.register(&waker(count.clone()));
-        assert!(signal.advanced() && !signal.advanced(), "one of them has to wake it");
+        assert!(signal.mark() && !signal.mark(), "one of them has to wake it");
         signal.wake();
         assert_eq!(woken(), 1);
 
@@ -135,6 +141,7 @@ mod tests {
         assert!(signal.take_advanced());
         signal.wake();
         assert_eq!(woken(), 1);
-        assert!(signal.advanced(), "the next entry counts again");
+        signal.advanced();
+        assert_eq!(woken(), 2, "the next entry counts again");
     }
 }

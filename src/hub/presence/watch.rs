@@ -163,8 +163,7 @@ impl Watch {
 
     fn wake(&self) {
         if !self.marked.swap(true, Ordering::AcqRel) {
-            let _ = self.signal.advanced();
-            self.signal.wake();
+            self.signal.advanced();
         }
     }
 
