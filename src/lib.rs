@@ -37,6 +37,8 @@ pub mod limits;
 #[cfg(feature = "server")]
 #[cfg(test)]
 mod planted;
+#[cfg(any(feature = "link", feature = "cli"))]
+mod random;
 #[cfg(feature = "server")]
 #[cfg(test)]
 mod simulation;

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 600;
 
 /// Modules of the crate and their floors; a module uses only floors below its own.
-const FLOORS: [(&str, u8); 14] = [
+const FLOORS: [(&str, u8); 15] = [
     ("wire", 1),
     ("congestion", 1),
+    ("random", 1),
     ("store", 2),
     ("auth", 2),
     ("observe", 2),
@@ -169,7 +170,7 @@ fn may_use(user: &str, used: &str) -> bool {
         _ if user == used => true,
         ("lib", _) => true,
         ("main", _) => used == "cli",
-        ("wire" | "congestion" | "limits" | "clock", _) => false,
+        ("wire" | "congestion" | "random" | "limits" | "clock", _) => false,
         ("config", _) => ["wire", "limits"].contains(&used),
         ("client", _) => ["wire", "congestion"].contains(&used),
         _ if CELLAR.contains(&used) => true,

@@ -3,35 +3,7 @@
 use std::time::Duration;
 
 use super::profile::{Conditions, Loss};
-
-/// SplitMix64.
-#[derive(Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    /// Another source, which has nothing to do with this one's next numbers.
-    pub(super) fn fork(&mut self) -> Random {
-        Random(self.number())
-    }
-
-    pub(super) fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// From 0, below 1.
-    fn share(&mut self) -> f64 {
-        // The upper 53 bits: as many as a double holds exactly.
-        (self.number() >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
+use crate::random::Random;
 
 /// What chance has in store for one packet.
 #[derive(Debug, Clone, Copy, PartialEq)]

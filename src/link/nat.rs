@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::chance::Random;
 use super::limits::{NAT_MAPPINGS_MAX, NAT_PORTS};
 use super::packet::Protocol;
+use crate::random::Random;
 
 #[derive(Debug)]
 pub(super) struct Nat {

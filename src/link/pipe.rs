@@ -148,9 +148,9 @@ impl<P> Ord for Flying<P> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chance::Random;
     use super::super::profile::{Loss, Reordering};
     use super::*;
+    use crate::random::Random;
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -4,12 +4,13 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::chance::{Chance, Random};
+use super::chance::Chance;
 use super::counters::{Counters, Path, Tally, Way};
 use super::nat::Nat;
 use super::packet::{Packet, Protocol};
 use super::pipe::{Offered, Pipe};
 use super::profile::Profile;
+use crate::random::Random;
 
 /// The addresses of all ends.
 #[derive(Debug, Clone, Copy)]

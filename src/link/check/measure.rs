@@ -119,9 +119,10 @@ pub(super) fn burst_of(loss: Loss) -> (f64, f64) {
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::chance::{Chance, Random};
+    use super::super::super::chance::Chance;
     use super::super::super::{Conditions, Count};
     use super::*;
+    use crate::random::Random;
 
     /// Sent a millisecond apart; arrivals as number and milliseconds after the beginning.
     fn stream(sent: usize, arrived: &[(usize, u64)]) -> Stream {

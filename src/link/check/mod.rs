@@ -262,10 +262,11 @@ impl Rows<'_> {
 mod tests {
     use std::time::Instant;
 
-    use super::super::chance::{Chance, Random};
+    use super::super::chance::Chance;
     use super::super::pipe::{Offered, Pipe};
     use super::super::{Count, Loss, Rate, Reordering, Tally};
     use super::*;
+    use crate::random::Random;
 
     const MS: Duration = Duration::from_millis(1);
 

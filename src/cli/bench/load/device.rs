@@ -12,10 +12,10 @@ use tokio::task::JoinSet;
 use super::check::{Inbox, Index, Way};
 use super::fleet::{Course, device_name};
 use super::outbox::{Outbox, Stamp};
-use super::plan::Random;
 use super::presence;
 use crate::cli::bench::connection::{Device, Reader, SignIn, Writer, answer, answer_pings, receipt};
 use crate::cli::bench::report::record;
+use crate::random::Random;
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, ErrorMessage, VersionUpdate, chat_message};
 use crate::wire::{Lane, MessageScheme, Payload};
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::random::Random;
 use crate::wire::Eid;
 
 /// Users that one user admits to see its presence.
@@ -187,25 +188,6 @@ impl Schedule {
         self.drawn += 1;
         // Who has a schedule sends, so there is somebody.
         contacts.next(self.user, &mut self.random).unwrap_or(self.user)
-    }
-}
-
-/// SplitMix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", 2014): the same seed, the
-/// same run.
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    /// From 0, below 1.
-    pub(super) fn share(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
