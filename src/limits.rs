@@ -49,6 +49,11 @@ pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 pub const LOCAL_ID_ECHO_MAX: usize = 64;
 /// A connection's path is looked at for the metrics no more often: a lock or a system call each time.
 pub const PATH_SAMPLED_EVERY: Duration = Duration::from_secs(10);
+/// How often a path is looked at after the device moved to it, so that a return from one that does not answer is noticed
+/// before the device's next packet undoes it.
+pub const MOVE_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
+/// How often at most: longer than QUIC waits for the answer (three probe time-outs, 1.9 s where nothing was measured yet).
+pub const MOVE_LOOKED_AT_TIMES: u32 = 50;
 /// Pings that one device may leave unanswered before the oldest is forgotten.
 pub const PINGS_ASKED_MAX: usize = 16;
 /// Pings to other devices that one session may have under way.
@@ -123,6 +128,11 @@ pub const FAN_OUT_CHUNK: usize = 256;
 
 /// Operations that wait for the store's writer; a caller that finds it full waits, then is told 503.
 pub const STORE_QUEUE_MAX: usize = 8 * 1024;
+/// Operations of one user that the writer takes before it is the next one's turn: what a sender has under way at once
+/// mostly goes into one commit, since each commit that it is in wakes its session.
+pub const STORE_TURN_MAX: usize = 16;
+/// A commit with fewer operations goes on with another round of turns.
+pub const STORE_ROUNDS_UNTIL: usize = 256;
 /// How long a caller waits for a place in the writer's queue.
 pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Operations in one durable commit: bounds the commit's memory and the latency of its first.

@@ -146,12 +146,11 @@ impl World {
     }
 
     async fn metric(&self, series: impl Into<String>) -> f64 {
-        let (server, series) = (self.server.clone(), series.into());
-        self.beside.spawn(async move { server.metric(&series).await }).await.unwrap()
+        metric(&self.server, &self.beside, series.into()).await
     }
 
     async fn migrations(&self, kind: &str) -> f64 {
-        self.metric(format!("bimip_path_migrations_total{{kind=\"{kind}\"}}")).await
+        self.metric(migrations(kind)).await
     }
 
     /// The connection of the beginning has carried everything.
@@ -159,6 +158,15 @@ impl World {
         assert_eq!(self.session().await, self.first, "the session is the same");
         assert_eq!(self.metric(OPENS).await, 2.0, "Alice's and Bob's");
     }
+}
+
+async fn metric(server: &Arc<TestServer>, beside: &Handle, series: String) -> f64 {
+    let server = server.clone();
+    beside.spawn(async move { server.metric(&series).await }).await.unwrap()
+}
+
+fn migrations(kind: &str) -> String {
+    format!("bimip_path_migrations_total{{kind=\"{kind}\"}}")
 }
 
 /// Sends numbers, a few of them at once.
@@ -267,6 +275,33 @@ fn a_phone_that_is_told_nothing_of_its_new_network_goes_on_there_all_the_same() 
             // On its way back it has the address and port of before.
             assert!(world.migrations("address_change").await >= 2.0);
             assert_eq!(world.migrations("failed").await, 0.0);
+            world
+        },
+    );
+}
+
+#[test]
+fn a_network_that_carries_nothing_to_the_phone_is_a_move_that_failed() {
+    let deaf = {
+        let mut deaf = Profile::LTE;
+        deaf.down.loss = Loss::Random(1.0);
+        deaf
+    };
+    play(
+        Plan { wifi: Profile::WIFI, lte: deaf, seed: 12 },
+        |phone| phone,
+        |mut world| async {
+            let (control, server, beside) = (world.control.clone(), world.server.clone(), world.beside.clone());
+            world
+                .talk(async {
+                    control.hand_over(Path::Lte, GAP).unwrap().switched().await.unwrap();
+                    while metric(&server, &beside, migrations("failed")).await < 1.0 {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    control.hand_over(Path::Wifi, GAP).unwrap().switched().await.unwrap();
+                })
+                .await;
+            world.talk(async {}).await;
             world
         },
     );

@@ -225,7 +225,7 @@ fn accept_then_release(store: Embedded) -> Run {
             number += 1;
             runtime.block_on(async {
                 let accepted = store.accept(message(number), false).await.expect("accepted");
-                store.release(accepted.message.id).await.expect("released");
+                store.release(&accepted.message.sender, accepted.message.id).await.expect("released");
             });
         }
     })

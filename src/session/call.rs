@@ -48,8 +48,8 @@ pub enum Call {
     OpenDevice(Eid, DeviceId),
     /// Accept a message, and release it at once if the flag says so.
     Accept(Origin, Box<NewMessage>, bool),
-    /// Release a message.
-    Release(MessageId),
+    /// Release a message of a sender's.
+    Release(Eid, MessageId),
     /// Acknowledge.
     Acknowledge(Origin, Box<Acknowledgment>),
     /// A page of history.
@@ -107,7 +107,7 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             let local_id = message.local_id.clone();
             Done::Accept(origin, local_id, store.accept(*message, release).await)
         }
-        Call::Release(message) => Done::Release(message, store.release(message).await),
+        Call::Release(sender, message) => Done::Release(message, store.release(&sender, message).await),
         Call::Acknowledge(origin, acknowledgment) => {
             Done::Acknowledge(origin, store.acknowledge(*acknowledgment).await)
         }

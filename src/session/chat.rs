@@ -173,7 +173,8 @@ impl Session {
             AcceptOutcome::Released => {}
             AcceptOutcome::Waiting => {
                 let crowded = open.chat.wait_for_answer(accepted.message.id, now.at + within);
-                crowded.into_iter().for_each(|message| self.call(Call::Release(message)));
+                let sender = open.user.clone();
+                self.release(&sender, crowded);
             }
             AcceptOutcome::Known => self.answer_again(origin, local, &accepted),
         }
@@ -182,7 +183,7 @@ impl Session {
     /// Only the lost connection of the sender released what it had in flight: what was accepted since must not wait.
     fn release_orphan(&mut self, accepted: Result<Accepted, StoreError>) {
         if let Ok(Accepted { message, outcome: AcceptOutcome::Waiting, .. }) = accepted {
-            self.call(Call::Release(message.id));
+            self.release(&message.sender, [message.id]);
         }
     }
 
@@ -217,9 +218,9 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         let waiting = open.chat.unreleased.iter().position(|(_, waiting)| *waiting == message);
         // Unknown: released meanwhile, or answered in an earlier connection.
-        if let Some((_, message)) = waiting.and_then(|index| open.chat.unreleased.remove(index)) {
-            self.call(Call::Release(message));
-        }
+        let answered = waiting.and_then(|index| open.chat.unreleased.remove(index)).map(|(_, message)| message);
+        let sender = open.user.clone();
+        self.release(&sender, answered);
         Ok(())
     }
 
@@ -230,7 +231,12 @@ impl Session {
             overdue.push(message);
         }
         self.services.metrics.releases_overdue.increment(overdue.len() as u64);
-        overdue.into_iter().for_each(|message| self.call(Call::Release(message)));
+        let sender = open.user.clone();
+        self.release(&sender, overdue);
+    }
+
+    pub(super) fn release(&mut self, sender: &Eid, messages: impl IntoIterator<Item = MessageId>) {
+        messages.into_iter().for_each(|message| self.call(Call::Release(sender.clone(), message)));
     }
 
     pub(super) fn released(&mut self, message: MessageId, released: Result<(), StoreError>) {

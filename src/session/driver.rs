@@ -46,7 +46,11 @@ pub fn drive<L: Link>(
 
 async fn serve<L: Link>(mut driver: Box<Driver<L>>) -> CloseReason {
     let ending = poll_fn(|cx| driver.poll(cx)).await;
+    // Boxed, so that a session which goes on keeps no room for its end.
+    Box::pin(leave(driver, ending)).await
+}
 
+async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReason {
     let signed_in = driver.session.signed_in_since();
     let remaining = driver.session.end();
     let Driver { link, session, store, calls, path, services, .. } = &mut *driver;

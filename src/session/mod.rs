@@ -355,7 +355,9 @@ impl Session {
     /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
     pub fn end(&mut self) -> Vec<Call> {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
-            Phase::Open(mut open) => open.chat.unreleased().map(Call::Release).collect(),
+            Phase::Open(mut open) => {
+                open.chat.unreleased().map(|message| Call::Release(open.user.clone(), message)).collect()
+            }
             _ => Vec::new(),
         }
     }

@@ -113,7 +113,8 @@ impl Session {
             Form::Shared(encode) => entry.frame.get_or_init(|| encode_frame(&encode())).clone(),
             Form::VersionUpdate(message) => {
                 if matches!(entry.body, EntryBody::Accepted(_)) && entry.committed.is_some() {
-                    crowded = open.chat.wait_for_answer(message.id, now.at + within);
+                    let waiting = open.chat.wait_for_answer(message.id, now.at + within);
+                    crowded = waiting.map(|message| (open.user.clone(), message));
                 }
                 let mut scheme = render::version_update(message, entry.sequence);
                 scheme.request_id = open.chat.answer(&message.local_id);
@@ -123,7 +124,9 @@ impl Session {
         if let EntryBody::Received(message) = &entry.body {
             self.measure(entry, message, now);
         }
-        crowded.into_iter().for_each(|message| self.call(Call::Release(message)));
+        if let Some((sender, message)) = crowded {
+            self.release(&sender, [message]);
+        }
         self.emit(frame)
     }
 

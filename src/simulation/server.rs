@@ -207,7 +207,7 @@ impl Server {
                 let tag = Tag::Accept(origin, message.local_id.clone());
                 (Op::Accept { message, release }, tag)
             }
-            Call::Release(message) => (Op::Release(message), Tag::Release(message)),
+            Call::Release(_, message) => (Op::Release(message), Tag::Release(message)),
             Call::Acknowledge(origin, request) => (Op::Acknowledge(*request), Tag::Acknowledge(origin)),
             Call::History(origin, query) => return self.reads.push((link, Read::History(origin, query))),
             Call::ReadLog(user, after, limit) => return self.reads.push((link, Read::Log(user, after, limit))),

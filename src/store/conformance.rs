@@ -45,8 +45,8 @@ async fn messages_are_numbered_released_and_read_back(store: &dyn Store) {
     let second = store.accept(text("bob", "alice", 2), false).await.unwrap();
     assert_eq!((second.outcome, second.message.version.get()), (AcceptOutcome::Waiting, 2));
     assert_eq!(kinds_of(store, "bob").await, ["received", "accepted"]);
-    store.release(second.message.id).await.unwrap();
-    store.release(second.message.id).await.unwrap();
+    store.release(&second.message.sender, second.message.id).await.unwrap();
+    store.release(&second.message.sender, second.message.id).await.unwrap();
     assert_eq!(kinds_of(store, "bob").await, ["received", "accepted", "copy"]);
     assert_eq!(kinds_of(store, "alice").await, ["sent", "received"]);
 
@@ -182,7 +182,7 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
     assert_eq!(trimmed.messages, 104, "and the four between alice and bob");
     assert!(store.read_log(&sam, Sequence::ZERO, 10).await.unwrap().is_empty());
     assert_eq!(kinds_of(store, "rita").await, ["accepted"]);
-    store.release(waiting.id).await.unwrap();
+    store.release(&waiting.sender, waiting.id).await.unwrap();
     assert_eq!(versions().await, [601]);
     assert_eq!(store.read_log(&sam, Sequence::ZERO, 10).await.unwrap()[0].sequence.get(), 601);
     store.trim(keep(0, 0), 9 * DAY).await.unwrap();
@@ -328,7 +328,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
     store.close().await;
-    assert_eq!(*sizes.lock().unwrap(), [(1, 1), (crate::limits::COMMIT_OPERATIONS_MAX, 1)]);
+    assert_eq!(*sizes.lock().unwrap(), [(1, 1), (crate::limits::STORE_ROUNDS_UNTIL, 1)]);
 }
 
 #[tokio::test]

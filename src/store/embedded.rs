@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
@@ -13,12 +13,13 @@ use super::fjall::Fjall;
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
+use super::queue::{Job, Queue, Turn, queue};
 use super::retention::Pass;
 use super::types::{
     Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Retention, Revocation, Trimmed,
+    NewMessage, Relation, Retention, Revocation, RevocationTarget, Trimmed,
 };
-use super::writer::{Job, Writer, unobserved};
+use super::writer::{Writer, unobserved};
 use super::{LogObserver, Store, StoreError, read};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
@@ -62,7 +63,7 @@ impl Default for Options {
 /// Changes go through one thread that commits what waits as a group; reads run beside it and see every commit whose
 /// caller has been answered.
 pub struct Embedded {
-    jobs: mpsc::Sender<Job>,
+    jobs: Queue,
     /// `None` once closed.
     engine: Mutex<Option<Arc<dyn Kv>>>,
     queue_wait: Duration,
@@ -105,10 +106,9 @@ impl Embedded {
             observer.announced();
         })?;
         let tally = ledger.tally().clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-        let (jobs, queue) = mpsc::channel(limits::STORE_QUEUE_MAX);
+        let (jobs, waiting) = queue();
         let (ending, ended) = watch::channel(());
-        let writer = Writer { ledger, jobs: queue, observer, on_commit: options.on_commit, runtime };
+        let writer = Writer { ledger, jobs: waiting, observer, on_commit: options.on_commit };
         let run = move || {
             writer.run();
             drop(ending);
@@ -126,25 +126,12 @@ impl Embedded {
         })
     }
 
-    /// Has the writer do it, and waits for that.
-    async fn write(&self, op: Op) -> Result<Reply, StoreError> {
+    /// Has the writer do it in this turn, and waits for that.
+    async fn write(&self, turn: Turn, op: Op) -> Result<Reply, StoreError> {
         let (reply, outcome) = oneshot::channel();
-        self.enqueue(Job::Do(op, Some(reply))).await?;
+        self.jobs.push(turn, Job { op, reply: Some(reply) }, self.queue_wait).await?;
         // The writer drops a reply only when it ends.
         outcome.await.map_err(|_| StoreError::Closed)?
-    }
-
-    async fn enqueue(&self, job: Job) -> Result<(), StoreError> {
-        use mpsc::error::{SendTimeoutError, TrySendError};
-        let job = match self.jobs.try_send(job) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Closed(_)) => return Err(StoreError::Closed),
-            Err(TrySendError::Full(job)) => job,
-        };
-        self.jobs.send_timeout(job, self.queue_wait).await.map_err(|error| match error {
-            SendTimeoutError::Timeout(_) => StoreError::Overloaded,
-            SendTimeoutError::Closed(_) => StoreError::Closed,
-        })
     }
 
     /// Reads beside the writer, not on the caller's thread: it may wait for the disk.
@@ -209,18 +196,20 @@ impl Reply {
 #[async_trait::async_trait]
 impl Store for Embedded {
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError> {
-        match self.write(Op::Accept { message: Box::new(message), release }).await? {
+        let turn = Some(message.sender.clone());
+        match self.write(turn, Op::Accept { message: Box::new(message), release }).await? {
             Reply::Accepted(accepted) => Ok(accepted),
             other => Err(mismatch(other)),
         }
     }
 
-    async fn release(&self, message: MessageId) -> Result<(), StoreError> {
-        self.write(Op::Release(message)).await.map(drop)
+    async fn release(&self, sender: &Eid, message: MessageId) -> Result<(), StoreError> {
+        self.write(Some(sender.clone()), Op::Release(message)).await.map(drop)
     }
 
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError> {
-        match self.write(Op::Acknowledge(acknowledgment)).await? {
+        let turn = Some(acknowledgment.reader.clone());
+        match self.write(turn, Op::Acknowledge(acknowledgment)).await? {
             Reply::Acknowledged(acknowledged) => Ok(acknowledged),
             other => Err(mismatch(other)),
         }
@@ -236,7 +225,7 @@ impl Store for Embedded {
     }
 
     async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError> {
-        match self.write(Op::OpenDevice(user.clone(), device.clone())).await? {
+        match self.write(Some(user.clone()), Op::OpenDevice(user.clone(), device.clone())).await? {
             Reply::Device(state) => Ok(state),
             other => Err(mismatch(other)),
         }
@@ -245,23 +234,27 @@ impl Store for Embedded {
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
         let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
         // A full queue loses it: what lies behind is delivered once more, or the next one moves it.
-        let _ = self.jobs.try_send(Job::Do(op, None));
+        let _ = self.jobs.try_push(Some(user.clone()), Job { op, reply: None });
     }
 
     async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError> {
-        self.write(Op::ForgetDevice(user.clone(), device.clone())).await.map(drop)
+        self.write(Some(user.clone()), Op::ForgetDevice(user.clone(), device.clone())).await.map(drop)
     }
 
     async fn put_contact(&self, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
-        self.write(Op::PutContact(owner.clone(), Box::new(contact))).await?.flag()
+        self.write(Some(owner.clone()), Op::PutContact(owner.clone(), Box::new(contact))).await?.flag()
     }
 
     async fn remove_contact(&self, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError> {
-        self.write(Op::RemoveContact { owner: owner.clone(), subscriber: subscriber.clone() }).await?.flag()
+        self.write(Some(owner.clone()), Op::RemoveContact { owner: owner.clone(), subscriber: subscriber.clone() })
+            .await?
+            .flag()
     }
 
     async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError> {
-        self.write(Op::SetBlock { owner: owner.clone(), subscriber: subscriber.clone(), blocked }).await?.flag()
+        self.write(Some(owner.clone()), Op::SetBlock { owner: owner.clone(), subscriber: subscriber.clone(), blocked })
+            .await?
+            .flag()
     }
 
     async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
@@ -280,14 +273,16 @@ impl Store for Embedded {
     }
 
     async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError> {
-        self.write(Op::Revoke(revocation)).await.map(drop)
+        let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
+            &revocation.target;
+        self.write(Some(user.clone()), Op::Revoke(revocation)).await.map(drop)
     }
 
     async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
         let (valid, expired) = self.read(move |view| read::revocations(view, now_ms)).await?;
         if expired {
             // Nobody needs to wait for it.
-            let _ = self.jobs.try_send(Job::Do(Op::DropRevocations { expired_at: now_ms }, None));
+            let _ = self.jobs.try_push(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: None });
         }
         Ok(valid)
     }
@@ -305,7 +300,7 @@ impl Store for Embedded {
                     Op::TrimChat { gone, .. } => trimmed.messages += gone.len() as u64,
                     _ => {}
                 }
-                self.write(op).await?;
+                self.write(None, op).await?;
             }
             tokio::time::sleep(limits::TRIM_PAUSE).await;
         }
@@ -318,14 +313,14 @@ impl Store for Embedded {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.write(Op::Check).await.map(drop)
+        self.write(None, Op::Check).await.map(drop)
     }
 
     async fn figures(&self) -> Result<Figures, StoreError> {
         let reads = limits::STORE_READERS_MAX - self.readers.available_permits().min(limits::STORE_READERS_MAX);
         Ok(Figures {
             size: self.ask(|engine| engine.size()).await?,
-            writes_waiting: self.jobs.max_capacity() - self.jobs.capacity(),
+            writes_waiting: self.jobs.len(),
             reads,
             unreleased: self.tally.unreleased.load(Ordering::Relaxed),
             log_ends: self.tally.log_ends.lookups(),
@@ -336,8 +331,7 @@ impl Store for Embedded {
     }
 
     async fn close(&self) {
-        // Waits for a place however long it takes; refused if closed before.
-        let _ = self.jobs.send(Job::Close).await;
+        self.jobs.close();
         // An error: the writer has ended.
         while self.ended.clone().changed().await.is_ok() {}
         let _ = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;

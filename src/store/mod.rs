@@ -13,6 +13,7 @@ mod key;
 mod kv;
 mod ledger;
 mod memory;
+mod queue;
 mod read;
 mod record;
 mod retention;
@@ -127,10 +128,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`], [`StoreError::Blocked`], and the store's own.
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
 
-    /// Releases an accepted message to the recipient and the sender's other devices. Within a chat messages are
+    /// Releases an accepted message of `sender` to the recipient and the sender's other devices. Within a chat messages are
     /// released in the order of their versions: one whose predecessor still waits is released right after it.
     /// Releasing again does nothing.
-    async fn release(&self, message: MessageId) -> Result<(), StoreError>;
+    async fn release(&self, sender: &Eid, message: MessageId) -> Result<(), StoreError>;
 
     /// Moves the state of one message, or of all up to a version, forward; enters it into both users' logs if that
     /// changed anything, and moves the acknowledging device's cursor up to the message.

@@ -18,12 +18,15 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::congestion::FlooredCubic;
-use crate::limits::{HANDSHAKE_WITHIN, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES};
+use crate::limits::{
+    HANDSHAKE_WITHIN, MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES,
+};
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -205,7 +208,8 @@ async fn connect(
     let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
         return tracing::debug!(%remote, "the first packet was none that could be answered");
     };
-    let mut handshake = pin!(async {
+    // On its own, so that the task of an idle session is not as large as its handshake was.
+    let mut handshake = Box::pin(async {
         if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
             tracing::debug!(%remote, "handshake took too long");
             return connection
@@ -250,16 +254,35 @@ pub struct QuicLink {
     accepting: Accepting,
     /// Streams whose lane byte has not come; at most [`STREAMS_MAX`].
     unnamed: Vec<(SendStream, RecvStream)>,
-    lanes: [Option<LaneStreams>; 4],
+    lanes: [Option<Box<LaneStreams>>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
-    /// Where the peer was last seen, and how often that was another place than before.
-    seen: SocketAddr,
-    /// And where before that, unless it came back from a place that did not answer.
-    before: SocketAddr,
-    /// Answers to path challenges, by the time of its last move.
-    answers: u64,
+    /// The path over which the peer was last seen, and the one before.
+    seen: SeenPath,
+    before: SeenPath,
+    /// For a while after a move.
+    looking: Option<Box<Looking>>,
     migrations: u64,
+}
+
+/// When the path is looked at again without another reason, and how many more times.
+struct Looking {
+    next: Interval,
+    left: u32,
+}
+
+/// What tells one path of a connection from another: quinn numbers them, and keeps the numbers to itself.
+#[derive(Clone, Copy, PartialEq)]
+struct SeenPath {
+    remote: SocketAddr,
+    /// To the nanosecond, and measured anew on a path to another IP address, also to one that was in use before.
+    min_rtt: Duration,
+}
+
+impl SeenPath {
+    fn of(connection: &Connection) -> SeenPath {
+        SeenPath { remote: connection.remote_address(), min_rtt: connection.stats().path.min_rtt }
+    }
 }
 
 struct LaneStreams {
@@ -274,7 +297,7 @@ struct LaneStreams {
 impl QuicLink {
     /// A link over a connection.
     pub fn new(connection: Connection, services: Arc<Services>) -> QuicLink {
-        let (accepting, seen) = (accept(connection.clone()), connection.remote_address());
+        let (accepting, seen) = (accept(connection.clone()), SeenPath::of(&connection));
         QuicLink {
             connection,
             services,
@@ -285,7 +308,7 @@ impl QuicLink {
             draining: None,
             seen,
             before: seen,
-            answers: 0,
+            looking: None,
             migrations: 0,
         }
     }
@@ -296,28 +319,43 @@ impl QuicLink {
         self
     }
 
-    /// Sees whether the device is at another address. quinn does not tell, so this is asked once a turn.
+    /// Sees whether the device is at another address. quinn does not tell, so this is asked once a turn, and for a while
+    /// after a move also without any: the return from a path that did not answer wakes nobody.
+    fn poll_move(&mut self, cx: &mut Context<'_>) {
+        self.notice_move();
+        while let Some(looking) = &mut self.looking
+            && looking.next.poll_tick(cx).is_ready()
+        {
+            looking.left -= 1;
+            if looking.left == 0 {
+                self.looking = None;
+            }
+            self.notice_move();
+        }
+    }
+
     fn notice_move(&mut self) {
-        let remote = self.connection.remote_address();
-        if remote == self.seen {
+        let path = SeenPath::of(&self.connection);
+        if path.remote == self.seen.remote {
+            self.seen = path;
             return;
         }
-        // The very address of before is where quinn goes back to when the new path did not answer its challenge (RFC 9000,
-        // 9.3.2), and where a phone returns to that was elsewhere for a while: from a path that has answered.
-        let answers = self.connection.stats().frame_rx.path_response;
-        let kind = if remote == self.before && answers == self.answers {
+        // When a new path does not answer its challenge, quinn goes on with the very path of before (RFC 9000, 9.3.2); to
+        // a phone that comes back to its former network it makes a new one.
+        let kind = if path == self.before {
             MigrationKind::Failed
-        } else if remote.ip() == self.seen.ip() {
+        } else if path.remote.ip() == self.seen.remote.ip() {
             MigrationKind::NatRebinding
         } else {
             MigrationKind::AddressChange
         };
-        tracing::debug!(from = %self.seen, to = %remote, kind = kind.name(), "the device has moved");
+        tracing::debug!(from = %self.seen.remote, to = %path.remote, kind = kind.name(), "the device has moved");
         self.services.metrics.migrated(kind);
         self.migrations += 1;
-        let left = std::mem::replace(&mut self.seen, remote);
-        self.before = if kind == MigrationKind::Failed { remote } else { left };
-        self.answers = answers;
+        self.before = std::mem::replace(&mut self.seen, path);
+        self.looking = (kind != MigrationKind::Failed).then(|| {
+            Box::new(Looking { next: tokio::time::interval(MOVE_LOOKED_AT_EVERY), left: MOVE_LOOKED_AT_TIMES })
+        });
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
@@ -359,7 +397,7 @@ impl QuicLink {
         // Fails only on a stream that is gone, which shows when it is written.
         let _ = send.set_priority(lane.priority());
         let decoder = FrameDecoder::new(self.services.settings.frame_bytes_max);
-        *slot = Some(LaneStreams { send, recv: Some(recv), decoder, queue: VecDeque::new(), queued: 0 });
+        *slot = Some(Box::new(LaneStreams { send, recv: Some(recv), decoder, queue: VecDeque::new(), queued: 0 }));
         LinkEvent::Opened(lane)
     }
 }
@@ -385,7 +423,7 @@ impl Link for QuicLink {
             packets_lost: stats.path.lost_packets,
             bytes_in: stats.udp_rx.bytes,
             bytes_out: stats.udp_tx.bytes,
-            migrations: self.migrations + u64::from(self.remote() != self.seen),
+            migrations: self.migrations + u64::from(self.remote() != self.seen.remote),
         }
     }
 
@@ -418,7 +456,7 @@ impl Link for QuicLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.notice_move();
+        self.poll_move(cx);
         let mut all = Poll::Ready(());
         for lane in BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]
@@ -497,6 +535,8 @@ impl LaneStreams {
                 }
             }
         }
+        // An idle lane holds no buffer.
+        self.queue = VecDeque::new();
         Poll::Ready(())
     }
 }

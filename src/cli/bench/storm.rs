@@ -11,6 +11,8 @@ use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 
+/// What one try may take: as long as the client library bears silence, and more than a server gives a handshake.
+const TRY_WITHIN: Duration = Duration::from_secs(12);
 /// Before a device that was not served tries again, longer by as much each time, spread by its number.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
@@ -55,7 +57,8 @@ impl Args {
                 dialing.spawn(async move {
                     let name = format!("storm-{run}-{n}");
                     for attempt in 1u32.. {
-                        match target.device(&name, true).await {
+                        let tried = tokio::time::timeout(TRY_WITHIN, target.device(&name, true)).await;
+                        match tried.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {TRY_WITHIN:?}"))) {
                             Ok(device) => return Ok((device, Instant::now())),
                             Err(error) if Instant::now() > deadline => return Err(error.context(name)),
                             Err(error) => {

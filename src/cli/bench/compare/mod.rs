@@ -3,14 +3,14 @@
 mod book;
 mod figures;
 mod plot;
+mod pool;
 mod scenario;
 pub(super) mod settings;
 mod traces;
 mod trial;
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -89,7 +89,7 @@ impl Args {
         std::fs::create_dir_all(&self.out).with_context(|| format!("creating {}", self.out.display()))?;
         let asked = |scenario: &Scenario| self.scenario.is_empty() || self.scenario.iter().any(|n| n == scenario.name);
         let scenarios: Vec<Scenario> = SCENARIOS.into_iter().filter(asked).collect();
-        let mut jobs = VecDeque::new();
+        let mut jobs = Vec::new();
         for scenario in &scenarios {
             for seed in 1..=self.seeds {
                 jobs.extend(self.transport.iter().map(|carrier| Job { scenario: *scenario, carrier: *carrier, seed }));
@@ -108,45 +108,20 @@ impl Args {
         self.report(&cells, &checked)
     }
 
-    /// Runs the trials, some at once.
-    fn work(&self, jobs: VecDeque<Job>) -> Result<Vec<(Job, Outcome)>, Failure> {
-        let (total, jobs) = (jobs.len(), Mutex::new(jobs));
-        let done = Mutex::new(Vec::new());
-        let failed = Mutex::new(None);
-        let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        std::thread::scope(|scope| {
-            for _ in 0..self.at_once {
-                scope.spawn(|| {
-                    while let Some(job) = next() {
-                        let name = format!("{} over {}, seed {}", job.scenario.name, job.carrier.name(), job.seed);
-                        let traces = self.traces.as_ref().map(|folder| folder.join(name.replace([' ', ','], "-")));
-                        let steady = Duration::from_secs(self.seconds);
-                        match trial::run(&job.scenario, job.carrier, job.seed, steady, traces.as_deref()) {
-                            Ok(outcome) => {
-                                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                                if outcome.overrun > 0 {
-                                    eprintln!(
-                                        "SPOILED: the link was too slow for {} packets in {name}",
-                                        outcome.overrun
-                                    );
-                                }
-                                done.push((job, outcome));
-                                eprintln!("{}/{total}: {name}", done.len());
-                            }
-                            Err(error) => {
-                                jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                                let error = error.context(name);
-                                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                            }
-                        }
-                    }
-                });
+    fn work(&self, jobs: Vec<Job>) -> anyhow::Result<Vec<(Job, Outcome)>> {
+        let (total, done) = (jobs.len(), AtomicUsize::new(0));
+        pool::run(jobs, self.at_once, |job| {
+            let name = format!("{} over {}, seed {}", job.scenario.name, job.carrier.name(), job.seed);
+            let traces = self.traces.as_ref().map(|folder| folder.join(name.replace([' ', ','], "-")));
+            let steady = Duration::from_secs(self.seconds);
+            let outcome = trial::run(&job.scenario, job.carrier, job.seed, steady, traces.as_deref())
+                .with_context(|| name.clone())?;
+            if outcome.overrun > 0 {
+                eprintln!("SPOILED: the link was too slow for {} packets in {name}", outcome.overrun);
             }
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(Failure::from(error)),
-            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner)),
-        }
+            eprintln!("{}/{total}: {name}", done.fetch_add(1, Ordering::Relaxed) + 1);
+            Ok(outcome)
+        })
     }
 
     fn report(&self, cells: &[Cell], checked: &str) -> Result<(), Failure> {

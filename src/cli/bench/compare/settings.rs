@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use tokio::time::timeout;
 
+use super::pool;
 use super::trial::{Carrier, Stage, connected, eid};
 use crate::cli::{Failure, say};
 use crate::client::{Content, Device, Event, Events};
@@ -89,32 +89,16 @@ impl Args {
 
     /// What each trial of each row found.
     fn work(&self, rows: &[Row], at_once: u8) -> anyhow::Result<Vec<Vec<Found>>> {
-        let jobs: VecDeque<_> =
-            (1..=self.seeds).flat_map(|seed| (0..rows.len()).map(move |index| (index, seed))).collect();
-        let jobs = Mutex::new(jobs);
-        let done: Mutex<Vec<Vec<Found>>> = Mutex::new(rows.iter().map(|_| Vec::new()).collect());
-        let failed = Mutex::new(None);
-        let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        std::thread::scope(|scope| {
-            for _ in 0..at_once {
-                scope.spawn(|| {
-                    while let Some((index, seed)) = next() {
-                        match rows[index].trial(seed, Duration::from_secs(self.silence)) {
-                            Ok(found) => done.lock().unwrap_or_else(PoisonError::into_inner)[index].push(found),
-                            Err(error) => {
-                                jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                                let error = error.context(format!("{:?}, seed {seed}", rows[index]));
-                                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        let jobs = (1..=self.seeds).flat_map(|seed| (0..rows.len()).map(move |index| (index, seed)));
+        let done = pool::run(jobs, at_once, |(index, seed)| {
+            let trial = rows[*index].trial(*seed, Duration::from_secs(self.silence));
+            trial.with_context(|| format!("{:?}, seed {seed}", rows[*index]))
+        })?;
+        let mut found: Vec<Vec<Found>> = rows.iter().map(|_| Vec::new()).collect();
+        for ((index, _), trial) in done {
+            found[index].push(trial);
         }
+        Ok(found)
     }
 }
 

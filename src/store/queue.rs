@@ -1,0 +1,324 @@
+//! What waits for the writer: bounded, and taken in turns of the users, so that one who sends little does not wait behind
+//! all of one who sends much.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, TryAcquireError, oneshot};
+use tokio::time::timeout;
+
+use super::StoreError;
+use super::ledger::{Op, Outcome};
+use crate::limits;
+use crate::wire::Eid;
+
+/// An operation, and who waits for its outcome.
+pub(crate) struct Job {
+    pub(crate) op: Op,
+    pub(crate) reply: Option<oneshot::Sender<Outcome>>,
+}
+
+/// In whose turn something is done: what the server does for itself has a turn like a user's.
+pub(crate) type Turn = Option<Eid>;
+
+/// The callers' end.
+pub(crate) struct Queue {
+    shared: Arc<Shared>,
+}
+
+/// The writer's end. Without it nothing is taken any more, and who waits for an outcome is told.
+pub(crate) struct Waiting {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Free places; closed with the queue.
+    places: Semaphore,
+    filled: Condvar,
+}
+
+struct State {
+    turns: Turns<Job>,
+    closed: bool,
+    /// The writer sleeps.
+    asleep: bool,
+}
+
+/// What came of waiting for a job.
+pub(crate) enum Next {
+    Job(Job),
+    /// The time that was given.
+    Late,
+    /// Closed, and nothing is left.
+    End,
+}
+
+pub(crate) fn queue() -> (Queue, Waiting) {
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State { turns: Turns::new(), closed: false, asleep: false }),
+        places: Semaphore::new(limits::STORE_QUEUE_MAX),
+        filled: Condvar::new(),
+    });
+    (Queue { shared: shared.clone() }, Waiting { shared })
+}
+
+impl Queue {
+    /// Puts it in, once there is a place.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Overloaded`]: there was none for so long. [`StoreError::Closed`].
+    pub(crate) async fn push(&self, turn: Turn, job: Job, wait: Duration) -> Result<(), StoreError> {
+        let places = &self.shared.places;
+        let place = match places.try_acquire() {
+            Err(TryAcquireError::NoPermits) => {
+                timeout(wait, places.acquire()).await.map_err(|_| StoreError::Overloaded)?.ok()
+            }
+            place => place.ok(),
+        };
+        place.ok_or(StoreError::Closed)?.forget();
+        self.shared.put(turn, job)
+    }
+
+    /// The same without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`].
+    pub(crate) fn try_push(&self, turn: Turn, job: Job) -> Result<(), StoreError> {
+        let place = self.shared.places.try_acquire().map_err(|error| match error {
+            TryAcquireError::NoPermits => StoreError::Overloaded,
+            TryAcquireError::Closed => StoreError::Closed,
+        })?;
+        place.forget();
+        self.shared.put(turn, job)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shared.state().turns.len
+    }
+
+    /// Takes nothing more; the writer does what waits, and ends.
+    pub(crate) fn close(&self) {
+        self.shared.close();
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Waiting {
+    /// Begins a commit: waits for its first job, or until then.
+    pub(crate) fn next(&self, until: Option<Instant>) -> Next {
+        let mut state = self.shared.state();
+        state.turns.begin();
+        loop {
+            if let Some(job) = self.take(&mut state) {
+                return Next::Job(job);
+            }
+            if state.closed {
+                return Next::End;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Next::Late;
+            }
+            state.asleep = true;
+            let filled = &self.shared.filled;
+            state = match left {
+                Some(left) => filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => filled.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.asleep = false;
+        }
+    }
+
+    /// The next job of this commit, if there is one.
+    pub(crate) fn try_next(&self) -> Option<Job> {
+        self.take(&mut self.shared.state())
+    }
+
+    fn take(&self, state: &mut State) -> Option<Job> {
+        let job = state.turns.pop()?;
+        self.shared.places.add_permits(1);
+        Some(job)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.close();
+        // Their replies are dropped with them.
+        self.shared.state().turns = Turns::new();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, turn: Turn, job: Job) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(StoreError::Closed);
+        }
+        state.turns.push(turn, job);
+        if state.asleep {
+            self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.places.close();
+        self.state().closed = true;
+        self.filled.notify_one();
+    }
+}
+
+/// First in, first out for each user, and some of each in a round. A commit is a round, or as many as make it large enough.
+struct Turns<T> {
+    /// None is empty; each is in `order` or in `again`.
+    waiting: HashMap<Turn, VecDeque<T>>,
+    /// Whose turn comes in this round.
+    order: VecDeque<Turn>,
+    /// Who had a turn in it and has more.
+    again: VecDeque<Turn>,
+    /// By the one whose turn it is.
+    taken: usize,
+    /// For this commit.
+    together: usize,
+    len: usize,
+}
+
+impl<T> Turns<T> {
+    fn new() -> Turns<T> {
+        Turns { waiting: HashMap::new(), order: VecDeque::new(), again: VecDeque::new(), taken: 0, together: 0, len: 0 }
+    }
+
+    fn push(&mut self, turn: Turn, item: T) {
+        self.len += 1;
+        if let Some(waiting) = self.waiting.get_mut(&turn) {
+            waiting.push_back(item);
+        } else {
+            self.order.push_back(turn.clone());
+            self.waiting.insert(turn, VecDeque::from([item]));
+        }
+    }
+
+    fn begin(&mut self) {
+        (self.taken, self.together) = (0, 0);
+        self.order.append(&mut self.again);
+    }
+
+    /// The next for this commit.
+    fn pop(&mut self) -> Option<T> {
+        if self.order.is_empty() && self.together < limits::STORE_ROUNDS_UNTIL {
+            self.order.append(&mut self.again);
+        }
+        let waiting = self.waiting.get_mut(self.order.front()?)?;
+        let item = waiting.pop_front()?;
+        self.len -= 1;
+        self.taken += 1;
+        self.together += 1;
+        let empty = waiting.is_empty();
+        if (empty || self.taken == limits::STORE_TURN_MAX)
+            && let Some(turn) = self.order.pop_front()
+        {
+            self.taken = 0;
+            if empty {
+                self.waiting.remove(&turn);
+            } else {
+                self.again.push_back(turn);
+            }
+        }
+        Some(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> Turn {
+        Some(Eid::parse(&format!("{name}@localhost")).unwrap())
+    }
+
+    fn check() -> Job {
+        Job { op: Op::Check, reply: None }
+    }
+
+    #[test]
+    fn who_sends_little_does_not_wait_behind_all_of_who_sends_much() {
+        const MUCH: usize = 2 * limits::STORE_ROUNDS_UNTIL;
+        let mut turns = Turns::new();
+        for number in 0..MUCH {
+            turns.push(user("much"), ("much", number));
+        }
+        turns.push(user("little"), ("little", 0));
+        turns.push(None, ("itself", 0));
+        turns.push(user("little"), ("little", 1));
+        turns.begin();
+        let commit: Vec<_> = std::iter::from_fn(|| turns.pop()).collect();
+        let (first, others) = commit.split_at(limits::STORE_TURN_MAX);
+        assert!(first.iter().all(|(who, _)| *who == "much"));
+        assert_eq!(others[..3], [("little", 0), ("little", 1), ("itself", 0)]);
+        let large_enough = limits::STORE_ROUNDS_UNTIL..limits::STORE_ROUNDS_UNTIL + limits::STORE_TURN_MAX;
+        assert!(large_enough.contains(&commit.len()), "the rest waits for the next: {}", commit.len());
+        turns.push(user("little"), ("little", 2));
+        assert_eq!(turns.pop(), Some(("little", 2)), "who comes in time is in it");
+        let mut much: Vec<_> = first.iter().chain(&others[3..]).copied().collect();
+        while turns.len > 0 {
+            turns.begin();
+            much.extend(std::iter::from_fn(|| turns.pop()));
+        }
+        assert!(much.into_iter().eq((0..MUCH).map(|number| ("much", number))), "each one's own in order");
+        assert_eq!((turns.waiting.len(), turns.order.len(), turns.again.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_and_a_place_that_is_free_again_is_given() {
+        let (queue, waiting) = queue();
+        for _ in 0..limits::STORE_QUEUE_MAX {
+            queue.try_push(None, check()).unwrap();
+        }
+        assert_eq!(queue.try_push(None, check()), Err(StoreError::Overloaded));
+        assert_eq!(queue.push(None, check(), Duration::ZERO).await, Err(StoreError::Overloaded));
+        let (pushed, ()) = tokio::join!(queue.push(None, check(), Duration::from_secs(60)), async {
+            assert!(waiting.try_next().is_some());
+        });
+        pushed.unwrap();
+        assert_eq!(queue.len(), limits::STORE_QUEUE_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_gives_what_it_has_and_takes_nothing() {
+        let (queue, waiting) = queue();
+        queue.try_push(user("one"), check()).unwrap();
+        assert!(matches!(waiting.next(None), Next::Job(_)));
+        assert!(matches!(waiting.next(Some(Instant::now())), Next::Late));
+        queue.try_push(user("one"), check()).unwrap();
+        queue.close();
+        assert_eq!(queue.try_push(None, check()), Err(StoreError::Closed));
+        assert_eq!(queue.push(None, check(), Duration::from_secs(60)).await, Err(StoreError::Closed));
+        assert!(matches!(waiting.next(None), Next::Job(_)));
+        assert!(matches!(waiting.next(None), Next::End));
+    }
+
+    #[tokio::test]
+    async fn without_the_writer_nobody_waits() {
+        let (queue, waiting) = queue();
+        let (reply, outcome) = oneshot::channel();
+        queue.try_push(None, Job { op: Op::Check, reply: Some(reply) }).unwrap();
+        drop(waiting);
+        assert!(outcome.await.is_err());
+        assert_eq!(queue.try_push(None, check()), Err(StoreError::Closed));
+    }
+}
