@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use bimip::client::{
     Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, RequestError, Revoke, SendError, State,
+    Transport, Transports,
 };
 use bimip::wire::{
     AckStatus, AwarenessStatus, ChatId, CloseCode, DeviceId, Eid, ErrorCode, MediaType, PingStatus, Version,
@@ -65,6 +66,56 @@ async fn presence(events: &mut Events, of: &str, status: AwarenessStatus) {
 
 fn admission(nickname: &str) -> Admission {
     Admission { nickname: nickname.to_owned(), ..Admission::default() }
+}
+
+/// More than a device reads ahead of its application, in texts of the longest kind.
+const UNREAD_TEXTS: usize = 2_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_reads_nothing_is_told_that_its_answer_lies_behind_and_gets_everything_once_it_reads() {
+    let server = TestServer::start().await;
+    let (alice, mut heard) = device(&server, ALICE, "phone").await;
+    let text = |number: usize| format!("{number:016384}");
+    let mut sending: Vec<_> = Vec::new();
+    for number in 0..UNREAD_TEXTS {
+        sending.push(alice.submit(alice.draft(&eid(BOB), Content::Text(text(number)))).unwrap());
+        if sending.len() == 64 {
+            for ticket in sending.drain(..) {
+                within_bound("a text to be accepted", ticket).await.unwrap();
+            }
+        }
+    }
+    for ticket in sending {
+        within_bound("a text to be accepted", ticket).await.unwrap();
+    }
+    for transport in [Transport::Quic, Transport::Tcp] {
+        let name = format!("phone-{transport:?}").to_lowercase();
+        let options = options(&server, BOB, &name).auto_deliver(true).transports(Transports::Only(transport));
+        let (bob, mut events) = options.connect().unwrap();
+        let to = eid(ALICE);
+        let behind = bob.send_text(&to, format!("over {transport:?}"));
+        assert_eq!(within_bound("to be told", behind).await, Err(SendError::Unread), "over {transport:?}");
+        for number in 0..UNREAD_TEXTS {
+            let message = next(&mut events, "a message", |event| match event {
+                Event::Message(message) if message.from == eid(ALICE) => Some(message),
+                _ => None,
+            });
+            assert!(message.await.text() == Some(&text(number)), "number {number} over {transport:?}");
+        }
+        // What it sent in the meantime was taken all the same, and once.
+        next(&mut events, "its own to be accepted", |event| matches!(event, Event::Accepted(_)).then_some(())).await;
+        bob.send_text(&eid(ALICE), "and now").await.unwrap();
+        for expected in [format!("over {transport:?}"), "and now".to_owned()] {
+            let message = next(&mut heard, "Bob's text", |event| match event {
+                Event::Message(message) => Some(message),
+                _ => None,
+            });
+            assert_eq!(message.await.text(), Some(expected.as_str()));
+        }
+        bob.close().await;
+    }
+    let newest = alice.history(&eid(BOB), None, Some(Version::from(UNREAD_TEXTS as u64 - 3)), 3).await.unwrap();
+    assert!(newest.messages.iter().all(|message| message.acknowledgment == AckStatus::Delivered), "{newest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
