@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::sync::{Notify, mpsc};
@@ -279,6 +279,10 @@ impl Dialer {
             silent()
         })?;
         match connection.close_reason() {
+            // The early session has ended, and says why; the attempt goes on.
+            Some(ConnectionError::LocallyClosed) => {
+                Err(CloseReason::Network("closed before the handshake was over".into()))
+            }
             Some(error) => Err(close_reason(error)),
             None => Ok(Carrier::Quic { endpoint, connection, early }),
         }

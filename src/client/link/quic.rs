@@ -201,7 +201,11 @@ impl LaneIo {
         while !self.outgoing.is_empty() {
             let written = {
                 let write = pin!(send.write_chunks(self.outgoing.make_contiguous()));
-                ready!(write.poll(cx)).map_err(write_error)?
+                match ready!(write.poll(cx)) {
+                    // The handshake goes on without, and its end tells the dialer, who sends all of it again.
+                    Err(WriteError::ZeroRttRejected) => return Poll::Pending,
+                    written => written.map_err(write_error)?,
+                }
             };
             self.outgoing.drain(..written.chunks);
             self.outgoing_bytes -= written.bytes;
@@ -229,7 +233,10 @@ impl LaneIo {
             }
             let chunk = {
                 let read = pin!(recv.read_chunk(READ_CHUNK_BYTES, true));
-                ready!(read.poll(cx)).map_err(read_error)?
+                match ready!(read.poll(cx)) {
+                    Err(ReadError::ZeroRttRejected) => return Poll::Pending,
+                    read => read.map_err(read_error)?,
+                }
             };
             match chunk {
                 Some(chunk) => self.decoder.feed(chunk.bytes),
@@ -270,5 +277,75 @@ pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
             CloseReason::Tls(error.reason.clone())
         }
         other => CloseReason::Network(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::Arc;
+
+    use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+    use crate::wire::ALPN;
+
+    /// Each server has tickets of its own, and takes no early data with another's.
+    fn server(made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> quinn::ServerConfig {
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.max_early_data_size = u32::MAX;
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
+    }
+
+    fn client(made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> quinn::ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.enable_early_data = true;
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_link_whose_early_data_is_not_taken_leaves_the_connection_to_its_dialer() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let serving = quinn::Endpoint::server(server(&made), any).unwrap();
+        let mut dialing = quinn::Endpoint::client(any).unwrap();
+        dialing.set_default_client_config(client(&made));
+        let accept = async || serving.accept().await.unwrap().await.unwrap();
+        let dial = || dialing.connect(serving.local_addr().unwrap(), "localhost").unwrap();
+
+        let (first, accepted) = tokio::join!(dial(), accept());
+        // What the server says once it is connected comes behind its ticket.
+        accepted.open_uni().await.unwrap().write_all(b"x").await.unwrap();
+        first.unwrap().accept_uni().await.unwrap();
+
+        serving.set_server_config(Some(server(&made)));
+        let Ok((connection, taken)) = dial().into_0rtt() else { panic!("it has a ticket") };
+        let mut link = QuicLink::new(connection.clone(), &[Lane::Control]);
+        let mut frames = Vec::new();
+        let mut poll =
+            async |link: &mut QuicLink| poll_fn(|cx| Poll::Ready(link.poll(cx, &|_| true, &mut frames))).await;
+        assert!(poll(&mut link).await.is_pending());
+        let (taken, _accepted) = tokio::join!(taken, accept());
+        assert!(!taken);
+        assert!(poll(&mut link).await.is_pending(), "it is no error of the connection");
+        assert!(connection.close_reason().is_none());
     }
 }
