@@ -49,6 +49,9 @@ pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 pub const LOCAL_ID_ECHO_MAX: usize = 64;
 /// A connection's path is looked at for the metrics no more often: a lock or a system call each time.
 pub const PATH_SAMPLED_EVERY: Duration = Duration::from_secs(10);
+/// Paths of a connection that are remembered, so that a return to one from another that does not answer is known as such:
+/// so many moves in a row may go unanswered.
+pub const PATHS_REMEMBERED: usize = 4;
 /// How often a path is looked at after the device moved to it, so that a return from one that does not answer is noticed
 /// before the device's next packet undoes it.
 pub const MOVE_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);

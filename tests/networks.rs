@@ -177,16 +177,17 @@ async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_se
     let road = Road::to(server.quic_address()).await;
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     let (alice, mut alices, session) = connect(options(&server, ALICE, road.address)).await;
-    road.lead_astray(true);
     let pinging = tokio::spawn({
         let alice = alice.clone();
         async move { alice.ping().await }
     });
-    metric(&server, "bimip_path_migrations_total{kind=\"nat_rebinding\"}", 1.0).await;
-    // The server looks where the phone is when it has something for it.
+    // The server looks where the phone is when it has something for it; it may be back before it has.
     let mut sent = 0;
     within_bound("the server to go back", async {
         while server.metric("bimip_path_migrations_total{kind=\"failed\"}").await == 0.0 {
+            if server.metric("bimip_path_migrations_total{kind=\"nat_rebinding\"}").await == 0.0 {
+                road.lead_astray(true);
+            }
             bob.send_text(&eid(ALICE), sent.to_string()).await.unwrap();
             sent += 1;
         }
@@ -198,7 +199,7 @@ async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_se
     }
     within_bound("the ping's end", pinging).await.unwrap().unwrap();
     assert_eq!(*alice.state().borrow(), State::Connected(session), "the session is the same");
-    assert_eq!(server.metric("bimip_path_migrations_total{kind=\"nat_rebinding\"}").await, 1.0);
+    assert!(server.metric("bimip_path_migrations_total{kind=\"nat_rebinding\"}").await >= 1.0);
 }
 
 #[tokio::test]

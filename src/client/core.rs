@@ -168,7 +168,7 @@ impl Core {
         match lane_of(&payload) {
             None => drop(answer(Some(reply), Err(RequestError::Unexpected))),
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
-            Some(_) if !self.requests.has_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
+            Some(_) if !self.requests.has_reserved_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
             Some(lane) if self.unread && lane != Lane::Control => drop(answer(Some(reply), Err(RequestError::Unread))),
             Some(lane) => self.requests.request(lane, payload, lasting, Some(reply)),
         }

@@ -20,8 +20,10 @@ pub const OUTBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes of the same, as frames: what a phone can spare, and what comes back in under a minute over 3G.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Other requests (acknowledgments, pings, lists) that may wait for their answer. At the bound automatic
-/// acknowledgments of a chat become one up to its newest message; what the application asks for itself is refused.
+/// acknowledgments of a chat become one up to its newest message.
 pub const REQUESTS_MAX: usize = 256;
+/// Places beyond these for what the application asks itself: its own acknowledgments do not refuse it a ping.
+pub const REQUESTS_RESERVED: usize = 16;
 /// Chats with such an acknowledgment that waits for a place. At the bound the events behind wait too, for
 /// [`REQUEST_WITHIN`] at most, when the requests that took the places are over. Far more people than write to one.
 pub const HELD_CHATS_MAX: usize = 4 * REQUESTS_MAX;

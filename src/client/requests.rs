@@ -10,7 +10,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::error::{RequestError, SendError};
-use super::limits::{LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX};
+use super::limits::{
+    LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, REQUESTS_RESERVED,
+};
 use super::outbox::Draft;
 use super::receipts::UpTo;
 use crate::wire::proto::Subscriber;
@@ -115,6 +117,11 @@ impl Requests {
     /// Room for another request?
     pub(crate) fn has_room(&self) -> bool {
         self.requests.len() < REQUESTS_MAX
+    }
+
+    /// Room for one of the application's own?
+    pub(crate) fn has_reserved_room(&self) -> bool {
+        self.requests.len() < REQUESTS_MAX + REQUESTS_RESERVED
     }
 
     /// Takes a request.

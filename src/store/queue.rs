@@ -42,7 +42,7 @@ struct Shared {
 struct State {
     turns: Turns<Job>,
     closed: bool,
-    /// The writer sleeps.
+    /// The writer sleeps, and nobody has woken it yet.
     asleep: bool,
 }
 
@@ -170,7 +170,8 @@ impl Shared {
             return Err(StoreError::Closed);
         }
         state.turns.push(turn, job);
-        if state.asleep {
+        // Once is enough, however long it takes to wake up.
+        if std::mem::take(&mut state.asleep) {
             self.filled.notify_one();
         }
         Ok(())

@@ -25,7 +25,8 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Congestion, QuicConfig};
 use crate::congestion::FlooredCubic;
 use crate::limits::{
-    HANDSHAKE_WITHIN, MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, READ_CHUNK_BYTES, STREAMS_MAX, UDP_BUFFER_BYTES,
+    HANDSHAKE_WITHIN, MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, PATHS_REMEMBERED, READ_CHUNK_BYTES, STREAMS_MAX,
+    UDP_BUFFER_BYTES,
 };
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
@@ -257,9 +258,10 @@ pub struct QuicLink {
     lanes: [Option<Box<LaneStreams>>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
-    /// The path over which the peer was last seen, and the one before.
+    /// The path over which the peer was last seen, and those before, of which one may be where QUIC goes back to: the
+    /// last that answered. At most [`PATHS_REMEMBERED`].
     seen: SeenPath,
-    before: SeenPath,
+    before: Vec<SeenPath>,
     /// For a while after a move.
     looking: Option<Box<Looking>>,
     migrations: u64,
@@ -272,7 +274,7 @@ struct Looking {
 }
 
 /// What tells one path of a connection from another: quinn numbers them, and keeps the numbers to itself.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 struct SeenPath {
     remote: SocketAddr,
     /// To the nanosecond, and measured anew on a path to another IP address, also to one that was in use before.
@@ -282,6 +284,13 @@ struct SeenPath {
 impl SeenPath {
     fn of(connection: &Connection) -> SeenPath {
         SeenPath { remote: connection.remote_address(), min_rtt: connection.stats().path.min_rtt }
+    }
+
+    /// Whether it is a path `before` the `last` one itself, and no new path to the same place. Between ports of one
+    /// address a new path knows what the last one knew, so that nothing tells; but no NAT is likely to give a port again.
+    fn is(&self, before: &SeenPath, last: &SeenPath) -> bool {
+        let same_address = self.remote.ip() == last.remote.ip();
+        self.remote == before.remote && (same_address || self.min_rtt == before.min_rtt)
     }
 }
 
@@ -307,7 +316,7 @@ impl QuicLink {
             closed: None,
             draining: None,
             seen,
-            before: seen,
+            before: Vec::new(),
             looking: None,
             migrations: 0,
         }
@@ -342,7 +351,7 @@ impl QuicLink {
         }
         // When a new path does not answer its challenge, quinn goes on with the very path of before (RFC 9000, 9.3.2); to
         // a phone that comes back to its former network it makes a new one.
-        let kind = if path == self.before {
+        let kind = if self.before.iter().any(|before| path.is(before, &self.seen)) {
             MigrationKind::Failed
         } else if path.remote.ip() == self.seen.remote.ip() {
             MigrationKind::NatRebinding
@@ -352,10 +361,16 @@ impl QuicLink {
         tracing::debug!(from = %self.seen.remote, to = %path.remote, kind = kind.name(), "the device has moved");
         self.services.metrics.migrated(kind);
         self.migrations += 1;
-        self.before = std::mem::replace(&mut self.seen, path);
-        self.looking = (kind != MigrationKind::Failed).then(|| {
-            Box::new(Looking { next: tokio::time::interval(MOVE_LOOKED_AT_EVERY), left: MOVE_LOOKED_AT_TIMES })
-        });
+        let left = std::mem::replace(&mut self.seen, path);
+        if kind == MigrationKind::Failed {
+            self.before.clear();
+            self.looking = None;
+        } else {
+            self.before.truncate(PATHS_REMEMBERED - 1);
+            self.before.insert(0, left);
+            let next = tokio::time::interval(MOVE_LOOKED_AT_EVERY);
+            self.looking = Some(Box::new(Looking { next, left: MOVE_LOOKED_AT_TIMES }));
+        }
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {

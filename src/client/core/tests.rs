@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::client::event::Content;
 use crate::client::limits::{
-    BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, SYNC_WITHIN,
+    BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, REQUESTS_RESERVED, SYNC_WITHIN,
 };
 use crate::client::requests::{Answer, Sent};
 use crate::wire::proto::{
@@ -390,7 +390,7 @@ fn requests_are_answered_expire_or_end_with_the_link() {
     bench.receive(CHAT, receipt(1, AckStatus::Read), 0, request_id);
     assert!(kept.try_recv().unwrap().is_ok());
 
-    let waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), false)).collect();
+    let waiting: Vec<_> = (0..REQUESTS_MAX + REQUESTS_RESERVED).map(|_| bench.ask(ping_request(), false)).collect();
     assert_eq!(failure(bench.ask(ping_request(), false)), RequestError::Busy);
     drop(waiting);
 }
