@@ -115,7 +115,8 @@ async fn an_application_that_reads_nothing_is_told_that_its_answer_lies_behind_a
         bob.close().await;
     }
     let newest = alice.history(&eid(BOB), None, Some(Version::from(UNREAD_TEXTS as u64 - 3)), 3).await.unwrap();
-    assert!(newest.messages.iter().all(|message| message.acknowledgment == AckStatus::Delivered), "{newest:?}");
+    let states: Vec<_> = newest.messages.iter().map(|message| message.acknowledgment).collect();
+    assert_eq!(states, [AckStatus::Delivered; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

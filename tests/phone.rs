@@ -282,11 +282,8 @@ fn a_phone_that_is_told_nothing_of_its_new_network_goes_on_there_all_the_same() 
 
 #[test]
 fn a_network_that_carries_nothing_to_the_phone_is_a_move_that_failed() {
-    let deaf = {
-        let mut deaf = Profile::LTE;
-        deaf.down.loss = Loss::Random(1.0);
-        deaf
-    };
+    let mut deaf = Profile::LTE;
+    deaf.down.loss = Loss::Random(1.0);
     play(
         Plan { wifi: Profile::WIFI, lte: deaf, seed: 12 },
         |phone| phone,
@@ -296,7 +293,7 @@ fn a_network_that_carries_nothing_to_the_phone_is_a_move_that_failed() {
                 .talk(async {
                     control.hand_over(Path::Lte, GAP).unwrap().switched().await.unwrap();
                     while metric(&server, &beside, migrations("failed")).await < 1.0 {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        tokio::task::yield_now().await;
                     }
                     control.hand_over(Path::Wifi, GAP).unwrap().switched().await.unwrap();
                 })

@@ -10,9 +10,8 @@ use super::connection::{Device, Target};
 use super::process::{SubjectFlags, Usage};
 use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
+use crate::client::limits::SILENCE_MAX;
 
-/// What one try may take: as long as the client library bears silence, and more than a server gives a handshake.
-const TRY_WITHIN: Duration = Duration::from_secs(12);
 /// Before a device that was not served tries again, longer by as much each time, spread by its number.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
@@ -57,8 +56,9 @@ impl Args {
                 dialing.spawn(async move {
                     let name = format!("storm-{run}-{n}");
                     for attempt in 1u32.. {
-                        let tried = tokio::time::timeout(TRY_WITHIN, target.device(&name, true)).await;
-                        match tried.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {TRY_WITHIN:?}"))) {
+                        // As long as the client library bears silence, which is more than a server gives a handshake.
+                        let tried = tokio::time::timeout(SILENCE_MAX, target.device(&name, true)).await;
+                        match tried.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {SILENCE_MAX:?}"))) {
                             Ok(device) => return Ok((device, Instant::now())),
                             Err(error) if Instant::now() > deadline => return Err(error.context(name)),
                             Err(error) => {

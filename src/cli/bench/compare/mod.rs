@@ -110,7 +110,7 @@ impl Args {
 
     fn work(&self, jobs: Vec<Job>) -> anyhow::Result<Vec<(Job, Outcome)>> {
         let (total, done) = (jobs.len(), AtomicUsize::new(0));
-        pool::run(jobs, self.at_once, |job| {
+        pool::run(jobs, self.at_once, pool::APART, |job| {
             let name = format!("{} over {}, seed {}", job.scenario.name, job.carrier.name(), job.seed);
             let traces = self.traces.as_ref().map(|folder| folder.join(name.replace([' ', ','], "-")));
             let steady = Duration::from_secs(self.seconds);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 /// From the beginning of one trial to that of the next: the moments that are measured are short, and trials of one kind
 /// would otherwise reach theirs together and wait for the processor.
-const APART: Duration = Duration::from_millis(400);
+pub(super) const APART: Duration = Duration::from_millis(400);
 
-/// Each job with what came of it, in the order in which they ended.
+/// Each job with what came of it, begun at least so far `apart` at first, in the order in which they ended.
 ///
 /// # Errors
 ///
@@ -16,6 +16,7 @@ const APART: Duration = Duration::from_millis(400);
 pub(super) fn run<J: Send, O: Send>(
     jobs: impl IntoIterator<Item = J>,
     at_once: u8,
+    apart: Duration,
     trial: impl Fn(&J) -> anyhow::Result<O> + Sync,
 ) -> anyhow::Result<Vec<(J, O)>> {
     let jobs = Mutex::new(jobs.into_iter().collect::<VecDeque<J>>());
@@ -38,7 +39,7 @@ pub(super) fn run<J: Send, O: Send>(
     std::thread::scope(|scope| {
         for index in 0..u32::from(at_once) {
             scope.spawn(move || {
-                std::thread::sleep(APART * index);
+                std::thread::sleep(apart * index);
                 work();
             });
         }
@@ -52,11 +53,12 @@ mod tests {
 
     #[test]
     fn each_job_is_done_once_and_the_first_error_ends_it() {
-        let mut done = run(0..10, 3, |job| Ok(job * 2)).unwrap();
+        let mut done = run(0..10, 3, Duration::ZERO, |job| Ok(job * 2)).unwrap();
         done.sort_unstable();
         assert_eq!(done, (0..10).map(|job| (job, job * 2)).collect::<Vec<_>>());
 
-        let error = run(0..10, 1, |job| if *job < 3 { Ok(()) } else { Err(anyhow::anyhow!("job {job}")) }).unwrap_err();
+        let first_three = |job: &i32| if *job < 3 { Ok(()) } else { Err(anyhow::anyhow!("job {job}")) };
+        let error = run(0..10, 1, Duration::ZERO, first_three).unwrap_err();
         assert_eq!(error.to_string(), "job 3", "the fourth, and none after it");
     }
 }

@@ -90,7 +90,7 @@ impl Args {
     /// What each trial of each row found.
     fn work(&self, rows: &[Row], at_once: u8) -> anyhow::Result<Vec<Vec<Found>>> {
         let jobs = (1..=self.seeds).flat_map(|seed| (0..rows.len()).map(move |index| (index, seed)));
-        let done = pool::run(jobs, at_once, |(index, seed)| {
+        let done = pool::run(jobs, at_once, pool::APART, |(index, seed)| {
             let trial = rows[*index].trial(*seed, Duration::from_secs(self.silence));
             trial.with_context(|| format!("{:?}, seed {seed}", rows[*index]))
         })?;
