@@ -54,7 +54,9 @@ impl World {
         self.pass = Some((retention, pass));
         for op in ops {
             self.note(|| format!("the retention wants {op:?}"));
-            if let Op::TrimLog { user, up_to, .. } = &op {
+            if let Op::TrimLog { user, rows, .. } = &op
+                && let Some(up_to) = rows.last()
+            {
                 let log = &self.chronicle.logs[user];
                 let head = log.last_key_value().map_or(0, |(head, _)| *head);
                 let kept = |sequence: u64, at: i64| {

@@ -70,18 +70,21 @@ fn logs(view: &dyn View, found: &mut Audited) -> Result<(), StoreError> {
     let mut at: Option<(Eid, u64)> = None;
     each(view, Space::Logs, |key, value| {
         let wrong = |why| corrupt(Space::Logs, key, why);
-        let (user, sequence) = (key::user_of(key).map_err(wrong)?, key::sequence_of(key).map_err(wrong)?.get());
-        let next = match &at {
+        let user = key::user_of(key).map_err(wrong)?;
+        let mut next = match &at {
             Some((same, next)) if *same == user => *next,
             _ => {
                 found.users += 1;
                 floor(view, &key::log_floor(&user))? + 1
             }
         };
-        demand(sequence == next, Space::Logs, key, "an entry before it is missing")?;
-        record::decode::<LogRecord>(key, value)?.into_entry(view, key)?;
-        found.entries += 1;
-        at = Some((user, next + 1));
+        for (sequence, record) in record::decode::<LogRecord>(key, value)?.entries(key)? {
+            demand(sequence.get() == next, Space::Logs, key, "an entry before it is missing")?;
+            record.into_entry(view, key, sequence)?;
+            found.entries += 1;
+            next += 1;
+        }
+        at = Some((user, next));
         Ok(())
     })
 }

@@ -296,7 +296,9 @@ impl Store for Embedded {
             let Some(ops) = ops else { break };
             for op in ops {
                 match &op {
-                    Op::TrimLog { from, up_to, .. } => trimmed.entries += up_to.get() + 1 - from.get(),
+                    Op::TrimLog { from, rows, .. } => {
+                        trimmed.entries += rows.last().map_or(0, |up_to| up_to.get() + 1 - from.get());
+                    }
                     Op::TrimChat { gone, .. } => trimmed.messages += gone.len() as u64,
                     _ => {}
                 }

@@ -76,8 +76,9 @@ pub(crate) fn local(sender: &Eid, local_id: &LocalId) -> Vec<u8> {
     joined(sender, local_id.as_str().as_bytes())
 }
 
-pub(crate) fn log(user: &Eid, sequence: Sequence) -> Vec<u8> {
-    joined(user, &sequence.get().to_be_bytes())
+/// The row whose last entry is `last`.
+pub(crate) fn log(user: &Eid, last: Sequence) -> Vec<u8> {
+    joined(user, &last.get().to_be_bytes())
 }
 
 /// Whose row it is, where keys begin with a user.
@@ -89,7 +90,7 @@ pub(crate) fn user_of(key: &[u8]) -> Result<Eid, Corrupt> {
         .ok_or(Corrupt("not a user"))
 }
 
-/// The entries of a log after `after`.
+/// The rows with the entries of a log after `after`; the first may begin before.
 pub(crate) fn entries(user: &Eid, after: Sequence) -> Span {
     following(all_of(user), &log(user, after))
 }

@@ -9,16 +9,33 @@ use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
 
+/// Rows of a log that are read together.
+const LOG_PAGE_ROWS: usize = 64;
+
 pub(crate) fn log(
     view: &dyn View,
     user: &Eid,
     after: Sequence,
     limit: usize,
 ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-    let rows = view.range(Space::Logs, &key::entries(user, after), Order::Ascending, limit)?;
-    rows.iter()
-        .map(|(key, value)| record::decode::<LogRecord>(key, value)?.into_entry(view, key).map(Arc::new))
-        .collect()
+    let (mut entries, mut span) = (Vec::new(), key::entries(user, after));
+    while entries.len() < limit {
+        // A row has an entry or more, seldom many: not all that could be needed is read at once.
+        let wanted = (limit - entries.len()).min(LOG_PAGE_ROWS);
+        let rows = view.range(Space::Logs, &span, Order::Ascending, wanted)?;
+        for (key, value) in &rows {
+            let row = record::decode::<LogRecord>(key, value)?.entries(key)?;
+            let unread = row.skip_while(|(sequence, _)| *sequence <= after);
+            for (sequence, record) in unread.take(limit - entries.len()) {
+                entries.push(Arc::new(record.into_entry(view, key, sequence)?));
+            }
+        }
+        match rows.last() {
+            Some((last, _)) if rows.len() == wanted => span = key::following(span, last),
+            _ => break,
+        }
+    }
+    Ok(entries)
 }
 
 /// How many of a chat's newest messages a page of history expects not to be released.

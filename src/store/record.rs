@@ -5,7 +5,7 @@
 //! | messages | message id | [`MessageRecord`] |
 //! | chats | chat, version | [`ChatRecord`] |
 //! | locals | sender, 0, `message_id_local` | [`LocalRecord`] |
-//! | logs | user, 0, sequence | [`LogRecord`] |
+//! | logs | user, 0, sequence of the last | [`LogRecord`]: entries that one commit has appended, at most [`LOG_ROW_ENTRIES_MAX`] |
 //! | pending | message id | [`PendingRecord`]: accepted, not released |
 //! | devices | user, 0, device | [`DeviceRecord`] |
 //! | floors | `l`, user or `c`, chat | [`FloorRecord`]: numbers that trimming took and that must not come again |
@@ -27,6 +27,9 @@ use super::types::{
     AckTarget, Acknowledged, Contact, Content, EntryBody, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
+
+/// Entries of a log in one row: what a user is told in one commit is read and written together, and the row stays small.
+pub(crate) const LOG_ROW_ENTRIES_MAX: usize = 16;
 
 /// Why a row makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +117,8 @@ records! {
         origin: String => [string, tag = "4"],
         /// When it happened, for the retention.
         at: i64 => [int64, tag = "5"],
+        /// Those before it that share its row, oldest first; they have none themselves.
+        earlier: Vec<LogRecord> => [message, repeated, tag = "6"],
     }
 
     /// A message that waits for its release: its place, so that start-up need not read the message.
@@ -182,15 +187,14 @@ pub(crate) struct MediaRecord {
     size_bytes: i64,
 }
 
-/// An acknowledgment, complete, as its message may have been trimmed.
+/// An acknowledgment, complete, as its message may have been trimmed. What is empty of reader and sender is the user whose
+/// log it is in; the chat is theirs.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct AcknowledgedRecord {
     #[prost(string, tag = "1")]
     reader: String,
     #[prost(string, tag = "2")]
     sender: String,
-    #[prost(bytes = "vec", tag = "3")]
-    chat: Vec<u8>,
     /// Empty: up to a version.
     #[prost(bytes = "vec", tag = "4")]
     message: Vec<u8>,
@@ -378,14 +382,16 @@ impl PendingRecord {
     }
 }
 
-impl From<&LogEntry> for LogRecord {
-    fn from(entry: &LogEntry) -> LogRecord {
+impl LogRecord {
+    fn new(user: &Eid, entry: &LogEntry) -> LogRecord {
         let (kind, message, acknowledged, at) = match &entry.body {
             EntryBody::Received(message) => (1, Some(message.id), None, message.received_at),
             EntryBody::Accepted(message) => (2, Some(message.id), None, message.received_at),
             EntryBody::Copy(message) => (3, Some(message.id), None, message.received_at),
             EntryBody::Sent(message) => (4, Some(message.id), None, message.received_at),
-            EntryBody::Acknowledged(acknowledged) => (5, None, Some(acknowledged.into()), acknowledged.at),
+            EntryBody::Acknowledged(acknowledged) => {
+                (5, None, Some(AcknowledgedRecord::new(user, acknowledged)), acknowledged.at)
+            }
         };
         LogRecord {
             kind,
@@ -393,28 +399,46 @@ impl From<&LogEntry> for LogRecord {
             acknowledged,
             origin: entry.origin.as_ref().map(DeviceId::to_string).unwrap_or_default(),
             at,
+            earlier: Vec::new(),
         }
     }
-}
 
-impl LogRecord {
-    /// The entry, its message read from `view`.
-    pub(crate) fn into_entry(self, view: &dyn View, key: &[u8]) -> Result<LogEntry, StoreError> {
+    /// The row of some entries that follow each other in `user`'s log; `None` if there are none.
+    pub(crate) fn row(user: &Eid, entries: &[&LogEntry]) -> Option<(Vec<u8>, LogRecord)> {
+        let (last, earlier) = entries.split_last()?;
+        let earlier = earlier.iter().map(|entry| LogRecord::new(user, entry)).collect();
+        Some((super::key::log(user, last.sequence), LogRecord { earlier, ..LogRecord::new(user, last) }))
+    }
+
+    /// The entries of the row at `key`, oldest first.
+    pub(crate) fn entries(mut self, key: &[u8]) -> Result<impl Iterator<Item = (Sequence, LogRecord)>, StoreError> {
+        let earlier = std::mem::take(&mut self.earlier);
+        let wrong = |why| corrupt(Space::Logs, key, why);
+        let last = super::key::sequence_of(key).map_err(wrong)?.get();
+        let first =
+            last.checked_sub(earlier.len() as u64).ok_or_else(|| wrong(Corrupt("more entries than numbers")))?;
+        Ok((first..=last).map(Sequence::from).zip(earlier.into_iter().chain([self]).collect::<Vec<_>>()))
+    }
+
+    /// The entry at `sequence` in the row at `key`, its message read from `view`.
+    pub(crate) fn into_entry(self, view: &dyn View, key: &[u8], sequence: Sequence) -> Result<LogEntry, StoreError> {
         let wrong = |why| corrupt(Space::Logs, key, why);
         let message = || message_named(view, message_id(&self.message).map_err(wrong)?);
-        let body = match (self.kind, &self.acknowledged) {
+        let body = match (self.kind, self.acknowledged) {
             (1, _) => EntryBody::Received(message()?),
             (2, _) => EntryBody::Accepted(message()?),
             (3, _) => EntryBody::Copy(message()?),
             (4, _) => EntryBody::Sent(message()?),
-            (5, Some(record)) => EntryBody::Acknowledged(Acknowledged::try_from(record).map_err(wrong)?),
+            (5, Some(record)) => {
+                let user = super::key::user_of(key).map_err(wrong)?;
+                EntryBody::Acknowledged(record.into_acknowledged(user).map_err(wrong)?)
+            }
             _ => return Err(wrong(Corrupt("not a kind of entry"))),
         };
         let origin = match self.origin.as_str() {
             "" => None,
             text => Some(device_id(text).map_err(wrong)?),
         };
-        let sequence = super::key::sequence_of(key).map_err(wrong)?;
         Ok(entry(sequence, origin, body))
     }
 }
@@ -424,40 +448,39 @@ pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, body: EntryBod
     LogEntry { sequence, origin, body, committed: None, frame: std::sync::OnceLock::new() }
 }
 
-impl From<&Acknowledged> for AcknowledgedRecord {
-    fn from(acknowledged: &Acknowledged) -> AcknowledgedRecord {
+impl AcknowledgedRecord {
+    fn new(user: &Eid, acknowledged: &Acknowledged) -> AcknowledgedRecord {
         let (message, up_to) = match &acknowledged.target {
             AckTarget::Message(id) => (id.as_bytes().to_vec(), 0),
             AckTarget::UpTo(_, version) => (Vec::new(), version.get()),
         };
+        let other = |party: &Eid| if party == user { String::new() } else { party.to_string() };
         AcknowledgedRecord {
-            reader: acknowledged.reader.to_string(),
-            sender: acknowledged.sender.to_string(),
-            chat: acknowledged.chat.as_bytes().to_vec(),
+            reader: other(&acknowledged.reader),
+            sender: other(&acknowledged.sender),
             message,
             up_to,
             status: acknowledged.status.code(),
             at: acknowledged.at,
         }
     }
-}
 
-impl TryFrom<&AcknowledgedRecord> for Acknowledged {
-    type Error = Corrupt;
-
-    fn try_from(record: &AcknowledgedRecord) -> Result<Acknowledged, Corrupt> {
-        let chat = chat_id(&record.chat)?;
-        let target = match record.message.as_slice() {
-            [] => AckTarget::UpTo(chat, Version::from(record.up_to)),
+    /// As it stands in `user`'s log.
+    fn into_acknowledged(self, user: Eid) -> Result<Acknowledged, Corrupt> {
+        let party = |text: &str| if text.is_empty() { Ok(user.clone()) } else { eid(text) };
+        let (reader, sender) = (party(&self.reader)?, party(&self.sender)?);
+        let chat = ChatId::between(&reader, &sender);
+        let target = match self.message.as_slice() {
+            [] => AckTarget::UpTo(chat, Version::from(self.up_to)),
             bytes => AckTarget::Message(message_id(bytes)?),
         };
         Ok(Acknowledged {
-            reader: eid(&record.reader)?,
-            sender: eid(&record.sender)?,
+            reader,
+            sender,
             target,
             chat,
-            status: AckStatus::from_code(record.status).ok_or(Corrupt("not an acknowledgment"))?,
-            at: record.at,
+            status: AckStatus::from_code(self.status).ok_or(Corrupt("not an acknowledgment"))?,
+            at: self.at,
             changed: true,
         })
     }

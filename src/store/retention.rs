@@ -95,7 +95,8 @@ impl Pass {
                 looked_at += rows;
                 // There may be more of this one.
                 if rows == limits::TRIM_ROWS
-                    && let Some(Op::TrimLog { user, up_to, .. }) = &op
+                    && let Some(Op::TrimLog { user, rows, .. }) = &op
+                    && let Some(up_to) = rows.last()
                 {
                     from = key::entries(user, *up_to).from;
                 }
@@ -114,32 +115,40 @@ impl Pass {
         Ok(head.get().saturating_sub(self.retention.entries_max_per_user))
     }
 
-    /// The entry of a row that goes, with its sequence.
-    fn goes(&self, surplus: u64, key: &[u8], value: &[u8]) -> Result<Option<(Sequence, LogRecord)>, StoreError> {
-        let entry = record::decode::<LogRecord>(key, value)?;
-        let sequence = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
-        let goes = sequence.get() <= surplus || entry.at < self.retention.older_than_ms;
-        Ok(goes.then_some((sequence, entry)))
+    /// The entries of a row that goes, because all of them do, with the last one's sequence.
+    fn goes(&self, surplus: u64, key: &[u8], value: &[u8]) -> Result<Option<(Sequence, Vec<LogRecord>)>, StoreError> {
+        let last = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
+        let mut entries = Vec::new();
+        for (sequence, entry) in record::decode::<LogRecord>(key, value)?.entries(key)? {
+            if sequence.get() > surplus && entry.at >= self.retention.older_than_ms {
+                return Ok(None);
+            }
+            entries.push(entry);
+        }
+        Ok(Some((last, entries)))
     }
 
-    /// Trims a page of a log, up to the first entry that stays. Also returns how many rows it has looked at.
+    /// Trims a page of a log, up to the first row that stays. Also returns how many rows it has looked at.
     fn log(&mut self, view: &dyn View, user: Eid, surplus: u64) -> Result<(Option<Op>, usize), StoreError> {
         let floor = record::read::<FloorRecord>(view, &key::log_floor(&user))?;
         let trimmed = Sequence::from(floor.map_or(0, |floor| floor.last));
-        let rows = view.range(Space::Logs, &key::entries(&user, trimmed), Order::Ascending, limits::TRIM_ROWS)?;
-        let mut up_to = None;
-        for (key, value) in &rows {
-            let Some((sequence, entry)) = self.goes(surplus, key, value)? else { break };
-            if !entry.message.is_empty() {
+        let page = view.range(Space::Logs, &key::entries(&user, trimmed), Order::Ascending, limits::TRIM_ROWS)?;
+        let mut rows = Vec::new();
+        'rows: for (key, value) in &page {
+            let Some((last, entries)) = self.goes(surplus, key, value)? else { break };
+            let mut messages = Vec::new();
+            for entry in entries.iter().filter(|entry| !entry.message.is_empty()) {
                 let id = record::message_id(&entry.message).map_err(|why| corrupt(Space::Logs, key, why))?;
                 if is_pending(view, id)? {
-                    break;
+                    break 'rows;
                 }
-                self.candidates.push_back(id);
+                messages.push(id);
             }
-            up_to = Some(sequence);
+            self.candidates.extend(messages);
+            rows.push(last);
         }
-        Ok((up_to.map(|up_to| Op::TrimLog { user, from: trimmed.next(), up_to }), rows.len()))
+        let op = (!rows.is_empty()).then(|| Op::TrimLog { user, from: trimmed.next(), rows });
+        Ok((op, page.len()))
     }
 
     /// Messages that no longer have to answer a repeat.

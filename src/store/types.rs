@@ -192,7 +192,8 @@ pub struct LogBounds {
     pub head: Sequence,
 }
 
-/// What is kept of the logs; what lies further back goes.
+/// What is kept of the logs; what lies further back goes, but for entries that share their row with one that stays: some
+/// more than asked for, never fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Entries from before this are trimmed, Unix milliseconds.

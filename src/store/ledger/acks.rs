@@ -1,6 +1,6 @@
 //! Acknowledgments of one message, and of all up to a version (profile 7).
 
-use super::books::Books;
+use super::books::{Books, Stored};
 use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Order, Space, View};
@@ -34,19 +34,17 @@ impl Books {
         if self.unreleased.contains(id) {
             return Err(StoreError::NoSuchMessage);
         }
-        let message = self.message(txn, id)?.ok_or(StoreError::NoSuchMessage)?;
+        let Stored { message, mut row } = self.stored(txn, id)?.ok_or(StoreError::NoSuchMessage)?;
         if message.recipient != ack.reader {
             return Err(StoreError::NotRecipient);
         }
         let row_key = key::chat(message.chat, message.version);
-        let Some(mut row) = record::read::<ChatRecord>(txn, &row_key)? else {
-            return Err(corrupt(Space::Chats, &row_key, "its message is there, and it is not"));
-        };
         let changed = row.advance(ack.status, ack.at);
+        let state = row.acknowledged().map_err(|why| corrupt(Space::Chats, &row_key, why))?;
+        let (status, at) = state.unwrap_or((ack.status, ack.at));
         if changed {
-            txn.put(row_key.clone(), &row);
+            self.put_row(txn, row_key, &row)?;
         }
-        let (status, at) = stored(&row_key, &row)?.unwrap_or((ack.status, ack.at));
         let (reader, sender, chat) = (ack.reader.clone(), message.sender.clone(), message.chat);
         let target = AckTarget::Message(id);
         let acknowledged = Acknowledged { reader, sender, target, chat, status, at, changed };
@@ -71,7 +69,7 @@ impl Books {
         if last == Version::ZERO {
             return Err(StoreError::NoSuchMessage);
         }
-        let forward = go_forward(txn, ack, chat, from_high, last)?;
+        let forward = self.go_forward(txn, ack, chat, from_high, last)?;
         let newest = match forward.newest {
             Some(row) => Some(row),
             None => newest_for_reader(txn, chat, from_high, forward.covered)?,
@@ -91,6 +89,54 @@ impl Books {
         let sequence = newest.map_or(0, |(_, row)| row.recipient_sequence);
         Ok((acknowledged, Sequence::from(sequence)))
     }
+
+    /// Moves the rows up to `last`, all released, forward; begins where an earlier one has ended.
+    fn go_forward(
+        &mut self,
+        txn: &mut Txn,
+        ack: &Acknowledgment,
+        chat: ChatId,
+        from_high: bool,
+        last: Version,
+    ) -> Result<Forward, StoreError> {
+        let mark_key = key::mark(chat, &ack.reader);
+        let mut mark = record::read::<MarkRecord>(txn, &mark_key)?.unwrap_or_default();
+        let done = Version::from(if ack.status == AckStatus::Read { mark.read } else { mark.delivered });
+        let mut forward = Forward { covered: done.min(last), changed: false, newest: None };
+        let mut looked_at = 0;
+        while forward.covered < last && looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
+            let span = key::versions(chat, forward.covered, Some(last.next()));
+            let page = limits::STORE_PAGE_ROWS.min(limits::ACKNOWLEDGED_ROWS_MAX - looked_at);
+            let rows = txn.range(Space::Chats, &span, Order::Ascending, page)?;
+            looked_at += rows.len();
+            // Fewer than a page: the rest has been trimmed.
+            if rows.len() < page {
+                forward.covered = last;
+            }
+            for (key, value) in rows {
+                let mut row = record::decode::<ChatRecord>(&key, &value)?;
+                let version = key::version_of(&key).map_err(|why| corrupt(Space::Chats, &key, why))?;
+                forward.covered = forward.covered.max(version);
+                if row.from_high != from_high {
+                    continue;
+                }
+                if row.advance(ack.status, ack.at) {
+                    self.put_row(txn, key.to_vec(), &row)?;
+                    forward.changed = true;
+                }
+                forward.newest = Some((key.to_vec(), row));
+            }
+        }
+        if forward.covered > done {
+            mark.delivered = mark.delivered.max(forward.covered.get());
+            if ack.status == AckStatus::Read {
+                mark.read = forward.covered.get();
+            }
+            // If it is lost, the next one looks at some rows again.
+            txn.put_unsynced(mark_key, &mark);
+        }
+        Ok(forward)
+    }
 }
 
 /// What a bulk acknowledgment came to.
@@ -100,53 +146,6 @@ struct Forward {
     changed: bool,
     /// The last row for the reader that it looked at.
     newest: Option<(Vec<u8>, ChatRecord)>,
-}
-
-/// Moves the rows up to `last`, all released, forward; begins where an earlier one has ended.
-fn go_forward(
-    txn: &mut Txn,
-    ack: &Acknowledgment,
-    chat: ChatId,
-    from_high: bool,
-    last: Version,
-) -> Result<Forward, StoreError> {
-    let mark_key = key::mark(chat, &ack.reader);
-    let mut mark = record::read::<MarkRecord>(txn, &mark_key)?.unwrap_or_default();
-    let done = Version::from(if ack.status == AckStatus::Read { mark.read } else { mark.delivered });
-    let mut forward = Forward { covered: done.min(last), changed: false, newest: None };
-    let mut looked_at = 0;
-    while forward.covered < last && looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
-        let span = key::versions(chat, forward.covered, Some(last.next()));
-        let page = limits::STORE_PAGE_ROWS.min(limits::ACKNOWLEDGED_ROWS_MAX - looked_at);
-        let rows = txn.range(Space::Chats, &span, Order::Ascending, page)?;
-        looked_at += rows.len();
-        // Fewer than a page: the rest has been trimmed.
-        if rows.len() < page {
-            forward.covered = last;
-        }
-        for (key, value) in rows {
-            let mut row = record::decode::<ChatRecord>(&key, &value)?;
-            let version = key::version_of(&key).map_err(|why| corrupt(Space::Chats, &key, why))?;
-            forward.covered = forward.covered.max(version);
-            if row.from_high != from_high {
-                continue;
-            }
-            if row.advance(ack.status, ack.at) {
-                txn.put(key.to_vec(), &row);
-                forward.changed = true;
-            }
-            forward.newest = Some((key.to_vec(), row));
-        }
-    }
-    if forward.covered > done {
-        mark.delivered = mark.delivered.max(forward.covered.get());
-        if ack.status == AckStatus::Read {
-            mark.read = forward.covered.get();
-        }
-        // If it is lost, the next one looks at some rows again.
-        txn.put_unsynced(mark_key, &mark);
-    }
-    Ok(forward)
 }
 
 /// Whether every message for the reader up to `last` is known to be read, at the cost of one page.
@@ -188,8 +187,4 @@ fn newest_for_reader(
         }
     }
     Ok(None)
-}
-
-fn stored(key: &[u8], row: &ChatRecord) -> Result<Option<(AckStatus, i64)>, StoreError> {
-    row.acknowledged().map_err(|why| corrupt(Space::Chats, key, why))
 }

@@ -10,13 +10,13 @@ use super::txn::Txn;
 use crate::limits;
 use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
-use crate::store::record::{self, ChatRecord, FloorRecord, LogRecord, corrupt};
+use crate::store::record::{self, ChatRecord, FloorRecord, corrupt};
 use crate::store::types::{EntryBody, LogBounds, Message};
 use crate::store::{StoreError, key};
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
-/// What a message holds beside its content.
-const MESSAGE_OVERHEAD_BYTES: usize = 400;
+/// What a message holds beside its content, with its row.
+const MESSAGE_OVERHEAD_BYTES: usize = 500;
 
 pub(super) struct Books {
     pub(super) unreleased: Unreleased,
@@ -35,6 +35,13 @@ pub(super) struct ChatEnd {
     pub(super) version: Version,
     /// Lower eid first.
     pub(super) parties: (Eid, Eid),
+}
+
+/// A message with what changes about it.
+#[derive(Clone)]
+pub(super) struct Stored {
+    pub(super) message: Arc<Message>,
+    pub(super) row: ChatRecord,
 }
 
 /// How many stand in a list.
@@ -66,9 +73,9 @@ impl Books {
         self.messages = Newest::new();
     }
 
-    /// A message has been written: it is about to be released and acknowledged.
-    pub(super) fn keep(&mut self, message: Arc<Message>) {
-        self.messages.push(message);
+    /// A message has been accepted: it is about to be released and acknowledged.
+    pub(super) fn keep(&mut self, message: Arc<Message>, row: ChatRecord) {
+        self.messages.push(Stored { message, row });
     }
 
     /// A message has been deleted.
@@ -76,29 +83,44 @@ impl Books {
         self.messages.remove(id);
     }
 
-    /// Reads a message.
-    pub(super) fn message(&self, view: &dyn View, id: MessageId) -> Result<Option<Arc<Message>>, StoreError> {
+    /// Reads a message and its row in the chat.
+    pub(super) fn stored(&self, view: &dyn View, id: MessageId) -> Result<Option<Stored>, StoreError> {
         let known = self.messages.get(id);
         self.tally.messages.count(known.is_some());
-        match known {
-            Some(message) => Ok(Some(message)),
-            None => Ok(record::message(view, id)?.map(Arc::new)),
+        if let Some(known) = known {
+            return Ok(Some(known.clone()));
+        }
+        let Some(message) = record::message(view, id)?.map(Arc::new) else { return Ok(None) };
+        let row_key = key::chat(message.chat, message.version);
+        match record::read::<ChatRecord>(view, &row_key)? {
+            Some(row) => Ok(Some(Stored { message, row })),
+            None => Err(corrupt(Space::Chats, &row_key, "its message is there, and it is not")),
         }
     }
 
+    /// Writes what has changed about the message of a chat's row.
+    pub(super) fn put_row(&mut self, txn: &mut Txn, row_key: Vec<u8>, row: &ChatRecord) -> Result<(), StoreError> {
+        let id = row.message().map_err(|why| corrupt(Space::Chats, &row_key, why))?;
+        txn.put(row_key, row);
+        self.messages.update(id, row);
+        Ok(())
+    }
+
     /// Where `user`'s log begins and ends.
-    pub(super) fn log(&mut self, view: &dyn View, user: &Eid) -> Result<LogBounds, StoreError> {
+    pub(super) fn log(&mut self, txn: &Txn, user: &Eid) -> Result<LogBounds, StoreError> {
         let known = self.logs.get(user);
         self.tally.log_ends.count(known.is_some());
         if let Some(bounds) = known {
             return Ok(*bounds);
         }
-        let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
-        let newest = match newest.first() {
-            Some((key, _)) => key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?,
-            None => Sequence::ZERO,
+        let newest = match txn.newest_entry(user) {
+            Some(appended) => appended,
+            None => match txn.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?.first() {
+                Some((key, _)) => key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?,
+                None => Sequence::ZERO,
+            },
         };
-        let trimmed = Sequence::from(floor(view, &key::log_floor(user))?);
+        let trimmed = Sequence::from(floor(txn, &key::log_floor(user))?);
         let bounds = LogBounds { trimmed, head: newest.max(trimmed) };
         self.logs.put(user.clone(), bounds);
         Ok(bounds)
@@ -126,9 +148,7 @@ impl Books {
     ) -> Result<Sequence, StoreError> {
         let mut bounds = self.log(txn, user)?;
         bounds.head = bounds.head.next();
-        let entry = record::entry(bounds.head, origin, body);
-        txn.put(key::log(user, bounds.head), &LogRecord::from(&entry));
-        txn.appended(user.clone(), entry);
+        txn.append(user.clone(), record::entry(bounds.head, origin, body));
         self.logs.put(user.clone(), bounds);
         Ok(bounds.head)
     }
@@ -201,7 +221,7 @@ fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
 /// one, and reading it costs the writer more than what it changes.
 struct Newest {
     /// By age: looking does not change the order.
-    messages: LruCache<MessageId, Arc<Message>>,
+    messages: LruCache<MessageId, Stored>,
     bytes: usize,
 }
 
@@ -210,30 +230,36 @@ impl Newest {
         Newest { messages: LruCache::unbounded(), bytes: 0 }
     }
 
-    fn push(&mut self, message: Arc<Message>) {
-        self.bytes += weight(&message);
-        if let Some(same) = self.messages.put(message.id, message) {
-            self.bytes -= weight(&same);
+    fn push(&mut self, stored: Stored) {
+        self.bytes += weight(&stored.message);
+        if let Some(same) = self.messages.put(stored.message.id, stored) {
+            self.bytes -= weight(&same.message);
         }
         while self.bytes > limits::STORE_NEWEST_BYTES
             && let Some((_, oldest)) = self.messages.pop_lru()
         {
-            self.bytes -= weight(&oldest);
+            self.bytes -= weight(&oldest.message);
         }
     }
 
     fn remove(&mut self, id: MessageId) {
-        if let Some(message) = self.messages.pop(&id) {
-            self.bytes -= weight(&message);
+        if let Some(stored) = self.messages.pop(&id) {
+            self.bytes -= weight(&stored.message);
         }
     }
 
-    fn get(&self, id: MessageId) -> Option<Arc<Message>> {
-        self.messages.peek(&id).cloned()
+    fn update(&mut self, id: MessageId, row: &ChatRecord) {
+        if let Some(stored) = self.messages.peek_mut(&id) {
+            stored.row = row.clone();
+        }
+    }
+
+    fn get(&self, id: MessageId) -> Option<&Stored> {
+        self.messages.peek(&id)
     }
 }
 
-/// What a message takes in memory: its content, ids, and place in the cache.
+/// What a message takes in memory: its content, ids, row, and place in the cache.
 fn weight(message: &Message) -> usize {
     message.content.bytes() + MESSAGE_OVERHEAD_BYTES
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::books::Books;
+use super::books::{Books, Stored};
 use super::txn::Txn;
 use crate::limits;
 #[cfg(test)]
@@ -65,7 +65,7 @@ impl Books {
         txn.put(key::chat(chat, version), &row);
         txn.put(local_key, &local);
         // From here on nothing fails.
-        self.keep(message.clone());
+        self.keep(message.clone(), row);
         self.advance_chat(chat, version);
         if !now {
             self.unreleased.insert(chat, version, message.id, release);
@@ -87,19 +87,15 @@ impl Books {
     }
 
     fn release_one(&mut self, txn: &mut Txn, chat: ChatId, version: Version, id: MessageId) -> Result<(), StoreError> {
-        let Some(message) = self.message(txn, id)? else {
+        let Some(Stored { message, mut row }) = self.stored(txn, id)? else {
             return Err(corrupt(Space::Messages, id.as_bytes(), "it waits for its release, and it is not there"));
-        };
-        let row_key = key::chat(chat, version);
-        let Some(mut row) = record::read::<ChatRecord>(txn, &row_key)? else {
-            return Err(corrupt(Space::Chats, &row_key, "its message waits, and it is not there"));
         };
         let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
         let origin = Some(message.device.clone());
         let copied = self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
         row.copy_sequence = copied.get();
         row.recipient_sequence = received.get();
-        txn.put(row_key, &row);
+        self.put_row(txn, key::chat(chat, version), &row)?;
         txn.delete(Space::Pending, key::message(id));
         Ok(())
     }

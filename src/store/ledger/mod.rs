@@ -63,11 +63,12 @@ pub(crate) enum Op {
     DropRevocations {
         expired_at: i64,
     },
-    /// Delete entries of a log up to one of them.
+    /// Delete the oldest rows of a log, each given by its last entry.
     TrimLog {
         user: Eid,
+        /// The first entry of the first one.
         from: Sequence,
-        up_to: Sequence,
+        rows: Vec<Sequence>,
     },
     /// Delete the oldest messages of a chat, which no log refers to.
     TrimChat {
@@ -197,7 +198,7 @@ impl Ledger {
             }
             Op::Revoke(revocation) => revocations::revoke(txn, revocation).map(|()| Reply::Done),
             Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
-            Op::TrimLog { user, from, up_to } => books.trim_log(txn, &user, from, up_to).map(|()| Reply::Done),
+            Op::TrimLog { user, rows, .. } => books.trim_log(txn, &user, &rows).map(|()| Reply::Done),
             Op::TrimChat { chat, parties, gone } => books.trim_chat(txn, chat, &parties, gone).map(|()| Reply::Done),
             Op::Check => {
                 txn.put(key::PROBE.to_vec(), &ProbeRecord {});

@@ -9,22 +9,16 @@ use crate::store::{StoreError, key};
 use crate::wire::{ChatId, Eid, Sequence};
 
 impl Books {
-    /// Deletes entries; they are in no way looked at.
-    pub(super) fn trim_log(
-        &mut self,
-        txn: &mut Txn,
-        user: &Eid,
-        from: Sequence,
-        up_to: Sequence,
-    ) -> Result<(), StoreError> {
+    /// Deletes the oldest rows of a log, given by their last entries; they are in no way looked at.
+    pub(super) fn trim_log(&mut self, txn: &mut Txn, user: &Eid, rows: &[Sequence]) -> Result<(), StoreError> {
+        let Some(up_to) = rows.last() else { return Ok(()) };
         let bounds = self.log(txn, user)?;
-        let (from, up_to) = (from.max(bounds.trimmed.next()), up_to.min(bounds.head));
-        for sequence in from.get()..=up_to.get() {
-            txn.delete_unsynced(Space::Logs, key::log(user, Sequence::from(sequence)));
+        for last in rows {
+            txn.delete_unsynced(Space::Logs, key::log(user, *last));
         }
-        if up_to > bounds.trimmed {
+        if *up_to > bounds.trimmed {
             txn.put_unsynced(key::log_floor(user), &FloorRecord { last: up_to.get() });
-            self.has_trimmed(user, up_to);
+            self.has_trimmed(user, *up_to);
         }
         Ok(())
     }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::store::StoreError;
 use crate::store::kv::{Batch, Order, Row, Space, Span, View};
-use crate::store::record::Record;
+use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord, Record};
 use crate::store::types::{Change, LogEntry};
-use crate::wire::Eid;
+use crate::wire::{Eid, Sequence};
 
 /// `None`: deleted.
 type Value = Option<Bytes>;
@@ -81,8 +82,17 @@ impl Txn {
         self.write(space, key, None);
     }
 
-    pub(crate) fn appended(&mut self, user: Eid, entry: LogEntry) {
+    /// Appends an entry to the end of `user`'s log. Its row is made when the commit is: until then no range shows it.
+    pub(crate) fn append(&mut self, user: Eid, entry: LogEntry) {
+        self.durable = true;
+        self.rows += 1;
         self.appended.push((user, entry));
+    }
+
+    /// The newest entry of `user`'s log, if this commit appends any.
+    pub(crate) fn newest_entry(&self, user: &Eid) -> Option<Sequence> {
+        // Only asked for logs of which nothing is remembered, which takes a read anyway.
+        self.appended.iter().rev().find(|(whose, _)| whose == user).map(|(_, entry)| entry.sequence)
     }
 
     pub(crate) fn changed(&mut self, change: Change) {
@@ -104,7 +114,9 @@ impl Txn {
 
     /// Takes back what the running operation wrote; `false` if that was nothing.
     pub(crate) fn roll_back(&mut self) -> bool {
-        let wrote = !self.undo.is_empty();
+        let appended = self.appended.len() - self.before.appended;
+        let wrote = !self.undo.is_empty() || appended > 0;
+        self.rows -= appended;
         while let Some((space, key, previous)) = self.undo.pop() {
             let writes = &mut self.writes[space.index()];
             match previous {
@@ -121,13 +133,26 @@ impl Txn {
 
     /// Ends it, letting go of the view.
     pub(crate) fn finish(self) -> Written {
-        let batch = Space::ALL
+        let logs = log_rows(&self.appended);
+        let writes = Space::ALL
             .into_iter()
             .zip(self.writes)
-            .flat_map(|(space, writes)| writes.into_iter().map(move |(key, value)| (space, key, value)))
-            .collect();
+            .flat_map(|(space, writes)| writes.into_iter().map(move |(key, value)| (space, key, value)));
+        let batch = writes.chain(logs).collect();
         Written { batch, durable: self.durable, appended: self.appended, changes: self.changes }
     }
+}
+
+/// The rows of all entries: those of a user together, as far as they go into one.
+fn log_rows(appended: &[(Eid, LogEntry)]) -> Batch {
+    let mut logs: HashMap<&Eid, Vec<&LogEntry>> = HashMap::new();
+    for (user, entry) in appended {
+        logs.entry(user).or_default().push(entry);
+    }
+    let rows = logs.iter().flat_map(|(user, entries)| {
+        entries.chunks(LOG_ROW_ENTRIES_MAX).filter_map(|entries| LogRecord::row(user, entries))
+    });
+    rows.map(|(key, record)| (Space::Logs, key.into(), Some(record.encode_to_vec().into()))).collect()
 }
 
 impl View for Txn {
