@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
 use bytes::Bytes;
 
+use super::background;
 use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
 use super::rotation::Rotation;
 use super::{Lookups, Size, StoreError};
@@ -25,12 +26,11 @@ impl Fjall {
             ::fjall::Error::Locked => StoreError::Engine("another process has it open".to_owned()),
             error => StoreError::Engine(format!("opening {}: {error}", dir.display())),
         };
-        let database = Database::builder(dir)
+        let builder = Database::builder(dir)
             .cache_size(cache_bytes)
             .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)
-            .worker_threads(limits::STORE_WORKERS)
-            .open()
-            .map_err(failed)?;
+            .worker_threads(limits::STORE_WORKERS);
+        let database = gives_way(|| builder.open()).map_err(failed)?;
         let spaces = Space::ALL
             .iter()
             .map(|space| database.keyspace(space.name(), || options(*space)))
@@ -39,6 +39,18 @@ impl Fjall {
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         Ok(Fjall { database, spaces, rotation })
     }
+}
+
+/// Opens it where the threads that it starts give way: they write and merge files, a core for a tenth of a second at a time.
+fn gives_way(open: impl FnOnce() -> ::fjall::Result<Database> + Send) -> ::fjall::Result<Database> {
+    let run = || {
+        background::give_way();
+        open()
+    };
+    std::thread::scope(|scope| match std::thread::Builder::new().name("store-open".into()).spawn_scoped(scope, run) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(error) => Err(error.into()),
+    })
 }
 
 /// Memory that a space fills before it writes a file.

@@ -6,6 +6,7 @@
 
 mod archive;
 mod audit;
+mod background;
 mod embedded;
 mod figures;
 mod fjall;
