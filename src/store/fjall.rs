@@ -163,7 +163,9 @@ mod tests {
         let (logs, bytes) = (&engine.spaces[Space::Logs.index()], memtable_bytes(Space::Logs));
         let value = Bytes::from(vec![7; 8 * 1024]);
         let (began, mut rows) = (Instant::now(), 0u32);
-        while rows as u64 * value.len() as u64 <= 2 * bytes || logs.tree.table_count() < 2 {
+        let first = Arc::downgrade(&logs.tree.active_memtable());
+        let is_freed = || first.upgrade().is_none();
+        while rows as u64 * value.len() as u64 <= 2 * bytes || logs.tree.table_count() < 2 || !is_freed() {
             assert!(began.elapsed() < PATIENCE, "{rows} rows, {} files", logs.tree.table_count());
             let row = |n: u32| (Space::Logs, Bytes::copy_from_slice(&n.to_be_bytes()), Some(value.clone()));
             engine.commit((rows..rows + 64).map(row).collect(), false).unwrap();

@@ -15,6 +15,7 @@ mod chat;
 mod contacts;
 mod devices;
 mod failures;
+mod logs;
 
 struct House {
     memory: Memory,

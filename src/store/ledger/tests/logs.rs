@@ -1,0 +1,135 @@
+//! Rows of logs: what one commit appends to a log lies together.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord};
+use crate::store::retention::Pass;
+use crate::store::types::Retention;
+
+const MANY: u64 = 2 * LOG_ROW_ENTRIES_MAX as u64 + 3;
+
+fn texts(numbers: std::ops::RangeInclusive<u64>) -> Vec<Op> {
+    numbers.map(|number| accept(text("alice", "bob", number), true)).collect()
+}
+
+fn sequences(entries: &[Arc<LogEntry>]) -> Vec<u64> {
+    entries.iter().map(|entry| entry.sequence.get()).collect()
+}
+
+fn read_after(house: &House, after: u64, limit: usize) -> Vec<u64> {
+    sequences(&read::log(&*house.memory.view(), &eid("bob"), Sequence::from(after), limit).unwrap())
+}
+
+/// Runs a pass of the retention to its end.
+fn trim(house: &mut House, retention: Retention) {
+    let (mut pass, mut ops) = (Pass::new(retention, i64::MAX, Vec::new()), VecDeque::new());
+    while let Some(step) = pass.step(&*house.memory.view()).unwrap() {
+        ops.extend(step);
+        house.run(ops.drain(..).collect());
+    }
+}
+
+#[test]
+fn entries_of_one_commit_share_rows_up_to_the_bound_and_are_read_from_anywhere() {
+    let mut house = House::new();
+    house.run(texts(1..=MANY));
+    house.sent("alice", "bob", MANY + 1);
+    assert_eq!(
+        house.rows(Space::Logs),
+        2 * (3 + 1),
+        "three for the commit of many and one for the other, of each user"
+    );
+    let all: Vec<u64> = (1..=MANY + 1).collect();
+    for after in 0..=MANY + 1 {
+        for limit in [1, 2, LOG_ROW_ENTRIES_MAX, usize::MAX] {
+            let expected: Vec<u64> = all.iter().copied().filter(|n| *n > after).take(limit).collect();
+            assert_eq!(read_after(&house, after, limit), expected, "{limit} after {after}");
+        }
+    }
+    let numbers: Vec<_> = house.lines("bob").iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(numbers, all.iter().map(u64::to_string).collect::<Vec<_>>());
+    // Who begins anew finds the same end.
+    let (mut house, _) = house.restart();
+    assert_eq!(house.open("bob", "phone").unwrap().log.head, Sequence::from(MANY + 1));
+}
+
+#[test]
+fn a_page_goes_over_many_rows_of_one_entry() {
+    let mut house = House::new();
+    for number in 1..=150 {
+        house.sent("alice", "bob", number);
+    }
+    assert_eq!(read_after(&house, 10, 130), (11..=140).collect::<Vec<_>>());
+    assert_eq!(read_after(&house, 10, 1000), (11..=150).collect::<Vec<_>>());
+}
+
+#[test]
+fn acknowledgments_are_read_from_both_logs_as_they_were() {
+    let mut house = House::new();
+    let sent: Vec<_> = (1..=3).map(|number| house.sent("alice", "bob", number)).collect();
+    let one = Op::Acknowledge(ack("bob", AckTarget::Message(sent[0].id), AckStatus::Delivered, 7));
+    let done = house.run(vec![one, Op::Acknowledge(ack("bob", up_to(3), AckStatus::Read, 8))]);
+    for user in ["alice", "bob"] {
+        let appended: Vec<_> =
+            done.appended.iter().filter(|(whose, _)| *whose == eid(user)).map(|(_, entry)| told(entry)).collect();
+        assert_eq!(house.lines(user)[3..], appended[..]);
+        let EntryBody::Acknowledged(read) = &house.log(user)[4].body else { panic!("{:?}", house.log(user)[4]) };
+        assert_eq!((read.chat, read.changed), (sent[0].chat, true));
+    }
+}
+
+#[test]
+fn an_end_that_was_forgotten_within_the_commit_is_found_in_it() {
+    // So small a cache forgets each end before it is needed again.
+    let ledger = Ledger::open_caching(Arc::new(Memory::new()), Instant::now(), 1, drop);
+    let mut ledger = ledger.unwrap();
+    let ops = (1..=6).map(|number| accept(text("alice", ["bob", "carol"][number as usize % 2], number), true));
+    let done = ledger.run(ops.collect(), Instant::now());
+    let of_alice: Vec<_> = done.appended.iter().filter(|(user, _)| *user == eid("alice")).collect();
+    assert_eq!(of_alice.iter().map(|(_, entry)| entry.sequence.get()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn rows_of_single_entries_from_an_earlier_version_are_read() {
+    let mut house = House::new();
+    house.run(texts(1..=2));
+    let (bob, view) = (eid("bob"), house.memory.view());
+    let row_key = key::log(&bob, Sequence::from(2));
+    let row = record::read::<LogRecord>(&*view, &row_key).unwrap().unwrap();
+    house.put(key::log(&bob, Sequence::from(1)), &row.earlier[0]);
+    house.put(row_key, &LogRecord { earlier: Vec::new(), ..row });
+    assert_eq!(read_after(&house, 0, 9), [1, 2]);
+    let (mut house, _) = house.restart();
+    house.sent("alice", "bob", 3);
+    assert_eq!(house.kinds("bob"), ["received"; 3]);
+}
+
+#[test]
+fn a_row_goes_once_all_of_it_may() {
+    let mut house = House::new();
+    house.run(texts(1..=4));
+    house.run(texts(5..=8));
+    let keep = |entries| Retention { older_than_ms: 0, entries_max_per_user: entries };
+    trim(&mut house, keep(6));
+    assert_eq!(read_after(&house, 0, 99), (1..=8).collect::<Vec<_>>(), "the first row has two that are to be kept");
+    trim(&mut house, keep(4));
+    assert_eq!(read_after(&house, 0, 99), [5, 6, 7, 8]);
+    assert_eq!(house.open("bob", "phone").unwrap().log.trimmed, Sequence::from(4));
+    // By age: the text's number is its time.
+    trim(&mut house, Retention { older_than_ms: 8, entries_max_per_user: u64::MAX });
+    assert_eq!(read_after(&house, 0, 99), [5, 6, 7, 8], "the last of its row is too young");
+    trim(&mut house, Retention { older_than_ms: 9, entries_max_per_user: u64::MAX });
+    assert_eq!(read_after(&house, 0, 99), Vec::<u64>::new());
+    assert_eq!(house.rows(Space::Logs), 0);
+}
+
+#[test]
+fn a_row_that_claims_more_entries_than_there_are_numbers_is_corrupt() {
+    let mut house = House::new();
+    house.run(texts(1..=3));
+    let row = record::read::<LogRecord>(&*house.memory.view(), &key::log(&eid("bob"), Sequence::from(3)));
+    let misplaced = key::log(&eid("bob"), Sequence::from(1));
+    let error = row.unwrap().unwrap().entries(&misplaced).map(drop).unwrap_err();
+    assert!(error.to_string().contains("corrupt row in logs"), "{error}");
+}
