@@ -146,11 +146,13 @@ impl Books {
         origin: Option<DeviceId>,
         body: EntryBody,
     ) -> Result<Sequence, StoreError> {
-        let mut bounds = self.log(txn, user)?;
-        bounds.head = bounds.head.next();
-        txn.append(user.clone(), record::entry(bounds.head, origin, body));
-        self.logs.put(user.clone(), bounds);
-        Ok(bounds.head)
+        let head = self.log(txn, user)?.head.next();
+        txn.append(user.clone(), record::entry(head, origin, body));
+        // It has just been looked up.
+        if let Some(bounds) = self.logs.peek_mut(user) {
+            bounds.head = head;
+        }
+        Ok(head)
     }
 
     /// The newest version of a chat between `one` and `other`.
