@@ -26,6 +26,7 @@ mod send;
 mod serve;
 mod status;
 mod token;
+mod udp;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -99,16 +99,22 @@ pub fn bind(
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
     let endpoint = endpoint(reset_key, ids);
     let open = || {
-        let socket = std::net::UdpSocket::bind(address)?;
-        let kernel = quinn::udp::UdpSocketState::new((&socket).into())?;
-        // Smaller ones serve too; `bimip doctor` tells of them.
-        let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
-        let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
+        let socket = roomy_socket(address)?;
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no tokio runtime"))?;
         let socket = ShortBursts::over(runtime.wrap_udp_socket(socket)?);
         Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
     };
     open().map_err(|source| QuicError::Bind { address, source })
+}
+
+/// A UDP socket for many connections at once, with room for [`UDP_BUFFER_BYTES`] where the kernel gives it.
+pub(crate) fn roomy_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    let kernel = quinn::udp::UdpSocketState::new((&socket).into())?;
+    // Smaller ones serve too; `bimip doctor` tells of them.
+    let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
+    let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
+    Ok(socket)
 }
 
 /// Connection ids that this server recognises after a restart too: only those are answered with a reset.

@@ -18,7 +18,7 @@ mod progress;
 mod report;
 mod storm;
 
-use super::Failure;
+use super::{Failure, complain, udp};
 
 /// Measure a server
 #[derive(clap::Args)]
@@ -50,6 +50,23 @@ enum What {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let before = udp::dropped();
+        self.measure()?;
+        if let Some((before, after)) = before.zip(udp::dropped())
+            && after > before
+        {
+            let lost = after - before;
+            let reason =
+                format!("{lost} datagrams were lost meanwhile, of all programs here, for want of a socket's buffer");
+            complain(
+                &reason,
+                Some("the figures are of a network that loses packets; bimip doctor tells what to raise"),
+            );
+        }
+        Ok(())
+    }
+
+    fn measure(self) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         match self.what {
             What::Load(args) => runtime.block_on(args.run()),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::finding::Finding;
 use crate::cli::limits::{FILES_FAIL, FILES_WARN};
+use crate::cli::udp;
 use crate::config::Config;
 use crate::limits::UDP_BUFFER_BYTES;
 
@@ -21,7 +22,7 @@ pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
     for (name, path) in [("rmem_max", "/proc/sys/net/core/rmem_max"), ("wmem_max", "/proc/sys/net/core/wmem_max")] {
         findings.extend(number(path).map(|bytes| buffer(name, bytes)));
     }
-    findings.extend(read("/proc/net/snmp").as_deref().and_then(dropped).map(drops));
+    findings.extend(udp::dropped().map(drops));
     let (whose, limits) = match server {
         Some(process) => ("the running server", format!("/proc/{process}/limits")),
         None => ("programs of this shell, not of systemd's units", "/proc/self/limits".to_owned()),
@@ -39,14 +40,6 @@ fn buffer(name: &str, bytes: u64) -> Finding {
     }
     let advice = format!("a burst of many devices does not fit: sysctl -w net.core.{name}={UDP_BUFFER_BYTES}");
     Finding::warn(BUFFERS, found, advice)
-}
-
-/// Datagrams that the kernel threw away since it started, for want of buffer.
-fn dropped(snmp: &str) -> Option<u64> {
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (lines.next()?, lines.next()?);
-    let at = names.split_whitespace().position(|name| name == "RcvbufErrors")?;
-    values.split_whitespace().nth(at)?.parse().ok()
 }
 
 fn drops(count: u64) -> Finding {
@@ -140,11 +133,6 @@ mod tests {
 
     #[test]
     fn what_the_kernel_says_is_read() {
-        let snmp =
-            "Ip: A B\nIp: 1 2\nUdp: InDatagrams NoPorts RcvbufErrors Other\nUdp: 9 8 66 5\nUdpLite: X\nUdpLite: 1\n";
-        assert_eq!(dropped(snmp), Some(66));
-        assert_eq!(dropped("Udp: InDatagrams\nUdp: 9\n"), None);
-        assert_eq!(dropped(""), None);
         let limits = "Limit       Soft Limit Hard Limit Units\nMax open files       1024      524288     files\n";
         assert_eq!(open_files(limits), Some(1024));
         assert_eq!(open_files("Max open files  unlimited unlimited files"), None);

@@ -8,17 +8,19 @@ mod tcp;
 pub(super) use frames::{answer, media, numbered_text, receipt, text};
 pub(super) use lane::{Reader, Writer};
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use quinn::Endpoint;
 use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::process::Subject;
+use crate::transport::quic::roomy_socket;
 use crate::wire::proto::{PingPong, SessionAccept, SessionOpen, SubscriberAddRequest};
 use crate::wire::{ALPN, DeviceId, Eid, Lane, Payload, encode_frame, envelope};
 
@@ -47,6 +49,11 @@ pub(super) struct Target {
     signer: crate::auth::Signer,
 }
 
+/// One UDP socket for many connections. What does not fit into its buffer is lost, which would be the measuring's fault.
+pub(super) fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<Endpoint> {
+    Endpoint::new(EndpointConfig::default(), server, roomy_socket(address)?, Arc::new(TokioRuntime))
+}
+
 /// Who signs in, and how.
 pub(super) struct SignIn<'a> {
     /// Of `name@localhost`.
@@ -73,7 +80,7 @@ impl Target {
         transport.keep_alive_interval(Some(Duration::from_secs(20)));
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls.clone())?));
         config.transport_config(Arc::new(transport));
-        let mut endpoint = Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let mut endpoint = endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), None)?;
         endpoint.set_default_client_config(config);
         Ok(Target {
             endpoint,

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::format::Format;
 use super::subject::{ALPN, Kind, Subject};
+use crate::cli::bench::connection::endpoint;
 use crate::cli::bench::process::Usage;
 use crate::cli::bench::report::{histogram, record};
 
@@ -195,7 +196,7 @@ impl<'a> Dial<'a> {
         if subject.kind != Kind::Mosquitto {
             tls.alpn_protocols = vec![ALPN.to_vec()];
         }
-        let mut endpoint = quinn::Endpoint::client((std::net::Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let mut endpoint = endpoint((std::net::Ipv4Addr::UNSPECIFIED, 0).into(), None)?;
         let quic = QuicClientConfig::try_from(tls.clone())?;
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(quic)));
         Ok(Dial { subject, tls: Arc::new(tls), endpoint })

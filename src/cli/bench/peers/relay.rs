@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, copy_bidirectional};
 
 use super::subject::ALPN;
+use crate::cli::bench::connection::endpoint;
 use crate::cli::{Failure, say};
 
 /// A bare relay, for `bimip bench peers`
@@ -48,7 +49,7 @@ impl Args {
             }
         }
         let tls = QuicServerConfig::try_from(tls).map_err(anyhow::Error::from)?;
-        let endpoint = quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(tls)), any)?;
+        let endpoint = endpoint(any, Some(quinn::ServerConfig::with_crypto(Arc::new(tls))))?;
         say(&format!("address={}", endpoint.local_addr()?))?;
         while let Some(incoming) = endpoint.accept().await {
             let waiting = waiting.clone();
