@@ -16,8 +16,9 @@ pub(super) fn give_way() {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
     #[test]
     fn who_gives_way_hands_it_down_and_leaves_others_alone() {
         let nice = || {
