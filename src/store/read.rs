@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use super::kv::{Order, Space, View};
-use super::record::{self, ChatRecord, ContactRecord, LogRecord, OwnerRecord, RevocationRecord, corrupt};
+use super::record::{
+    self, ChatRecord, ContactRecord, LOG_ROW_ENTRIES_MAX, LogRecord, OwnerRecord, RevocationRecord, corrupt,
+};
 use super::types::{Access, Contact, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
 use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
-
-/// Rows of a log that are read together.
-const LOG_PAGE_ROWS: usize = 64;
 
 pub(crate) fn log(
     view: &dyn View,
@@ -18,10 +17,15 @@ pub(crate) fn log(
     after: Sequence,
     limit: usize,
 ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-    let (mut entries, mut span) = (Vec::new(), key::entries(user, after));
+    let (mut entries, mut span, mut read) = (Vec::new(), key::entries(user, after), 0);
     while entries.len() < limit {
-        // A row has an entry or more, seldom many: not all that could be needed is read at once.
-        let wanted = (limit - entries.len()).min(LOG_PAGE_ROWS);
+        let missing = limit - entries.len();
+        // What rows hold is seen from those before; of full ones the first try is enough.
+        let likely = match read {
+            0 => missing.div_ceil(LOG_ROW_ENTRIES_MAX),
+            _ => missing.saturating_mul(read).div_ceil(entries.len().max(1)),
+        };
+        let wanted = likely.min(limits::STORE_PAGE_ROWS);
         let rows = view.range(Space::Logs, &span, Order::Ascending, wanted)?;
         for (key, value) in &rows {
             let row = record::decode::<LogRecord>(key, value)?.entries(key)?;
@@ -30,6 +34,7 @@ pub(crate) fn log(
                 entries.push(Arc::new(record.into_entry(view, key, sequence)?));
             }
         }
+        read += rows.len();
         match rows.last() {
             Some((last, _)) if rows.len() == wanted => span = key::following(span, last),
             _ => break,
