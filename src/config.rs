@@ -500,7 +500,7 @@ impl Default for RetentionConfig {
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        // quinn_proto warns of single packets, which anybody can send as fast as he likes; what it cannot go on with is an error.
+        // quinn_proto warns of single packets, which anybody can send as fast as they like.
         let level = "info,fjall=warn,lsm_tree=warn,quinn_proto=error".to_owned();
         LogConfig { level, format: LogFormat::default() }
     }

@@ -183,8 +183,9 @@ pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;
 /// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and
 /// answered instead of stalling. quinn allocates stream state up to this limit at once (quinn issue 2600).
 pub const STREAMS_MAX: u32 = 5;
-/// Bytes that the kernel may hold for the server's one UDP socket, and for the load generator's, each way: some thousand packets, which come while every
-/// thread is busy for a few milliseconds. The kernel gives no more than its own bound (net.core.rmem_max, wmem_max).
+/// Bytes that the kernel may hold for the server's one UDP socket, and for the load generator's, each way: some thousand
+/// packets, which come while every thread is busy for a few milliseconds. The kernel gives no more than its own bound
+/// (net.core.rmem_max, wmem_max).
 pub const UDP_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Packets of one connection that go out with one system call. quinn keeps a buffer for so many with each connection that
 /// ever sent two: 5.8 KiB instead of the 14.5 KiB of its ten. A returning phone's backlog is the only thing that fills more.

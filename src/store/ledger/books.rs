@@ -148,7 +148,7 @@ impl Books {
     ) -> Result<Sequence, StoreError> {
         let head = self.log(txn, user)?.head.next();
         txn.append(user.clone(), record::entry(head, origin, body));
-        // It has just been looked up.
+        // It has just been looked up; what is no longer kept is read again, from the transaction.
         if let Some(bounds) = self.logs.peek_mut(user) {
             bounds.head = head;
         }

@@ -49,11 +49,6 @@ pub(super) struct Target {
     signer: crate::auth::Signer,
 }
 
-/// One UDP socket for many connections. What does not fit into its buffer is lost, which would be the measuring's fault.
-pub(super) fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), server, roomy_socket(address)?, Arc::new(TokioRuntime))
-}
-
 /// Who signs in, and how.
 pub(super) struct SignIn<'a> {
     /// Of `name@localhost`.
@@ -152,6 +147,11 @@ impl Target {
             }
         })
     }
+}
+
+/// One UDP socket for many connections. What does not fit into its buffer is lost, which would be the measuring's fault.
+pub(super) fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<Endpoint> {
+    Endpoint::new(EndpointConfig::default(), server, roomy_socket(address)?, Arc::new(TokioRuntime))
 }
 
 /// The same token with the first byte of its signature changed.

@@ -1,8 +1,12 @@
 //! Rows of logs: what one commit appends to a log lies together.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use super::*;
+use crate::store::kv::{Order, Row, View};
 use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord};
 use crate::store::retention::Pass;
 use crate::store::types::Retention;
@@ -62,6 +66,40 @@ fn a_page_goes_over_many_rows_of_one_entry() {
     }
     assert_eq!(read_after(&house, 10, 130), (11..=140).collect::<Vec<_>>());
     assert_eq!(read_after(&house, 10, 1000), (11..=150).collect::<Vec<_>>());
+}
+
+/// A view that notes how many rows each range of a log brought.
+struct Counted(Box<dyn View>, RefCell<Vec<usize>>);
+
+impl View for Counted {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.0.get(space, key)
+    }
+
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let rows = self.0.range(space, span, order, limit)?;
+        if space == Space::Logs {
+            self.1.borrow_mut().push(rows.len());
+        }
+        Ok(rows)
+    }
+}
+
+#[test]
+fn a_page_reads_the_rows_that_it_needs_and_not_one_by_one() {
+    const PAGE: usize = 8 * LOG_ROW_ENTRIES_MAX;
+    let ranges = |house: &House| {
+        let view = Counted(house.memory.view(), RefCell::default());
+        assert_eq!(read::log(&view, &eid("bob"), Sequence::ZERO, PAGE).unwrap().len(), PAGE);
+        view.1.into_inner()
+    };
+    let (mut full, mut single) = (House::new(), House::new());
+    full.run(texts(1..=3 * PAGE as u64));
+    for number in 1..=3 * PAGE as u64 {
+        single.sent("alice", "bob", number);
+    }
+    assert_eq!(ranges(&full), [8], "rows of as many entries as can be");
+    assert_eq!(ranges(&single), [8, PAGE - 8], "rows of one");
 }
 
 #[test]
