@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::hub::presence::Update;
 use crate::store::{
-    Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Revocation, RevocationTarget, Store, StoreError,
+    Accepted, Access, Acknowledged, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry, Relation, Reply,
+    Revocation, RevocationTarget, Store, StoreError, Write,
 };
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
 use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
@@ -41,17 +41,40 @@ pub enum Purpose {
     Direct(Update),
 }
 
+/// Which write of chat it is.
+#[derive(Debug)]
+pub enum Asked {
+    /// A message of this name.
+    Accept(Origin, LocalId),
+    /// The release of a message of the user's.
+    Release(MessageId),
+    /// An acknowledgment.
+    Acknowledge(Origin),
+}
+
+impl Asked {
+    /// It is done.
+    pub fn done(self, outcome: Result<Reply, StoreError>) -> Done {
+        match self {
+            Asked::Accept(origin, local) => Done::Accept(origin, local, outcome.and_then(Reply::accepted)),
+            Asked::Release(message) => Done::Release(message, outcome.map(drop)),
+            Asked::Acknowledge(origin) => Done::Acknowledge(origin, outcome.and_then(Reply::acknowledged)),
+        }
+    }
+
+    /// Whether it is a release.
+    pub fn is_release(&self) -> bool {
+        matches!(self, Asked::Release(_))
+    }
+}
+
 /// A wanted store call.
 #[derive(Debug)]
 pub enum Call {
     /// The session's device signs in.
     OpenDevice(Eid, DeviceId),
-    /// Accept a message, and release it at once if the flag says so.
-    Accept(Origin, Box<NewMessage>, bool),
-    /// Release a message of a sender's.
-    Release(Eid, MessageId),
-    /// Acknowledge.
-    Acknowledge(Origin, Box<Acknowledgment>),
+    /// Accept, release or acknowledge a message.
+    Write(Asked, Write),
     /// A page of history.
     History(Origin, Box<HistoryQuery>),
     /// Read the user's log after a position.
@@ -75,11 +98,11 @@ pub enum Call {
 pub enum Done {
     /// Of [`Call::OpenDevice`].
     OpenDevice(Result<DeviceState, StoreError>),
-    /// Of [`Call::Accept`].
+    /// Of [`Asked::Accept`].
     Accept(Origin, LocalId, Result<Accepted, StoreError>),
-    /// Of [`Call::Release`].
+    /// Of [`Asked::Release`].
     Release(MessageId, Result<(), StoreError>),
-    /// Of [`Call::Acknowledge`].
+    /// Of [`Asked::Acknowledge`].
     Acknowledge(Origin, Result<Acknowledged, StoreError>),
     /// Of [`Call::History`].
     History(Origin, Box<HistoryQuery>, Result<Vec<HistoryMessage>, StoreError>),
@@ -99,18 +122,27 @@ pub enum Done {
     SignOut(Origin, Logout, Result<(), StoreError>),
 }
 
+impl Done {
+    /// A write of chat for which the store had no place.
+    pub(super) fn is_overloaded(&self) -> bool {
+        matches!(
+            self,
+            Done::Accept(_, _, Err(StoreError::Overloaded))
+                | Done::Release(_, Err(StoreError::Overloaded))
+                | Done::Acknowledge(_, Err(StoreError::Overloaded))
+        )
+    }
+}
+
 /// Runs a call.
 pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {
         Call::OpenDevice(user, device) => Done::OpenDevice(store.open_device(&user, &device).await),
-        Call::Accept(origin, message, release) => {
-            let local_id = message.local_id.clone();
-            Done::Accept(origin, local_id, store.accept(*message, release).await)
-        }
-        Call::Release(sender, message) => Done::Release(message, store.release(&sender, message).await),
-        Call::Acknowledge(origin, acknowledgment) => {
-            Done::Acknowledge(origin, store.acknowledge(*acknowledgment).await)
-        }
+        Call::Write(asked, write) => asked.done(match write {
+            Write::Accept(message, release) => store.accept(*message, release).await.map(Reply::Accepted),
+            Write::Release(sender, message) => store.release(&sender, message).await.map(|()| Reply::Done),
+            Write::Acknowledge(acknowledgment) => store.acknowledge(*acknowledgment).await.map(Reply::Acknowledged),
+        }),
         Call::History(origin, query) => {
             let page = store.history(HistoryQuery::clone(&query)).await;
             Done::History(origin, query, page)

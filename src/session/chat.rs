@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
 use crate::observe::ContentKind;
-use crate::store::{AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError};
+use crate::store::{
+    AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError, Write,
+};
 use crate::wire::proto::{AcknowledgmentRequest, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{
     AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Sequence, Version,
@@ -15,7 +17,7 @@ use crate::wire::{
 };
 
 use super::fault::{Fault, require_own};
-use super::{Call, Now, Open, Origin, Output, Phase, Session, render};
+use super::{Asked, Call, Now, Open, Origin, Output, Phase, Session, render};
 
 /// What a session remembers of its own messages on their way.
 pub(super) struct Chat {
@@ -138,7 +140,8 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         open.chat.requests.entry(message.local_id.clone()).or_default().push(origin.request_id);
         let release = open.chat.pipelined;
-        self.call(Call::Accept(origin, Box::new(message), release));
+        let asked = Asked::Accept(origin, message.local_id.clone());
+        self.call(Call::Write(asked, Write::Accept(Box::new(message), release)));
     }
 
     /// The store has accepted or refused. The VersionUpdate itself comes with the tail, in its place among the
@@ -236,7 +239,9 @@ impl Session {
     }
 
     pub(super) fn release(&mut self, sender: &Eid, messages: impl IntoIterator<Item = MessageId>) {
-        messages.into_iter().for_each(|message| self.call(Call::Release(sender.clone(), message)));
+        for message in messages {
+            self.call(Call::Write(Asked::Release(message), Write::Release(sender.clone(), message)));
+        }
     }
 
     pub(super) fn released(&mut self, message: MessageId, released: Result<(), StoreError>) {
@@ -269,7 +274,8 @@ impl Session {
         // A device may have been off line when its user read; one whose clock is ahead has not read in the future.
         let at = if request.timestamp > 0 { request.timestamp.min(now.unix_ms) } else { now.unix_ms };
         let (reader, device) = (open.user.clone(), open.device.clone());
-        self.call(Call::Acknowledge(origin, Box::new(Acknowledgment { reader, device, target, status, at })));
+        let acknowledgment = Acknowledgment { reader, device, target, status, at };
+        self.call(Call::Write(Asked::Acknowledge(origin), Write::Acknowledge(Box::new(acknowledgment))));
         Ok(())
     }
 

@@ -9,9 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tracing::Instrument;
 use tracing::field::Empty;
@@ -21,8 +18,9 @@ use crate::observe::CloseReason;
 use crate::store::Store;
 use crate::wire::{CloseCode, Lane};
 
+use super::calls::Calls;
 use super::path::PathMeter;
-use super::{Call, Done, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, run};
+use super::{Call, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session};
 
 /// Serves one connection to its end, which is the return value. What the session accepted is released before it
 /// returns.
@@ -39,8 +37,8 @@ pub fn drive<L: Link>(
     let span = tracing::info_span!("session", session = Empty, user = Empty, device = Empty, transport, %path);
     let now = Now::system();
     let session = span.in_scope(|| Session::new(services.clone(), link.kind(), link.remote().ip(), now));
-    let (calls, path) = (FuturesUnordered::new(), PathMeter::new(now));
-    let driver = Driver { link, session, store, calls, called: false, timer: None, path, services };
+    let (calls, path) = (Calls::new(store), PathMeter::new(now));
+    let driver = Driver { link, session, calls, called: false, timer: None, path, services };
     serve(Box::new(driver)).instrument(span)
 }
 
@@ -53,7 +51,7 @@ async fn serve<L: Link>(mut driver: Box<Driver<L>>) -> CloseReason {
 async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReason {
     let signed_in = driver.session.signed_in_since();
     let remaining = driver.session.end();
-    let Driver { link, session, store, calls, path, services, .. } = &mut *driver;
+    let Driver { link, session, calls, path, services, .. } = &mut *driver;
     let kind = link.kind();
     let farewell = async {
         match ending {
@@ -68,7 +66,7 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
         }
     };
     // What the sender left behind does not wait for its last answer to arrive.
-    let (reason, ()) = tokio::join!(farewell, finish(session, store, calls, remaining));
+    let (reason, ()) = tokio::join!(farewell, finish(session, calls, remaining));
     let stats = link.path();
     path.look(&stats, kind, &services.metrics, Now::system());
     if let Some(since) = signed_in {
@@ -85,24 +83,20 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
 }
 
 /// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
-async fn finish(session: &mut Session, store: &Arc<dyn Store>, calls: &mut Calls, remaining: Vec<Call>) {
-    calls.extend(remaining.into_iter().map(|call| boxed(store, call)));
+async fn finish(session: &mut Session, calls: &mut Calls, remaining: Vec<Call>) {
+    for call in remaining {
+        calls.start(call);
+    }
     loop {
         while let Some(output) = session.poll_output() {
             if let Output::Call(call) = output {
-                calls.push(boxed(store, call));
+                calls.start(call);
             }
         }
         let Some(done) = calls.next().await else { return };
         session.done(done, Now::system());
     }
 }
-
-fn boxed(store: &Arc<dyn Store>, call: Call) -> BoxFuture<'static, Done> {
-    Box::pin(run(store.clone(), call))
-}
-
-type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
 
 enum Ending {
     Ours(CloseCode, &'static str),
@@ -112,7 +106,6 @@ enum Ending {
 struct Driver<L> {
     link: L,
     session: Session,
-    store: Arc<dyn Store>,
     /// Bounded by the session.
     calls: Calls,
     /// A call was added that has not been polled: nothing would wake the task for it.
@@ -149,6 +142,7 @@ impl<L: Link> Driver<L> {
             let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
             if !(progress || room) {
                 self.session.rest();
+                self.calls.rest();
                 return Poll::Pending;
             }
         }
@@ -167,7 +161,7 @@ impl<L: Link> Driver<L> {
 
     fn take_calls(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
         let mut some = false;
-        while let Poll::Ready(Some(done)) = self.calls.poll_next_unpin(cx) {
+        while let Poll::Ready(Some(done)) = self.calls.poll_next(cx) {
             self.session.done(done, now);
             some = true;
         }
@@ -224,11 +218,8 @@ impl<L: Link> Driver<L> {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Send(lane, frame) => self.link.push(lane, frame),
-                Output::Call(call) => {
-                    self.calls.push(boxed(&self.store, call));
-                    self.called = true;
-                }
-                Output::Synced(user, device, sequence) => self.store.advance_cursor(&user, &device, sequence),
+                Output::Call(call) => self.called |= self.calls.start(call),
+                Output::Synced(user, device, sequence) => self.calls.synced(&user, &device, sequence),
                 Output::Close(code, reason) => return Some(Ending::Ours(code, reason)),
             }
         }

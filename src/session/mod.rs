@@ -6,6 +6,7 @@
 //! them, `tail` delivers the user's log.
 
 mod call;
+mod calls;
 mod chat;
 mod contacts;
 mod control;
@@ -23,7 +24,7 @@ mod sign_in;
 mod tail;
 
 pub use crate::clock::Now;
-pub use call::{Call, Done, ListChange, Origin, Purpose, run};
+pub use call::{Asked, Call, Done, ListChange, Origin, Purpose, run};
 pub use driver::drive;
 pub use flood::{Flood, network_of};
 pub use link::{LaneSet, Link, LinkEvent, PathStats};
@@ -39,6 +40,7 @@ use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
 use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
+use crate::store::Write;
 use crate::wire::{
     self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, Sequence, encode_frame,
     lane_of, open_envelope, payload_name,
@@ -356,7 +358,9 @@ impl Session {
     pub fn end(&mut self) -> Vec<Call> {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Open(mut open) => {
-                open.chat.unreleased().map(|message| Call::Release(open.user.clone(), message)).collect()
+                let release =
+                    |message| Call::Write(Asked::Release(message), Write::Release(open.user.clone(), message));
+                open.chat.unreleased().map(release).collect()
             }
             _ => Vec::new(),
         }

@@ -13,12 +13,12 @@ use crate::config::{AuthConfig, LimitsConfig, Rate};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
 use crate::observe::{Metrics, TransportKind};
-use crate::session::{Call, Done, Flood, Origin, Services, Session, Settings};
+use crate::session::{Asked, Call, Done, Flood, Origin, Services, Session, Settings};
 use crate::store::{
     Change, HistoryQuery, Kv, Ledger, LogEntry, LogObserver, Memory, Op, Outcome, Reply, StoreError, read_history,
     read_log,
 };
-use crate::wire::{DeviceId, Eid, LocalId, MessageId, Sequence};
+use crate::wire::{DeviceId, Eid, Sequence};
 
 use super::random::Random;
 
@@ -90,9 +90,7 @@ pub(super) type LinkId = usize;
 /// A store call of a session on its way to the writer or back.
 enum Tag {
     OpenDevice,
-    Accept(Origin, LocalId),
-    Release(MessageId),
-    Acknowledge(Origin),
+    Write(Asked),
 }
 
 enum Read {
@@ -203,12 +201,7 @@ impl Server {
         conn.under_way += 1;
         let (op, tag) = match call {
             Call::OpenDevice(user, device) => (Op::OpenDevice(user, device), Tag::OpenDevice),
-            Call::Accept(origin, message, release) => {
-                let tag = Tag::Accept(origin, message.local_id.clone());
-                (Op::Accept { message, release }, tag)
-            }
-            Call::Release(_, message) => (Op::Release(message), Tag::Release(message)),
-            Call::Acknowledge(origin, request) => (Op::Acknowledge(*request), Tag::Acknowledge(origin)),
+            Call::Write(asked, write) => (write.into_op().1, Tag::Write(asked)),
             Call::History(origin, query) => return self.reads.push((link, Read::History(origin, query))),
             Call::ReadLog(user, after, limit) => return self.reads.push((link, Read::Log(user, after, limit))),
             other => unreachable!("no device asks for it: {other:?}"),
@@ -303,25 +296,7 @@ pub(super) enum Move {
 
 fn done(tag: Tag, outcome: Outcome) -> Done {
     match tag {
-        Tag::OpenDevice => Done::OpenDevice(outcome.map(|reply| match reply {
-            Reply::Device(state) => state,
-            other => panic!("{other:?}"),
-        })),
-        Tag::Accept(origin, local) => Done::Accept(
-            origin,
-            local,
-            outcome.map(|reply| match reply {
-                Reply::Accepted(accepted) => accepted,
-                other => panic!("{other:?}"),
-            }),
-        ),
-        Tag::Release(message) => Done::Release(message, outcome.map(drop)),
-        Tag::Acknowledge(origin) => Done::Acknowledge(
-            origin,
-            outcome.map(|reply| match reply {
-                Reply::Acknowledged(acknowledged) => acknowledged,
-                other => panic!("{other:?}"),
-            }),
-        ),
+        Tag::OpenDevice => Done::OpenDevice(outcome.and_then(Reply::device)),
+        Tag::Write(asked) => asked.done(outcome),
     }
 }

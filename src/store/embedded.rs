@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
 use super::fjall::Fjall;
+use super::inbox::{Inbox, Promise, ReplyTo, Write};
 use super::kv::{Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
@@ -129,7 +130,7 @@ impl Embedded {
     /// Has the writer do it in this turn, and waits for that.
     async fn write(&self, turn: Turn, op: Op) -> Result<Reply, StoreError> {
         let (reply, outcome) = oneshot::channel();
-        self.jobs.push(turn, Job { op, reply: Some(reply) }, self.queue_wait).await?;
+        self.jobs.push(turn, Job { op, reply: ReplyTo::Caller(reply) }, self.queue_wait).await?;
         // The writer drops a reply only when it ends.
         outcome.await.map_err(|_| StoreError::Closed)?
     }
@@ -178,41 +179,30 @@ impl Embedded {
     }
 }
 
-/// A reply of another kind than the operation has: only a slip in [`super::ledger`] could cause it.
-/// What the reply holds stays out of the error, which is logged.
-fn mismatch(_reply: Reply) -> StoreError {
-    StoreError::Engine("an answer to something else".to_owned())
-}
-
-impl Reply {
-    fn flag(self) -> Result<bool, StoreError> {
-        match self {
-            Reply::Flag(flag) => Ok(flag),
-            other => Err(mismatch(other)),
-        }
-    }
-}
-
 #[async_trait::async_trait]
 impl Store for Embedded {
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError> {
-        let turn = Some(message.sender.clone());
-        match self.write(turn, Op::Accept { message: Box::new(message), release }).await? {
-            Reply::Accepted(accepted) => Ok(accepted),
-            other => Err(mismatch(other)),
-        }
+        let (turn, op) = Write::Accept(Box::new(message), release).into_op();
+        self.write(turn, op).await?.accepted()
     }
 
     async fn release(&self, sender: &Eid, message: MessageId) -> Result<(), StoreError> {
-        self.write(Some(sender.clone()), Op::Release(message)).await.map(drop)
+        let (turn, op) = Write::Release(sender.clone(), message).into_op();
+        self.write(turn, op).await.map(drop)
     }
 
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError> {
-        let turn = Some(acknowledgment.reader.clone());
-        match self.write(turn, Op::Acknowledge(acknowledgment)).await? {
-            Reply::Acknowledged(acknowledged) => Ok(acknowledged),
-            other => Err(mismatch(other)),
-        }
+        let (turn, op) = Write::Acknowledge(Box::new(acknowledgment)).into_op();
+        self.write(turn, op).await?.acknowledged()
+    }
+
+    fn submit(&self, write: Write, number: u32, inbox: &Arc<Inbox>) -> Result<(), Write> {
+        let Ok(place) = self.jobs.try_place() else { return Err(write) };
+        let (turn, op) = write.into_op();
+        let reply = ReplyTo::Inbox(Promise::new(inbox.clone(), number));
+        // Closed meanwhile: the promise tells.
+        let _ = self.jobs.put(place, turn, Job { op, reply });
+        Ok(())
     }
 
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
@@ -225,16 +215,13 @@ impl Store for Embedded {
     }
 
     async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError> {
-        match self.write(Some(user.clone()), Op::OpenDevice(user.clone(), device.clone())).await? {
-            Reply::Device(state) => Ok(state),
-            other => Err(mismatch(other)),
-        }
+        self.write(Some(user.clone()), Op::OpenDevice(user.clone(), device.clone())).await?.device()
     }
 
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
         let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
         // A full queue loses it: what lies behind is delivered once more, or the next one moves it.
-        let _ = self.jobs.try_push(Some(user.clone()), Job { op, reply: None });
+        let _ = self.jobs.try_push(Some(user.clone()), Job { op, reply: ReplyTo::Nobody });
     }
 
     async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError> {
@@ -282,7 +269,9 @@ impl Store for Embedded {
         let (valid, expired) = self.read(move |view| read::revocations(view, now_ms)).await?;
         if expired {
             // Nobody needs to wait for it.
-            let _ = self.jobs.try_push(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: None });
+            let _ = self
+                .jobs
+                .try_push(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: ReplyTo::Nobody });
         }
         Ok(valid)
     }

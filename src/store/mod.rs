@@ -10,6 +10,7 @@ mod background;
 mod embedded;
 mod figures;
 mod fjall;
+mod inbox;
 mod key;
 mod kv;
 mod ledger;
@@ -27,14 +28,14 @@ mod conformance;
 #[cfg(test)]
 mod soak;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 // The parts of an embedded store, for who drives them a step at a time.
 #[cfg(test)]
 pub(crate) use {
     key::all as all_rows,
     kv::{Kv, Order, Space},
-    ledger::{Ledger, Op, Outcome, Reply},
+    ledger::{Ledger, Op, Outcome},
     read::{history as read_history, log as read_log},
     retention::Pass,
 };
@@ -44,6 +45,8 @@ pub use audit::Audited;
 pub use embedded::{Commit, Embedded, OnCommit, Options};
 pub(crate) use figures::Counted;
 pub use figures::{Figures, Lookups, Size};
+pub use inbox::{Answer, Inbox, Write};
+pub use ledger::Reply;
 pub use memory::{Fault, Memory};
 pub use types::{
     AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, Content, DeviceState,
@@ -140,6 +143,16 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NoSuchMessage`], [`StoreError::NotRecipient`], and the store's own.
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError>;
+
+    /// Asks for a write and does not wait: its answer goes to `inbox`, under the caller's own `number`. Writes of one caller
+    /// take effect in the order in which they were asked for.
+    ///
+    /// # Errors
+    /// The write itself: there is no place for it now, or not in this way. The call of its name waits for one.
+    fn submit(&self, write: Write, number: u32, inbox: &Arc<Inbox>) -> Result<(), Write> {
+        let _ = (number, inbox);
+        Err(write)
+    }
 
     /// A page of one chat, oldest first.
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError>;

@@ -5,18 +5,19 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
 use tokio::time::timeout;
 
 use super::StoreError;
-use super::ledger::{Op, Outcome};
+use super::inbox::ReplyTo;
+use super::ledger::Op;
 use crate::limits;
 use crate::wire::Eid;
 
 /// An operation, and who waits for its outcome.
-pub(crate) struct Job {
-    pub(crate) op: Op,
-    pub(crate) reply: Option<oneshot::Sender<Outcome>>,
+pub(super) struct Job {
+    pub(super) op: Op,
+    pub(super) reply: ReplyTo,
 }
 
 /// In whose turn something is done: what the server does for itself has a turn like a user's.
@@ -78,8 +79,7 @@ impl Queue {
             }
             place => place.ok(),
         };
-        place.ok_or(StoreError::Closed)?.forget();
-        self.shared.put(turn, job)
+        self.put(place.ok_or(StoreError::Closed)?, turn, job)
     }
 
     /// The same without waiting.
@@ -88,10 +88,27 @@ impl Queue {
     ///
     /// As [`Queue::push`].
     pub(crate) fn try_push(&self, turn: Turn, job: Job) -> Result<(), StoreError> {
-        let place = self.shared.places.try_acquire().map_err(|error| match error {
+        self.put(self.try_place()?, turn, job)
+    }
+
+    /// A place for [`Queue::put`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Overloaded`]: none is free, or others wait for it. [`StoreError::Closed`].
+    pub(crate) fn try_place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.shared.places.try_acquire().map_err(|error| match error {
             TryAcquireError::NoPermits => StoreError::Overloaded,
             TryAcquireError::Closed => StoreError::Closed,
-        })?;
+        })
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Closed`], and the job is gone.
+    pub(crate) fn put(&self, place: SemaphorePermit<'_>, turn: Turn, job: Job) -> Result<(), StoreError> {
         place.forget();
         self.shared.put(turn, job)
     }
@@ -253,7 +270,7 @@ mod tests {
     }
 
     fn check() -> Job {
-        Job { op: Op::Check, reply: None }
+        Job { op: Op::Check, reply: ReplyTo::Nobody }
     }
 
     #[test]
@@ -316,8 +333,8 @@ mod tests {
     #[tokio::test]
     async fn without_the_writer_nobody_waits() {
         let (queue, waiting) = queue();
-        let (reply, outcome) = oneshot::channel();
-        queue.try_push(None, Job { op: Op::Check, reply: Some(reply) }).unwrap();
+        let (reply, outcome) = tokio::sync::oneshot::channel();
+        queue.try_push(None, Job { op: Op::Check, reply: ReplyTo::Caller(reply) }).unwrap();
         drop(waiting);
         assert!(outcome.await.is_err());
         assert_eq!(queue.try_push(None, check()), Err(StoreError::Closed));

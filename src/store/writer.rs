@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-
 use super::LogObserver;
 use super::embedded::{Commit, OnCommit};
+use super::inbox::ReplyTo;
 use super::ledger::{Committed, Ledger, Outcome, Reply};
 use super::queue::{Job, Next, Waiting};
 use super::types::AcceptOutcome;
@@ -57,7 +56,7 @@ impl Writer {
         self.commit(waiting);
     }
 
-    fn commit(&mut self, waiting: Vec<Option<oneshot::Sender<Outcome>>>) {
+    fn commit(&mut self, waiting: Vec<ReplyTo>) {
         let began = Instant::now();
         let was_failed = self.ledger.has_failed();
         let committed = self.ledger.commit(Instant::now);
@@ -74,12 +73,9 @@ impl Writer {
         for change in &committed.changes {
             self.observer.changed(change);
         }
-        for (reply, outcome) in waiting.into_iter().zip(committed.outcomes) {
-            if let Some(reply) = reply {
-                // Who does not wait any more does not mind.
-                let _ = reply.send(outcome);
-            }
-        }
+        let told = waiting.into_iter().zip(committed.outcomes);
+        let to_wake: Vec<_> = told.filter_map(|(reply, outcome)| reply.send(outcome)).collect();
+        to_wake.iter().for_each(|inbox| inbox.wake());
         self.observer.announced();
     }
 }

@@ -80,15 +80,51 @@ pub(crate) enum Op {
     Check,
 }
 
-/// What an [`Op`] comes to.
+/// What a write comes to.
 #[derive(Clone, Debug)]
-pub(crate) enum Reply {
+pub enum Reply {
+    /// Of [`super::Store::accept`].
     Accepted(Accepted),
+    /// Of [`super::Store::acknowledge`].
     Acknowledged(Acknowledged),
+    /// Of [`super::Store::open_device`].
     Device(DeviceState),
     /// Whether it was there before, or has changed, as the call says.
     Flag(bool),
+    /// Nothing more to say.
     Done,
+}
+
+impl Reply {
+    /// The accepted message.
+    ///
+    /// # Errors
+    /// It is another kind of reply.
+    pub fn accepted(self) -> Result<Accepted, StoreError> {
+        if let Reply::Accepted(accepted) = self { Ok(accepted) } else { Err(mismatch()) }
+    }
+
+    /// The acknowledged message.
+    ///
+    /// # Errors
+    /// It is another kind of reply.
+    pub fn acknowledged(self) -> Result<Acknowledged, StoreError> {
+        if let Reply::Acknowledged(acknowledged) = self { Ok(acknowledged) } else { Err(mismatch()) }
+    }
+
+    pub(crate) fn device(self) -> Result<DeviceState, StoreError> {
+        if let Reply::Device(state) = self { Ok(state) } else { Err(mismatch()) }
+    }
+
+    pub(crate) fn flag(self) -> Result<bool, StoreError> {
+        if let Reply::Flag(flag) = self { Ok(flag) } else { Err(mismatch()) }
+    }
+}
+
+/// A reply of another kind than the operation has: only a slip in [`Ledger::perform`] could cause it.
+/// What the reply holds stays out of the error, which is logged.
+fn mismatch() -> StoreError {
+    StoreError::Engine("an answer to something else".to_owned())
 }
 
 /// An answer.

@@ -1,0 +1,253 @@
+//! The store calls of a session that are under way.
+//!
+//! Most are writes of chat: they cost no future each, the store answers them into one inbox. When it has no place for
+//! one, that one waits for it, and those behind it wait their turn, so that a sender's messages stay in order.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{Asked, Call, Done, run};
+use crate::store::{Answer, Inbox, Store, StoreError, Write};
+use crate::wire::{DeviceId, Eid, Sequence};
+
+pub(super) struct Calls {
+    store: Arc<dyn Store>,
+    inbox: Arc<Inbox>,
+    /// Taken out of the inbox, and not looked at yet.
+    answers: std::vec::IntoIter<Answer>,
+    /// What the numbers of answers stand for, oldest first; answers mostly come in that order.
+    asked: VecDeque<(u32, Asked)>,
+    last: u32,
+    /// A write for which the store had no place.
+    crowded: Option<BoxFuture<'static, Done>>,
+    /// Those behind it.
+    held: VecDeque<(Asked, Write)>,
+    /// Which could not wait for it any longer.
+    refused: VecDeque<Asked>,
+    others: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Calls {
+    pub(super) fn new(store: Arc<dyn Store>) -> Calls {
+        Calls {
+            store,
+            inbox: Arc::default(),
+            answers: Vec::new().into_iter(),
+            asked: VecDeque::new(),
+            last: 0,
+            crowded: None,
+            held: VecDeque::new(),
+            refused: VecDeque::new(),
+            others: FuturesUnordered::new(),
+        }
+    }
+
+    /// Begins a call; `true` if it has to be polled before it does anything.
+    pub(super) fn start(&mut self, call: Call) -> bool {
+        match call {
+            Call::Write(asked, write) if self.crowded.is_some() => {
+                self.held.push_back((asked, write));
+                false
+            }
+            Call::Write(asked, write) => self.submit(asked, write),
+            call => {
+                self.others.push(run(self.store.clone(), call).boxed());
+                true
+            }
+        }
+    }
+
+    /// Moves the device's cursor; there is no answer.
+    pub(super) fn synced(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
+        self.store.advance_cursor(user, device, sequence);
+    }
+
+    fn submit(&mut self, asked: Asked, write: Write) -> bool {
+        self.last = self.last.wrapping_add(1);
+        match self.store.submit(write, self.last, &self.inbox) {
+            Ok(()) => {
+                self.asked.push_back((self.last, asked));
+                false
+            }
+            Err(write) => {
+                self.crowded = Some(run(self.store.clone(), Call::Write(asked, write)).boxed());
+                true
+            }
+        }
+    }
+
+    /// The next that is done; `None`: none is under way.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done>> {
+        if let Some(done) = self.answered(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if let Some(asked) = self.refused.pop_front() {
+            return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
+        }
+        if let Some(write) = &mut self.crowded
+            && let Poll::Ready(done) = write.poll_unpin(cx)
+        {
+            self.go_on(&done);
+            return Poll::Ready(Some(done));
+        }
+        if let Poll::Ready(Some(done)) = self.others.poll_next_unpin(cx) {
+            return Poll::Ready(Some(done));
+        }
+        let idle = self.asked.is_empty() && self.crowded.is_none() && self.others.is_empty();
+        if idle { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Done> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Gives back the memory of what is empty.
+    pub(super) fn rest(&mut self) {
+        if self.asked.is_empty() {
+            self.asked = VecDeque::new();
+        }
+    }
+
+    fn answered(&mut self, cx: &Context<'_>) -> Option<Done> {
+        if self.answers.as_slice().is_empty() {
+            self.inbox.register(cx.waker());
+            self.answers = self.inbox.take().into_iter();
+        }
+        let (number, outcome) = self.answers.next()?;
+        let place = self.asked.iter().position(|(asked, _)| *asked == number)?;
+        let (_, asked) = self.asked.remove(place)?;
+        Some(asked.done(outcome))
+    }
+
+    /// A write that had to wait is done, or has waited too long: then so have those behind it, except for releases, which
+    /// nobody would ask for again.
+    fn go_on(&mut self, done: &Done) {
+        self.crowded = None;
+        if done.is_overloaded() {
+            let (releases, others) =
+                std::mem::take(&mut self.held).into_iter().partition(|(asked, _)| asked.is_release());
+            self.held = releases;
+            self.refused.extend(others.into_iter().map(|(asked, _): (Asked, Write)| asked));
+        }
+        while self.crowded.is_none()
+            && let Some((asked, write)) = self.held.pop_front()
+        {
+            self.submit(asked, write);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits::STORE_QUEUE_MAX;
+    use crate::session::Origin;
+    use crate::store::testing::{device, eid, text};
+    use crate::store::{Embedded, LogEntry, LogObserver, Memory, Options};
+    use crate::wire::{Lane, Version};
+
+    /// Holds up the writer until the other end is dropped.
+    struct Gate(Mutex<mpsc::Receiver<()>>, tokio::sync::Notify);
+
+    impl LogObserver for Gate {
+        fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {
+            self.1.notify_one();
+            let _ = self.0.lock().unwrap().recv();
+        }
+    }
+
+    fn accept(number: u64) -> Call {
+        let message = text("alice", "bob", number);
+        let origin = Origin { lane: Lane::Chat, request_id: 0, payload: "text_payload_request" };
+        Call::Write(Asked::Accept(origin, message.local_id.clone()), Write::Accept(Box::new(message), true))
+    }
+
+    /// A store whose writer stands and whose queue is full; what lets it go on; and one message that it is at.
+    async fn crowded(queue_wait: Duration) -> (Calls, mpsc::Sender<()>) {
+        let (go_on, told) = mpsc::channel();
+        let gate = Arc::new(Gate(Mutex::new(told), tokio::sync::Notify::new()));
+        let options = Options { queue_wait, ..Options::default() };
+        let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
+        let mut calls = Calls::new(store.clone());
+        assert!(!calls.start(accept(1)), "the store has it");
+        gate.1.notified().await;
+        for _ in 0..STORE_QUEUE_MAX {
+            store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));
+        }
+        (calls, go_on)
+    }
+
+    async fn all(calls: &mut Calls) -> Vec<(String, Result<u64, StoreError>)> {
+        let mut all = Vec::new();
+        while let Some(done) = calls.next().await {
+            let Done::Accept(_, local, accepted) = done else { panic!("{done:?}") };
+            all.push((local.to_string(), accepted.map(|accepted| accepted.message.version.get())));
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn writes_that_wait_for_a_place_stay_in_order() {
+        let (mut calls, go_on) = crowded(Duration::from_secs(60)).await;
+        assert!(calls.start(accept(2)), "it waits for a place");
+        for number in 3..=20 {
+            assert!(!calls.start(accept(number)), "it waits for that one");
+        }
+        assert!(futures_util::poll!(std::pin::pin!(calls.next())).is_pending());
+        drop(go_on);
+        let expected: Vec<_> = (1..=20).map(|number| (format!("local-{number}"), Ok(number))).collect();
+        assert_eq!(all(&mut calls).await, expected);
+        assert_eq!(
+            calls.store.chat_version(crate::wire::ChatId::between(&eid("alice"), &eid("bob"))).await,
+            Ok(Version::from(20))
+        );
+    }
+
+    #[tokio::test]
+    async fn what_has_no_place_in_time_is_refused_and_so_is_what_waits_behind_it() {
+        let (mut calls, go_on) = crowded(Duration::ZERO).await;
+        for number in 2..=4 {
+            calls.start(accept(number));
+        }
+        let release = Asked::Release(crate::wire::MessageId::from_bytes([7; 16]));
+        let write = Write::Release(eid("alice"), crate::wire::MessageId::from_bytes([7; 16]));
+        calls.start(Call::Write(release, write));
+        let mut refused = Vec::new();
+        for _ in 0..3 {
+            let Some(Done::Accept(_, local, Err(StoreError::Overloaded))) = calls.next().await else { panic!() };
+            refused.push(local.to_string());
+        }
+        assert_eq!(refused, ["local-2", "local-3", "local-4"]);
+        drop(go_on);
+        let mut left = Vec::new();
+        while let Some(done) = calls.next().await {
+            left.push(matches!(done, Done::Accept(_, _, Ok(_))));
+        }
+        assert_eq!(left.len(), 2, "the first message, and the release, which had a try of its own");
+    }
+
+    #[tokio::test]
+    async fn a_closed_store_answers_everything() {
+        let store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), Arc::new(Nobody)).unwrap());
+        let mut calls = Calls::new(store.clone());
+        store.close().await;
+        (1..=3).for_each(|number| _ = calls.start(accept(number)));
+        let answers = all(&mut calls).await;
+        assert!(answers.iter().all(|(_, answer)| *answer == Err(StoreError::Closed)), "{answers:?}");
+        assert_eq!(answers.len(), 3);
+    }
+
+    struct Nobody;
+
+    impl LogObserver for Nobody {
+        fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {}
+    }
+}
