@@ -1,6 +1,6 @@
 //! The chat family: texts, version updates, acknowledgments, synchronisation, history (4.8, 5.9, 5.10, profile 7, 8).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,14 +26,14 @@ pub(super) struct Chat {
     /// Accepted, not released, oldest first; bounded: at the bound the oldest is released at once.
     unreleased: VecDeque<(Instant, MessageId)>,
     /// Request ids of sends whose VersionUpdate has not gone out, oldest first; bounded by [`Session::wanted`].
-    requests: HashMap<LocalId, Vec<i64>>,
+    requests: VecDeque<(LocalId, i64)>,
     /// Second answers to one message, owed once the tail has brought the first, so that sequences stay in order.
     owed: VecDeque<(Sequence, Bytes)>,
 }
 
 impl Chat {
     pub(super) fn new(pipelined: bool) -> Chat {
-        Chat { pipelined, unreleased: VecDeque::new(), requests: HashMap::new(), owed: VecDeque::new() }
+        Chat { pipelined, unreleased: VecDeque::new(), requests: VecDeque::new(), owed: VecDeque::new() }
     }
 
     /// Sends that wait for their answer.
@@ -53,12 +53,9 @@ impl Chat {
 
     /// The request id that the VersionUpdate of this message answers; zero: none.
     pub(super) fn answer(&mut self, local_id: &LocalId) -> i64 {
-        let Some(ids) = self.requests.get_mut(local_id) else { return 0 };
-        let id = if ids.is_empty() { 0 } else { ids.remove(0) };
-        if ids.is_empty() {
-            self.requests.remove(local_id);
-        }
-        id
+        // Nearly always the first: they are answered in the order in which they came.
+        let place = self.requests.iter().position(|(name, _)| name == local_id);
+        place.and_then(|place| self.requests.remove(place)).map_or(0, |(_, id)| id)
     }
 
     /// The next answer that is owed now that the tail stands at `position`.
@@ -138,7 +135,7 @@ impl Session {
 
     pub(super) fn accept(&mut self, origin: Origin, message: NewMessage) {
         let Phase::Open(open) = &mut self.phase else { return };
-        open.chat.requests.entry(message.local_id.clone()).or_default().push(origin.request_id);
+        open.chat.requests.push_back((message.local_id.clone(), origin.request_id));
         let release = open.chat.pipelined;
         let asked = Asked::Accept(origin, message.local_id.clone());
         self.call(Call::Write(asked, Write::Accept(Box::new(message), release)));
@@ -195,7 +192,7 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         let passed = accepted.sequence <= open.tail.position();
         let first_still_comes = !passed && accepted.message.device == open.device;
-        if first_still_comes && open.chat.requests.get(local).is_some_and(|ids| ids.len() == 1) {
+        if first_still_comes && open.chat.requests.iter().filter(|(name, _)| name == local).count() == 1 {
             return; // The tail answers it.
         }
         if !forget_request(open, local, origin.request_id) {
@@ -319,15 +316,8 @@ pub(super) fn echo(local_id: &str) -> String {
 
 /// Takes a send off those that wait for their answer; `false`: it had been answered.
 fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) -> bool {
-    let Some(ids) = open.chat.requests.get_mut(local_id) else { return false };
-    let index = ids.iter().rposition(|id| *id == request_id);
-    if let Some(index) = index {
-        ids.remove(index);
-    }
-    if ids.is_empty() {
-        open.chat.requests.remove(local_id);
-    }
-    index.is_some()
+    let place = open.chat.requests.iter().rposition(|(name, id)| name == local_id && *id == request_id);
+    place.and_then(|place| open.chat.requests.remove(place)).is_some()
 }
 
 /// Clients count characters differently: any decimal number up to the content's bytes will do (profile 7).
@@ -355,8 +345,10 @@ mod tests {
     fn each_request_for_the_same_message_gets_its_own_answer() {
         let mut chat = Chat::new(true);
         let local = LocalId::parse("local-1").unwrap();
-        chat.requests.insert(local.clone(), vec![7, 8]);
+        let other = LocalId::parse("local-2").unwrap();
+        chat.requests.extend([(local.clone(), 7), (other.clone(), 9), (local.clone(), 8)]);
         assert_eq!((chat.answer(&local), chat.answer(&local), chat.answer(&local)), (7, 8, 0));
+        assert_eq!(chat.answer(&other), 9);
         assert_eq!(chat.unanswered(), 0);
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice, Snapshot};
+use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Slice, Snapshot};
 use bytes::Bytes;
 
 use super::background;
@@ -84,14 +84,14 @@ impl Kv for Fjall {
         if batch.is_empty() {
             return self.database.persist(mode).map_err(failed);
         }
-        let mut writes = self.database.batch().durability(Some(mode));
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len()).durability(Some(mode));
         let mut written = [false; Space::COUNT];
         for (space, key, value) in batch {
             written[space.index()] = true;
             let keyspace = &self.spaces[space.index()];
             match value {
-                Some(value) => writes.insert(keyspace, Slice::from(&key[..]), Slice::from(&value[..])),
-                None => writes.remove(keyspace, Slice::from(&key[..])),
+                Some(value) => writes.insert(keyspace, Slice::from(key), Slice::from(value)),
+                None => writes.remove(keyspace, Slice::from(key)),
             }
         }
         writes.commit().map_err(failed)?;
@@ -114,6 +114,8 @@ impl Kv for Fjall {
     }
 }
 
+/// What it gives may be part of a larger block, and keeps that in memory: rows are decoded at once, not kept.
+///
 /// A snapshot: fjall's plain reads would show rows of a commit that is just being applied, some before others.
 struct FjallView {
     snapshot: Snapshot,
@@ -123,7 +125,7 @@ struct FjallView {
 impl View for FjallView {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let value = self.snapshot.get(&self.spaces[space.index()], key).map_err(failed)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(value.map(Bytes::from))
     }
 
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
@@ -139,7 +141,7 @@ impl View for FjallView {
             };
             let Some(row) = row else { break };
             let (key, value) = row.into_inner().map_err(failed)?;
-            taken.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)));
+            taken.push((key.into(), value.into()));
         }
         Ok(taken)
     }

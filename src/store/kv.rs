@@ -69,6 +69,12 @@ pub(crate) struct Span {
     pub(crate) to: Vec<u8>,
 }
 
+impl Span {
+    pub(crate) fn contains(&self, key: &[u8]) -> bool {
+        self.from.as_slice() <= key && key < self.to.as_slice()
+    }
+}
+
 /// From which end of a span rows are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {

@@ -51,12 +51,13 @@ impl Eid {
             return Err(IdError::Eid);
         }
         let (local, domain) = text.split_once('@').ok_or(IdError::Eid)?;
-        let clean =
-            |part: &str| !part.is_empty() && part.chars().all(|c| c != '@' && !c.is_whitespace() && !c.is_control());
-        if !clean(local) || !clean(domain) {
+        let plain = |part: &str| part.bytes().all(|b| b.is_ascii_graphic() && b != b'@');
+        let clean = |part: &str| part.chars().all(|c| c != '@' && !c.is_whitespace() && !c.is_control());
+        if [local, domain].into_iter().any(|part| part.is_empty() || !(plain(part) || clean(part))) {
             return Err(IdError::Eid);
         }
-        Ok(Eid(text.to_ascii_lowercase().into()))
+        let is_lower = !text.bytes().any(|b| b.is_ascii_uppercase());
+        Ok(Eid(if is_lower { text.into() } else { text.to_ascii_lowercase().into() }))
     }
 
     /// The user that a wire identity names.
@@ -164,7 +165,7 @@ impl ChatId {
 
 impl fmt::Display for ChatId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        uuid::Uuid::from_bytes(self.0).simple().fmt(f)
     }
 }
 
@@ -301,6 +302,7 @@ mod tests {
     #[test]
     fn eids_are_checked_and_lowered() {
         assert_eq!(Eid::parse("Alice@LocalHost").unwrap().as_str(), "alice@localhost");
+        assert_eq!(Eid::parse("Jürgen@Köln").unwrap().as_str(), "jürgen@köln");
         assert_eq!(Eid::parse("").unwrap_err(), IdError::Missing);
         let long = format!("{}@b", "a".repeat(253));
         for bad in ["a@", "@b", "ab", "a@b@c", "a b@c", "a\u{7}@c", "a\u{a0}@c", &long] {
@@ -324,6 +326,8 @@ mod tests {
         assert_eq!(chat, ChatId::between(&bob, &alice));
         assert_eq!(ChatId::parse(&chat.to_string()).unwrap(), chat);
         assert!(ChatId::parse("+0000000000000000000000000000001").is_err());
+        let plain = "00ff0a000000000000000000000000b1";
+        assert_eq!(ChatId::parse(plain).unwrap().to_string(), plain);
     }
 
     #[test]

@@ -279,7 +279,7 @@ impl Ledger {
         let outcomes = std::mem::take(&mut self.outcomes);
         self.books.tally.unreleased.store(self.books.unreleased.len(), Ordering::Relaxed);
         let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
-        let Written { batch, durable, appended, changes } = txn.finish();
+        let Written { batch, durable, mut appended, changes } = txn.finish();
         match self.write(batch, durable) {
             Err(error) => {
                 let outcomes = outcomes.iter().map(|_| Err(error.clone())).collect();
@@ -287,13 +287,12 @@ impl Ledger {
             }
             Ok(()) => {
                 let committed = Some(now());
-                let published = |(user, entry)| (user, Arc::new(LogEntry { committed, ..entry }));
-                Committed {
-                    outcomes,
-                    appended: appended.into_iter().map(published).collect(),
-                    changes,
-                    synced: durable,
+                for (_, entry) in &mut appended {
+                    if let Some(entry) = Arc::get_mut(entry) {
+                        entry.committed = committed;
+                    }
                 }
+                Committed { outcomes, appended, changes, synced: durable }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -17,19 +18,21 @@ type Value = Option<Bytes>;
 
 pub(crate) struct Txn {
     base: Box<dyn View>,
+    /// Of the operations that are done.
     writes: [BTreeMap<Bytes, Value>; Space::COUNT],
+    /// Of the running one, in order: few, or not looked at by the operation itself.
+    running: Vec<(Space, Bytes, Value)>,
     rows: usize,
     durable: bool,
-    appended: Vec<(Eid, LogEntry)>,
+    appended: Vec<(Eid, Arc<LogEntry>)>,
     changes: Vec<Change>,
-    /// What the running operation has replaced, for [`Txn::roll_back`].
-    undo: Vec<(Space, Bytes, Option<Value>)>,
     before: Before,
 }
 
 /// How things stood before the running operation.
 #[derive(Default)]
 struct Before {
+    rows: usize,
     durable: bool,
     appended: usize,
     changes: usize,
@@ -39,7 +42,8 @@ struct Before {
 pub(crate) struct Written {
     pub(crate) batch: Batch,
     pub(crate) durable: bool,
-    pub(crate) appended: Vec<(Eid, LogEntry)>,
+    /// Nobody else has them yet.
+    pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
     pub(crate) changes: Vec<Change>,
 }
 
@@ -48,11 +52,11 @@ impl Txn {
         Txn {
             base,
             writes: Default::default(),
+            running: Vec::new(),
             rows: 0,
             durable: false,
             appended: Vec::new(),
             changes: Vec::new(),
-            undo: Vec::new(),
             before: Before::default(),
         }
     }
@@ -86,7 +90,7 @@ impl Txn {
     pub(crate) fn append(&mut self, user: Eid, entry: LogEntry) {
         self.durable = true;
         self.rows += 1;
-        self.appended.push((user, entry));
+        self.appended.push((user, Arc::new(entry)));
     }
 
     /// The newest entry of `user`'s log, if this commit appends any.
@@ -100,51 +104,49 @@ impl Txn {
     }
 
     fn write(&mut self, space: Space, key: Vec<u8>, value: Value) {
-        let key = Bytes::from(key);
-        let previous = self.writes[space.index()].insert(key.clone(), value);
-        self.undo.push((space, key, previous));
+        self.running.push((space, key.into(), value));
         self.rows += 1;
     }
 
     /// The next operation begins: what was done before stays.
     pub(crate) fn begin_operation(&mut self) {
-        self.undo.clear();
-        self.before = Before { durable: self.durable, appended: self.appended.len(), changes: self.changes.len() };
+        self.keep();
+        let (rows, durable) = (self.rows, self.durable);
+        self.before = Before { rows, durable, appended: self.appended.len(), changes: self.changes.len() };
+    }
+
+    fn keep(&mut self) {
+        for (space, key, value) in self.running.drain(..) {
+            self.writes[space.index()].insert(key, value);
+        }
     }
 
     /// Takes back what the running operation wrote; `false` if that was nothing.
     pub(crate) fn roll_back(&mut self) -> bool {
-        let appended = self.appended.len() - self.before.appended;
-        let wrote = !self.undo.is_empty() || appended > 0;
-        self.rows -= appended;
-        while let Some((space, key, previous)) = self.undo.pop() {
-            let writes = &mut self.writes[space.index()];
-            match previous {
-                Some(value) => writes.insert(key, value),
-                None => writes.remove(&key),
-            };
-            self.rows -= 1;
-        }
-        self.durable = self.before.durable;
-        self.appended.truncate(self.before.appended);
-        self.changes.truncate(self.before.changes);
+        let Before { rows, durable, appended, changes } = self.before;
+        let wrote = self.rows > rows;
+        self.running.clear();
+        (self.rows, self.durable) = (rows, durable);
+        self.appended.truncate(appended);
+        self.changes.truncate(changes);
         wrote
     }
 
     /// Ends it, letting go of the view.
-    pub(crate) fn finish(self) -> Written {
-        let logs = log_rows(&self.appended);
-        let writes = Space::ALL
-            .into_iter()
-            .zip(self.writes)
-            .flat_map(|(space, writes)| writes.into_iter().map(move |(key, value)| (space, key, value)));
-        let batch = writes.chain(logs).collect();
+    pub(crate) fn finish(mut self) -> Written {
+        self.keep();
+        // No more than that: what was written twice is one row, and so are entries of one log.
+        let mut batch = Vec::with_capacity(self.rows);
+        for (space, writes) in Space::ALL.into_iter().zip(self.writes) {
+            batch.extend(writes.into_iter().map(|(key, value)| (space, key, value)));
+        }
+        put_log_rows(&self.appended, &mut batch);
         Written { batch, durable: self.durable, appended: self.appended, changes: self.changes }
     }
 }
 
-/// The rows of all entries: those of a user together, as far as they go into one.
-fn log_rows(appended: &[(Eid, LogEntry)]) -> Batch {
+/// Adds the rows of all entries: those of a user together, as far as they go into one.
+fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch) {
     let mut logs: HashMap<&Eid, Vec<&LogEntry>> = HashMap::new();
     for (user, entry) in appended {
         logs.entry(user).or_default().push(entry);
@@ -152,12 +154,13 @@ fn log_rows(appended: &[(Eid, LogEntry)]) -> Batch {
     let rows = logs.iter().flat_map(|(user, entries)| {
         entries.chunks(LOG_ROW_ENTRIES_MAX).filter_map(|entries| LogRecord::row(user, entries))
     });
-    rows.map(|(key, record)| (Space::Logs, key.into(), Some(record.encode_to_vec().into()))).collect()
+    batch.extend(rows.map(|(key, record)| (Space::Logs, key.into(), Some(record.encode_to_vec().into()))));
 }
 
 impl View for Txn {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.writes[space.index()].get(key) {
+        let running = self.running.iter().rev().find(|(its, name, _)| *its == space && name == key);
+        match running.map(|(_, _, value)| value).or_else(|| self.writes[space.index()].get(key)) {
             Some(value) => Ok(value.clone()),
             None => self.base.get(space, key),
         }
@@ -169,8 +172,9 @@ impl View for Txn {
         }
         let bounds = (Bound::Included(span.from.as_slice()), Bound::Excluded(span.to.as_slice()));
         let writes = self.writes[space.index()].range::<[u8], _>(bounds);
+        let running = self.running.iter().filter(|(its, key, _)| *its == space && span.contains(key));
         // Each write hides at most one row of the base, so with that many more the limit is still met.
-        let mut hidden: HashMap<&Bytes, &Value> = writes.collect();
+        let mut hidden: HashMap<&Bytes, &Value> = writes.chain(running.map(|(_, key, value)| (key, value))).collect();
         let base = self.base.range(space, span, order, limit.saturating_add(hidden.len()))?;
         let mut rows = Vec::with_capacity(base.len());
         for row in base {
