@@ -1,7 +1,8 @@
 //! The store calls of a session that are under way.
 //!
 //! Most are writes of chat: they cost no future each, the store answers them into one inbox. When it has no place for
-//! one, that one waits for it, and those behind it wait their turn, so that a sender's messages stay in order.
+//! one, that one waits for it, and those behind it wait their turn, so that a sender's messages stay in order. After a
+//! while all of them are refused (503), but for releases: nobody would ask for those again.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -24,12 +25,18 @@ pub(super) struct Calls {
     asked: VecDeque<(u32, Asked)>,
     last: u32,
     /// A write for which the store had no place.
-    crowded: Option<BoxFuture<'static, Done>>,
+    crowded: Option<Crowded>,
     /// Those behind it.
     held: VecDeque<(Asked, Write)>,
     /// Which could not wait for it any longer.
     refused: VecDeque<Asked>,
     others: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+struct Crowded {
+    waiting: BoxFuture<'static, Done>,
+    /// Of whom, if it is a release.
+    release_of: Option<Eid>,
 }
 
 impl Calls {
@@ -75,10 +82,16 @@ impl Calls {
                 false
             }
             Err(write) => {
-                self.crowded = Some(run(self.store.clone(), Call::Write(asked, write)).boxed());
+                self.wait(asked, write);
                 true
             }
         }
+    }
+
+    fn wait(&mut self, asked: Asked, write: Write) {
+        let release_of = if let Write::Release(sender, _) = &write { Some(sender.clone()) } else { None };
+        let waiting = run(self.store.clone(), Call::Write(asked, write)).boxed();
+        self.crowded = Some(Crowded { waiting, release_of });
     }
 
     /// The next that is done; `None`: none is under way.
@@ -89,11 +102,15 @@ impl Calls {
         if let Some(asked) = self.refused.pop_front() {
             return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
         }
-        if let Some(write) = &mut self.crowded
-            && let Poll::Ready(done) = write.poll_unpin(cx)
+        if let Some(crowded) = &mut self.crowded
+            && let Poll::Ready(done) = crowded.waiting.poll_unpin(cx)
         {
-            self.go_on(&done);
-            return Poll::Ready(Some(done));
+            let release_of = crowded.release_of.take();
+            match self.go_on(done, release_of) {
+                Some(done) => return Poll::Ready(Some(done)),
+                // It waits again, and has to be polled for that.
+                None => cx.waker().wake_by_ref(),
+            }
         }
         if let Poll::Ready(Some(done)) = self.others.poll_next_unpin(cx) {
             return Poll::Ready(Some(done));
@@ -124,21 +141,26 @@ impl Calls {
         Some(asked.done(outcome))
     }
 
-    /// A write that had to wait is done, or has waited too long: then so have those behind it, except for releases, which
-    /// nobody would ask for again.
-    fn go_on(&mut self, done: &Done) {
+    /// A write that had to wait is done, or has waited too long: then so have those behind it. `None`: it is a release, and
+    /// goes on waiting.
+    fn go_on(&mut self, done: Done, release_of: Option<Eid>) -> Option<Done> {
         self.crowded = None;
         if done.is_overloaded() {
-            let (releases, others) =
+            let (releases, others): (VecDeque<_>, VecDeque<_>) =
                 std::mem::take(&mut self.held).into_iter().partition(|(asked, _)| asked.is_release());
             self.held = releases;
-            self.refused.extend(others.into_iter().map(|(asked, _): (Asked, Write)| asked));
+            self.refused.extend(others.into_iter().map(|(asked, _)| asked));
+            if let (Done::Release(message, _), Some(sender)) = (&done, release_of) {
+                self.wait(Asked::Release(*message), Write::Release(sender, *message));
+                return None;
+            }
         }
         while self.crowded.is_none()
             && let Some((asked, write)) = self.held.pop_front()
         {
             self.submit(asked, write);
         }
+        Some(done)
     }
 }
 
@@ -152,7 +174,7 @@ mod tests {
     use crate::session::Origin;
     use crate::store::testing::{device, eid, text};
     use crate::store::{Embedded, LogEntry, LogObserver, Memory, Options};
-    use crate::wire::{Lane, Version};
+    use crate::wire::{ChatId, Lane, MessageId, Version};
 
     /// Holds up the writer until the other end is dropped.
     struct Gate(Mutex<mpsc::Receiver<()>>, tokio::sync::Notify);
@@ -205,10 +227,7 @@ mod tests {
         drop(go_on);
         let expected: Vec<_> = (1..=20).map(|number| (format!("local-{number}"), Ok(number))).collect();
         assert_eq!(all(&mut calls).await, expected);
-        assert_eq!(
-            calls.store.chat_version(crate::wire::ChatId::between(&eid("alice"), &eid("bob"))).await,
-            Ok(Version::from(20))
-        );
+        assert_eq!(calls.store.chat_version(ChatId::between(&eid("alice"), &eid("bob"))).await, Ok(Version::from(20)));
     }
 
     #[tokio::test]
@@ -217,21 +236,28 @@ mod tests {
         for number in 2..=4 {
             calls.start(accept(number));
         }
-        let release = Asked::Release(crate::wire::MessageId::from_bytes([7; 16]));
-        let write = Write::Release(eid("alice"), crate::wire::MessageId::from_bytes([7; 16]));
-        calls.start(Call::Write(release, write));
+        let id = MessageId::from_bytes([7; 16]);
+        calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
         let mut refused = Vec::new();
         for _ in 0..3 {
             let Some(Done::Accept(_, local, Err(StoreError::Overloaded))) = calls.next().await else { panic!() };
             refused.push(local.to_string());
         }
         assert_eq!(refused, ["local-2", "local-3", "local-4"]);
+        assert!(futures_util::poll!(std::pin::pin!(calls.next())).is_pending());
+        calls.start(accept(5));
         drop(go_on);
-        let mut left = Vec::new();
+        let (mut released, mut accepted) = (0, Vec::new());
         while let Some(done) = calls.next().await {
-            left.push(matches!(done, Done::Accept(_, _, Ok(_))));
+            match done {
+                Done::Release(_, Ok(())) => released += 1,
+                Done::Accept(_, local, _) => accepted.push(local.to_string()),
+                other => panic!("{other:?}"),
+            }
         }
-        assert_eq!(left.len(), 2, "the first message, and the release, which had a try of its own");
+        assert_eq!(released, 1, "nobody would ask for it again");
+        accepted.sort();
+        assert_eq!(accepted, ["local-1", "local-5"], "each is answered");
     }
 
     #[tokio::test]
