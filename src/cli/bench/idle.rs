@@ -119,9 +119,13 @@ impl Args {
                 "{} sessions signed in at {per_second:.0}/s, {sign_in_cpu:.0} µs of CPU each",
                 self.sessions
             ))?;
-            say(&format!("{:.1} KiB of memory each, {:.2} % of a core for all of them", bytes / 1024.0, cpu * 100.0))?;
             say(&format!(
-                "the server: {:.0} MiB, {} file descriptors",
+                "the server grew by {:.1} KiB for each, and takes {:.2} % of a core for all of them",
+                bytes / 1024.0,
+                cpu * 100.0
+            ))?;
+            say(&format!(
+                "it has {:.0} MiB and {} file descriptors",
                 after.resident_bytes as f64 / 1024.0 / 1024.0,
                 after.descriptors
             ))?;
