@@ -14,9 +14,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// visited after a thousand others'. What is given back to the system is by a thread that does nothing else.
 #[cfg(target_os = "linux")]
 #[used]
-#[allow(unsafe_code)] // The name is the allocator's own, and nothing else's.
+#[allow(unsafe_code)] // The name is the allocator's own, and what it finds there a thin pointer, as C has it.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static ALLOCATOR_SETTINGS: &[u8] = b"narenas:4,lg_tcache_nslots_mul:8,tcache_nslots_small_max:4000,lg_tcache_max:16,\
+static ALLOCATOR_SETTINGS: &[u8; 113] =
+    b"narenas:4,lg_tcache_nslots_mul:8,tcache_nslots_small_max:4000,lg_tcache_max:16,\
     thp:always,background_thread:true\0";
 
 fn main() -> ExitCode {

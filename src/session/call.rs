@@ -61,11 +61,6 @@ impl Asked {
             Asked::Acknowledge(origin) => Done::Acknowledge(origin, outcome.and_then(Reply::acknowledged)),
         }
     }
-
-    /// Whether it is a release.
-    pub fn is_release(&self) -> bool {
-        matches!(self, Asked::Release(_))
-    }
 }
 
 /// A wanted store call.

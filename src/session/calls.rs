@@ -2,7 +2,8 @@
 //!
 //! Most are writes of chat: they cost no future each, the store answers them into one inbox. When it has no place for
 //! one, that one waits for it, and those behind it wait their turn, so that a sender's messages stay in order. After a
-//! while all of them are refused (503), but for releases: nobody would ask for those again.
+//! while all of them are refused (503), but for releases: nobody would ask for those again. They wait for as long as the
+//! store lives, also when their session is over; there are no more than it has unreleased messages.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -14,7 +15,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Asked, Call, Done, run};
 use crate::store::{Answer, Inbox, Store, StoreError, Write};
-use crate::wire::{DeviceId, Eid, Sequence};
+use crate::wire::{DeviceId, Eid, MessageId, Sequence};
 
 pub(super) struct Calls {
     store: Arc<dyn Store>,
@@ -35,8 +36,8 @@ pub(super) struct Calls {
 
 struct Crowded {
     waiting: BoxFuture<'static, Done>,
-    /// Of whom, if it is a release.
-    release_of: Option<Eid>,
+    /// Sender and message, if it is a release.
+    release: Option<(Eid, MessageId)>,
 }
 
 impl Calls {
@@ -89,9 +90,9 @@ impl Calls {
     }
 
     fn wait(&mut self, asked: Asked, write: Write) {
-        let release_of = if let Write::Release(sender, _) = &write { Some(sender.clone()) } else { None };
+        let release = if let Write::Release(sender, id) = &write { Some((sender.clone(), *id)) } else { None };
         let waiting = run(self.store.clone(), Call::Write(asked, write)).boxed();
-        self.crowded = Some(Crowded { waiting, release_of });
+        self.crowded = Some(Crowded { waiting, release });
     }
 
     /// The next that is done; `None`: none is under way.
@@ -105,8 +106,8 @@ impl Calls {
         if let Some(crowded) = &mut self.crowded
             && let Poll::Ready(done) = crowded.waiting.poll_unpin(cx)
         {
-            let release_of = crowded.release_of.take();
-            match self.go_on(done, release_of) {
+            let release = crowded.release.take();
+            match self.go_on(done, release) {
                 Some(done) => return Poll::Ready(Some(done)),
                 // It waits again, and has to be polled for that.
                 None => cx.waker().wake_by_ref(),
@@ -143,15 +144,15 @@ impl Calls {
 
     /// A write that had to wait is done, or has waited too long: then so have those behind it. `None`: it is a release, and
     /// goes on waiting.
-    fn go_on(&mut self, done: Done, release_of: Option<Eid>) -> Option<Done> {
+    fn go_on(&mut self, done: Done, release: Option<(Eid, MessageId)>) -> Option<Done> {
         self.crowded = None;
         if done.is_overloaded() {
             let (releases, others): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut self.held).into_iter().partition(|(asked, _)| asked.is_release());
+                std::mem::take(&mut self.held).into_iter().partition(|(_, write)| matches!(write, Write::Release(..)));
             self.held = releases;
             self.refused.extend(others.into_iter().map(|(asked, _)| asked));
-            if let (Done::Release(message, _), Some(sender)) = (&done, release_of) {
-                self.wait(Asked::Release(*message), Write::Release(sender, *message));
+            if let Some((sender, id)) = release {
+                self.wait(Asked::Release(id), Write::Release(sender, id));
                 return None;
             }
         }
@@ -166,25 +167,15 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, mpsc};
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use super::*;
     use crate::limits::STORE_QUEUE_MAX;
     use crate::session::Origin;
-    use crate::store::testing::{device, eid, text};
-    use crate::store::{Embedded, LogEntry, LogObserver, Memory, Options};
-    use crate::wire::{ChatId, Lane, MessageId, Version};
-
-    /// Holds up the writer until the other end is dropped.
-    struct Gate(Mutex<mpsc::Receiver<()>>, tokio::sync::Notify);
-
-    impl LogObserver for Gate {
-        fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {
-            self.1.notify_one();
-            let _ = self.0.lock().unwrap().recv();
-        }
-    }
+    use crate::store::testing::{Gate, Nobody, device, eid, text};
+    use crate::store::{Embedded, Memory, Options};
+    use crate::wire::{ChatId, Lane, Version};
 
     fn accept(number: u64) -> Call {
         let message = text("alice", "bob", number);
@@ -194,13 +185,12 @@ mod tests {
 
     /// A store whose writer stands and whose queue is full; what lets it go on; and one message that it is at.
     async fn crowded(queue_wait: Duration) -> (Calls, mpsc::Sender<()>) {
-        let (go_on, told) = mpsc::channel();
-        let gate = Arc::new(Gate(Mutex::new(told), tokio::sync::Notify::new()));
+        let (gate, go_on) = Gate::new();
         let options = Options { queue_wait, ..Options::default() };
         let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
         let mut calls = Calls::new(store.clone());
         assert!(!calls.start(accept(1)), "the store has it");
-        gate.1.notified().await;
+        gate.reached().await;
         for _ in 0..STORE_QUEUE_MAX {
             store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));
         }
@@ -269,11 +259,5 @@ mod tests {
         let answers = all(&mut calls).await;
         assert!(answers.iter().all(|(_, answer)| *answer == Err(StoreError::Closed)), "{answers:?}");
         assert_eq!(answers.len(), 3);
-    }
-
-    struct Nobody;
-
-    impl LogObserver for Nobody {
-        fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {}
     }
 }

@@ -1,9 +1,9 @@
 //! What every [`Store`] does: one suite, run over each implementation.
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::testing::{ack, contact, device, eid, kinds, text, told};
+use super::testing::{Gate, ack, contact, device, eid, kinds, text, told};
 use super::*;
 use crate::wire::{AckStatus, Sequence, Version};
 
@@ -285,21 +285,9 @@ async fn the_observer_is_told_in_order_before_the_caller() {
     }
 }
 
-/// Holds the writer in `appended` until told to go on, once for each entry.
-struct Gate(Mutex<mpsc::Receiver<()>>, tokio::sync::Semaphore);
-
-impl LogObserver for Gate {
-    fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {
-        self.1.add_permits(1);
-        // The test has ended: go on.
-        let _ = self.0.lock().unwrap().recv();
-    }
-}
-
 #[tokio::test]
 async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused() {
-    let (go_on, told) = mpsc::channel();
-    let gate = Arc::new(Gate(Mutex::new(told), tokio::sync::Semaphore::new(0)));
+    let (gate, go_on) = Gate::new();
     let sizes = Arc::new(Mutex::new(Vec::new()));
     let on_commit = {
         let sizes = sizes.clone();
@@ -312,7 +300,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
         tokio::spawn(async move { store.accept(text("alice", "bob", number), true).await })
     };
     let first = accept(1);
-    gate.1.acquire().await.unwrap().forget();
+    gate.reached().await;
     // The writer stands. All places but one are taken by cursors, the last one by a message.
     for _ in 0..crate::limits::STORE_QUEUE_MAX - 1 {
         store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
-use super::testing::text;
+use super::testing::{Nobody, text};
 use super::*;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -14,12 +14,6 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 const ROUND_MS: i64 = 8 * DAY_MS;
 const ROUNDS: i64 = 8;
 const USERS: u64 = 20;
-
-struct Nobody;
-
-impl LogObserver for Nobody {
-    fn appended(&self, _user: &Eid, _entry: &Arc<LogEntry>) {}
-}
 
 fn bytes_in(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());

@@ -1,7 +1,42 @@
 //! Users, devices and messages for the store's tests.
 
+use std::sync::{Arc, Mutex, mpsc};
+
+use super::LogObserver;
 use super::types::{AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage};
 use crate::wire::{AckStatus, DeviceId, Eid, LocalId};
+
+/// Watches no log.
+pub(crate) struct Nobody;
+
+impl LogObserver for Nobody {
+    fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {}
+}
+
+/// Holds the writer at each entry until it is told to go on, or the other end is dropped.
+pub(crate) struct Gate {
+    told: Mutex<mpsc::Receiver<()>>,
+    reached: tokio::sync::Semaphore,
+}
+
+impl Gate {
+    pub(crate) fn new() -> (Arc<Gate>, mpsc::Sender<()>) {
+        let (go_on, told) = mpsc::channel();
+        (Arc::new(Gate { told: Mutex::new(told), reached: tokio::sync::Semaphore::new(0) }), go_on)
+    }
+
+    /// The writer has come to one more entry.
+    pub(crate) async fn reached(&self) {
+        self.reached.acquire().await.unwrap().forget();
+    }
+}
+
+impl LogObserver for Gate {
+    fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {
+        self.reached.add_permits(1);
+        let _ = self.told.lock().unwrap().recv();
+    }
+}
 
 pub(crate) fn eid(name: &str) -> Eid {
     Eid::parse(&format!("{name}@x")).unwrap()

@@ -4,20 +4,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::store::memory::Memory;
-use crate::store::testing::{ack, contact, device, eid, text};
-use crate::store::{
-    AckTarget, Embedded, LogEntry, LogObserver, Options, Retention, Revocation, RevocationTarget, Store,
-};
-use crate::wire::{AckStatus, ChatId, Eid, Sequence, Version};
+use crate::store::testing::{Nobody, ack, contact, device, eid, text};
+use crate::store::{AckTarget, Embedded, Options, Retention, Revocation, RevocationTarget, Store};
+use crate::wire::{AckStatus, ChatId, Sequence, Version};
 
 const TAKEN_AT_MS: i64 = 77;
 const DAY_MS: i64 = 24 * 3600 * 1000;
-
-struct Nobody;
-
-impl LogObserver for Nobody {
-    fn appended(&self, _user: &Eid, _entry: &Arc<LogEntry>) {}
-}
 
 /// Something in every space.
 async fn lived_in(memory: &Memory) -> Embedded {
