@@ -36,7 +36,7 @@ async fn signalled_while_a_send_is_under_way(signal: i32, pipelined: bool, after
     let directory = scratch();
     // Longer than the test: who is not pipelined has messages waiting for an answer that never comes.
     let variables = [("BIMIP_SESSION__RELEASE_WITHIN_MS", "60000")];
-    let server = Process::start(directory.path(), &variables).await;
+    let mut server = Process::start(directory.path(), &variables).await;
     let sign_in = server.door.session(ALICE, "phone");
     let mut alice = if pipelined { sign_in.pipelined() } else { sign_in }.open().await;
     let mut idle = server.door.session("carol@localhost", "phone").open().await;
@@ -61,7 +61,7 @@ async fn signalled_while_a_send_is_under_way(signal: i32, pipelined: bool, after
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(known.len() >= after);
 
-    let server = Process::start(directory.path(), &[]).await;
+    let mut server = Process::start(directory.path(), &[]).await;
     let mut alice = server.door.session(ALICE, "phone").pipelined().resume_from(i64::MAX).open().await;
     let before = known.clone();
     for n in 1..=sent {
@@ -79,9 +79,9 @@ async fn signalled_while_a_send_is_under_way(signal: i32, pipelined: bool, after
         assert_eq!(format!("local-{}", text_of(&message)), message.message_id_local);
     }
     bob.expect_nothing_more(Lane::Chat).await;
-    assert!(!server.log().contains("panicked"), "{}", server.log());
     server.signal(libc::SIGTERM);
     assert_eq!(server.ended().await.code(), Some(0));
+    assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn an_interrupt_drains_too() {
 #[tokio::test]
 async fn a_second_server_on_the_same_directory_says_that_it_is_in_use() {
     let directory = scratch();
-    let server = Process::start(directory.path(), &[]).await;
+    let mut server = Process::start(directory.path(), &[]).await;
     let mut alice = server.door.session(ALICE, "phone").open().await;
     let second = program(directory.path()).env("BIMIP_LOG__LEVEL", "error").stdin(Stdio::null()).output();
     let second = within_bound("the second server to give up", second).await.unwrap();

@@ -61,7 +61,7 @@ impl Process {
     }
 
     /// Waits for its end; standard output has had nothing but the ready line.
-    pub async fn ended(mut self) -> ExitStatus {
+    pub async fn ended(&mut self) -> ExitStatus {
         let status = within_bound("the process to end", self.child.wait()).await.expect("it was started");
         let mut rest = String::new();
         within_bound("the end of standard output", self.stdout.read_line(&mut rest)).await.expect("it is text");
@@ -69,9 +69,12 @@ impl Process {
         status
     }
 
-    /// What it, and those before it on the same directory, wrote to standard error.
+    /// The lines that it, and those before it on the same directory, wrote to standard error. While it runs the last
+    /// may be half there, which is left out: what is to be seen for certain is looked for once it has ended.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(log_file(&self.data_dir)).expect("it is text")
+        let mut log = std::fs::read(log_file(&self.data_dir)).expect("a log");
+        log.truncate(log.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
+        String::from_utf8(log).expect("it is text")
     }
 }
 

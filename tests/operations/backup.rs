@@ -64,7 +64,7 @@ async fn what_was_acknowledged_before_a_backup_is_there_after_restoring_it() {
     copy_identity(&data, &other);
     let said = bimip(&other, &["restore", file.to_str().unwrap()]).await.unwrap();
     assert!(said.contains("everything fits together"), "{said}");
-    let server = Process::start(&other, &[]).await;
+    let mut server = Process::start(&other, &[]).await;
     let mut bob = server.door.session(BOB, "phone").resume_from(0).open().await;
     let held = bob.accept.log_head;
     assert!((before..=acknowledged.load(Ordering::SeqCst)).contains(&held), "{before} {held}");
@@ -86,7 +86,7 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
     let path = file.to_str().unwrap();
     let refused = bimip(&data, &["backup", path]).await.unwrap_err();
     assert!(refused.contains("no store in "), "{refused}");
-    let server = Process::start(&data, &[]).await;
+    let mut server = Process::start(&data, &[]).await;
     let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
     alice.say(BOB, "m1", "kept").await;
     server.signal(libc::SIGTERM);

@@ -31,7 +31,7 @@ async fn answer(data_dir: &Path, request: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_logged_changes_while_it_runs() {
     let folder = scratch();
-    let server = Process::start(folder.path(), &[("BIMIP_LOG__LEVEL", "error")]).await;
+    let mut server = Process::start(folder.path(), &[("BIMIP_LOG__LEVEL", "error")]).await;
     let session = async |device: &str| server.door.session("alice@localhost", device).open().await.ping().await;
     session("before").await;
     assert_eq!(bimip(folder.path(), &["log"]).await.unwrap(), "error\n");
@@ -49,12 +49,12 @@ async fn what_is_logged_changes_while_it_runs() {
     assert!(status["log"].as_str().unwrap().contains("bimip::session=error"), "{status}");
     bimip(folder.path(), &["reload"]).await.unwrap();
 
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
     let log = server.log();
     let opened = |device: &str| log.contains(&format!("device=\"{device}\""));
     assert_eq!((opened("before"), opened("while"), opened("after")), (false, true, false), "{log}");
     assert!(log.contains("what is logged has changed"), "{log}");
-    server.signal(libc::SIGTERM);
-    assert!(server.ended().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +68,7 @@ async fn the_socket_is_its_owners_and_takes_a_little_only() {
     let refused = bimip(folder.path(), &["status"]).await.unwrap_err();
     assert!(refused.contains("no server runs on "), "{refused}");
 
-    let server = Process::start(folder.path(), &[]).await;
+    let mut server = Process::start(folder.path(), &[]).await;
     assert_eq!(std::fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
     for request in [&b"rubbish\n"[..], b"{}\n", b"{\"do\":\"shutdown\"}\n", b"{\"do\":\"log\",\"more\":1}\n", b"\xff\n"]
     {

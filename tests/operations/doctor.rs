@@ -79,7 +79,7 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
 async fn a_running_server_is_looked_at_from_here_and_as_its_clients_do() {
     let folder = scratch();
     let data = folder.path().join("data");
-    let server = Process::start(&data, &[]).await;
+    let mut server = Process::start(&data, &[]).await;
     let address = server.door.address.to_string();
     let (_, out, _) = run(&["doctor", "--json", "--dev", "--data-dir", path(&data), "--server", &address]).await;
     // Not what this machine is like, which is nobody's doing here, but what the server is like on it.

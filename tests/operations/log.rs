@@ -37,7 +37,8 @@ async fn it_has_the_same_over_tcp_where_it_cannot_change_its_address() {
 /// What is said at the end of a session that was opened, wrote a text, changed its address where it can, and left.
 async fn session_over(over: Transport) -> Value {
     let folder = scratch();
-    let server = Process::start(folder.path(), &[("BIMIP_LOG__FORMAT", "json"), ("BIMIP_LOG__LEVEL", "trace")]).await;
+    let mut server =
+        Process::start(folder.path(), &[("BIMIP_LOG__FORMAT", "json"), ("BIMIP_LOG__LEVEL", "trace")]).await;
     let mut alice = server.door.session(ALICE, "phone").over(over).pipelined().open().await;
     alice.say("bob@localhost", "m1", TEXT).await;
     if over == Transport::Quic {
@@ -53,8 +54,8 @@ async fn session_over(over: Transport) -> Value {
     };
     within_bound("the end of the session", closed).await;
     server.signal(libc::SIGTERM);
-    let log = server.log();
     assert!(server.ended().await.success());
+    let log = server.log();
 
     let (opened, closed) = (lines(&log, "session open"), lines(&log, "session closed"));
     assert_eq!((opened.len(), closed.len()), (1, 1), "{log}");

@@ -241,7 +241,7 @@ async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
     let believed = folder.path().join("believed.pem");
     put(&first_public, &believed);
     let data = folder.path().join("data");
-    let server = Process::start(&data, &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
+    let mut server = Process::start(&data, &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
     let token = sign(&first, ALICE, None, now_s(), HOUR);
     let mut session = server.door.session(ALICE, "tablet").token(token).open().await;
     assert!(!lets_in(&server.door, &second).await);
@@ -251,8 +251,8 @@ async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
     within_bound("the new key", async { while !lets_in(&server.door, &second).await {} }).await;
     assert!(!lets_in(&server.door, &first).await, "a key that is gone voids its tokens");
     session.ping().await;
-    let log = server.log();
-    assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
     server.signal(libc::SIGTERM);
     assert!(server.ended().await.success());
+    let log = server.log();
+    assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
 }
