@@ -1,6 +1,6 @@
 //! What nobody asked for: the server dies and comes back, and the retention takes what is old.
 
-use crate::store::{EntryBody, Fault, Kv, LogEntry, Op, Pass, Retention};
+use crate::store::{EntryBody, Fault, Key, Kv, LogEntry, Op, Pass, Retention};
 
 use super::Violation;
 use super::server::Server;
@@ -18,7 +18,7 @@ impl World {
             self.collect(id);
         }
         self.memory.crash(kept);
-        (self.pass, self.swept) = (None, Vec::new());
+        (self.pass, self.swept) = (None, Key::new());
         // It may die again while it comes up.
         if self.random.percent(10) {
             self.memory.fail_after(0, self.random.of(&[Fault::Before, Fault::After]));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::limits::{FRAME_BYTES_MAX, LANE_QUEUE_BYTES, SESSION_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::session::{LinkEvent, Output};
-use crate::store::{Kv, Memory, Op, Order, Pass, Retention, Space, all_rows};
+use crate::store::{Key, Kv, Memory, Op, Order, Pass, Retention, Space, all_rows};
 use crate::wire::{DeviceId, Eid, Lane};
 
 use super::Violation;
@@ -62,7 +62,7 @@ pub(super) struct World {
     /// How old an entry gets and how many a log keeps, in stories with a retention; a pass of it, and where the last ended.
     pub(super) retention: Option<(i64, u64)>,
     pub(super) pass: Option<(Retention, Pass)>,
-    pub(super) swept: Vec<u8>,
+    pub(super) swept: Key,
     /// Kept when a seed is replayed.
     pub(super) trace: Option<Vec<String>>,
     pub(super) moves: usize,
@@ -104,7 +104,7 @@ impl World {
             trimmed: BTreeMap::new(),
             retention,
             pass: None,
-            swept: Vec::new(),
+            swept: Key::new(),
             trace: traced.then(Vec::new),
             moves: 0,
             possible: Vec::new(),

@@ -11,12 +11,11 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::audit::{Audited, audit};
 use super::fjall::Fjall;
-use super::kv::{Batch, Kv, Order, Space, View};
+use super::kv::{Batch, Kv, Order, Slice, Space, View};
 use super::{StoreError, key, make_folder};
 use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
@@ -185,7 +184,7 @@ fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreErro
             return Err(ArchiveError::Torn("a row too long"));
         }
         let [key, value] = [from.bytes(lengths[0] as usize)?, from.bytes(lengths[1] as usize)?];
-        batch.push((*space, Bytes::from(key), Some(Bytes::from(value))));
+        batch.push((*space, Slice::from(key), Some(Slice::from(value))));
         rows += 1;
         if batch.len() == STORE_PAGE_ROWS {
             take(std::mem::take(&mut batch))?;

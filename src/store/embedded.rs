@@ -11,7 +11,7 @@ use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
 use super::fjall::Fjall;
 use super::inbox::{Inbox, Promise, ReplyTo, Write};
-use super::kv::{Kv, View};
+use super::kv::{Key, Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
 use super::queue::{Job, Queue, Turn, queue};
@@ -71,7 +71,7 @@ pub struct Embedded {
     tally: Arc<Tally>,
     readers: Arc<Semaphore>,
     /// Up to which message the retention has come in this process.
-    swept: Mutex<Vec<u8>>,
+    swept: Mutex<Key>,
     /// Its sender goes when the writer has ended.
     ended: watch::Receiver<()>,
 }

@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Slice, Snapshot};
-use bytes::Bytes;
+use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 
 use super::background;
-use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::rotation::Rotation;
 use super::{Lookups, Size, StoreError};
 use crate::limits;
@@ -90,8 +89,8 @@ impl Kv for Fjall {
             written[space.index()] = true;
             let keyspace = &self.spaces[space.index()];
             match value {
-                Some(value) => writes.insert(keyspace, Slice::from(key), Slice::from(value)),
-                None => writes.remove(keyspace, Slice::from(key)),
+                Some(value) => writes.insert(keyspace, key, value),
+                None => writes.remove(keyspace, key),
             }
         }
         writes.commit().map_err(failed)?;
@@ -123,9 +122,8 @@ struct FjallView {
 }
 
 impl View for FjallView {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let value = self.snapshot.get(&self.spaces[space.index()], key).map_err(failed)?;
-        Ok(value.map(Bytes::from))
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+        self.snapshot.get(&self.spaces[space.index()], key).map_err(failed)
     }
 
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
@@ -140,8 +138,7 @@ impl View for FjallView {
                 Order::Descending => rows.next_back(),
             };
             let Some(row) = row else { break };
-            let (key, value) = row.into_inner().map_err(failed)?;
-            taken.push((key.into(), value.into()));
+            taken.push(row.into_inner().map_err(failed)?);
         }
         Ok(taken)
     }
@@ -163,13 +160,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
         let (logs, bytes) = (&engine.spaces[Space::Logs.index()], memtable_bytes(Space::Logs));
-        let value = Bytes::from(vec![7; 8 * 1024]);
+        let value = Slice::from(vec![7; 8 * 1024]);
         let (began, mut rows) = (Instant::now(), 0u32);
         let first = Arc::downgrade(&logs.tree.active_memtable());
         let is_freed = || first.upgrade().is_none();
         while rows as u64 * value.len() as u64 <= 2 * bytes || logs.tree.table_count() < 2 || !is_freed() {
             assert!(began.elapsed() < PATIENCE, "{rows} rows, {} files", logs.tree.table_count());
-            let row = |n: u32| (Space::Logs, Bytes::copy_from_slice(&n.to_be_bytes()), Some(value.clone()));
+            let row = |n: u32| (Space::Logs, Slice::from(n.to_be_bytes()), Some(value.clone()));
             engine.commit((rows..rows + 64).map(row).collect(), false).unwrap();
             rows += 64;
             // Its own bound is further away, so it was not the engine that closed it.

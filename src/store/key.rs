@@ -3,7 +3,7 @@
 //! What belongs to a user begins with the eid and a zero byte, which no eid contains; numbers are big-endian, so that
 //! they sort.
 
-use super::kv::Span;
+use super::kv::{Key, Span};
 use super::record::Corrupt;
 use super::types::RevocationTarget;
 use crate::wire::{ChatId, DeviceId, Eid, LocalId, MessageId, Sequence, Version};
@@ -14,41 +14,44 @@ pub(crate) const PROBE: &[u8] = b"p";
 /// Ends the eid in a key.
 const END: u8 = 0;
 
-fn joined(user: &Eid, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(user.as_str().len() + 1 + rest.len());
-    key.extend_from_slice(user.as_str().as_bytes());
-    key.push(END);
-    key.extend_from_slice(rest);
+fn joined(parts: &[&[u8]]) -> Key {
+    let mut key = Key::new();
+    parts.iter().for_each(|part| key.extend_from_slice(part));
     key
+}
+
+/// Something of a user's.
+fn under(user: &Eid, rest: &[u8]) -> Key {
+    joined(&[user.as_str().as_bytes(), &[END], rest])
 }
 
 /// Everything of one user in a space.
 pub(crate) fn all_of(user: &Eid) -> Span {
-    let mut to = joined(user, &[]);
+    let mut to = under(user, &[]);
     if let Some(end) = to.last_mut() {
         *end = END + 1;
     }
-    Span { from: joined(user, &[]), to }
+    Span { from: under(user, &[]), to }
 }
 
 /// Everything in a space: no key begins with this many of the highest byte.
 pub(crate) fn all() -> Span {
-    Span { from: Vec::new(), to: vec![u8::MAX; 32] }
+    Span { from: Key::new(), to: Key::from_slice(&[u8::MAX; 32]) }
 }
 
 /// The same without what lies up to and with `key`.
 pub(crate) fn following(span: Span, key: &[u8]) -> Span {
-    let mut from = key.to_vec();
+    let mut from = Key::from_slice(key);
     from.push(0);
     Span { from, to: span.to }
 }
 
-pub(crate) fn message(id: MessageId) -> Vec<u8> {
-    id.as_bytes().to_vec()
+pub(crate) fn message(id: MessageId) -> Key {
+    Key::from_slice(id.as_bytes())
 }
 
-pub(crate) fn chat(chat: ChatId, version: Version) -> Vec<u8> {
-    [chat.as_bytes().as_slice(), &version.get().to_be_bytes()].concat()
+pub(crate) fn chat(chat: ChatId, version: Version) -> Key {
+    joined(&[chat.as_bytes(), &version.get().to_be_bytes()])
 }
 
 /// The versions of a chat after `after` and before `before`.
@@ -70,13 +73,13 @@ pub(crate) fn version_of(key: &[u8]) -> Result<Version, Corrupt> {
     number_of(key).map(Version::from)
 }
 
-pub(crate) fn local(sender: &Eid, local_id: &LocalId) -> Vec<u8> {
-    joined(sender, local_id.as_str().as_bytes())
+pub(crate) fn local(sender: &Eid, local_id: &LocalId) -> Key {
+    under(sender, local_id.as_str().as_bytes())
 }
 
 /// The row whose last entry is `last`.
-pub(crate) fn log(user: &Eid, last: Sequence) -> Vec<u8> {
-    joined(user, &last.get().to_be_bytes())
+pub(crate) fn log(user: &Eid, last: Sequence) -> Key {
+    under(user, &last.get().to_be_bytes())
 }
 
 /// Whose row it is, where keys begin with a user.
@@ -97,31 +100,25 @@ pub(crate) fn sequence_of(key: &[u8]) -> Result<Sequence, Corrupt> {
     number_of(key).map(Sequence::from)
 }
 
-pub(crate) fn device(user: &Eid, device: &DeviceId) -> Vec<u8> {
-    joined(user, device.as_str().as_bytes())
+pub(crate) fn device(user: &Eid, device: &DeviceId) -> Key {
+    under(user, device.as_str().as_bytes())
 }
 
-pub(crate) fn log_floor(user: &Eid) -> Vec<u8> {
-    let mut key = b"l".to_vec();
-    key.extend_from_slice(user.as_str().as_bytes());
-    key
+pub(crate) fn log_floor(user: &Eid) -> Key {
+    joined(&[b"l", user.as_str().as_bytes()])
 }
 
-pub(crate) fn chat_floor(chat: ChatId) -> Vec<u8> {
-    let mut key = b"c".to_vec();
-    key.extend_from_slice(chat.as_bytes());
-    key
+pub(crate) fn chat_floor(chat: ChatId) -> Key {
+    joined(&[b"c", chat.as_bytes()])
 }
 
-pub(crate) fn mark(chat: ChatId, reader: &Eid) -> Vec<u8> {
-    let mut key = chat.as_bytes().to_vec();
-    key.extend_from_slice(reader.as_str().as_bytes());
-    key
+pub(crate) fn mark(chat: ChatId, reader: &Eid) -> Key {
+    joined(&[chat.as_bytes(), reader.as_str().as_bytes()])
 }
 
 /// In [`super::kv::Space::Contacts`] of the owner; the other way round in [`super::kv::Space::Owners`].
-pub(crate) fn pair(of: &Eid, with: &Eid) -> Vec<u8> {
-    joined(of, with.as_str().as_bytes())
+pub(crate) fn pair(of: &Eid, with: &Eid) -> Key {
+    under(of, with.as_str().as_bytes())
 }
 
 /// The second user of a [`pair`].
@@ -132,15 +129,12 @@ pub(crate) fn other_of(of: &Eid, key: &[u8]) -> Result<Eid, Corrupt> {
         .ok_or(Corrupt("not a user"))
 }
 
-pub(crate) fn revocation(target: &RevocationTarget) -> Vec<u8> {
-    let (kind, rest) = match target {
-        RevocationTarget::Token(_, digest) => (1, digest.to_vec()),
-        RevocationTarget::Device(user, id) => (2, device(user, id)),
-        RevocationTarget::User(user) => (3, user.as_str().as_bytes().to_vec()),
-    };
-    let mut key = vec![kind];
-    key.extend_from_slice(&rest);
-    key
+pub(crate) fn revocation(target: &RevocationTarget) -> Key {
+    match target {
+        RevocationTarget::Token(_, digest) => joined(&[&[1], digest]),
+        RevocationTarget::Device(user, id) => joined(&[&[2], &device(user, id)]),
+        RevocationTarget::User(user) => joined(&[&[3], user.as_str().as_bytes()]),
+    }
 }
 
 fn number_of(key: &[u8]) -> Result<u64, Corrupt> {
@@ -159,7 +153,7 @@ mod tests {
     fn rows_of_one_user_lie_apart_from_those_of_another_whose_name_goes_on() {
         let (short, long) = (eid("a@b"), eid("a@bc"));
         let span = all_of(&short);
-        let inside = |key: Vec<u8>| span.contains(&key);
+        let inside = |key: Key| span.contains(&key);
         assert!(inside(log(&short, Sequence::from(u64::MAX))));
         assert!(inside(log(&short, Sequence::ZERO)));
         assert!(!inside(log(&long, Sequence::from(1))));

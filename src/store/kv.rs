@@ -1,6 +1,6 @@
 //! The little that the ledger asks of an engine: ordered spaces, consistent views, atomic commits.
 
-use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{Size, StoreError};
 
@@ -65,8 +65,8 @@ impl Space {
 /// Keys from and with `from`, up to and without `to`; empty if they are the wrong way round.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
-    pub(crate) from: Vec<u8>,
-    pub(crate) to: Vec<u8>,
+    pub(crate) from: Key,
+    pub(crate) to: Key,
 }
 
 impl Span {
@@ -82,19 +82,25 @@ pub(crate) enum Order {
     Descending,
 }
 
+/// What a key or a value is kept in: the engine's own, so that a row goes there as it is.
+pub(crate) use ::fjall::Slice;
+
+/// A key being put together or looked for: nearly all need no memory of their own.
+pub(crate) type Key = SmallVec<[u8; 64]>;
+
 /// A key and its value.
-pub(crate) type Row = (Bytes, Bytes);
+pub(crate) type Row = (Slice, Slice);
 
 /// A state between two commits: later commits do not show in it, and no commit shows in part.
 pub(crate) trait View: Send {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError>;
 
     /// The first `limit` rows of the span in that order.
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError>;
 }
 
 /// The writes of one commit: `None` deletes. No key comes twice.
-pub(crate) type Batch = Vec<(Space, Bytes, Option<Bytes>)>;
+pub(crate) type Batch = Vec<(Space, Slice, Option<Slice>)>;
 
 /// An engine. One thread commits, any number reads.
 pub(crate) trait Kv: Send + Sync + 'static {

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
-use super::kv::{Batch, Kv, Order, Row, Space, Span, View};
+use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::{Size, StoreError};
 
-type Spaces = [BTreeMap<Bytes, Bytes>; Space::COUNT];
+type Spaces = [BTreeMap<Slice, Slice>; Space::COUNT];
 
 /// What a commit that is told to fail leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +139,7 @@ impl Kv for Memory {
 struct Frozen(Arc<Spaces>);
 
 impl View for Frozen {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
         Ok(self.0[space.index()].get(key).cloned())
     }
 

@@ -34,7 +34,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) use {
     key::all as all_rows,
-    kv::{Kv, Order, Space},
+    kv::{Key, Kv, Order, Space},
     ledger::{Ledger, Op, Outcome},
     read::{history as read_history, log as read_log},
     retention::Pass,

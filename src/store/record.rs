@@ -22,7 +22,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::StoreError;
-use super::kv::{Space, View};
+use super::kv::{Key, Space, View};
 use super::types::{
     AckTarget, Acknowledged, Contact, Content, EntryBody, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
@@ -404,7 +404,7 @@ impl LogRecord {
     }
 
     /// The row of some entries that follow each other in `user`'s log; `None` if there are none.
-    pub(crate) fn row(user: &Eid, entries: &[&LogEntry]) -> Option<(Vec<u8>, LogRecord)> {
+    pub(crate) fn row(user: &Eid, entries: &[&LogEntry]) -> Option<(Key, LogRecord)> {
         let (last, earlier) = entries.split_last()?;
         let earlier = earlier.iter().map(|entry| LogRecord::new(user, entry)).collect();
         Some((super::key::log(user, last.sequence), LogRecord { earlier, ..LogRecord::new(user, last) }))

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::kv::{Order, Space, Span, View};
+use super::kv::{Key, Order, Space, Span, View};
 use super::ledger::Op;
 use super::record::{self, ChatRecord, FloorRecord, LogRecord, PendingRecord, corrupt};
 use super::types::{Message, Retention};
@@ -20,7 +20,7 @@ pub(crate) struct Gone {
     pub(crate) version: Version,
     pub(crate) id: MessageId,
     /// Key of its `message_id_local`.
-    pub(crate) local: Vec<u8>,
+    pub(crate) local: Key,
 }
 
 /// One pass over everything.
@@ -33,24 +33,24 @@ pub(crate) struct Pass {
     /// Messages to which perhaps nothing refers any more: their entries were trimmed, or they have come of age.
     candidates: VecDeque<MessageId>,
     /// Messages up to this key have come of age; they are looked at once, and again when an entry of theirs goes.
-    swept: Vec<u8>,
+    swept: Key,
 }
 
 enum Stage {
     /// Logs from this key on.
-    Logs(Vec<u8>),
+    Logs(Key),
     Messages,
     Over,
 }
 
 impl Pass {
     /// `swept` is what the pass before it came to; empty: there was none in this process.
-    pub(crate) fn new(retention: Retention, now_ms: i64, swept: Vec<u8>) -> Pass {
+    pub(crate) fn new(retention: Retention, now_ms: i64, swept: Key) -> Pass {
         let kept = i64::try_from(limits::LOCAL_IDS_KEPT.as_millis()).unwrap_or(i64::MAX);
         Pass {
             retention,
             locals_from_ms: now_ms.saturating_sub(kept),
-            stage: Stage::Logs(Vec::new()),
+            stage: Stage::Logs(Key::new()),
             candidates: VecDeque::new(),
             swept,
         }
@@ -72,12 +72,12 @@ impl Pass {
     }
 
     /// Where the next pass goes on among the messages.
-    pub(crate) fn swept(self) -> Vec<u8> {
+    pub(crate) fn swept(self) -> Key {
         self.swept
     }
 
     /// Trims logs from a key on, until it has looked at enough.
-    fn logs(&mut self, view: &dyn View, mut from: Vec<u8>) -> Result<Vec<Op>, StoreError> {
+    fn logs(&mut self, view: &dyn View, mut from: Key) -> Result<Vec<Op>, StoreError> {
         let (mut ops, mut looked_at) = (Vec::new(), 0);
         while looked_at < limits::TRIM_ROWS {
             let rest = Span { from, to: key::all().to };

@@ -139,7 +139,7 @@ async fn a_row_that_is_missing_or_says_something_else_is_found() {
         let (row, _) = memory.view().range(space, &key::all(), Order::Ascending, 1).unwrap().remove(0);
         let other = Memory::new();
         read(&mut &whole[..], &other).unwrap();
-        other.commit(vec![(space, row, Some(Bytes::from_static(b"\xff rubbish")))], true).unwrap();
+        other.commit(vec![(space, row, Some(Slice::from(b"\xff rubbish")))], true).unwrap();
         let found = audit(&*other.view()).unwrap_err().to_string();
         assert!(found.contains("corrupt row in "), "{found}");
     }

@@ -3,7 +3,7 @@
 use super::books::{Books, Stored};
 use super::txn::Txn;
 use crate::limits;
-use crate::store::kv::{Order, Space, View};
+use crate::store::kv::{Order, Slice, Space, View};
 use crate::store::record::{self, ChatRecord, MarkRecord, corrupt};
 use crate::store::types::{AckTarget, Acknowledged, Acknowledgment, EntryBody};
 use crate::store::{StoreError, key};
@@ -43,7 +43,7 @@ impl Books {
         let state = row.acknowledged().map_err(|why| corrupt(Space::Chats, &row_key, why))?;
         let (status, at) = state.unwrap_or((ack.status, ack.at));
         if changed {
-            self.put_row(txn, row_key, &row)?;
+            self.put_row(txn, &row_key, &row)?;
         }
         let (reader, sender, chat) = (ack.reader.clone(), message.sender.clone(), message.chat);
         let target = AckTarget::Message(id);
@@ -121,10 +121,10 @@ impl Books {
                     continue;
                 }
                 if row.advance(ack.status, ack.at) {
-                    self.put_row(txn, key.to_vec(), &row)?;
+                    self.put_row(txn, &key, &row)?;
                     forward.changed = true;
                 }
-                forward.newest = Some((key.to_vec(), row));
+                forward.newest = Some((key, row));
             }
         }
         if forward.covered > done {
@@ -133,7 +133,7 @@ impl Books {
                 mark.read = forward.covered.get();
             }
             // If it is lost, the next one looks at some rows again.
-            txn.put_unsynced(mark_key, &mark);
+            txn.put_unsynced(&mark_key, &mark);
         }
         Ok(forward)
     }
@@ -145,7 +145,7 @@ struct Forward {
     covered: Version,
     changed: bool,
     /// The last row for the reader that it looked at.
-    newest: Option<(Vec<u8>, ChatRecord)>,
+    newest: Option<(Slice, ChatRecord)>,
 }
 
 /// Whether every message for the reader up to `last` is known to be read, at the cost of one page.
@@ -168,7 +168,7 @@ fn newest_for_reader(
     chat: ChatId,
     from_high: bool,
     last: Version,
-) -> Result<Option<(Vec<u8>, ChatRecord)>, StoreError> {
+) -> Result<Option<(Slice, ChatRecord)>, StoreError> {
     let mut before = last.next();
     let mut looked_at = 0;
     while looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
@@ -182,7 +182,7 @@ fn newest_for_reader(
         for (key, value) in &rows {
             let row = record::decode::<ChatRecord>(key, value)?;
             if row.from_high == from_high {
-                return Ok(Some((key.to_vec(), row)));
+                return Ok(Some((key.clone(), row)));
             }
         }
     }

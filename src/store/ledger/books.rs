@@ -99,8 +99,8 @@ impl Books {
     }
 
     /// Writes what has changed about the message of a chat's row.
-    pub(super) fn put_row(&mut self, txn: &mut Txn, row_key: Vec<u8>, row: &ChatRecord) -> Result<(), StoreError> {
-        let id = row.message().map_err(|why| corrupt(Space::Chats, &row_key, why))?;
+    pub(super) fn put_row(&mut self, txn: &mut Txn, row_key: &[u8], row: &ChatRecord) -> Result<(), StoreError> {
+        let id = row.message().map_err(|why| corrupt(Space::Chats, row_key, why))?;
         txn.put(row_key, row);
         self.messages.update(id, row);
         Ok(())

@@ -45,10 +45,10 @@ impl Books {
             (sequence, received.get())
         } else {
             let place = PendingRecord { chat: chat.as_bytes().to_vec(), version: version.get() };
-            txn.put(key::message(message.id), &place);
+            txn.put(&key::message(message.id), &place);
             #[cfg(test)]
             if planted::is(planted::Bug::LostRelease) {
-                txn.delete(Space::Pending, key::message(message.id));
+                txn.delete(Space::Pending, &key::message(message.id));
             }
             (self.append(txn, &message.sender, origin, EntryBody::Accepted(message.clone()))?, 0)
         };
@@ -61,9 +61,9 @@ impl Books {
             ..ChatRecord::default()
         };
         let local = LocalRecord { message: id, digest: digest.to_vec(), sender_sequence: sequence.get() };
-        txn.put(key::message(message.id), &MessageRecord::from(&*message));
-        txn.put(key::chat(chat, version), &row);
-        txn.put(local_key, &local);
+        txn.put(&key::message(message.id), &MessageRecord::from(&*message));
+        txn.put(&key::chat(chat, version), &row);
+        txn.put(&local_key, &local);
         // From here on nothing fails.
         self.keep(message.clone(), row);
         self.advance_chat(chat, version);
@@ -95,8 +95,8 @@ impl Books {
         let copied = self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
         row.copy_sequence = copied.get();
         row.recipient_sequence = received.get();
-        self.put_row(txn, key::chat(chat, version), &row)?;
-        txn.delete(Space::Pending, key::message(id));
+        self.put_row(txn, &key::chat(chat, version), &row)?;
+        txn.delete(Space::Pending, &key::message(id));
         Ok(())
     }
 }

@@ -73,8 +73,8 @@ impl Books {
         length.blocked = changed(length.blocked, was.blocked, is.blocked)?;
         let row = key::pair(owner, subscriber);
         match &new {
-            Some(record) => txn.put(row, record),
-            None => txn.delete(Space::Contacts, row),
+            Some(record) => txn.put(&row, record),
+            None => txn.delete(Space::Contacts, &row),
         }
         self.index(txn, owner, subscriber)?;
         // A block also hides the other's list from the one who blocks.
@@ -95,8 +95,8 @@ impl Books {
             return Ok(());
         }
         match access {
-            Some(Access { share_location }) => txn.put(row, &OwnerRecord { share_location }),
-            None => txn.delete(Space::Owners, row),
+            Some(Access { share_location }) => txn.put(&row, &OwnerRecord { share_location }),
+            None => txn.delete(Space::Owners, &row),
         }
         txn.changed(Change::Access { owner: owner.clone(), subscriber: subscriber.clone(), access });
         Ok(())

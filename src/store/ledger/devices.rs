@@ -25,7 +25,7 @@ impl Books {
         if known.len() >= bound {
             return Err(StoreError::TooManyDevices);
         }
-        txn.put(key::device(user, device), &DeviceRecord::default());
+        txn.put(&key::device(user, device), &DeviceRecord::default());
         Ok(DeviceState { cursor: Sequence::ZERO, log })
     }
 
@@ -48,7 +48,7 @@ impl Books {
 
     pub(super) fn forget_device(&mut self, txn: &mut Txn, user: Eid, device: DeviceId) -> Result<(), StoreError> {
         if self.cursor(txn, &user, &device)?.is_some() {
-            txn.delete(Space::Devices, key::device(&user, &device));
+            txn.delete(Space::Devices, &key::device(&user, &device));
             self.cursors.remove(&(user, device));
         }
         Ok(())
@@ -57,7 +57,7 @@ impl Books {
     /// Adds the moved cursors to the commit.
     pub(super) fn write_cursors(&mut self, txn: &mut Txn) {
         for ((user, device), cursor) in self.cursors.drain() {
-            txn.put_unsynced(key::device(&user, &device), &DeviceRecord { cursor: cursor.get() });
+            txn.put_unsynced(&key::device(&user, &device), &DeviceRecord { cursor: cursor.get() });
         }
     }
 

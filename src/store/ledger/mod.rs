@@ -237,7 +237,7 @@ impl Ledger {
             Op::TrimLog { user, rows, .. } => books.trim_log(txn, &user, &rows).map(|()| Reply::Done),
             Op::TrimChat { chat, parties, gone } => books.trim_chat(txn, chat, &parties, gone).map(|()| Reply::Done),
             Op::Check => {
-                txn.put(key::PROBE.to_vec(), &ProbeRecord {});
+                txn.put(key::PROBE, &ProbeRecord {});
                 Ok(Reply::Done)
             }
         };

@@ -15,7 +15,7 @@ pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreE
         record.issued_until = record.issued_until.max(old.issued_until);
         record.expires_at = record.expires_at.max(old.expires_at);
     }
-    txn.put(row, &record);
+    txn.put(&row, &record);
     txn.changed(Change::Revoked(Revocation {
         expires_at: record.expires_at,
         issued_until: record.issued_until,
@@ -33,7 +33,7 @@ pub(super) fn drop_expired(txn: &mut Txn, now_ms: i64) -> Result<(), StoreError>
         span = key::following(span, last);
         for (key, value) in &rows {
             if record::decode::<RevocationRecord>(key, value)?.expires_at <= now_ms {
-                txn.delete(Space::Revocations, key.to_vec());
+                txn.delete(Space::Revocations, key);
             }
         }
     }

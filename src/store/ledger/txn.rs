@@ -4,29 +4,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use prost::Message as _;
-
 use crate::store::StoreError;
-use crate::store::kv::{Batch, Order, Row, Space, Span, View};
+use crate::store::kv::{Batch, Order, Row, Slice, Space, Span, View};
 use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord, Record};
 use crate::store::types::{Change, LogEntry};
 use crate::wire::{Eid, Sequence};
 
 /// `None`: deleted.
-type Value = Option<Bytes>;
+type Value = Option<Slice>;
 
 pub(crate) struct Txn {
     base: Box<dyn View>,
     /// Of the operations that are done.
-    writes: [BTreeMap<Bytes, Value>; Space::COUNT],
+    writes: [BTreeMap<Slice, Value>; Space::COUNT],
     /// Of the running one, in order: few, or not looked at by the operation itself.
-    running: Vec<(Space, Bytes, Value)>,
+    running: Vec<(Space, Slice, Value)>,
     rows: usize,
     durable: bool,
     appended: Vec<(Eid, Arc<LogEntry>)>,
     changes: Vec<Change>,
     before: Before,
+    scratch: Vec<u8>,
 }
 
 /// How things stood before the running operation.
@@ -58,6 +56,7 @@ impl Txn {
             appended: Vec::new(),
             changes: Vec::new(),
             before: Before::default(),
+            scratch: Vec::new(),
         }
     }
 
@@ -66,23 +65,24 @@ impl Txn {
         self.rows
     }
 
-    pub(crate) fn put<R: Record>(&mut self, key: Vec<u8>, record: &R) {
+    pub(crate) fn put<R: Record>(&mut self, key: &[u8], record: &R) {
         self.durable = true;
-        self.write(R::SPACE, key, Some(record.encode_to_vec().into()));
+        self.put_unsynced(key, record);
     }
 
     /// As [`Txn::put`], for what may be lost in a crash.
-    pub(crate) fn put_unsynced<R: Record>(&mut self, key: Vec<u8>, record: &R) {
-        self.write(R::SPACE, key, Some(record.encode_to_vec().into()));
+    pub(crate) fn put_unsynced<R: Record>(&mut self, key: &[u8], record: &R) {
+        let value = encoded(&mut self.scratch, record);
+        self.write(R::SPACE, key, Some(value));
     }
 
-    pub(crate) fn delete(&mut self, space: Space, key: Vec<u8>) {
+    pub(crate) fn delete(&mut self, space: Space, key: &[u8]) {
         self.durable = true;
-        self.write(space, key, None);
+        self.delete_unsynced(space, key);
     }
 
     /// As [`Txn::delete`], for what may come back in a crash.
-    pub(crate) fn delete_unsynced(&mut self, space: Space, key: Vec<u8>) {
+    pub(crate) fn delete_unsynced(&mut self, space: Space, key: &[u8]) {
         self.write(space, key, None);
     }
 
@@ -103,8 +103,8 @@ impl Txn {
         self.changes.push(change);
     }
 
-    fn write(&mut self, space: Space, key: Vec<u8>, value: Value) {
-        self.running.push((space, key.into(), value));
+    fn write(&mut self, space: Space, key: &[u8], value: Value) {
+        self.running.push((space, Slice::new(key), value));
         self.rows += 1;
     }
 
@@ -140,13 +140,13 @@ impl Txn {
         for (space, writes) in Space::ALL.into_iter().zip(self.writes) {
             batch.extend(writes.into_iter().map(|(key, value)| (space, key, value)));
         }
-        put_log_rows(&self.appended, &mut batch);
+        put_log_rows(&self.appended, &mut batch, &mut self.scratch);
         Written { batch, durable: self.durable, appended: self.appended, changes: self.changes }
     }
 }
 
 /// Adds the rows of all entries: those of a user together, as far as they go into one.
-fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch) {
+fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch, scratch: &mut Vec<u8>) {
     let mut logs: HashMap<&Eid, Vec<&LogEntry>> = HashMap::new();
     for (user, entry) in appended {
         logs.entry(user).or_default().push(entry);
@@ -154,12 +154,20 @@ fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch) {
     let rows = logs.iter().flat_map(|(user, entries)| {
         entries.chunks(LOG_ROW_ENTRIES_MAX).filter_map(|entries| LogRecord::row(user, entries))
     });
-    batch.extend(rows.map(|(key, record)| (Space::Logs, key.into(), Some(record.encode_to_vec().into()))));
+    batch.extend(rows.map(|(key, record)| (Space::Logs, Slice::new(&key), Some(encoded(scratch, &record)))));
+}
+
+/// A record as it lies on disk. By way of a buffer that is used again, as a slice is made in one piece.
+fn encoded<R: Record>(buffer: &mut Vec<u8>, record: &R) -> Slice {
+    buffer.clear();
+    let encoded = record.encode(buffer);
+    debug_assert!(encoded.is_ok(), "a Vec has no end");
+    Slice::new(buffer)
 }
 
 impl View for Txn {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let running = self.running.iter().rev().find(|(its, name, _)| *its == space && name == key);
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+        let running = self.running.iter().rev().find(|(its, name, _)| *its == space && **name == *key);
         match running.map(|(_, _, value)| value).or_else(|| self.writes[space.index()].get(key)) {
             Some(value) => Ok(value.clone()),
             None => self.base.get(space, key),
@@ -174,7 +182,7 @@ impl View for Txn {
         let writes = self.writes[space.index()].range::<[u8], _>(bounds);
         let running = self.running.iter().filter(|(its, key, _)| *its == space && span.contains(key));
         // Each write hides at most one row of the base, so with that many more the limit is still met.
-        let mut hidden: HashMap<&Bytes, &Value> = writes.chain(running.map(|(_, key, value)| (key, value))).collect();
+        let mut hidden: HashMap<&Slice, &Value> = writes.chain(running.map(|(_, key, value)| (key, value))).collect();
         let base = self.base.range(space, span, order, limit.saturating_add(hidden.len()))?;
         let mut rows = Vec::with_capacity(base.len());
         for row in base {
@@ -200,12 +208,12 @@ impl View for Txn {
 mod tests {
     use super::*;
     use crate::store::key;
-    use crate::store::kv::Kv;
+    use crate::store::kv::{Key, Kv};
     use crate::store::memory::Memory;
     use crate::store::record::{FloorRecord, read};
 
     fn numbers(txn: &Txn, order: Order, limit: usize) -> Vec<u8> {
-        let span = Span { from: vec![0], to: vec![100] };
+        let span = Span { from: Key::from_slice(&[0]), to: Key::from_slice(&[100]) };
         txn.range(Space::Floors, &span, order, limit).unwrap().iter().map(|(key, _)| key[0]).collect()
     }
 
@@ -214,18 +222,18 @@ mod tests {
         let memory = Memory::new();
         let mut first = Txn::new(memory.view());
         for key in [1, 3, 5, 7] {
-            first.put(vec![key], &FloorRecord { last: 1 });
+            first.put(&[key], &FloorRecord { last: 1 });
         }
         memory.commit(first.finish().batch, true).unwrap();
 
         let mut txn = Txn::new(memory.view());
-        txn.delete(Space::Floors, vec![3]);
-        txn.put(vec![4], &FloorRecord { last: 9 });
-        txn.put(vec![5], &FloorRecord { last: 9 });
+        txn.delete(Space::Floors, &[3]);
+        txn.put(&[4], &FloorRecord { last: 9 });
+        txn.put(&[5], &FloorRecord { last: 9 });
         assert_eq!(numbers(&txn, Order::Ascending, 3), [1, 4, 5]);
         assert_eq!(numbers(&txn, Order::Descending, 3), [7, 5, 4]);
         assert_eq!(numbers(&txn, Order::Ascending, 1), [1]);
-        txn.delete(Space::Floors, vec![1]);
+        txn.delete(Space::Floors, &[1]);
         assert_eq!(numbers(&txn, Order::Ascending, 3), [4, 5, 7], "what is deleted does not count");
         assert_eq!(read::<FloorRecord>(&txn, &[5]).unwrap().unwrap().last, 9);
         assert_eq!(read::<FloorRecord>(&txn, &[3]).unwrap(), None);
@@ -238,10 +246,10 @@ mod tests {
         let memory = Memory::new();
         let mut txn = Txn::new(memory.view());
         txn.begin_operation();
-        txn.put_unsynced(vec![1], &FloorRecord { last: 1 });
+        txn.put_unsynced(&[1], &FloorRecord { last: 1 });
         txn.begin_operation();
-        txn.put(vec![1], &FloorRecord { last: 2 });
-        txn.put(vec![2], &FloorRecord { last: 2 });
+        txn.put(&[1], &FloorRecord { last: 2 });
+        txn.put(&[2], &FloorRecord { last: 2 });
         assert!(txn.roll_back());
         assert_eq!(read::<FloorRecord>(&txn, &[1]).unwrap().unwrap().last, 1);
         assert_eq!(numbers(&txn, Order::Ascending, 9), [1]);

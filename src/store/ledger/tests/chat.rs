@@ -176,9 +176,9 @@ fn numbers_that_trimming_took_do_not_come_again() {
         house.memory.commit(rows.into_iter().map(|(key, _)| (space, key, None)).collect(), true).unwrap();
     }
     for user in ["alice", "bob"] {
-        house.put(key::log_floor(&eid(user)), &FloorRecord { last: 2 });
+        house.put(&key::log_floor(&eid(user)), &FloorRecord { last: 2 });
     }
-    house.put(key::chat_floor(message.chat), &FloorRecord { last: 2 });
+    house.put(&key::chat_floor(message.chat), &FloorRecord { last: 2 });
     let (mut house, _) = house.restart();
     assert_eq!(chat_version(&*house.memory.view(), message.chat).unwrap(), Version::from(2));
     let log = house.open("bob", "phone").unwrap().log;

@@ -7,7 +7,7 @@ fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
     let mut house = House::new();
     let message = house.sent("alice", "bob", 1);
     let key = key::message(message.id);
-    house.memory.commit(vec![(Space::Messages, key.into(), Some(vec![0xff, 0xff].into()))], true).unwrap();
+    house.memory.commit(vec![(Space::Messages, Slice::new(&key), Some(vec![0xff, 0xff].into()))], true).unwrap();
     // As after a restart: nothing is known from memory.
     house.ledger.books.forget_ends();
     let committed = house.run(vec![
@@ -83,7 +83,7 @@ fn a_release_that_fails_half_way_leaves_nothing_and_can_be_repeated() {
     let second = house.accept(text("alice", "bob", 2), true).unwrap().message;
     let key = key::message(second.id);
     let good = house.memory.view().get(Space::Messages, &key).unwrap();
-    let set = |value| house.memory.commit(vec![(Space::Messages, key.clone().into(), value)], true).unwrap();
+    let set = |value| house.memory.commit(vec![(Space::Messages, Slice::new(&key), value)], true).unwrap();
     set(None);
     house.ledger.books.forget_ends();
     let commits = house.memory.commits();
@@ -190,7 +190,7 @@ fn records_of_a_later_version_are_still_read() {
     // Field 15, a string.
     value.extend_from_slice(&[0x7a, 0x01, b'x']);
     assert_eq!(record::decode::<FloorRecord>(b"k", &value).unwrap().last, 7);
-    let span = Span { from: vec![2], to: vec![1] };
+    let span = Span { from: Key::from_slice(&[2]), to: Key::from_slice(&[1]) };
     assert!(Memory::new().view().range(Space::Logs, &span, Order::Ascending, 1).unwrap().is_empty());
     // An empty value is a record of nothing but defaults; where that makes no sense it is an error.
     assert!(MessageRecord::default().into_message(MessageId::new(1, [0; 10])).is_err());

@@ -3,8 +3,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::*;
 use crate::store::kv::{Order, Row, View};
 use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord};
@@ -27,7 +25,7 @@ fn read_after(house: &House, after: u64, limit: usize) -> Vec<u64> {
 
 /// Runs a pass of the retention to its end.
 fn trim(house: &mut House, retention: Retention) {
-    let (mut pass, mut ops) = (Pass::new(retention, i64::MAX, Vec::new()), VecDeque::new());
+    let (mut pass, mut ops) = (Pass::new(retention, i64::MAX, Key::new()), VecDeque::new());
     while let Some(step) = pass.step(&*house.memory.view()).unwrap() {
         ops.extend(step);
         house.run(ops.drain(..).collect());
@@ -72,7 +70,7 @@ fn a_page_goes_over_many_rows_of_one_entry() {
 struct Counted(Box<dyn View>, RefCell<Vec<usize>>);
 
 impl View for Counted {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
         self.0.get(space, key)
     }
 
@@ -135,8 +133,8 @@ fn rows_of_single_entries_from_an_earlier_version_are_read() {
     let (bob, view) = (eid("bob"), house.memory.view());
     let row_key = key::log(&bob, Sequence::from(2));
     let row = record::read::<LogRecord>(&*view, &row_key).unwrap().unwrap();
-    house.put(key::log(&bob, Sequence::from(1)), &row.earlier[0]);
-    house.put(row_key, &LogRecord { earlier: Vec::new(), ..row });
+    house.put(&key::log(&bob, Sequence::from(1)), &row.earlier[0]);
+    house.put(&row_key, &LogRecord { earlier: Vec::new(), ..row });
     assert_eq!(read_after(&house, 0, 9), [1, 2]);
     let (mut house, _) = house.restart();
     house.sent("alice", "bob", 3);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::limits::{ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, SUBSCRIBERS_PER_USER_MAX};
-use crate::store::kv::Span;
+use crate::store::kv::{Key, Slice, Span};
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
 use crate::store::record::{ChatRecord, FloorRecord, LocalRecord, MarkRecord, MessageRecord};
@@ -102,7 +102,7 @@ impl House {
         read::history(&*self.memory.view(), &query).unwrap().iter().map(|message| message.acknowledged).collect()
     }
 
-    fn put<R: record::Record>(&self, key: Vec<u8>, record: &R) {
+    fn put<R: record::Record>(&self, key: &[u8], record: &R) {
         self.memory.commit(vec![(R::SPACE, key.into(), Some(record.encode_to_vec().into()))], true).unwrap();
     }
 }
