@@ -9,10 +9,12 @@ const NICE: libc::c_int = 10;
 /// Only on Linux, where this is a thread's own; elsewhere it would be the whole process.
 #[allow(unsafe_code)]
 pub(super) fn give_way() {
-    // SAFETY: no pointers. Going down is allowed to everybody, so that there is nothing to look at in what it returns.
+    // SAFETY: no pointers. Going down is allowed to everybody, but for a filter of system calls. (-1 is also a priority,
+    // to which it comes from -11.)
     #[cfg(target_os = "linux")]
-    unsafe {
-        libc::nice(NICE);
+    if unsafe { libc::nice(NICE) } == -1 {
+        let error = std::io::Error::last_os_error();
+        tracing::info!(%error, "the store's threads for files do not give way: everybody else waits for them now and then");
     }
 }
 

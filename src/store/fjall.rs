@@ -1,13 +1,16 @@
 //! The engine on disk: fjall 3, a log-structured tree with one journal for all spaces.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
+use ::fjall::{
+    Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
+};
 
 use super::background;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::rotation::Rotation;
+use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
@@ -16,27 +19,57 @@ pub(crate) struct Fjall {
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
     rotation: Rotation,
+    /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
+    /// engine has written a file, it makes all visible that has a number by then.
+    newest: Mutex<Snapshot>,
 }
 
 impl Fjall {
     /// Opens or makes the database in `dir`; replays its journal. Fails if another process has it open.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Fjall, StoreError> {
+        let told = |why: String| StoreError::Engine(format!("opening {}: {why}", dir.display()));
         let failed = |error| match error {
             ::fjall::Error::Locked => StoreError::Engine("another process has it open".to_owned()),
-            error => StoreError::Engine(format!("opening {}: {error}", dir.display())),
+            error => told(error.to_string()),
         };
-        let builder = Database::builder(dir)
-            .cache_size(cache_bytes)
-            .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)
-            .worker_threads(limits::STORE_WORKERS);
-        let database = gives_way(|| builder.open()).map_err(failed)?;
+        let open = || {
+            let builder = Database::builder(dir)
+                .cache_size(cache_bytes)
+                .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)
+                .worker_threads(limits::STORE_WORKERS);
+            gives_way(|| builder.open())
+        };
+        let database = match open() {
+            Err(error @ ::fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) => {
+                match torn::put_aside(dir).map_err(|error| told(error.to_string()))? {
+                    Outcome::PutAside { file, bytes } => {
+                        tracing::warn!(
+                            file = %file.display(), bytes,
+                            "a power loss has torn the last commit, of which nobody was told; it was put aside"
+                        );
+                        open().map_err(failed)?
+                    }
+                    Outcome::Damaged { file, at } => {
+                        return Err(told(format!("{} is damaged at byte {at}: {error}", file.display())));
+                    }
+                    Outcome::Sound => return Err(failed(error)),
+                }
+            }
+            opened => opened.map_err(failed)?,
+        };
         let spaces = Space::ALL
             .iter()
             .map(|space| database.keyspace(space.name(), || options(*space)))
             .collect::<Result<Arc<[Keyspace]>, _>>()
             .map_err(failed)?;
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
-        Ok(Fjall { database, spaces, rotation })
+        let newest = Mutex::new(database.snapshot());
+        Ok(Fjall { database, spaces, rotation, newest })
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Snapshot> {
+        // Nothing in here panics half-way through a change.
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,7 +107,7 @@ fn failed(error: ::fjall::Error) -> StoreError {
 
 impl Kv for Fjall {
     fn view(&self) -> Box<dyn View> {
-        Box::new(FjallView { snapshot: self.database.snapshot(), spaces: self.spaces.clone() })
+        Box::new(FjallView { snapshot: self.newest().clone(), spaces: self.spaces.clone() })
     }
 
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
@@ -94,6 +127,10 @@ impl Kv for Fjall {
             }
         }
         writes.commit().map_err(failed)?;
+        // The former one is let go of outside of the lock.
+        let snapshot = self.database.snapshot();
+        let former = std::mem::replace(&mut *self.newest(), snapshot);
+        drop(former);
         let spaces = Space::ALL.into_iter().filter(|space| written[space.index()]);
         spaces.for_each(|space| self.rotation.look(space, &self.spaces[space.index()]));
         Ok(())
@@ -115,7 +152,8 @@ impl Kv for Fjall {
 
 /// What it gives may be part of a larger block, and keeps that in memory: rows are decoded at once, not kept.
 ///
-/// A snapshot: fjall's plain reads would show rows of a commit that is just being applied, some before others.
+/// A snapshot from between two commits: fjall's plain reads would show rows of one that is just being applied, some before
+/// others.
 struct FjallView {
     snapshot: Snapshot,
     spaces: Arc<[Keyspace]>,
@@ -146,6 +184,7 @@ impl View for FjallView {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
 
     use ::fjall::AbstractTree;
@@ -154,6 +193,44 @@ mod tests {
 
     /// Far above what writing some tens of MiB takes.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_view_stays_as_it_was_while_commits_are_applied_and_files_written() {
+        const COMMITS: u32 = 1500;
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
+        let done = AtomicU32::new(0);
+        let key = |n: u32| n.to_be_bytes();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 1..=COMMITS {
+                    let row = |space| (space, Slice::from(key(n)), Some(Slice::from("row")));
+                    engine.commit([Space::Messages, Space::Floors, Space::Logs].map(row).to_vec(), true).unwrap();
+                    done.store(n, Ordering::Release);
+                }
+            });
+            scope.spawn(|| {
+                while done.load(Ordering::Acquire) < COMMITS {
+                    engine.spaces[Space::Floors.index()].rotate_memtable().unwrap();
+                }
+            });
+            let look = |view: &dyn View, n| {
+                [Space::Messages, Space::Logs].map(|space| view.get(space, &key(n)).unwrap().is_some())
+            };
+            while done.load(Ordering::Acquire) < COMMITS {
+                let (n, mut views) = (done.load(Ordering::Acquire) + 1, Vec::new());
+                while done.load(Ordering::Acquire) < n.min(COMMITS) {
+                    let view = engine.view();
+                    let first = look(&*view, n);
+                    views.push((view, first));
+                }
+                for (view, first) in views {
+                    assert_eq!(first[0], first[1], "commit {n} shows in part");
+                    assert_eq!(look(&*view, n), first, "commit {n} came into a view that was there before");
+                }
+            }
+        });
+    }
 
     #[test]
     fn full_memtables_become_files_while_more_is_written_and_nothing_is_lost() {

@@ -20,6 +20,7 @@ mod read;
 mod record;
 mod retention;
 mod rotation;
+mod torn;
 mod types;
 mod writer;
 
