@@ -134,6 +134,9 @@ pub const STORE_QUEUE_MAX: usize = 8 * 1024;
 /// Operations of one user that the writer takes before it is the next one's turn: what a sender has under way at once
 /// mostly goes into one commit, since each commit that it is in wakes its session.
 pub const STORE_TURN_MAX: usize = 16;
+/// Operations of one user that wait for the writer, up to which it takes those that nobody waits for: moves of cursors,
+/// which a device may send as fast as its frames may come. Beyond, they are lost, as in a full queue.
+pub const STORE_OFFERED_MAX: usize = SESSION_CALLS_MAX;
 /// A commit with fewer operations goes on with another round of turns.
 pub const STORE_ROUNDS_UNTIL: usize = 256;
 /// How long a caller waits for a place in the writer's queue.
@@ -146,8 +149,13 @@ pub const STORE_READERS_MAX: usize = 4;
 pub const COMMIT_ROWS_MAX: usize = 16 * 1024;
 /// Rows that one bulk acknowledgment looks at; it reports how far it came. A few ten milliseconds of the writer.
 pub const ACKNOWLEDGED_ROWS_MAX: usize = 10_000;
+/// Rows on each side that one which changes nothing looks at, to say what is stored. It may be repeated at will, and the
+/// writer does nothing else meanwhile; who wrote more since then is told less.
+pub const ACKNOWLEDGED_LOOK_MAX: usize = 64;
 /// Messages that wait for their release over all sessions; more are told 503. Some ten MiB of memory.
 pub const STORE_UNRELEASED_MAX: usize = 128 * 1024;
+/// The same of one chat. They may all be released by one operation, when what they waited for is.
+pub const STORE_UNRELEASED_CHAT_MAX: usize = 1024;
 /// A moved cursor is written by then even if nothing else is.
 pub const CURSOR_WRITTEN_WITHIN: Duration = Duration::from_millis(200);
 /// Moved cursors that are kept in memory before they are written.

@@ -405,6 +405,7 @@ mod tests {
         Arc::new(LogEntry {
             sequence: sequence.into(),
             origin: None,
+            at: 0,
             body,
             committed: None,
             frame: std::sync::OnceLock::new(),

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use crate::limits::STORE_QUEUE_MAX;
     use crate::session::Origin;
-    use crate::store::testing::{Gate, Nobody, device, eid, text};
+    use crate::store::testing::{Gate, Nobody, eid, take_places, text};
     use crate::store::{Embedded, Memory, Options};
     use crate::wire::{ChatId, Lane, Version};
 
@@ -191,9 +191,7 @@ mod tests {
         let mut calls = Calls::new(store.clone());
         assert!(!calls.start(accept(1)), "the store has it");
         gate.reached().await;
-        for _ in 0..STORE_QUEUE_MAX {
-            store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));
-        }
+        take_places(&store, STORE_QUEUE_MAX);
         (calls, go_on)
     }
 

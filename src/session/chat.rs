@@ -269,9 +269,10 @@ impl Session {
             _ => return Err(Fault::malformed("message_id, or chat_id with up_to_version, is needed")),
         };
         // A device may have been off line when its user read; one whose clock is ahead has not read in the future.
-        let at = if request.timestamp > 0 { request.timestamp.min(now.unix_ms) } else { now.unix_ms };
+        let received_at = now.unix_ms;
+        let at = if request.timestamp > 0 { request.timestamp.min(received_at) } else { received_at };
         let (reader, device) = (open.user.clone(), open.device.clone());
-        let acknowledgment = Acknowledgment { reader, device, target, status, at };
+        let acknowledgment = Acknowledgment { reader, device, target, status, at, received_at };
         self.call(Call::Write(Asked::Acknowledge(origin), Write::Acknowledge(Box::new(acknowledgment))));
         Ok(())
     }

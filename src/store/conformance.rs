@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::testing::{Gate, ack, contact, device, eid, kinds, text, told};
+use super::testing::{Gate, ack, contact, device, eid, kinds, take_places, text, told};
 use super::*;
+use crate::limits;
 use crate::wire::{AckStatus, Sequence, Version};
 
 /// Remembers what it was told.
@@ -302,9 +303,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     let first = accept(1);
     gate.reached().await;
     // The writer stands. All places but one are taken by cursors, the last one by a message.
-    for _ in 0..crate::limits::STORE_QUEUE_MAX - 1 {
-        store.advance_cursor(&eid("alice"), &device("phone"), Sequence::from(1));
-    }
+    take_places(&store, limits::STORE_QUEUE_MAX - 1);
     let second = {
         let store = store.clone();
         let accepted = tokio::spawn(async move { store.accept(text("alice", "bob", 2), true).await });
@@ -316,7 +315,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
     store.close().await;
-    assert_eq!(*sizes.lock().unwrap(), [(1, 1), (crate::limits::STORE_ROUNDS_UNTIL, 1)]);
+    assert_eq!(*sizes.lock().unwrap(), [(1, 1), (limits::COMMIT_OPERATIONS_MAX, 1)]);
 }
 
 #[tokio::test]

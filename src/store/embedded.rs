@@ -220,8 +220,8 @@ impl Store for Embedded {
 
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
         let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
-        // A full queue loses it: what lies behind is delivered once more, or the next one moves it.
-        let _ = self.jobs.try_push(Some(user.clone()), Job { op, reply: ReplyTo::Nobody });
+        // It may be lost: what lies behind is delivered once more, or the next one moves it.
+        self.jobs.offer(Some(user.clone()), Job { op, reply: ReplyTo::Nobody });
     }
 
     async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError> {
@@ -269,15 +269,15 @@ impl Store for Embedded {
         let (valid, expired) = self.read(move |view| read::revocations(view, now_ms)).await?;
         if expired {
             // Nobody needs to wait for it.
-            let _ = self
-                .jobs
-                .try_push(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: ReplyTo::Nobody });
+            self.jobs.offer(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: ReplyTo::Nobody });
         }
         Ok(valid)
     }
 
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError> {
-        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Taken: after a pass that fails, the next one looks at all of them again, as this one may have trimmed entries of
+        // messages that it did not come to.
+        let swept = std::mem::take(&mut *self.swept.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut pass, mut trimmed) = (Pass::new(retention, now_ms, swept), Trimmed::default());
         loop {
             let (after, ops) = self.read(move |view| pass.step(view).map(|ops| (pass, ops))).await?;

@@ -82,13 +82,14 @@ impl Queue {
         self.put(place.ok_or(StoreError::Closed)?, turn, job)
     }
 
-    /// The same without waiting.
-    ///
-    /// # Errors
-    ///
-    /// As [`Queue::push`].
-    pub(crate) fn try_push(&self, turn: Turn, job: Job) -> Result<(), StoreError> {
-        self.put(self.try_place()?, turn, job)
+    /// Puts in what may be lost, and is where there is no place at once, or where a user's own take as many as
+    /// [`limits::STORE_OFFERED_MAX`]: what nobody waits for has no other bound.
+    pub(crate) fn offer(&self, turn: Turn, job: Job) {
+        let Ok(place) = self.try_place() else { return };
+        if self.shared.state().turns.waiting_for(&turn) < limits::STORE_OFFERED_MAX {
+            // Closed meanwhile: lost as well.
+            let _ = self.put(place, turn, job);
+        }
     }
 
     /// A place for [`Queue::put`].
@@ -231,6 +232,10 @@ impl<T> Turns<T> {
         }
     }
 
+    fn waiting_for(&self, turn: &Turn) -> usize {
+        self.waiting.get(turn).map_or(0, VecDeque::len)
+    }
+
     fn begin(&mut self) {
         (self.taken, self.together) = (0, 0);
         self.order.append(&mut self.again);
@@ -273,6 +278,10 @@ mod tests {
         Job { op: Op::Check, reply: ReplyTo::Nobody }
     }
 
+    fn put(queue: &Queue, turn: Turn, job: Job) -> Result<(), StoreError> {
+        queue.put(queue.try_place()?, turn, job)
+    }
+
     #[test]
     fn who_sends_little_does_not_wait_behind_all_of_who_sends_much() {
         const MUCH: usize = 2 * limits::STORE_ROUNDS_UNTIL;
@@ -305,9 +314,9 @@ mod tests {
     async fn a_full_queue_refuses_and_a_place_that_is_free_again_is_given() {
         let (queue, waiting) = queue();
         for _ in 0..limits::STORE_QUEUE_MAX {
-            queue.try_push(None, check()).unwrap();
+            put(&queue, None, check()).unwrap();
         }
-        assert_eq!(queue.try_push(None, check()), Err(StoreError::Overloaded));
+        assert_eq!(put(&queue, None, check()), Err(StoreError::Overloaded));
         assert_eq!(queue.push(None, check(), Duration::ZERO).await, Err(StoreError::Overloaded));
         let (pushed, ()) = tokio::join!(queue.push(None, check(), Duration::from_secs(60)), async {
             assert!(waiting.try_next().is_some());
@@ -316,15 +325,37 @@ mod tests {
         assert_eq!(queue.len(), limits::STORE_QUEUE_MAX);
     }
 
+    #[test]
+    fn what_nobody_waits_for_takes_few_places_of_a_user() {
+        let (queue, waiting) = queue();
+        for _ in 0..2 * limits::STORE_OFFERED_MAX {
+            queue.offer(user("much"), check());
+        }
+        assert_eq!(queue.len(), limits::STORE_OFFERED_MAX);
+        put(&queue, user("much"), check()).unwrap();
+        queue.offer(user("little"), check());
+        assert_eq!(queue.len(), limits::STORE_OFFERED_MAX + 2, "what is waited for, and others, find theirs");
+        while waiting.try_next().is_some() {}
+        waiting.shared.state().turns.begin();
+        while waiting.try_next().is_some() {}
+        queue.offer(user("much"), check());
+        assert_eq!(queue.len(), 1);
+        for _ in 1..limits::STORE_QUEUE_MAX {
+            put(&queue, None, check()).unwrap();
+        }
+        queue.offer(user("little"), check());
+        assert_eq!(queue.len(), limits::STORE_QUEUE_MAX);
+    }
+
     #[tokio::test]
     async fn a_closed_queue_gives_what_it_has_and_takes_nothing() {
         let (queue, waiting) = queue();
-        queue.try_push(user("one"), check()).unwrap();
+        put(&queue, user("one"), check()).unwrap();
         assert!(matches!(waiting.next(None), Next::Job(_)));
         assert!(matches!(waiting.next(Some(Instant::now())), Next::Late));
-        queue.try_push(user("one"), check()).unwrap();
+        put(&queue, user("one"), check()).unwrap();
         queue.close();
-        assert_eq!(queue.try_push(None, check()), Err(StoreError::Closed));
+        assert_eq!(put(&queue, None, check()), Err(StoreError::Closed));
         assert_eq!(queue.push(None, check(), Duration::from_secs(60)).await, Err(StoreError::Closed));
         assert!(matches!(waiting.next(None), Next::Job(_)));
         assert!(matches!(waiting.next(None), Next::End));
@@ -334,9 +365,9 @@ mod tests {
     async fn without_the_writer_nobody_waits() {
         let (queue, waiting) = queue();
         let (reply, outcome) = tokio::sync::oneshot::channel();
-        queue.try_push(None, Job { op: Op::Check, reply: ReplyTo::Caller(reply) }).unwrap();
+        put(&queue, None, Job { op: Op::Check, reply: ReplyTo::Caller(reply) }).unwrap();
         drop(waiting);
         assert!(outcome.await.is_err());
-        assert_eq!(queue.try_push(None, check()), Err(StoreError::Closed));
+        assert_eq!(put(&queue, None, check()), Err(StoreError::Closed));
     }
 }

@@ -384,21 +384,19 @@ impl PendingRecord {
 
 impl LogRecord {
     fn new(user: &Eid, entry: &LogEntry) -> LogRecord {
-        let (kind, message, acknowledged, at) = match &entry.body {
-            EntryBody::Received(message) => (1, Some(message.id), None, message.received_at),
-            EntryBody::Accepted(message) => (2, Some(message.id), None, message.received_at),
-            EntryBody::Copy(message) => (3, Some(message.id), None, message.received_at),
-            EntryBody::Sent(message) => (4, Some(message.id), None, message.received_at),
-            EntryBody::Acknowledged(acknowledged) => {
-                (5, None, Some(AcknowledgedRecord::new(user, acknowledged)), acknowledged.at)
-            }
+        let (kind, message, acknowledged) = match &entry.body {
+            EntryBody::Received(message) => (1, Some(message.id), None),
+            EntryBody::Accepted(message) => (2, Some(message.id), None),
+            EntryBody::Copy(message) => (3, Some(message.id), None),
+            EntryBody::Sent(message) => (4, Some(message.id), None),
+            EntryBody::Acknowledged(acknowledged) => (5, None, Some(AcknowledgedRecord::new(user, acknowledged))),
         };
         LogRecord {
             kind,
             message: message.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
             acknowledged,
             origin: entry.origin.as_ref().map(DeviceId::to_string).unwrap_or_default(),
-            at,
+            at: entry.at,
             earlier: Vec::new(),
         }
     }
@@ -439,13 +437,13 @@ impl LogRecord {
             "" => None,
             text => Some(device_id(text).map_err(wrong)?),
         };
-        Ok(entry(sequence, origin, body))
+        Ok(entry(sequence, origin, self.at, body))
     }
 }
 
 /// An entry that nobody has seen yet.
-pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, body: EntryBody) -> LogEntry {
-    LogEntry { sequence, origin, body, committed: None, frame: std::sync::OnceLock::new() }
+pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, at: i64, body: EntryBody) -> LogEntry {
+    LogEntry { sequence, origin, at, body, committed: None, frame: std::sync::OnceLock::new() }
 }
 
 impl AcknowledgedRecord {

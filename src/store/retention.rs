@@ -180,10 +180,15 @@ impl Pass {
         }
         let (mut ops, mut room) = (Vec::new(), limits::TRIM_ROWS);
         for (chat, (version, id)) in chats {
-            let (op, rows) = if room > 0 { self.chat(view, chat, version, room)? } else { (None, 0) };
-            room -= rows;
-            // More of this chat is to go than a step takes.
             if room == 0 {
+                self.candidates.push_back(id);
+                continue;
+            }
+            let (op, rows) = self.chat(view, chat, version, room)?;
+            room -= rows;
+            // More of this chat may have to go than a step takes. Where nothing went, nothing more will in this pass: an
+            // earlier message holds the rest, as of a time when the clock was ahead.
+            if room == 0 && op.is_some() {
                 self.candidates.push_back(id);
             }
             ops.extend(op);

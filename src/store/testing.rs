@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, mpsc};
 
-use super::LogObserver;
 use super::types::{AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage};
-use crate::wire::{AckStatus, DeviceId, Eid, LocalId};
+use super::{Embedded, LogObserver, Store};
+use crate::limits;
+use crate::wire::{AckStatus, DeviceId, Eid, LocalId, Sequence};
 
 /// Watches no log.
 pub(crate) struct Nobody;
@@ -38,6 +39,14 @@ impl LogObserver for Gate {
     }
 }
 
+/// Takes so many places of a store whose writer stands, with moves of cursors: as many of a user as it takes.
+pub(crate) fn take_places(store: &Embedded, places: usize) {
+    for place in 0..places {
+        let user = eid(&format!("user-{}", place / limits::STORE_OFFERED_MAX));
+        store.advance_cursor(&user, &device("phone"), Sequence::from(1));
+    }
+}
+
 pub(crate) fn eid(name: &str) -> Eid {
     Eid::parse(&format!("{name}@x")).unwrap()
 }
@@ -64,7 +73,7 @@ pub(crate) fn text(sender: &str, recipient: &str, number: u64) -> NewMessage {
 
 /// From the reader's phone.
 pub(crate) fn ack(reader: &str, target: AckTarget, status: AckStatus, at: i64) -> Acknowledgment {
-    Acknowledgment { reader: eid(reader), device: device("phone"), target, status, at }
+    Acknowledgment { reader: eid(reader), device: device("phone"), target, status, at, received_at: at }
 }
 
 pub(crate) fn contact(subscriber: &str) -> Contact {

@@ -122,8 +122,10 @@ pub struct Acknowledgment {
     pub target: AckTarget,
     /// [`AckStatus::Delivered`] or [`AckStatus::Read`].
     pub status: AckStatus,
-    /// When, Unix milliseconds.
+    /// When, Unix milliseconds; by the device's clock.
     pub at: i64,
+    /// When the server had it, Unix milliseconds.
+    pub received_at: i64,
 }
 
 /// The state of a message, or of all up to a version, as stored. Also an entry of both users' logs.
@@ -152,6 +154,8 @@ pub struct LogEntry {
     pub sequence: Sequence,
     /// The user's device that caused it; it sees another form of the entry, or none.
     pub origin: Option<DeviceId>,
+    /// When the server had what it says, Unix milliseconds: its age, whatever a device's clock says.
+    pub at: i64,
     /// What it says.
     pub body: EntryBody,
     /// When it was committed, if by this process and just now: for latency metrics.

@@ -17,8 +17,8 @@ impl Books {
         };
         if acknowledged.changed {
             let body = || EntryBody::Acknowledged(acknowledged.clone());
-            self.append(txn, &acknowledged.sender, None, body())?;
-            self.append(txn, &acknowledged.reader, Some(ack.device.clone()), body())?;
+            self.append(txn, &acknowledged.sender, None, ack.received_at, body())?;
+            self.append(txn, &acknowledged.reader, Some(ack.device.clone()), ack.received_at, body())?;
         }
         self.advance_cursor(txn, &ack.reader, &ack.device, sequence)?;
         Ok(acknowledged)
@@ -148,18 +148,18 @@ struct Forward {
     newest: Option<(Slice, ChatRecord)>,
 }
 
-/// Whether every message for the reader up to `last` is known to be read, at the cost of one page.
+/// Whether every message for the reader up to `last` is known to be read, at the cost of a look at some rows.
 fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Version) -> Result<bool, StoreError> {
     let mark = record::read::<MarkRecord>(txn, &key::mark(chat, reader))?.unwrap_or_default();
     let span = key::versions(chat, Version::from(mark.read), Some(last.next()));
-    let rows = txn.range(Space::Chats, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+    let rows = txn.range(Space::Chats, &span, Order::Ascending, limits::ACKNOWLEDGED_LOOK_MAX)?;
     for (key, value) in &rows {
         let row = record::decode::<ChatRecord>(key, value)?;
         if row.from_high == from_high && row.status != AckStatus::Read.code() {
             return Ok(false);
         }
     }
-    Ok(rows.len() < limits::STORE_PAGE_ROWS)
+    Ok(rows.len() < limits::ACKNOWLEDGED_LOOK_MAX)
 }
 
 /// The newest row for the reader up to `last`, if not too many of the other's lie behind it.
@@ -169,20 +169,13 @@ fn newest_for_reader(
     from_high: bool,
     last: Version,
 ) -> Result<Option<(Slice, ChatRecord)>, StoreError> {
-    let mut before = last.next();
-    let mut looked_at = 0;
-    while looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
-        let span = key::versions(chat, Version::ZERO, Some(before));
-        // Usually the first one or the next is it.
-        let page = if looked_at == 0 { 8 } else { limits::STORE_PAGE_ROWS };
-        let rows = txn.range(Space::Chats, &span, Order::Descending, page)?;
-        looked_at += page;
-        let Some((oldest, _)) = rows.last() else { break };
-        before = key::version_of(oldest).map_err(|why| corrupt(Space::Chats, oldest, why))?;
-        for (key, value) in &rows {
-            let row = record::decode::<ChatRecord>(key, value)?;
+    let span = key::versions(chat, Version::ZERO, Some(last.next()));
+    // Usually the first one or the next is it.
+    for page in [8, limits::ACKNOWLEDGED_LOOK_MAX] {
+        for (key, value) in txn.range(Space::Chats, &span, Order::Descending, page)? {
+            let row = record::decode::<ChatRecord>(&key, &value)?;
             if row.from_high == from_high {
-                return Ok(Some((key.clone(), row)));
+                return Ok(Some((key, row)));
             }
         }
     }

@@ -138,16 +138,17 @@ impl Books {
         self.chats.pop(&chat);
     }
 
-    /// Appends to `user`'s log.
+    /// Appends to `user`'s log what the server had at `at`.
     pub(super) fn append(
         &mut self,
         txn: &mut Txn,
         user: &Eid,
         origin: Option<DeviceId>,
+        at: i64,
         body: EntryBody,
     ) -> Result<Sequence, StoreError> {
         let head = self.log(txn, user)?.head.next();
-        txn.append(user.clone(), record::entry(head, origin, body));
+        txn.append(user.clone(), record::entry(head, origin, at, body));
         // It has just been looked up; what is no longer kept is read again, from the transaction.
         if let Some(bounds) = self.logs.peek_mut(user) {
             bounds.head = head;
@@ -288,6 +289,12 @@ impl Unreleased {
     pub(super) fn insert(&mut self, chat: ChatId, version: Version, id: MessageId, ready: bool) {
         self.chats.entry(chat).or_default().insert(version, Waiting { id, ready });
         self.places.insert(id, (chat, version));
+    }
+
+    /// Whether no further message of a chat may wait.
+    pub(super) fn is_full_for(&self, chat: ChatId) -> bool {
+        self.len() >= limits::STORE_UNRELEASED_MAX
+            || self.chats.get(&chat).is_some_and(|waiting| waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX)
     }
 
     pub(super) fn waits_in(&self, chat: ChatId) -> bool {

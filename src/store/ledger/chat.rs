@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::books::{Books, Stored};
 use super::txn::Txn;
-use crate::limits;
 #[cfg(test)]
 use crate::planted;
 use crate::store::kv::Space;
@@ -32,16 +31,16 @@ impl Books {
         }
         let chat = ChatId::between(&new.sender, &new.recipient);
         let now = release && !self.unreleased.waits_in(chat);
-        if !now && self.unreleased.len() >= limits::STORE_UNRELEASED_MAX {
+        if !now && self.unreleased.is_full_for(chat) {
             return Err(StoreError::Overloaded);
         }
         let version = self.version(txn, chat, &new.sender, &new.recipient)?.next();
         let message = numbered(new, chat, version);
-        let origin = Some(message.device.clone());
+        let (origin, at) = (Some(message.device.clone()), message.received_at);
 
         let (sequence, recipient_sequence) = if now {
-            let sequence = self.append(txn, &message.sender, origin, EntryBody::Sent(message.clone()))?;
-            let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
+            let sequence = self.append(txn, &message.sender, origin, at, EntryBody::Sent(message.clone()))?;
+            let received = self.append(txn, &message.recipient, None, at, EntryBody::Received(message.clone()))?;
             (sequence, received.get())
         } else {
             let place = PendingRecord { chat: chat.as_bytes().to_vec(), version: version.get() };
@@ -50,7 +49,7 @@ impl Books {
             if planted::is(planted::Bug::LostRelease) {
                 txn.delete(Space::Pending, &key::message(message.id));
             }
-            (self.append(txn, &message.sender, origin, EntryBody::Accepted(message.clone()))?, 0)
+            (self.append(txn, &message.sender, origin, at, EntryBody::Accepted(message.clone()))?, 0)
         };
         let id = message.id.as_bytes().to_vec();
         let row = ChatRecord {
@@ -90,9 +89,9 @@ impl Books {
         let Some(Stored { message, mut row }) = self.stored(txn, id)? else {
             return Err(corrupt(Space::Messages, id.as_bytes(), "it waits for its release, and it is not there"));
         };
-        let received = self.append(txn, &message.recipient, None, EntryBody::Received(message.clone()))?;
-        let origin = Some(message.device.clone());
-        let copied = self.append(txn, &message.sender, origin, EntryBody::Copy(message.clone()))?;
+        let (origin, at) = (Some(message.device.clone()), message.received_at);
+        let received = self.append(txn, &message.recipient, None, at, EntryBody::Received(message.clone()))?;
+        let copied = self.append(txn, &message.sender, origin, at, EntryBody::Copy(message.clone()))?;
         row.copy_sequence = copied.get();
         row.recipient_sequence = received.get();
         self.put_row(txn, &key::chat(chat, version), &row)?;

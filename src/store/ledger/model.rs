@@ -262,7 +262,8 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
             };
             let status = random.of(&[AckStatus::Delivered, AckStatus::Read]);
             let reader = eid(random.of(&[user, user, peer, USERS[0]]));
-            Op::Acknowledge(Acknowledgment { reader, device: at_device, target, status, at: number as i64 })
+            let at = number as i64;
+            Op::Acknowledge(Acknowledgment { reader, device: at_device, target, status, at, received_at: at })
         }
         16 | 17 => Op::AdvanceCursor(eid(user), at_device, Sequence::from(random.below(30))),
         18 => Op::OpenDevice(eid(user), at_device),

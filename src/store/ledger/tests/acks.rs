@@ -122,6 +122,22 @@ fn a_bulk_acknowledgment_says_how_far_it_came() {
 }
 
 #[test]
+fn one_that_changes_nothing_looks_at_few_rows_however_often_it_comes() {
+    let mut house = House::new();
+    house.sent("alice", "bob", 1);
+    house.ack(ack("bob", up_to(1), AckStatus::Read, 1)).unwrap();
+    let few = ACKNOWLEDGED_LOOK_MAX as u64;
+    let bobs =
+        |numbers: std::ops::RangeInclusive<u64>| numbers.map(|n| accept(text("bob", "alice", n), true)).collect();
+    house.run(bobs(2..=few));
+    let near = house.ack(ack("bob", up_to(few), AckStatus::Delivered, 2)).unwrap();
+    assert_eq!((near.status, near.at, near.changed), (AckStatus::Read, 1, false));
+    house.run(bobs(few + 1..=4 * few));
+    let far = house.ack(ack("bob", up_to(4 * few), AckStatus::Delivered, 3)).unwrap();
+    assert_eq!((far.status, far.at, far.changed), (AckStatus::Delivered, 3, false), "it did not look further");
+}
+
+#[test]
 fn an_acknowledgment_moves_the_devices_cursor_to_the_message() {
     let mut house = House::new();
     house.open("bob", "phone").unwrap();

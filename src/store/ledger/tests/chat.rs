@@ -203,3 +203,19 @@ fn more_than_the_bound_do_not_wait_for_their_release() {
     assert_eq!(house.accept(text("alice", "bob", 1), false).unwrap_err(), StoreError::Overloaded);
     assert!(house.accept(text("alice", "bob", 1), true).is_ok());
 }
+
+#[test]
+fn more_than_the_bound_of_a_chat_do_not_wait_and_those_that_do_are_released_by_one() {
+    let mut house = House::new();
+    let first = house.accept(text("alice", "bob", 1), false).unwrap().message.id;
+    let many = limits::STORE_UNRELEASED_CHAT_MAX as u64;
+    let waiting = house.run((2..=many).map(|number| accept(text("alice", "bob", number), true)).collect());
+    assert!(waiting.outcomes.iter().all(Result::is_ok));
+    for (sender, recipient) in [("alice", "bob"), ("bob", "alice")] {
+        assert_eq!(house.accept(text(sender, recipient, many + 1), true).unwrap_err(), StoreError::Overloaded);
+    }
+    assert!(house.accept(text("alice", "carol", many + 2), false).is_ok(), "another chat is as it was");
+    house.one(Op::Release(first)).unwrap();
+    assert_eq!(house.kinds("bob").len() as u64, many);
+    assert_eq!(house.accept(text("alice", "bob", many + 1), true).unwrap().outcome, AcceptOutcome::Released);
+}

@@ -161,6 +161,33 @@ fn a_row_goes_once_all_of_it_may() {
 }
 
 #[test]
+fn an_acknowledgment_is_as_old_as_the_server_had_it_whatever_the_device_says() {
+    let mut house = House::new();
+    let message = house.sent("alice", "bob", 5);
+    let late = Acknowledgment { received_at: 20, ..ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1) };
+    house.ack(late).unwrap();
+    trim(&mut house, Retention { older_than_ms: 20, entries_max_per_user: u64::MAX });
+    for user in ["alice", "bob"] {
+        assert_eq!(house.kinds(user), ["acknowledged"], "{user}");
+        assert!(house.lines(user)[0].contains("read 1 "), "it tells what the device said: {:?}", house.lines(user));
+    }
+    trim(&mut house, Retention { older_than_ms: 21, entries_max_per_user: u64::MAX });
+    assert_eq!(house.rows(Space::Logs), 0);
+}
+
+#[test]
+fn a_message_from_when_the_clock_was_ahead_holds_its_chat_and_no_pass() {
+    let mut house = House::new();
+    let many = limits::TRIM_ROWS as u64 + 10;
+    house.run(vec![accept(NewMessage { received_at: i64::MAX - 1, ..text("alice", "bob", 1) }, true)]);
+    house.run((2..=many).map(|number| accept(text("alice", "bob", number), true)).collect());
+    let nothing = Retention { older_than_ms: 0, entries_max_per_user: 0 };
+    // Ends, which is what this is about: only the first message is younger than what repeats are known for.
+    trim(&mut house, nothing);
+    assert_eq!((house.rows(Space::Logs), house.rows(Space::Messages) as u64), (0, many));
+}
+
+#[test]
 fn a_row_that_claims_more_entries_than_there_are_numbers_is_corrupt() {
     let mut house = House::new();
     house.run(texts(1..=3));

@@ -1,7 +1,7 @@
 //! The ledger's promises, one commit at a time.
 
 use super::*;
-use crate::limits::{ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, SUBSCRIBERS_PER_USER_MAX};
+use crate::limits::{ACKNOWLEDGED_LOOK_MAX, ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, SUBSCRIBERS_PER_USER_MAX};
 use crate::store::kv::{Key, Slice, Span};
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
