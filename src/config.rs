@@ -2,7 +2,8 @@
 //!
 //! Later layers win, key by key: defaults, the TOML file, `BIMIP_*` environment variables, command-line flags. In the
 //! environment a key's levels are parted by two underscores (`BIMIP_QUIC__IDLE_TIMEOUT_MS`), lists by commas, and an
-//! empty variable counts as not set. Paths are relative to the working directory.
+//! empty variable counts as not set, apart from `BIMIP_CONFIG`, which the command line reads. Paths are relative to the
+//! working directory.
 
 mod check;
 mod layers;

@@ -1,12 +1,12 @@
-//! The house's order, read off the sources (architecture.md, style.md): floors, one place for metrics and bounds, no
-//! panics that a peer could cause, files of one room, documents that name what exists.
+//! The house's order, read off the sources (docs/architecture.md, CONTRIBUTING.md): floors, one place for metrics and
+//! bounds, no panics that a peer could cause, files of one room, documents that name what exists.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Longest file, in lines (style.md).
+/// Longest file, in lines (CONTRIBUTING.md).
 const LINES_MAX: usize = 600;
 
 /// Modules of the crate and their floors; a module uses only floors below its own.

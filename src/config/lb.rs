@@ -31,7 +31,7 @@ impl Default for LbConfig {
     }
 }
 
-/// A server among those behind one balancer: 1 to 15 bytes.
+/// A server among those behind one balancer: 1 to 15 bytes, and at most 11 with the 8 or more of a server's nonce.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServerId {
@@ -42,7 +42,7 @@ pub struct ServerId {
 
 /// Why something is no server id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to {} bytes in hexadecimal, as in \"a1\" or \"00c3\"", ServerId::BYTES_MAX)]
+#[error("must be 1 to {} bytes in hexadecimal (11 with a nonce of 8), as in \"a1\" or \"00c3\"", ServerId::BYTES_MAX)]
 pub struct ServerIdError;
 
 impl ServerId {
