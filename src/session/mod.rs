@@ -22,6 +22,8 @@ mod presence;
 mod render;
 mod sign_in;
 mod tail;
+#[cfg(test)]
+mod testing;
 
 pub use crate::clock::Now;
 pub use call::{Asked, Call, Done, ListChange, Origin, Purpose, run};
@@ -38,7 +40,9 @@ use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
-use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX};
+use crate::limits::{
+    CLOSE_LINGER, LANE_QUEUE_BYTES, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX,
+};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::store::Write;
 use crate::wire::{
@@ -348,10 +352,13 @@ impl Session {
         }
     }
 
-    /// Whether tail or presence stopped for want of room on their lanes.
-    pub fn has_backlog(&self) -> bool {
+    /// Whether tail or presence stopped for want of room on their lanes and have it now, `queued` being what a lane still
+    /// holds. Each goes by its own: another that is stuck is nothing to it.
+    pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
-        self.lanes.contains(Lane::Chat) && open.tail.is_held() || open.watching.as_ref().is_some_and(Watching::has_more)
+        let has_room = |lane| queued(lane) < LANE_QUEUE_BYTES;
+        self.lanes.contains(Lane::Chat) && open.tail.is_held() && has_room(Lane::Chat)
+            || open.watching.as_ref().is_some_and(Watching::has_more) && has_room(Lane::Presence)
     }
 
     /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
