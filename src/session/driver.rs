@@ -129,8 +129,9 @@ impl<L: Link> Driver<L> {
                 Err(ending) => return Poll::Ready(ending),
                 Ok(taken) => taken,
             };
-            progress |= self.take_time(cx, now);
             self.session.pump(|lane| self.link.queued(lane), now);
+            // Last: whatever came before may have put something off, of which nothing else would remind the task.
+            progress |= self.take_time(cx, now);
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
             }
