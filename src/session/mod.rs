@@ -171,7 +171,8 @@ struct Open {
     listing: bool,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
     revoking: usize,
-    /// The session's token was revoked meanwhile.
+    /// The session's token was revoked meanwhile: nothing more is taken from it, or it could go on for as long as it keeps
+    /// revocations under way.
     revoked: bool,
 }
 
@@ -219,6 +220,7 @@ impl Session {
             _ if self.draining => LaneSet::NONE,
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
+            Phase::Open(open) if open.revoked => LaneSet::NONE,
             Phase::Open(open) => {
                 let mut wanted = LaneSet::NONE;
                 if self.calls >= SESSION_CALLS_MAX + SESSION_CALLS_RESERVED {
@@ -416,6 +418,7 @@ impl Session {
     fn dispatch(&mut self, origin: Origin, payload: Payload, now: Now) -> Result<(), Fault> {
         match (&mut self.phase, payload) {
             (Phase::Closed | Phase::Opening(_), _) => Ok(()),
+            (Phase::Open(open), _) if open.revoked => Ok(()),
             (_, Payload::SessionOpen(open)) => {
                 if self.meter_sign_in(origin) {
                     self.session_open(origin, open, now);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Flood, LaneSet, Link, LinkEvent, Now, PathStats, Services, Settings, drive};
+use super::{Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive, run};
 use crate::auth::{Grant, Signer, Verifier, dev};
 use crate::config::{AuthConfig, LimitsConfig};
 use crate::hub::Hub;
@@ -74,7 +74,25 @@ impl House {
         })
     }
 
-    /// A device that is signed in with every lane open: the other end of its link.
+    /// A session that has said nothing, without a driver.
+    pub(super) fn visitor(&self) -> Bare {
+        let session =
+            Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), Now::system());
+        Bare { session, store: self.store.clone() }
+    }
+
+    /// One that is signed in, with every lane open and presence ready.
+    pub(super) async fn bare(&self, user: &Eid, device: &DeviceId) -> Bare {
+        let mut bare = self.visitor();
+        for lane in Lane::ALL {
+            bare.session.event(LinkEvent::Opened(lane), Now::system());
+        }
+        bare.hear(Lane::Control, self.open(user, device));
+        bare.settle().await;
+        bare
+    }
+
+    /// The same with a driver, and the other end of its link.
     pub(super) async fn device(&self, user: &Eid, device: &DeviceId) -> Peer {
         let peer = Peer::default();
         tokio::spawn(drive(Played(peer.0.clone()), self.services.clone(), self.store.clone()));
@@ -83,6 +101,55 @@ impl House {
         assert!(matches!(peer.next(Lane::Control).await.payload, Some(Payload::SessionAccept(_))));
         peer
     }
+}
+
+/// A session alone: what goes in and what comes out is up to the test.
+pub(super) struct Bare {
+    pub(super) session: Session,
+    store: Arc<dyn Store>,
+}
+
+impl Bare {
+    /// A frame reaches the session.
+    pub(super) fn hear(&mut self, lane: Lane, payload: Payload) {
+        let frame = content(&encode_frame(&MessageScheme { request_id: 1, ..envelope(payload) }));
+        self.session.event(LinkEvent::Frame(lane, frame), Now::system());
+    }
+
+    /// What the session wants done.
+    pub(super) fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.session.poll_output()).collect()
+    }
+
+    /// Runs every call and every pump, to the end; what was sent, and the close.
+    pub(super) async fn settle(&mut self) -> (Vec<(Lane, Payload)>, Option<CloseCode>) {
+        let (mut sent, mut closed) = (Vec::new(), None);
+        loop {
+            self.session.pump(|_| 0, Now::system());
+            let outputs = self.outputs();
+            if outputs.is_empty() {
+                return (sent, closed);
+            }
+            for output in outputs {
+                match output {
+                    Output::Send(lane, frame) => sent.push((lane, payload(&frame))),
+                    Output::Call(call) => self.answer(call).await,
+                    Output::Synced(..) => {}
+                    Output::Close(code, _) => closed = Some(code),
+                }
+            }
+        }
+    }
+
+    /// A call runs, and the session hears of it.
+    pub(super) async fn answer(&mut self, call: Call) {
+        let done = run(self.store.clone(), call).await;
+        self.session.done(done, Now::system());
+    }
+}
+
+pub(super) fn payload(frame: &Bytes) -> Payload {
+    open_envelope(&content(frame)).unwrap().payload.unwrap()
 }
 
 fn content(frame: &Bytes) -> Bytes {
