@@ -198,7 +198,8 @@ pub const TCP_WRITE_BYTES: usize = 16 * 1024;
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Ports tried when any will do, until one is free for both UDP and TCP.
 pub const PORT_TRIES: usize = 32;
-/// Handshakes under way at once; further connection attempts are refused until one is through.
+/// Handshakes under way at once, of which one address may have half; further connection attempts are refused until one is
+/// through.
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;

@@ -167,20 +167,23 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    // A real address can begin handshakes without end and finish none, and proves itself as often as it is asked to. So one
+    // address gets half of the places, as over TCP.
+    let places = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let handshakes = crowd.handshakes(TransportKind::Quic);
-        if handshakes >= config.handshakes_max || !crowd.has_room() {
+        let remote = incoming.remote_address();
+        if !places.has_room() || !places.admits(remote) || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             incoming.refuse();
-        } else if !crowd.admits(incoming.remote_address()) {
+        } else if !crowd.admits(remote) {
             services.metrics.rate_limited(LimitKind::Connections);
             incoming.refuse();
-        } else if handshakes >= config.handshakes_before_retry
+        } else if crowd.handshakes(TransportKind::Quic) >= config.handshakes_before_retry
             && incoming.may_retry()
             && !incoming.remote_address_validated()
         {
@@ -190,8 +193,8 @@ pub async fn serve(
                 error.into_incoming().ignore();
             }
         } else {
-            let shaking = crowd.clone().shake(TransportKind::Quic);
-            let place = crowd.clone().enter(incoming.remote_address());
+            let shaking = (crowd.clone().shake(TransportKind::Quic), places.clone().enter(remote));
+            let place = crowd.clone().enter(remote);
             let accept_with = accept_with(&incoming);
             tasks.spawn(connect(incoming, accept_with, (shaking, place), services.clone(), store.clone()));
         }
@@ -201,7 +204,7 @@ pub async fn serve(
 async fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (shaking, _place): (Shaking, Place),
+    (shaking, _place): ((Shaking, Place), Place),
     services: Arc<Services>,
     store: Arc<dyn Store>,
 ) {
