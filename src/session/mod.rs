@@ -141,6 +141,9 @@ enum Phase {
     /// No SessionOpen yet.
     Waiting {
         until: Instant,
+        /// Its SessionOpen came too soon after others from its address, and may come again. What it sends besides counts as
+        /// sent behind the one that was not taken, and is dropped on every lane (profile 3).
+        put_off: bool,
         /// How a shutdown finds it.
         _visit: Visit,
     },
@@ -181,7 +184,7 @@ impl Session {
     pub fn new(services: Arc<Services>, transport: TransportKind, address: IpAddr, now: Now) -> Session {
         let until = now.at + services.settings.open_within;
         let signal = Arc::new(Signal::default());
-        let phase = Phase::Waiting { until, _visit: services.hub.visit(signal.clone()) };
+        let phase = Phase::Waiting { until, put_off: false, _visit: services.hub.visit(signal.clone()) };
         Session {
             services,
             transport,
@@ -214,10 +217,11 @@ impl Session {
         }
     }
 
-    /// Lanes whose frames it takes now. Before it is signed in only control; at its bounds none that make store calls.
+    /// Lanes whose frames it takes now. Before it is signed in only control, or all to drop what they hold; at its bounds none that make store calls.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
             _ if self.draining => LaneSet::NONE,
+            Phase::Waiting { put_off: true, .. } => Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with),
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
             Phase::Open(open) if open.revoked => LaneSet::NONE,
@@ -389,7 +393,13 @@ impl Session {
         if let Phase::Open(open) = &mut self.phase {
             open.pings.heard(now);
         }
-        let scheme = match open_envelope(frame) {
+        let opened = open_envelope(frame);
+        if matches!(self.phase, Phase::Waiting { put_off: true, .. })
+            && !matches!(&opened, Ok(MessageScheme { payload: Some(Payload::SessionOpen(_)), .. }))
+        {
+            return;
+        }
+        let scheme = match opened {
             Ok(scheme) => scheme,
             Err((error, scheme)) => {
                 let origin = Origin { lane, request_id: 0, payload: "" };
@@ -422,6 +432,8 @@ impl Session {
             (_, Payload::SessionOpen(open)) => {
                 if self.meter_sign_in(origin) {
                     self.session_open(origin, open, now);
+                } else if let Phase::Waiting { put_off, .. } = &mut self.phase {
+                    *put_off = true;
                 }
                 Ok(())
             }
