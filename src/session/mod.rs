@@ -288,7 +288,7 @@ impl Session {
             Notice::Close(CloseCode::Revoked) => self.close_revoked(),
             Notice::Close(code) => self.close(code, code.name()),
             Notice::Drain => self.draining = true,
-            Notice::Ping(relay) => self.ask(Some(relay), now),
+            Notice::Ping(relay) => self.want_ping(Some(relay)),
             Notice::Pong(number, rtt) => self.relayed(number, rtt, now),
         }
     }
@@ -348,11 +348,12 @@ impl Session {
         }
     }
 
-    /// Moves the tail and presence on as far as their lanes take it, `queued` being what a lane still holds. Call after
+    /// Moves the tail, presence and pings on as far as their lanes take it, `queued` being what a lane still holds. Call after
     /// every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
+        self.pump_pings(|| queued(Lane::Control), now);
         if self.draining && self.calls == 0 {
             self.close(CloseCode::Draining, "the server is shutting down");
         }
