@@ -226,7 +226,8 @@ async fn only_so_many_are_under_way() {
 async fn a_name_that_is_none_is_refused() {
     let server = TestServer::start().await;
     let mut alice = server.sign_in(ALICE, "phone").await;
-    for to in [identity("bob"), device(BOB, "a b"), identity("@")] {
+    let long = "x".repeat(60 * 1024);
+    for to in [identity("bob"), device(BOB, "a b"), identity("@"), device("", "phone"), device("", &long)] {
         let request_id = ask(&mut alice, to).await;
         alice.expect_error(Lane::Control, 400, request_id).await;
     }

@@ -196,6 +196,11 @@ async fn what_makes_no_sense_is_refused() {
         let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
         alice.expect_error(Lane::Control, 400, request_id).await;
     }
+    // Nor is a device that is none echoed beside a token.
+    let to = Some(device(ALICE, &"x".repeat(60 * 1024)));
+    let request = TokenRevokeRequest { to, token: "x".to_owned(), r#type: 1, ..TokenRevokeRequest::default() };
+    let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
+    alice.expect_error(Lane::Control, 400, request_id).await;
     alice.ping().await;
 }
 

@@ -143,7 +143,8 @@ impl Session {
 
     fn ping_request(&mut self, origin: Origin, ping: PingPong, now: Now) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
-        let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty()) else {
+        // A device of nobody's is no identity: what is echoed has been looked at.
+        let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty() || !to.connection_resource_id.is_empty()) else {
             self.pong(origin, ping, PingStatus::Ok, None, now);
             return Ok(());
         };

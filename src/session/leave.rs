@@ -27,6 +27,8 @@ impl Session {
             rtt: now.unix_ms.saturating_sub(request.timestamp).max(0),
         };
         let resource = request.to.as_ref().map_or("", |to| to.connection_resource_id.as_str());
+        // Also where a token is named: the answer echoes it.
+        let device = Some(resource).filter(|resource| !resource.is_empty()).map(DeviceId::parse).transpose()?;
         let seconds = now.unix_ms.div_euclid(1000);
         let lasts = now.unix_ms.saturating_add(i64::try_from(TOKEN_LIFETIME_MAX.as_millis()).unwrap_or(i64::MAX));
         let revocation = if !request.token.is_empty() {
@@ -49,9 +51,9 @@ impl Session {
                 }
             }
         } else {
-            let target = match resource {
-                "" => RevocationTarget::User(user),
-                device => RevocationTarget::Device(user, DeviceId::parse(device)?),
+            let target = match device {
+                None => RevocationTarget::User(user),
+                Some(device) => RevocationTarget::Device(user, device),
             };
             Revocation { target, issued_until: seconds, expires_at: lasts }
         };
