@@ -261,6 +261,9 @@ impl LogObserver for Hub {
             Change::Revoked(revocation) => {
                 self.revocations.insert(revocation, (self.clock)());
                 self.close_revoked(&revocation.target);
+                if let RevocationTarget::Device(user, device) = &revocation.target {
+                    self.presence.forgotten(user, device);
+                }
             }
         }
     }
