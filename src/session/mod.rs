@@ -40,9 +40,7 @@ use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
-use crate::limits::{
-    CLOSE_LINGER, LANE_QUEUE_BYTES, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX,
-};
+use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::store::Write;
 use crate::wire::{
@@ -359,13 +357,12 @@ impl Session {
         }
     }
 
-    /// Whether tail or presence stopped for want of room on their lanes and have it now, `queued` being what a lane still
-    /// holds. Each goes by its own: another that is stuck is nothing to it.
+    /// Whether tail or presence stopped for want of room on a lane that is empty now, `queued` being what a lane still
+    /// holds. Each goes by its own: another that is stuck is nothing to it. One that holds something wakes the task itself.
     pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
-        let has_room = |lane| queued(lane) < LANE_QUEUE_BYTES;
-        self.lanes.contains(Lane::Chat) && open.tail.is_held() && has_room(Lane::Chat)
-            || open.watching.as_ref().is_some_and(Watching::has_more) && has_room(Lane::Presence)
+        self.lanes.contains(Lane::Chat) && open.tail.is_held() && queued(Lane::Chat) == 0
+            || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0
     }
 
     /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
