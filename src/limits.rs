@@ -206,7 +206,8 @@ pub const TCP_WRITE_BYTES: usize = 16 * 1024;
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Ports tried when any will do, until one is free for both UDP and TCP.
 pub const PORT_TRIES: usize = 32;
-/// Handshakes under way at once; further connection attempts are refused until one is through.
+/// Handshakes under way at once, of which one address may have half; further connection attempts are refused until one is
+/// through.
 pub const HANDSHAKES_MAX: usize = 512;
 /// Handshakes under way from which on a newcomer has to prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
@@ -228,8 +229,11 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of one lane that a client may send ahead of the server's reading: two of the longest frames, so that the next
 /// arrives while the last is worked on. At 100 ms round trip that is 10 Mbit/s of text upwards.
 pub const STREAM_RECEIVE_WINDOW: u32 = 2 * 64 * 1024;
+/// Lanes of a connection, each of which may have all of its window unread: chat and media stop being read together, and
+/// control has its room all the same.
+pub const LANES: u32 = 4;
 /// The same over all lanes of a connection: what a client that outruns the server can make it hold.
-pub const CONNECTION_RECEIVE_WINDOW: u32 = 2 * STREAM_RECEIVE_WINDOW;
+pub const CONNECTION_RECEIVE_WINDOW: u32 = LANES * STREAM_RECEIVE_WINDOW;
 /// Bytes sent to a device and not yet acknowledged: what a slow or dead device can make the server hold. At 100 ms
 /// round trip it lets a returning device catch up at 20 Mbit/s.
 pub const SEND_WINDOW: u32 = 256 * 1024;

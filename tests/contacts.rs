@@ -221,6 +221,20 @@ async fn a_list_of_5000_is_told_in_several_frames_and_takes_no_more() {
     assert_eq!(put(&mut alice, request).await.status, SUCCESS);
 }
 
+#[tokio::test]
+async fn a_list_keeps_to_the_frames_that_are_configured() {
+    // A client refuses what is longer, as the one here does.
+    let server = TestServer::with(|config| config.session.max_frame_bytes = 20 * 1024).await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    let names: Vec<_> = (0..60).map(|n| format!("{n:02}{}@localhost", "x".repeat(200))).collect();
+    for name in &names {
+        let request = SubscriberAddRequest { nickname: "n".repeat(256), group: "g".repeat(256), ..add(&alice, name) };
+        assert_eq!(put(&mut alice, request).await.status, SUCCESS);
+    }
+    let told = list(&mut alice).await.into_iter().map(|entry| entry.subscriber.unwrap().eid);
+    assert!(told.eq(names));
+}
+
 fn unlimited() -> bimip::config::LimitsConfig {
     let none = bimip::config::Rate::default();
     bimip::config::LimitsConfig {

@@ -7,9 +7,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use bimip::wire::{CloseCode, Lane, Payload};
+use bimip::auth::dev::DevFiles;
+use bimip::wire::{ALPN, CloseCode, Lane, Payload};
 
-use common::{Dice, Process, Raw, program, scratch, text_of, within_bound};
+use common::{Dice, Process, Raw, client_tls, half_open, program, scratch, text_of, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
@@ -100,6 +101,21 @@ async fn messages_that_wait_for_their_senders_answer_are_not_lost_by_draining() 
 #[tokio::test]
 async fn an_interrupt_drains_too() {
     signalled_while_a_send_is_under_way(libc::SIGINT, true, 20).await;
+}
+
+#[tokio::test]
+async fn handshakes_that_nobody_finishes_are_not_waited_for() {
+    let directory = scratch();
+    let mut server = Process::start(directory.path(), &[]).await;
+    let mut idle = server.door.session(ALICE, "phone").open().await;
+    let tls = client_tls(&DevFiles::in_data_dir(directory.path()).ca, ALPN);
+    let _over_quic = within_bound("answers", half_open(tls, server.door.address, 3)).await;
+    let _over_tcp = tokio::net::TcpStream::connect(server.door.address).await.unwrap();
+    server.signal(libc::SIGTERM);
+    idle.expect_close(CloseCode::Draining).await;
+    assert_eq!(server.ended().await.code(), Some(0));
+    // As it says when the time for draining is out.
+    assert!(!server.log().contains("cut off"), "{}", server.log());
 }
 
 #[tokio::test]

@@ -158,6 +158,37 @@ async fn sign_ins_count_for_the_address() {
 }
 
 #[tokio::test]
+async fn what_was_sent_behind_a_sign_in_that_has_to_wait_is_dropped() {
+    let server = TestServer::with(|config| config.limits.sign_ins = burst_of(1)).await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    let mut bob = server.connect().await;
+    (bob.eid, bob.device) = (BOB.to_owned(), "phone".to_owned());
+    bob.open(Lane::Control).await;
+    bob.open(Lane::Chat).await;
+    let open = server.session(BOB, "phone").pipelined().open;
+    let request_id = bob.send(Lane::Control, Payload::SessionOpen(open.clone())).await;
+    bob.send(Lane::Control, ping()).await;
+    bob.write_frame(Lane::Control, &[0xff]).await;
+    bob.post(ALICE, "local-1", "too early").await;
+    bob.write_frame(Lane::Chat, &[0xff]).await;
+    let mut wait = wait_of(&bob.expect_error(Lane::Control, 429, request_id).await);
+    loop {
+        tokio::time::sleep(wait).await;
+        bob.send(Lane::Control, Payload::SessionOpen(open.clone())).await;
+        match bob.recv(Lane::Control).await.payload {
+            Some(Payload::ErrorMessage(error)) => wait = wait_of(&error),
+            Some(Payload::SessionAccept(_)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    // None of it is answered, and none has happened.
+    bob.ping().await;
+    bob.expect_nothing_more(Lane::Chat).await;
+    assert_eq!(bob.say(ALICE, "local-2", "in time").await.version, 1);
+    assert_eq!(text_of(&*alice.hear().await), "in time");
+}
+
+#[tokio::test]
 async fn connections_count_for_the_address_while_they_last() {
     let server = TestServer::with(|config| config.limits.connections_per_address = 3).await;
     let mut devices = Vec::new();

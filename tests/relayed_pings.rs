@@ -116,6 +116,32 @@ async fn a_device_that_is_not_connected_is_unreachable() {
 }
 
 #[tokio::test]
+async fn with_an_empty_resource_id_the_first_answer_of_any_device_counts() {
+    let server = TestServer::start().await;
+    let mut devices = Vec::new();
+    for name in ["phone", "tablet", "desk"] {
+        devices.push(server.sign_in(ALICE, name).await);
+    }
+    let mut bob = server.sign_in(BOB, "phone").await;
+    admit(&mut devices[0], BOB).await;
+    // Whichever of them sleeps, another answers; and what comes after that changes nothing.
+    for first in 0..devices.len() {
+        let request_id = ask(&mut bob, identity(ALICE)).await;
+        let mut pings = Vec::new();
+        for device in &mut devices {
+            pings.push(asked(device).await);
+        }
+        answer(&mut devices[first], &pings[first]).await;
+        assert_eq!(outcome(&mut bob, request_id, identity(ALICE)).await.status, OK);
+        for (device, ping) in devices.iter_mut().zip(&pings) {
+            answer(device, ping).await;
+            device.ping().await;
+        }
+        bob.ping().await;
+    }
+}
+
+#[tokio::test]
 async fn a_stranger_fails_alike_for_those_who_exist_and_those_who_do_not() {
     let server = TestServer::start().await;
     let mut alice = server.sign_in(ALICE, "phone").await;
@@ -200,7 +226,8 @@ async fn only_so_many_are_under_way() {
 async fn a_name_that_is_none_is_refused() {
     let server = TestServer::start().await;
     let mut alice = server.sign_in(ALICE, "phone").await;
-    for to in [identity("bob"), device(BOB, "a b"), identity("@")] {
+    let long = "x".repeat(60 * 1024);
+    for to in [identity("bob"), device(BOB, "a b"), identity("@"), device("", "phone"), device("", &long)] {
         let request_id = ask(&mut alice, to).await;
         alice.expect_error(Lane::Control, 400, request_id).await;
     }

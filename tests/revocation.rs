@@ -103,6 +103,37 @@ async fn a_devices_tokens_up_to_that_second_are_refused_on_it_alone() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_revoked_gives_its_place_back_and_begins_anew() {
+    let server = TestServer::start().await;
+    let mut bob = server.session(BOB, "phone").pipelined().open().await;
+    bob.say(ALICE, "local-1", "one").await;
+    let mut lost = server.sign_in(ALICE, "lost").await;
+    lost.hear().await;
+    lost.sync(1).await;
+    let mut others = Vec::new();
+    for n in 2..=16 {
+        others.push(server.sign_in(ALICE, &format!("device-{n}")).await);
+    }
+    let (mut refused, request_id) = server.session(ALICE, "device-17").attempt().await;
+    refused.expect_error(Lane::Control, 403, request_id).await;
+    let desk = &mut others[0];
+    let second = revoke(desk, device(ALICE, "lost"), "").await.timestamp / 1000;
+    lost.expect_close(CloseCode::Revoked).await;
+    // It is found, and starts where a new one does.
+    let newer = issued(&server, ALICE, second + 1);
+    let found = is_accepted(&server, (ALICE, "lost"), &newer).await;
+    assert_eq!(found.accept.resume_from, 0);
+    found.leave();
+    revoke(desk, device(ALICE, "lost"), "").await;
+    server.sign_in(ALICE, "device-17").await.ping().await;
+    // What revokes more than a device frees none.
+    let token = server.token(ALICE, None);
+    revoke(desk, identity(ALICE), &token).await;
+    let (mut refused, request_id) = server.session(ALICE, "device-18").attempt().await;
+    refused.expect_error(Lane::Control, 403, request_id).await;
+}
+
+#[tokio::test]
 async fn a_users_tokens_up_to_that_second_are_refused_on_all_devices() {
     let mut server = TestServer::start().await;
     let mut bystanders = Bystanders::join(&server).await;
@@ -196,6 +227,11 @@ async fn what_makes_no_sense_is_refused() {
         let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
         alice.expect_error(Lane::Control, 400, request_id).await;
     }
+    // Nor is a device that is none echoed beside a token.
+    let to = Some(device(ALICE, &"x".repeat(60 * 1024)));
+    let request = TokenRevokeRequest { to, token: "x".to_owned(), r#type: 1, ..TokenRevokeRequest::default() };
+    let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
+    alice.expect_error(Lane::Control, 400, request_id).await;
     alice.ping().await;
 }
 

@@ -15,6 +15,8 @@ const PING_INTERVAL_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=1024 * 1024;
 /// From two packets to the largest window that is still a bound.
 const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
+/// Of which each lane has its part.
+const LANE_WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024 / limits::LANES;
 const OPEN_WITHIN_MS: RangeInclusive<u64> = 100..=600_000;
 const RELEASE_WITHIN_MS: RangeInclusive<u64> = 0..=60_000;
 /// From none, to what still tells a lost connection from a user who is there.
@@ -74,10 +76,13 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if quic.keep_alive_ms >= quic.idle_timeout_ms {
         return wrong("quic.keep_alive_ms", "must be below quic.idle_timeout_ms, or 0 for none".to_owned());
     }
-    within("quic.stream_receive_window", quic.stream_receive_window, WINDOW_BYTES)?;
+    within("quic.stream_receive_window", quic.stream_receive_window, LANE_WINDOW_BYTES)?;
     within("quic.connection_receive_window", quic.connection_receive_window, WINDOW_BYTES)?;
-    if quic.connection_receive_window < quic.stream_receive_window {
-        return wrong("quic.connection_receive_window", "must be at least quic.stream_receive_window".to_owned());
+    // Lanes that are not read would leave the others none.
+    let least = limits::LANES * quic.stream_receive_window;
+    if quic.connection_receive_window < least {
+        let reason = format!("must be at least {least}: quic.stream_receive_window for each lane");
+        return wrong("quic.connection_receive_window", reason);
     }
     within("quic.send_window", quic.send_window, WINDOW_BYTES)?;
     within("quic.max_connections", quic.max_connections, 1..=usize::MAX)?;
@@ -191,7 +196,10 @@ mod tests {
         assert_eq!(refused(|c| c.tls.key = Some("a.key".into())), "tls.certificate is missing: set it next to tls.key");
         assert_eq!(refused(|c| c.quic.idle_timeout_ms = 1), "quic.idle_timeout_ms is 1, must be 5000 to 3600000");
         assert!(refused(|c| c.quic.keep_alive_ms = 120_000).starts_with("quic.keep_alive_ms must be below"));
-        assert!(refused(|c| c.quic.connection_receive_window = 4096).starts_with("quic.connection_receive_window"));
+        assert_eq!(
+            refused(|c| c.quic.connection_receive_window = 4 * c.quic.stream_receive_window - 1),
+            "quic.connection_receive_window must be at least 524288: quic.stream_receive_window for each lane"
+        );
         assert!(refused(|c| c.quic.handshakes_before_retry = 1000).starts_with("quic.handshakes_before_retry"));
         assert!(refused(|c| c.session.max_frame_bytes = 16 * 1024).starts_with("session.max_frame_bytes is 16384"));
         assert_eq!(

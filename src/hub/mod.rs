@@ -148,14 +148,16 @@ impl Hub {
         self.revocations.refuse(claims, device, (self.clock)())
     }
 
-    /// Asks a connected device of a user, or any of them, to answer a ping; `false`: there is none.
-    pub fn relay_ping(&self, user: &Eid, device: Option<&DeviceId>, relay: Relay) -> bool {
-        let signal = {
+    /// Asks a connected device of a user, or all of them, to answer a ping; `false`: there is none.
+    pub fn relay_ping(&self, user: &Eid, device: Option<&DeviceId>, relay: &Relay) -> bool {
+        let signals: Vec<_> = {
             let shard = self.shard(user);
             let members = shard.get(user).map_or(&[][..], |user| &user.members);
-            members.iter().find(|member| device.is_none_or(|device| member.device == *device)).map(|m| m.signal.clone())
+            let asked = members.iter().filter(|member| device.is_none_or(|device| member.device == *device));
+            asked.map(|member| member.signal.clone()).collect()
         };
-        signal.map(|signal| signal.notify(Notice::Ping(relay))).is_some()
+        signals.iter().for_each(|signal| signal.notify(Notice::Ping(relay.clone())));
+        !signals.is_empty()
     }
 
     /// Connected devices.
@@ -259,6 +261,9 @@ impl LogObserver for Hub {
             Change::Revoked(revocation) => {
                 self.revocations.insert(revocation, (self.clock)());
                 self.close_revoked(&revocation.target);
+                if let RevocationTarget::Device(user, device) = &revocation.target {
+                    self.presence.forgotten(user, device);
+                }
             }
         }
     }

@@ -163,7 +163,7 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
         Call::Revoke(origin, revocation, answer) => {
             let target = revocation.target.clone();
             let revoked = match (store.revoke(*revocation).await, target) {
-                // A lost device gives its place back.
+                // A lost device gives its place back: nobody can sign it out any more.
                 (Ok(()), RevocationTarget::Device(user, device)) => store.forget_device(&user, &device).await,
                 (revoked, _) => revoked,
             };

@@ -1,5 +1,7 @@
 //! Subscribers and blocks (4.4, 4.5, 5.5, 5.6, profile 6).
 
+use prost::{Message, length_delimiter_len};
+
 use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
 use crate::store::{Contact, StoreError};
 use crate::wire::proto::{
@@ -14,8 +16,10 @@ use super::call::ListChange;
 use super::fault::{Fault, require_own};
 use super::{Call, Now, Origin, Phase, Session};
 
-/// Longest frame of a list: an entry is added as long as the frame is shorter.
+/// Longest frame of a list, unless frames are to be shorter.
 const LIST_FRAME_BYTES: usize = LANE_QUEUE_BYTES / 2;
+/// By how much the lengths in front of a frame, of its payload and of its list grow with the entries.
+const LIST_LENGTHS_BYTES: usize = 8;
 
 impl Session {
     /// 5.5 SubscriberAddRequest: the owner admits somebody to see the owner.
@@ -165,19 +169,26 @@ impl Session {
             Ok(contacts) => contacts,
             Err(error) => return self.refuse(origin, Fault::from(&error)),
         };
+        let most = LIST_FRAME_BYTES.min(self.services.settings.frame_bytes_max);
         let mut rest = contacts.into_iter().map(entry).peekable();
         loop {
-            let mut list = SubscriberList { owner: Some(owner.identity()), ..SubscriberList::default() };
-            let mut bytes = 0;
-            while bytes < LIST_FRAME_BYTES {
-                let Some(entry) = rest.next() else { break };
-                bytes += prost::Message::encoded_len(&entry);
-                list.entries.push(entry);
-            }
-            list.more = rest.peek().is_some();
-            let more = list.more;
+            let list = SubscriberList { owner: Some(owner.identity()), more: true, ..SubscriberList::default() };
             let mut scheme = envelope(Payload::SubscriberList(list));
             scheme.request_id = origin.request_id;
+            let mut bytes = scheme.encoded_len() + LIST_LENGTHS_BYTES;
+            let mut entries = Vec::new();
+            while let Some(entry) = rest.next_if(|entry| {
+                let length = entry.encoded_len();
+                bytes += 1 + length_delimiter_len(length) + length;
+                // The smallest frame that can be configured takes the longest entry many times.
+                bytes <= most
+            }) {
+                entries.push(entry);
+            }
+            let more = rest.peek().is_some();
+            if let Some(Payload::SubscriberList(list)) = &mut scheme.payload {
+                (list.entries, list.more) = (entries, more);
+            }
             self.send_frame(Lane::Control, encode_frame(&scheme));
             if !more {
                 return;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::hub::Relay;
-use crate::limits::{PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
+use crate::limits::{LANE_QUEUE_BYTES, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
 use crate::store::Relation;
 use crate::wire::proto::PingPong;
 use crate::wire::{DeviceId, Eid, ErrorCode, Exchange, Lane, Payload, PingStatus};
@@ -18,6 +18,8 @@ pub(super) struct Pings {
     last_asked: Option<Instant>,
     asked: Vec<Asked>,
     relayed: Vec<Relayed>,
+    /// Pings for the next pump to send, and for whom: no more than a session has notices, and its own.
+    wanted: Vec<Option<Relay>>,
     numbers: u64,
 }
 
@@ -38,7 +40,14 @@ struct Relayed {
 
 impl Pings {
     pub(super) fn new(now: Now) -> Pings {
-        Pings { heard: now.at, last_asked: None, asked: Vec::new(), relayed: Vec::new(), numbers: 0 }
+        Pings {
+            heard: now.at,
+            last_asked: None,
+            asked: Vec::new(),
+            relayed: Vec::new(),
+            wanted: Vec::new(),
+            numbers: 0,
+        }
     }
 
     pub(super) fn heard(&mut self, now: Now) {
@@ -63,12 +72,31 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         if open.pings.ping_due(interval) <= now.at {
             open.pings.last_asked = Some(now.at);
-            self.ask(None, now);
+            self.want_ping(None);
         }
     }
 
-    /// Pings the device; one ping more than it may leave unanswered makes the oldest forgotten.
-    pub(super) fn ask(&mut self, relay: Option<Relay>, now: Now) {
+    /// The device is to be pinged, for itself or for somebody else.
+    pub(super) fn want_ping(&mut self, relay: Option<Relay>) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.pings.wanted.push(relay);
+        }
+    }
+
+    /// Pings the device, unless it reads control so late that pings would only pile up: who asked for them is told TIMEOUT.
+    pub(super) fn pump_pings(&mut self, queued: impl FnOnce() -> usize, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if open.pings.wanted.is_empty() {
+            return;
+        }
+        let wanted = std::mem::take(&mut open.pings.wanted);
+        if queued() < LANE_QUEUE_BYTES {
+            wanted.into_iter().for_each(|relay| self.ask(relay, now));
+        }
+    }
+
+    /// One ping more than it may leave unanswered makes the oldest forgotten.
+    fn ask(&mut self, relay: Option<Relay>, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         let asked = &mut open.pings.asked;
         if asked.len() >= PINGS_ASKED_MAX {
@@ -115,7 +143,8 @@ impl Session {
 
     fn ping_request(&mut self, origin: Origin, ping: PingPong, now: Now) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
-        let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty()) else {
+        // A device of nobody's is no identity: what is echoed has been looked at.
+        let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty() || !to.connection_resource_id.is_empty()) else {
             self.pong(origin, ping, PingStatus::Ok, None, now);
             return Ok(());
         };
@@ -158,14 +187,14 @@ impl Session {
         }
         pings.numbers += 1;
         let relay = Relay { number: pings.numbers, asker: self.signal.clone() };
-        if self.services.hub.relay_ping(user, device, relay) {
+        if self.services.hub.relay_ping(user, device, &relay) {
             pings.relayed.push(Relayed { number: pings.numbers, due: now.at + PING_RELAY_WITHIN, origin, ping });
         } else {
             self.pong(origin, ping, PingStatus::Unreachable, None, now);
         }
     }
 
-    /// The device that was asked has answered the relayed ping.
+    /// A device that was asked has answered the relayed ping: the first, where all of a user's were.
     pub(super) fn relayed(&mut self, number: u64, rtt: Duration, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if let Some(index) = open.pings.relayed.iter().position(|relayed| relayed.number == number) {
@@ -198,5 +227,40 @@ impl Session {
             ..ping
         };
         self.send(Lane::Control, origin.request_id, Payload::PingpongMessage(answer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::hub::{Notice, Relay, Signal};
+    use crate::limits::LANE_QUEUE_BYTES;
+    use crate::session::testing::{House, payload};
+    use crate::session::{Now, Output};
+    use crate::store::testing::{device, eid};
+    use crate::wire::Payload;
+
+    #[tokio::test]
+    async fn a_device_that_does_not_read_control_is_pinged_no_more_until_it_does() {
+        let house = House::new(|settings, _| settings.ping_interval = std::time::Duration::ZERO);
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let relay = || Notice::Ping(Relay { number: 1, asker: Arc::new(Signal::default()) });
+        let mut pings = |queued: usize| {
+            let now = Now::system();
+            (0..3).for_each(|_| phone.session.notice(relay(), now));
+            // And one of the server's own.
+            phone.session.tick(now);
+            phone.session.pump(|_| queued, now);
+            let outputs = phone.outputs();
+            let pings = outputs.iter().map(|output| match output {
+                Output::Send(_, frame) => assert!(matches!(payload(frame), Payload::PingpongMessage(_))),
+                other => panic!("{other:?}"),
+            });
+            pings.count()
+        };
+        assert_eq!(pings(LANE_QUEUE_BYTES - 1), 4);
+        assert_eq!(pings(LANE_QUEUE_BYTES), 0);
+        assert_eq!(pings(0), 4, "what it was not asked then is not asked later");
     }
 }

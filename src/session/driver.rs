@@ -129,17 +129,19 @@ impl<L: Link> Driver<L> {
                 Err(ending) => return Poll::Ready(ending),
                 Ok(taken) => taken,
             };
-            progress |= self.take_time(cx, now);
             self.session.pump(|lane| self.link.queued(lane), now);
+            // Last: whatever came before may have put something off, of which nothing else would remind the task.
+            progress |= self.take_time(cx, now);
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
             }
             if std::mem::take(&mut self.called) {
                 progress |= self.take_calls(cx, now);
             }
-            let written_all = self.link.poll_flush(cx).is_ready();
-            // What was written made room: the tail may go on, and a lane whose answers had piled up is read again.
-            let room = written_all && self.session.has_backlog() || self.wanted() != wanted;
+            let _ = self.link.poll_flush(cx);
+            // What was written made room: what had stopped for want of it goes on, each on its own lane, and a lane whose
+            // answers had piled up is read again. Nothing else would wake the task for a lane that is empty now.
+            let room = self.session.has_backlog(|lane| self.link.queued(lane)) || self.wanted() != wanted;
             if !(progress || room) {
                 self.session.rest();
                 self.calls.rest();
@@ -226,3 +228,6 @@ impl<L: Link> Driver<L> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ impl Session {
             rtt: now.unix_ms.saturating_sub(request.timestamp).max(0),
         };
         let resource = request.to.as_ref().map_or("", |to| to.connection_resource_id.as_str());
+        // Also where a token is named: the answer echoes it.
+        let device = Some(resource).filter(|resource| !resource.is_empty()).map(DeviceId::parse).transpose()?;
         let seconds = now.unix_ms.div_euclid(1000);
         let lasts = now.unix_ms.saturating_add(i64::try_from(TOKEN_LIFETIME_MAX.as_millis()).unwrap_or(i64::MAX));
         let revocation = if !request.token.is_empty() {
@@ -49,9 +51,9 @@ impl Session {
                 }
             }
         } else {
-            let target = match resource {
-                "" => RevocationTarget::User(user),
-                device => RevocationTarget::Device(user, DeviceId::parse(device)?),
+            let target = match device {
+                None => RevocationTarget::User(user),
+                Some(device) => RevocationTarget::Device(user, device),
             };
             Revocation { target, issued_until: seconds, expires_at: lasts }
         };
@@ -141,4 +143,40 @@ impl Session {
 fn expiry_ms(expires_at: i64) -> i64 {
     let leeway = i64::try_from(crate::limits::TOKEN_LEEWAY.as_millis()).unwrap_or(0);
     expires_at.saturating_mul(1000).saturating_add(2 * leeway)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::hub::Notice;
+    use crate::session::testing::{House, payload};
+    use crate::session::{LaneSet, Now, Output};
+    use crate::store::testing::{device, eid};
+    use crate::wire::proto::{PingPong, TokenRevokeRequest};
+    use crate::wire::{CloseCode, Lane, Payload};
+
+    #[tokio::test]
+    async fn a_revoked_session_is_taken_nothing_more_from_while_it_awaits_its_answer() {
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let revoke = |which: &str| {
+            let to = Some(alice.device_identity(&device(which)));
+            Payload::TokenRevokeRequest(TokenRevokeRequest { to, r#type: 1, ..TokenRevokeRequest::default() })
+        };
+        phone.hear(Lane::Control, revoke("phone"));
+        let mut outputs = phone.outputs();
+        let Some(Output::Call(call)) = outputs.pop() else { panic!("{outputs:?}") };
+        phone.session.notice(Notice::Close(CloseCode::Revoked), Now::system());
+        assert_eq!(phone.session.wanted(), LaneSet::NONE);
+        // Nor does what was read before count.
+        phone.hear(Lane::Control, revoke("another"));
+        phone.hear(Lane::Control, Payload::PingpongMessage(PingPong { r#type: 1, ..PingPong::default() }));
+        assert!(phone.outputs().is_empty());
+        phone.answer(call).await;
+        let outputs = phone.outputs();
+        let [Output::Send(Lane::Control, answer), Output::Close(CloseCode::Revoked, _)] = &outputs[..] else {
+            panic!("{outputs:?}")
+        };
+        assert!(matches!(payload(answer), Payload::TokenRevokeResponse(answer) if answer.status == 1));
+    }
 }

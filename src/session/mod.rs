@@ -22,6 +22,8 @@ mod presence;
 mod render;
 mod sign_in;
 mod tail;
+#[cfg(test)]
+mod testing;
 
 pub use crate::clock::Now;
 pub use call::{Asked, Call, Done, ListChange, Origin, Purpose, run};
@@ -137,6 +139,9 @@ enum Phase {
     /// No SessionOpen yet.
     Waiting {
         until: Instant,
+        /// Its SessionOpen came too soon after others from its address, and may come again. What it sends besides counts as
+        /// sent behind the one that was not taken, and is dropped on every lane (profile 3).
+        put_off: bool,
         /// How a shutdown finds it.
         _visit: Visit,
     },
@@ -167,7 +172,8 @@ struct Open {
     listing: bool,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
     revoking: usize,
-    /// The session's token was revoked meanwhile.
+    /// The session's token was revoked meanwhile: nothing more is taken from it, or it could go on for as long as it keeps
+    /// revocations under way.
     revoked: bool,
 }
 
@@ -176,7 +182,7 @@ impl Session {
     pub fn new(services: Arc<Services>, transport: TransportKind, address: IpAddr, now: Now) -> Session {
         let until = now.at + services.settings.open_within;
         let signal = Arc::new(Signal::default());
-        let phase = Phase::Waiting { until, _visit: services.hub.visit(signal.clone()) };
+        let phase = Phase::Waiting { until, put_off: false, _visit: services.hub.visit(signal.clone()) };
         Session {
             services,
             transport,
@@ -209,12 +215,14 @@ impl Session {
         }
     }
 
-    /// Lanes whose frames it takes now. Before it is signed in only control; at its bounds none that make store calls.
+    /// Lanes whose frames it takes now. Before it is signed in only control, or all to drop what they hold; at its bounds none that make store calls.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
             _ if self.draining => LaneSet::NONE,
+            Phase::Waiting { put_off: true, .. } => Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with),
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
+            Phase::Open(open) if open.revoked => LaneSet::NONE,
             Phase::Open(open) => {
                 let mut wanted = LaneSet::NONE;
                 if self.calls >= SESSION_CALLS_MAX + SESSION_CALLS_RESERVED {
@@ -278,7 +286,7 @@ impl Session {
             Notice::Close(CloseCode::Revoked) => self.close_revoked(),
             Notice::Close(code) => self.close(code, code.name()),
             Notice::Drain => self.draining = true,
-            Notice::Ping(relay) => self.ask(Some(relay), now),
+            Notice::Ping(relay) => self.want_ping(Some(relay)),
             Notice::Pong(number, rtt) => self.relayed(number, rtt, now),
         }
     }
@@ -338,20 +346,23 @@ impl Session {
         }
     }
 
-    /// Moves the tail and presence on as far as their lanes take it, `queued` being what a lane still holds. Call after
+    /// Moves the tail, presence and pings on as far as their lanes take it, `queued` being what a lane still holds. Call after
     /// every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
+        self.pump_pings(|| queued(Lane::Control), now);
         if self.draining && self.calls == 0 {
             self.close(CloseCode::Draining, "the server is shutting down");
         }
     }
 
-    /// Whether tail or presence stopped for want of room on their lanes.
-    pub fn has_backlog(&self) -> bool {
+    /// Whether tail or presence stopped for want of room on a lane that is empty now, `queued` being what a lane still
+    /// holds. Each goes by its own: another that is stuck is nothing to it. One that holds something wakes the task itself.
+    pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
-        self.lanes.contains(Lane::Chat) && open.tail.is_held() || open.watching.as_ref().is_some_and(Watching::has_more)
+        self.lanes.contains(Lane::Chat) && open.tail.is_held() && queued(Lane::Chat) == 0
+            || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0
     }
 
     /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
@@ -380,7 +391,13 @@ impl Session {
         if let Phase::Open(open) = &mut self.phase {
             open.pings.heard(now);
         }
-        let scheme = match open_envelope(frame) {
+        let opened = open_envelope(frame);
+        if matches!(self.phase, Phase::Waiting { put_off: true, .. })
+            && !matches!(&opened, Ok(MessageScheme { payload: Some(Payload::SessionOpen(_)), .. }))
+        {
+            return;
+        }
+        let scheme = match opened {
             Ok(scheme) => scheme,
             Err((error, scheme)) => {
                 let origin = Origin { lane, request_id: 0, payload: "" };
@@ -409,9 +426,12 @@ impl Session {
     fn dispatch(&mut self, origin: Origin, payload: Payload, now: Now) -> Result<(), Fault> {
         match (&mut self.phase, payload) {
             (Phase::Closed | Phase::Opening(_), _) => Ok(()),
+            (Phase::Open(open), _) if open.revoked => Ok(()),
             (_, Payload::SessionOpen(open)) => {
                 if self.meter_sign_in(origin) {
                     self.session_open(origin, open, now);
+                } else if let Phase::Waiting { put_off, .. } = &mut self.phase {
+                    *put_off = true;
                 }
                 Ok(())
             }

@@ -18,15 +18,15 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use tokio::time::Interval;
+use tokio::time::{Interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::congestion::FlooredCubic;
 use crate::limits::{
-    HANDSHAKE_WITHIN, MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, PATHS_REMEMBERED, READ_CHUNK_BYTES, STREAMS_MAX,
-    UDP_BUFFER_BYTES,
+    CLOSE_LINGER, HANDSHAKE_WITHIN, MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, PATHS_REMEMBERED, READ_CHUNK_BYTES,
+    STREAMS_MAX, UDP_BUFFER_BYTES,
 };
 use crate::observe::{CloseReason, LimitKind, Metrics, MigrationKind, TransportKind, ZeroRttResult};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
@@ -167,20 +167,23 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    // A real address can begin handshakes without end and finish none, and proves itself as often as it is asked to. So one
+    // address gets half of the places, as over TCP.
+    let places = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let handshakes = crowd.handshakes(TransportKind::Quic);
-        if handshakes >= config.handshakes_max || !crowd.has_room() {
+        let remote = incoming.remote_address();
+        if !places.has_room() || !places.admits(remote) || !crowd.has_room() {
             services.metrics.handshakes_refused.increment(1);
             incoming.refuse();
-        } else if !crowd.admits(incoming.remote_address()) {
+        } else if !crowd.admits(remote) {
             services.metrics.rate_limited(LimitKind::Connections);
             incoming.refuse();
-        } else if handshakes >= config.handshakes_before_retry
+        } else if crowd.handshakes(TransportKind::Quic) >= config.handshakes_before_retry
             && incoming.may_retry()
             && !incoming.remote_address_validated()
         {
@@ -190,10 +193,11 @@ pub async fn serve(
                 error.into_incoming().ignore();
             }
         } else {
-            let shaking = crowd.clone().shake(TransportKind::Quic);
-            let place = crowd.clone().enter(incoming.remote_address());
+            let shaking = (crowd.clone().shake(TransportKind::Quic), places.clone().enter(remote));
+            let place = crowd.clone().enter(remote);
             let accept_with = accept_with(&incoming);
-            tasks.spawn(connect(incoming, accept_with, (shaking, place), services.clone(), store.clone()));
+            let shared = (services.clone(), store.clone());
+            tasks.spawn(connect(incoming, accept_with, (shaking, place), shared, stop.clone()));
         }
     }
 }
@@ -201,9 +205,9 @@ pub async fn serve(
 async fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (shaking, _place): (Shaking, Place),
-    services: Arc<Services>,
-    store: Arc<dyn Store>,
+    (shaking, _place): ((Shaking, Place), Place),
+    (services, store): (Arc<Services>, Arc<dyn Store>),
+    stop: CancellationToken,
 ) {
     let began = Instant::now();
     let remote = incoming.remote_address();
@@ -228,11 +232,21 @@ async fn connect(
             None => services.metrics.handshake(TransportKind::Quic, began.elapsed()),
         }
     });
+    // Who is as good as through, or has said something, hears why the server goes; a shutdown does not wait for others.
+    let mut too_late = Box::pin(async move {
+        stop.cancelled().await;
+        sleep(CLOSE_LINGER).await;
+    });
     let first = tokio::select! {
         biased;
         first = connection.accept_bi() => Some(first),
         () = &mut handshake => None,
+        () = &mut too_late => {
+            let code = CloseCode::Draining;
+            return connection.close(VarInt::from_u32(code.code().unsigned_abs()), code.name().as_bytes());
+        }
     };
+    drop(too_late);
     // Made where it is moved on at once, or this task would keep a place for it.
     let link = || QuicLink::new(connection.clone(), services.clone());
     match first {

@@ -193,7 +193,12 @@ impl TcpLink {
             let (byte, frame) = match self.decoder.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return None,
-                Err((byte, _)) => return Some(LinkEvent::Oversized(Lane::from_byte(byte).unwrap_or(Lane::Control))),
+                Err((byte, _)) => {
+                    // Open by its first frame, whatever that is: the refusal goes there.
+                    let lane = Lane::from_byte(byte).unwrap_or(Lane::Control);
+                    self.lanes = self.lanes.with(lane);
+                    return Some(LinkEvent::Oversized(lane));
+                }
             };
             let Some(lane) = Lane::from_byte(byte) else { return Some(LinkEvent::Violation("unknown lane")) };
             let opened = !self.lanes.contains(lane);

@@ -28,7 +28,7 @@ pub use emulated::link_is_possible;
 pub use link::{Link, Transport, client_tls};
 #[cfg(feature = "cli")]
 pub use process::{Process, program};
-pub use quic::client_endpoint;
+pub use quic::{QuicLink, client_endpoint, half_open};
 pub use raw::{Raw, identity, length_prefix};
 pub use road::Road;
 pub use server::{Door, SignIn, TestServer, scratch, sign};

@@ -1,12 +1,13 @@
 //! Lanes over QUIC: a stream for each (profile 2).
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bimip::wire::{CloseCode, Lane};
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ApplicationClose, ConnectionError, Endpoint, RecvStream, SendStream};
+use tokio::net::UdpSocket;
 
 /// An endpoint for clients.
 pub fn client_endpoint(tls: rustls::ClientConfig) -> Endpoint {
@@ -14,6 +15,25 @@ pub fn client_endpoint(tls: rustls::ClientConfig) -> Endpoint {
     let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a free UDP port");
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
     endpoint
+}
+
+/// Clients that begin a handshake each, from one address, are answered, and say nothing more. Their sockets go with what
+/// this returns.
+pub async fn half_open(tls: rustls::ClientConfig, server: SocketAddr, clients: usize) -> Vec<UdpSocket> {
+    let endpoint = client_endpoint(tls);
+    let mut silent = Vec::new();
+    for _ in 0..clients {
+        // What a client would say first, taken down where nobody answers.
+        let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free UDP port");
+        let address = nobody.local_addr().expect("a bound socket");
+        let _connecting = endpoint.connect(address, "localhost").expect("the address is one");
+        let mut first = [0; 2048];
+        let (length, _) = nobody.recv_from(&mut first).await.expect("a packet");
+        nobody.send_to(&first[..length], server).await.expect("loopback takes it");
+        while nobody.recv_from(&mut first).await.expect("an answer").1 != server {}
+        silent.push(nobody);
+    }
+    silent
 }
 
 /// A connection and its lanes.

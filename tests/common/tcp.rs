@@ -61,6 +61,11 @@ impl TcpLink {
         self.write_bytes(&[byte, 0]).await.expect("an open connection");
     }
 
+    /// Counts a lane as open, which bytes written as they are will open.
+    pub fn takes(&mut self, lane: Lane) {
+        self.opened[lane.index()] = true;
+    }
+
     /// Writes bytes of a lane, however they are split, with the lane's byte where a frame begins.
     pub async fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         assert!(self.opened[lane.index()], "{lane:?} is not open");

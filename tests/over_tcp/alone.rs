@@ -89,6 +89,18 @@ async fn the_close_code_reaches_a_device_that_is_still_sending() {
 }
 
 #[tokio::test]
+async fn a_lane_whose_first_frame_is_too_large_is_told_so() {
+    let server = TestServer::start().await;
+    for lane in Lane::ALL {
+        let mut stranger = server.connect().await;
+        tcp(&mut stranger).takes(lane);
+        tcp(&mut stranger).write_bytes(&[lane.byte(), 0xff, 0xff, 0xff, 0x7f]).await.unwrap();
+        stranger.expect_error(lane, 413, 0).await;
+        stranger.expect_close(CloseCode::ProtocolViolation).await;
+    }
+}
+
+#[tokio::test]
 async fn a_device_that_vanishes_is_seen_to_be_gone_with_or_without_the_end_of_tls() {
     let server = TestServer::start().await;
     server.sign_in(ALICE, "phone").await.leave();

@@ -1,6 +1,6 @@
 //! How a user goes: a grace for lost connections, none for those who say so.
 
-use bimip::wire::proto::Logout;
+use bimip::wire::proto::{Logout, TokenRevokeRequest, TokenRevokeResponse};
 use bimip::wire::{CloseCode, Lane, Payload};
 
 use super::common::{Raw, TestServer, now_ms};
@@ -135,6 +135,24 @@ async fn signing_out_takes_the_devices_silence_back_and_leaving_for_now_does_not
         phone = sign_in(&server, ALICE, "silent").await;
     }
     tell(&mut alice, ONLINE).await;
+}
+
+#[tokio::test]
+async fn a_lost_device_that_is_revoked_hides_its_user_no_longer() {
+    let server = TestServer::with(patient).await;
+    let (mut alice, mut bob) = scene(&server).await;
+    let mut lost = sign_in(&server, ALICE, "lost").await;
+    let silent = bimip::wire::proto::AwarenessNotification {
+        awareness_intention: DO_NOT_BROADCAST,
+        ..notification(&lost, ONLINE)
+    };
+    set(&mut lost, silent).await;
+    told(&mut bob, ALICE, OFFLINE).await;
+    let request = TokenRevokeRequest { to: Some(lost.identity()), r#type: 1, ..TokenRevokeRequest::default() };
+    alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
+    assert_eq!(alice.expect::<TokenRevokeResponse>(Lane::Control).await.status, 1);
+    told(&mut bob, ALICE, ONLINE).await;
+    lost.expect_close(CloseCode::Revoked).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Lanes: which payload on which, opened once, and known.
 
-use bimip::wire::proto::{MediaPayloadRequest, PingPong};
+use bimip::wire::proto::{MediaPayloadRequest, PingPong, SessionAccept};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, payload_name};
 
 use super::common::{Bystanders, TestServer, Transport, identity};
@@ -126,5 +126,31 @@ async fn an_error_answers_on_the_lane_of_the_frame_that_caused_it() {
     for lane in Lane::ALL {
         alice.send(lane, Payload::ErrorMessage(ErrorMessage { code: 500, ..ErrorMessage::default() })).await;
         alice.expect_nothing_more(lane).await;
+    }
+}
+
+#[tokio::test]
+async fn lanes_that_are_not_read_leave_control_its_room() {
+    if Transport::HERE == Transport::Tcp {
+        return; // There is one stream: what is not read holds up what comes behind it.
+    }
+    let server = TestServer::start().await;
+    let mut alice = server.connect().await;
+    alice.open(Lane::Control).await;
+    // Before the session is accepted nothing else is read. With the lane's byte it is a byte less than the lane's window.
+    let frame = 64 * 1024 - 4;
+    let others = [Lane::Presence, Lane::Chat, Lane::Media];
+    for lane in others {
+        alice.open(lane).await;
+        for _ in 0..2 {
+            alice.write_frame(lane, &vec![0xff; frame]).await;
+        }
+    }
+    alice.send(Lane::Control, Payload::SessionOpen(server.session("alice@localhost", "phone").open)).await;
+    alice.expect::<SessionAccept>(Lane::Control).await;
+    alice.ping().await;
+    for lane in others {
+        alice.expect_error(lane, 400, 0).await;
+        alice.expect_error(lane, 400, 0).await;
     }
 }

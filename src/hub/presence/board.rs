@@ -110,6 +110,11 @@ impl Presence {
         self.change(user, |board, now| board.user.left(device, join, signed_out, now));
     }
 
+    /// The device is its user's no more, connected or not: its silence does not hide the user any longer.
+    pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
+        self.change(user, |board, now| board.user.speak(device, now));
+    }
+
     /// A device has said how its user is; the user's other devices are told.
     pub fn update(&self, user: &Eid, device: &DeviceId, update: &Update) {
         let others = self.change(user, |board, now| {

@@ -200,7 +200,8 @@ impl UserPresence {
         self.choice == Some(AwarenessStatus::Invisible) || !self.silent.is_empty()
     }
 
-    fn speak(&mut self, id: &DeviceId, now: Now) {
+    /// The device's DO_NOT_BROADCAST is taken back: nobody could do so on it any more.
+    pub(super) fn speak(&mut self, id: &DeviceId, now: Now) {
         self.silent.retain(|device| device != id);
         if !self.hidden() && self.frozen.take().is_some() {
             self.seen = now.unix_ms;

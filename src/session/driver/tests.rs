@@ -1,0 +1,62 @@
+//! A driven session over a link of which the test plays the other end.
+
+use std::sync::Arc;
+
+use crate::hub::presence::{Shown, Told, Update};
+use crate::limits::LANE_QUEUE_BYTES;
+use crate::session::testing::House;
+use crate::store::Content;
+use crate::store::testing::{device, eid, text};
+use crate::wire::proto::PingPong;
+use crate::wire::{AwarenessStatus, Lane, Payload};
+
+#[tokio::test]
+async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
+    const MESSAGES: u64 = 30;
+    let house = House::new(|_, _| ());
+    let alice = house.device(&eid("alice"), &device("phone")).await;
+    alice.play(|played| (played.unread[Lane::Media.index()], played.unread[Lane::Chat.index()]) = (true, true));
+    // Its answer, a refusal, is what stays unread.
+    alice.say(Lane::Media, Payload::PingpongMessage(PingPong::default()));
+    for number in 1..=MESSAGES {
+        let message =
+            crate::store::NewMessage { content: Content::Text("x".repeat(10_000)), ..text("bob", "alice", number) };
+        house.store.accept(message, true).await.unwrap();
+    }
+    while alice.untaken(Lane::Chat) < LANE_QUEUE_BYTES || alice.untaken(Lane::Media) == 0 {
+        tokio::task::yield_now().await;
+    }
+    alice.play(|played| played.unread[Lane::Chat.index()] = false);
+    for version in 1..=MESSAGES as i64 {
+        let next = alice.next(Lane::Chat).await.payload;
+        assert!(matches!(&next, Some(Payload::ChatMessage(message)) if message.version == version), "{next:?}");
+    }
+    assert!(alice.untaken(Lane::Media) > 0);
+}
+
+#[tokio::test]
+async fn a_change_that_is_put_off_while_another_is_told_comes_in_its_time() {
+    let house = House::new(|_, _| ());
+    let presence = house.services.hub.presence().clone();
+    let phone = house.device(&eid("alice"), &device("phone")).await;
+    let says = |status| Update { status, silent: false, location: None };
+    let (alice, desk) = (eid("alice"), device("desk"));
+    presence.update(&alice, &desk, &says(AwarenessStatus::Away));
+    let told = async |status: AwarenessStatus| loop {
+        match phone.next(Lane::Presence).await.payload {
+            Some(Payload::AwarenessNotification(told)) if told.status == status.code() => return,
+            Some(Payload::AwarenessNotification(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    told(AwarenessStatus::Away).await;
+    // The next comes too soon after that, while the session is about to tell something else: nobody wakes it for this.
+    let busy = Arc::clone(&presence);
+    phone.play(|played| {
+        played.before_presence = Some(Box::new(move || busy.update(&alice, &desk, &says(AwarenessStatus::Busy))));
+    });
+    let shown = Shown { status: AwarenessStatus::Idle, last_seen: 1, location: None, silent: false };
+    presence.direct(&eid("alice"), &Told { owner: eid("bob"), shown });
+    told(AwarenessStatus::Idle).await;
+    told(AwarenessStatus::Busy).await;
+}

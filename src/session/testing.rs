@@ -1,0 +1,280 @@
+//! What sessions are tested with: services of their own, and a link of which the test plays the other end.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive, run};
+use crate::auth::{Grant, Signer, Verifier, dev};
+use crate::config::{AuthConfig, LimitsConfig};
+use crate::hub::Hub;
+use crate::observe::{CloseReason, Metrics, TransportKind};
+use crate::store::{Embedded, Memory, Options, Store};
+use crate::wire::proto::SessionOpen;
+use crate::wire::{
+    CloseCode, DeviceId, Eid, FrameDecoder, Lane, MessageScheme, Payload, encode_frame, envelope, open_envelope,
+};
+
+/// A server without a network. No timer of it comes to a session's aid.
+pub(super) struct House {
+    pub(super) services: Arc<Services>,
+    pub(super) store: Arc<dyn Store>,
+    signer: Signer,
+    _files: tempfile::TempDir,
+}
+
+impl House {
+    pub(super) fn new(change: impl FnOnce(&mut Settings, &mut LimitsConfig)) -> House {
+        let files = tempfile::tempdir().unwrap();
+        let made = dev::ensure(files.path(), &[]).unwrap();
+        let auth = AuthConfig { keys: vec![made.token_public], ..AuthConfig::default() };
+        let long = Duration::from_secs(3600);
+        let mut settings = Settings {
+            server_name: "tested".into(),
+            domains: Vec::new(),
+            media_base: None,
+            open_within: long,
+            release_within: long,
+            ping_interval: long,
+            frame_bytes_max: crate::limits::FRAME_BYTES_MAX,
+            idle_timeout: long,
+        };
+        let mut limits = LimitsConfig::default();
+        change(&mut settings, &mut limits);
+        let hub = Arc::new(Hub::default());
+        let services = Services {
+            hub: hub.clone(),
+            flood: Flood::new(limits),
+            verifier: Verifier::from_config(&auth, None).unwrap(),
+            metrics: Arc::new(Metrics::new()),
+            settings,
+            random: Box::new(|bytes| bytes.fill(7)),
+        };
+        House {
+            services: Arc::new(services),
+            store: Arc::new(Embedded::open_memory(Memory::new(), Options::default(), hub).unwrap()),
+            signer: Signer::from_pem_file(&made.token_key).unwrap(),
+            _files: files,
+        }
+    }
+
+    pub(super) fn open(&self, user: &Eid, device: &DeviceId) -> Payload {
+        let grant = Grant { eid: user.clone(), device: None, ttl: Duration::from_secs(3600), scope: None };
+        let token = self.signer.sign(&grant, Now::system().unix_ms / 1000).unwrap();
+        Payload::SessionOpen(SessionOpen {
+            identity: Some(user.device_identity(device)),
+            token,
+            pipelined: true,
+            ..SessionOpen::default()
+        })
+    }
+
+    /// A session that has said nothing, without a driver.
+    pub(super) fn visitor(&self) -> Bare {
+        let session =
+            Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), Now::system());
+        Bare { session, store: self.store.clone() }
+    }
+
+    /// One that is signed in, with every lane open and presence ready.
+    pub(super) async fn bare(&self, user: &Eid, device: &DeviceId) -> Bare {
+        let mut bare = self.visitor();
+        for lane in Lane::ALL {
+            bare.session.event(LinkEvent::Opened(lane), Now::system());
+        }
+        bare.hear(Lane::Control, self.open(user, device));
+        bare.settle().await;
+        bare
+    }
+
+    /// The same with a driver, and the other end of its link.
+    pub(super) async fn device(&self, user: &Eid, device: &DeviceId) -> Peer {
+        let peer = Peer::default();
+        tokio::spawn(drive(Played(peer.0.clone()), self.services.clone(), self.store.clone()));
+        Lane::ALL.into_iter().for_each(|lane| peer.play(|played| played.coming.push_back(LinkEvent::Opened(lane))));
+        peer.say(Lane::Control, self.open(user, device));
+        assert!(matches!(peer.next(Lane::Control).await.payload, Some(Payload::SessionAccept(_))));
+        peer
+    }
+}
+
+/// A session alone: what goes in and what comes out is up to the test.
+pub(super) struct Bare {
+    pub(super) session: Session,
+    store: Arc<dyn Store>,
+}
+
+impl Bare {
+    /// A frame reaches the session.
+    pub(super) fn hear(&mut self, lane: Lane, payload: Payload) {
+        let frame = content(&encode_frame(&MessageScheme { request_id: 1, ..envelope(payload) }));
+        self.session.event(LinkEvent::Frame(lane, frame), Now::system());
+    }
+
+    /// What the session wants done.
+    pub(super) fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.session.poll_output()).collect()
+    }
+
+    /// Runs every call and every pump, to the end; what was sent, and the close.
+    pub(super) async fn settle(&mut self) -> (Vec<(Lane, Payload)>, Option<CloseCode>) {
+        let (mut sent, mut closed) = (Vec::new(), None);
+        loop {
+            self.session.pump(|_| 0, Now::system());
+            let outputs = self.outputs();
+            if outputs.is_empty() {
+                return (sent, closed);
+            }
+            for output in outputs {
+                match output {
+                    Output::Send(lane, frame) => sent.push((lane, payload(&frame))),
+                    Output::Call(call) => self.answer(call).await,
+                    Output::Synced(..) => {}
+                    Output::Close(code, _) => closed = Some(code),
+                }
+            }
+        }
+    }
+
+    /// A call runs, and the session hears of it.
+    pub(super) async fn answer(&mut self, call: Call) {
+        let done = run(self.store.clone(), call).await;
+        self.session.done(done, Now::system());
+    }
+}
+
+pub(super) fn payload(frame: &Bytes) -> Payload {
+    open_envelope(&content(frame)).unwrap().payload.unwrap()
+}
+
+fn content(frame: &Bytes) -> Bytes {
+    let mut decoder = FrameDecoder::new(usize::MAX);
+    decoder.feed(frame.clone());
+    decoder.next_frame().unwrap().unwrap()
+}
+
+/// The other end of a link.
+#[derive(Clone, Default)]
+pub(super) struct Peer(Arc<Mutex<State>>);
+
+#[derive(Default)]
+pub(super) struct State {
+    coming: VecDeque<LinkEvent>,
+    queues: [VecDeque<Bytes>; 4],
+    /// What the peer has, in the order of the lanes.
+    arrived: [VecDeque<Bytes>; 4],
+    /// Lanes of which the peer takes nothing.
+    pub(super) unread: [bool; 4],
+    /// Called once, when the session is about to tell what presence has.
+    pub(super) before_presence: Option<Box<dyn FnOnce() + Send>>,
+    looked_at: Option<Lane>,
+    closed: Option<CloseCode>,
+    server: Option<Waker>,
+    peer: Option<Waker>,
+}
+
+impl Peer {
+    /// Changes how the link behaves.
+    pub(super) fn play<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.lock().unwrap();
+        let result = change(&mut state);
+        state.server.take().into_iter().for_each(Waker::wake);
+        result
+    }
+
+    pub(super) fn say(&self, lane: Lane, payload: Payload) {
+        let frame = content(&encode_frame(&envelope(payload)));
+        self.play(|played| played.coming.push_back(LinkEvent::Frame(lane, frame)));
+    }
+
+    /// Bytes of a lane that the peer has not taken.
+    pub(super) fn untaken(&self, lane: Lane) -> usize {
+        self.0.lock().unwrap().queues[lane.index()].iter().map(Bytes::len).sum()
+    }
+
+    /// The next frame of a lane, or a failed test: nothing that is waited for takes as long.
+    pub(super) async fn next(&self, lane: Lane) -> MessageScheme {
+        let next = poll_fn(|cx| {
+            let mut state = self.0.lock().unwrap();
+            state.peer = Some(cx.waker().clone());
+            state.arrived[lane.index()].pop_front().map_or(Poll::Pending, Poll::Ready)
+        });
+        let frame = tokio::time::timeout(Duration::from_secs(20), next).await;
+        let frame = frame.unwrap_or_else(|_| panic!("nothing came on {lane:?}"));
+        open_envelope(&content(&frame)).unwrap()
+    }
+}
+
+struct Played(Arc<Mutex<State>>);
+
+impl Played {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Link for Played {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Quic
+    }
+
+    fn remote(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, 1).into()
+    }
+
+    fn path(&self) -> PathStats {
+        PathStats::default()
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
+        let mut state = self.state();
+        state.server = Some(cx.waker().clone());
+        if let Some(code) = state.closed {
+            return Poll::Ready(LinkEvent::Closed(CloseReason::from(code)));
+        }
+        let is_wanted = |event: &LinkEvent| !matches!(event, LinkEvent::Frame(lane, _) if !wanted.contains(*lane));
+        let Some(next) = state.coming.iter().position(is_wanted) else { return Poll::Pending };
+        state.coming.remove(next).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn push(&mut self, lane: Lane, frame: Bytes) {
+        self.state().queues[lane.index()].push_back(frame);
+    }
+
+    fn queued(&self, lane: Lane) -> usize {
+        let before = self.state().looked_at.replace(lane);
+        // Only the pump looks at presence after chat, and the first to do so is it.
+        let pumped = (before, lane) == (Some(Lane::Chat), Lane::Presence);
+        let hook = pumped.then(|| self.state().before_presence.take()).flatten();
+        hook.into_iter().for_each(|hook| hook());
+        self.state().queues[lane.index()].iter().map(Bytes::len).sum()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        state.server = Some(cx.waker().clone());
+        for lane in Lane::ALL.map(Lane::index) {
+            if !state.unread[lane] {
+                let frames = std::mem::take(&mut state.queues[lane]);
+                state.arrived[lane].extend(frames);
+            }
+        }
+        state.peer.take().into_iter().for_each(Waker::wake);
+        if state.queues.iter().all(VecDeque::is_empty) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn announce(&mut self, _code: CloseCode, _reason: &str) {}
+
+    fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_flush(cx)
+    }
+
+    fn close(&mut self, code: CloseCode, _reason: &str) {
+        self.state().closed = Some(code);
+    }
+}

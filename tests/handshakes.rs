@@ -1,0 +1,39 @@
+//! Handshakes over QUIC that are begun and not finished (profile 2).
+#![cfg(feature = "server")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use bimip::wire::ALPN;
+
+use common::{QuicLink, TestServer, client_endpoint, client_tls, half_open, within_bound};
+
+const ALICE: &str = "alice@localhost";
+const BOB: &str = "bob@localhost";
+
+#[tokio::test]
+async fn who_finishes_no_handshake_does_not_keep_others_out() {
+    let server = TestServer::with(|config| {
+        config.quic.handshakes_max = 4;
+        config.quic.handshakes_before_retry = 4;
+    })
+    .await;
+    // A handshake that is through has given its place back, though its session goes on.
+    let mut through = Vec::new();
+    for user in [ALICE, BOB, "carol@localhost"] {
+        through.push(server.sign_in(user, "phone").await);
+    }
+    let tls = client_tls(&server.files().ca, ALPN);
+    let _silent = within_bound("two answers", half_open(tls.clone(), server.quic_address(), 2)).await;
+    assert!(server.try_connect().await.is_err(), "an address has half of the places");
+    assert!(server.metric("bimip_handshakes_refused_total").await >= 1.0);
+    for device in &mut through {
+        device.ping().await;
+    }
+    #[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+    {
+        let elsewhere = client_endpoint(tls);
+        elsewhere.rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap()).unwrap();
+        assert!(QuicLink::dial(&elsewhere, server.quic_address()).await.is_ok());
+    }
+}
