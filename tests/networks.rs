@@ -245,6 +245,22 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     assert_eq!(text(&mut alices).await, "hello");
 }
 
+#[tokio::test]
+async fn where_too_many_sign_in_at_once_each_comes_in_later() {
+    let server = TestServer::with(|config| config.limits.sign_ins = Rate { per_second: 5, burst: 1 }).await;
+    for transport in [Transport::Quic, Transport::Tcp] {
+        let users = ["one", "two", "three"].map(|name| format!("{name}-{}@localhost", transport.name()));
+        let devices = users.map(|user| {
+            let builder = options(&server, &user, server.quic_address()).transports(Transports::Only(transport));
+            builder.connect().unwrap()
+        });
+        for (device, _events) in &devices {
+            within_bound("a session", device.connected()).await.unwrap();
+        }
+    }
+    assert!(server.metric("bimip_rate_limited_total{limit=\"sign_ins\"}").await >= 1.0);
+}
+
 /// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose
 /// answers lie behind the messages that it has not read yet.
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 mod families;
 mod own_presence;
+mod sign_in;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -29,6 +30,7 @@ use crate::wire::{
 };
 
 use own_presence::OwnPresence;
+use sign_in::SignIn;
 
 /// What a device is, and how it behaves.
 #[derive(Clone, Debug)]
@@ -115,6 +117,7 @@ pub(crate) struct Core {
     accepted: Option<Session>,
     /// What the server said last about the session as a whole: the reason of the close that follows.
     refusal: Option<Refusal>,
+    sign_in: SignIn,
     renew_at: Option<Instant>,
     presence: OwnPresence,
     jitter: Jitter,
@@ -136,6 +139,7 @@ impl Core {
             done: Vec::new(),
             accepted: None,
             refusal: None,
+            sign_in: SignIn::default(),
             renew_at: None,
             presence: OwnPresence::default(),
             jitter,
@@ -238,7 +242,7 @@ impl Core {
     /// Signs in anew on the open session (profile 3).
     pub(crate) fn renew(&mut self, token: String, now: Instant) {
         if matches!(self.link, Link::Open) {
-            self.put(Lane::Control, Payload::SessionOpen(self.session_open(token)));
+            self.put_session_open(self.session_open(token));
             // Until the answer says better.
             self.renew_at = Some(now + RENEW_RETRY);
         }
@@ -249,9 +253,12 @@ impl Core {
         self.renew_at = self.renew_at.map(|_| now + RENEW_RETRY);
     }
 
-    /// Asks the server for a sign of life, of which any packet is one.
+    /// Asks the server for a sign of life, of which any packet is one. Not before the session is accepted: a server that
+    /// puts the sign-in off closes on any other frame, and until the answer comes QUIC itself repeats the question.
     pub(crate) fn probe(&mut self, now: Now) {
-        self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
+        if self.is_open() {
+            self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
+        }
     }
 
     /// The device is on another path. What it sends first there is large, since until the server has validated the path
@@ -270,8 +277,7 @@ impl Core {
     /// its order (profile 3).
     pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
-        let open = Payload::SessionOpen(self.session_open(token));
-        self.put(Lane::Control, open);
+        self.put_session_open(self.session_open(token));
         self.presence.again();
         self.link = Link::Opening { passage, dialed, until: now + ACCEPT_WITHIN };
     }
@@ -391,6 +397,9 @@ impl Core {
             out.hold = out.hold.filter(|until| *until > now);
         }
         match self.link {
+            Link::Opening { .. } if self.is_put_off() => {
+                Err(CloseReason::Network("the server wants the sign-in later".into()))
+            }
             Link::Opening { until, .. } if until <= now => {
                 Err(CloseReason::Network("the server did not answer SessionOpen".into()))
             }

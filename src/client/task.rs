@@ -385,7 +385,7 @@ impl Task {
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, over TCP perhaps.
-            Phase::Dialing(_) => {}
+            Phase::Dialing(_) if !self.core.is_put_off() => {}
             _ => self.retry(reason, age),
         }
     }
@@ -447,6 +447,8 @@ impl Task {
         if draining && first {
             retry_in = self.jitter.up_to(DRAIN_JITTER);
         }
+        // Spread all the same: everybody is told the same time.
+        retry_in += self.core.take_put_off().unwrap_or_default();
         self.phase = Phase::Waiting(Instant::now() + retry_in);
         self.state.send_replace(State::Waiting { retry_in, reason });
     }

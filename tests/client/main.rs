@@ -203,6 +203,19 @@ async fn a_refused_token_is_final_unless_the_source_has_another() {
 }
 
 #[tokio::test]
+async fn a_sign_in_that_is_put_off_is_made_again_with_the_same_token() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.put_off = 3);
+    let (device, _events) = device(&peer);
+    let waiting = device.submit(device.draft(&eid("bob@x"), Content::Text("patient".into()))).unwrap();
+    soon(device.connected()).await.unwrap();
+    soon(waiting).await.unwrap();
+    let seen = peer.state().seen();
+    assert!(seen.opens.iter().all(|open| open.token == "good"));
+    assert_eq!((seen.opens.len(), seen.texts), (4, 1));
+}
+
+#[tokio::test]
 async fn a_replaced_device_stays_away_until_the_application_calls_it_back() {
     let peer = Peer::start();
     let (device, mut events) = device(&peer);

@@ -43,6 +43,8 @@ pub struct Seen {
     pub token: String,
     /// Texts to take before the connection is lost without an answer, once for each number.
     pub lose_after: Vec<usize>,
+    /// `SessionOpen`s to put off, as where too many come from one address.
+    pub put_off: usize,
     /// Takes texts and never answers.
     pub mute: bool,
     /// To be written on the control lane.
@@ -256,7 +258,8 @@ impl OfLane {
     async fn frame(&self, scheme: MessageScheme) {
         let id = scheme.request_id;
         match scheme.payload.unwrap() {
-            Payload::SessionOpen(open) => self.session_open(open).await,
+            Payload::SessionOpen(open) => self.session_open(open, id).await,
+            _ if self.session.borrow().is_none() => self.unauthenticated("the first frame is SessionOpen", id).await,
             Payload::PingpongMessage(ping) if ping.r#type == 1 => {
                 self.write(Payload::PingpongMessage(PingPong { r#type: 2, status: 2, ..ping }), 0, id).await;
             }
@@ -274,16 +277,31 @@ impl OfLane {
         }
     }
 
-    async fn session_open(&self, open: SessionOpen) {
+    async fn unauthenticated(&self, why: &str, id: i64) {
+        let error = ErrorMessage { code: 401, message: why.into(), ..Default::default() };
+        self.write(Payload::ErrorMessage(error), 0, id).await;
+        self.connection.close(VarInt::from_u32(2), b"unauthenticated");
+    }
+
+    async fn session_open(&self, open: SessionOpen, id: i64) {
+        let put_off = self.state.change(|seen| {
+            let left = seen.put_off.checked_sub(1);
+            seen.put_off = left.unwrap_or(0);
+            left.is_some()
+        });
+        if put_off {
+            let error =
+                ErrorMessage { code: 429, message: "too fast".into(), details: "2".into(), ..Default::default() };
+            self.state.change(|seen| seen.opens.push(open));
+            self.write(Payload::ErrorMessage(error), 0, id).await;
+            return;
+        }
         let (good, head, synced) = self.state.change(|seen| {
             seen.opens.push(open.clone());
             (seen.token == open.token, seen.log.len(), seen.synced)
         });
         if !good {
-            let error = ErrorMessage { code: 401, message: "not a good token".into(), ..Default::default() };
-            self.write(Payload::ErrorMessage(error), 0, 0).await;
-            self.connection.close(VarInt::from_u32(2), b"unauthenticated");
-            return;
+            return self.unauthenticated("not a good token", id).await;
         }
         let start = open.resume_from.unwrap_or(synced);
         let accept = SessionAccept {
@@ -293,7 +311,7 @@ impl OfLane {
             resume_from: start,
             ..Default::default()
         };
-        self.write(Payload::SessionAccept(accept), 0, 0).await;
+        self.write(Payload::SessionAccept(accept), 0, id).await;
         self.session.send_replace(Some(start as usize));
     }
 

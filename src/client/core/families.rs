@@ -146,6 +146,9 @@ impl Core {
     /// Profile 9.
     pub(super) fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
         let kind = refusal.kind();
+        if lane == Lane::Control && self.sign_in_put_off(request_id, &refusal, now) {
+            return;
+        }
         if kind == Some(ErrorCode::Unauthenticated) {
             // The session is over, not the request: that goes out again on the next one.
             self.refusal = Some(refusal);

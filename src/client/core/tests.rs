@@ -2,6 +2,7 @@
 
 mod families;
 mod receiving;
+mod sign_in;
 
 use std::time::Duration;
 
