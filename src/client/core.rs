@@ -15,8 +15,7 @@ use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Event, Session};
 use super::limits::{
-    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, RENEW_RETRY,
-    UNREAD_WITHIN,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, UNREAD_WITHIN,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, acknowledgment_up_to, ping};
@@ -239,20 +238,6 @@ impl Core {
         Some(sequence)
     }
 
-    /// Signs in anew on the open session (profile 3).
-    pub(crate) fn renew(&mut self, token: String, now: Instant) {
-        if matches!(self.link, Link::Open) {
-            self.put_session_open(self.session_open(token));
-            // Until the answer says better.
-            self.renew_at = Some(now + RENEW_RETRY);
-        }
-    }
-
-    /// The token source had nothing new; it is asked again later.
-    pub(crate) fn renew_later(&mut self, now: Instant) {
-        self.renew_at = self.renew_at.map(|_| now + RENEW_RETRY);
-    }
-
     /// Asks the server for a sign of life, of which any packet is one. Not before the session is accepted: a server that
     /// puts the sign-in off closes on any other frame, and until the answer comes QUIC itself repeats the question.
     pub(crate) fn probe(&mut self, now: Now) {
@@ -277,7 +262,7 @@ impl Core {
     /// its order (profile 3).
     pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
-        self.put_session_open(self.session_open(token));
+        self.sign_in_anew(token);
         self.presence.again();
         self.link = Link::Opening { passage, dialed, until: now + ACCEPT_WITHIN };
     }
@@ -343,7 +328,7 @@ impl Core {
         };
         let sequence = Sequence::from_wire(sequence);
         match payload {
-            Some(Payload::SessionAccept(accept)) => self.session_accept(accept, now.instant),
+            Some(Payload::SessionAccept(accept)) => self.session_accept(accept, request_id, now.instant),
             Some(Payload::PingpongMessage(ping)) if ping.r#type == Exchange::Request.code() => self.pong(ping, now),
             Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
             Some(Payload::ChatMessage(message)) => self.chat_message(message, sequence, now.instant),

@@ -135,8 +135,11 @@ pub const MOVED_PADDING_BYTES: usize = 1_100;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Four keep-alives lost in a row.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long before its expiry a token is renewed, at most; a short-lived one at nine tenths of its life.
+/// How long before its expiry a token is renewed, at the latest; a short-lived one at nine tenths of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
+/// And by up to this earlier, or another tenth of a short life: a fleet that signed in within seconds, as after a restart of
+/// the server, renews over minutes, one in a hundred of them every three seconds.
+pub const RENEW_SPREAD: Duration = Duration::from_secs(5 * 60);
 /// Pause before the token source is asked again when it failed or had nothing new.
 pub const RENEW_RETRY: Duration = Duration::from_secs(10);
 

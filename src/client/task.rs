@@ -59,8 +59,6 @@ pub(crate) struct Task {
     /// Somebody said that there is a network: for the next attempt.
     hinted: bool,
     upgrade: Upgrade,
-    /// The token of the last connection.
-    token: String,
     /// Tokens refused one after the other.
     refusals: u32,
     /// The token not to come back with.
@@ -129,7 +127,6 @@ impl Task {
             endpoint: None,
             hinted: false,
             upgrade: Upgrade::Off,
-            token: String::new(),
             refusals: 0,
             refused: None,
             accepted_at: None,
@@ -320,7 +317,6 @@ impl Task {
         }
         self.frames.clear();
         dialing.link = Some(Box::new(QuicLink::new(early.connection, &self.lanes)));
-        self.token.clone_from(&early.token);
         let passage = Passage { transport: Transport::Quic, early: true };
         self.core.link_up(early.token, passage, early.started, Instant::now());
     }
@@ -363,7 +359,6 @@ impl Task {
             }
         };
         let passage = Passage { transport: link.transport(), early: false };
-        self.token.clone_from(&token);
         self.phase = Phase::Linked(link);
         self.silence.reset();
         self.core.link_up(token, passage, started, Instant::now());
@@ -435,7 +430,7 @@ impl Task {
             if self.refusals >= REFUSALS_MAX {
                 return self.stop(reason);
             }
-            self.refused = Some((std::mem::take(&mut self.token), reason.clone()));
+            self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
         }
         let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
         let network = matches!(reason, CloseReason::Network(_));
@@ -473,11 +468,7 @@ impl Task {
         self.renewing = None;
         let now = Instant::now();
         match token {
-            Ok(token) if token != self.token => {
-                self.token.clone_from(&token);
-                self.core.renew(token, now);
-            }
-            Ok(_) => self.core.renew_later(now),
+            Ok(token) => self.core.renew(token, now),
             Err(reason) => {
                 tracing::warn!(%reason, "the token could not be renewed");
                 self.core.renew_later(now);

@@ -6,6 +6,7 @@ mod peer;
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -213,6 +214,35 @@ async fn a_sign_in_that_is_put_off_is_made_again_with_the_same_token() {
     let seen = peer.state().seen();
     assert!(seen.opens.iter().all(|open| open.token == "good"));
     assert_eq!((seen.opens.len(), seen.texts), (4, 1));
+}
+
+#[tokio::test]
+async fn a_new_token_that_the_server_had_not_looked_at_is_good_for_the_next_connection() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.token_lives = 1);
+    let (gate, open) = tokio::sync::watch::channel(false);
+    let asked = AtomicUsize::new(0);
+    let source = move || {
+        let (first, mut open) = (asked.fetch_add(1, Ordering::Relaxed) == 0, open.clone());
+        async move {
+            if first {
+                return Ok("good".to_owned());
+            }
+            open.wait_for(|open| *open).await?;
+            Ok("better".to_owned())
+        }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    peer.state().change(|seen| (seen.token, seen.put_off) = ("better".into(), 1));
+    gate.send_replace(true);
+    soon(peer.until(|seen| seen.opens.len() == 2)).await;
+    // The first one has run out before the second is looked at.
+    peer.close_all(CloseCode::Unauthenticated);
+    soon(peer.until(|seen| seen.opens.len() == 3)).await;
+    soon(device.send_text(&eid("bob@x"), "still here")).await.unwrap();
+    let tokens: Vec<_> = peer.state().seen().opens.iter().map(|open| open.token.clone()).collect();
+    assert_eq!(tokens, ["good", "better", "better"]);
 }
 
 #[tokio::test]

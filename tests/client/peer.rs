@@ -41,6 +41,8 @@ pub struct Seen {
     pub connections: Vec<Connection>,
     pub closes: Vec<u64>,
     pub token: String,
+    /// For how long a token is good, in milliseconds; 0: for ever.
+    pub token_lives: i64,
     /// Texts to take before the connection is lost without an answer, once for each number.
     pub lose_after: Vec<usize>,
     /// `SessionOpen`s to put off, as where too many come from one address.
@@ -280,6 +282,11 @@ impl OfLane {
     async fn unauthenticated(&self, why: &str, id: i64) {
         let error = ErrorMessage { code: 401, message: why.into(), ..Default::default() };
         self.write(Payload::ErrorMessage(error), 0, id).await;
+        let mut send = self.send.lock().await;
+        // Or the close would overtake it.
+        if send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
         self.connection.close(VarInt::from_u32(2), b"unauthenticated");
     }
 
@@ -296,9 +303,9 @@ impl OfLane {
             self.write(Payload::ErrorMessage(error), 0, id).await;
             return;
         }
-        let (good, head, synced) = self.state.change(|seen| {
+        let (good, head, synced, lives) = self.state.change(|seen| {
             seen.opens.push(open.clone());
-            (seen.token == open.token, seen.log.len(), seen.synced)
+            (seen.token == open.token, seen.log.len(), seen.synced, seen.token_lives)
         });
         if !good {
             return self.unauthenticated("not a good token", id).await;
@@ -309,6 +316,7 @@ impl OfLane {
             session_id: "s".into(),
             log_head: head as i64,
             resume_from: start,
+            token_expires_at: lives,
             ..Default::default()
         };
         self.write(Payload::SessionAccept(accept), 0, id).await;
