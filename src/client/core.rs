@@ -205,7 +205,7 @@ impl Core {
             if self.receipts.is_empty() && self.requests.has_room() {
                 let Delivery { message_id, sender, .. } = &delivery;
                 let request = acknowledgment(self.identity(), *message_id, sender, AckStatus::Delivered, now.unix_ms);
-                self.requests.acknowledge(request, None);
+                self.requests.acknowledge(request, delivery.sequence, None);
             } else {
                 self.receipts.hold(UpTo::new(delivery, now.unix_ms));
             }
@@ -221,12 +221,12 @@ impl Core {
             let Delivery { chat, version, sender, .. } = &held.newest;
             let request =
                 acknowledgment_up_to(self.identity(), (*chat, *version), sender, AckStatus::Delivered, held.at);
-            self.requests.acknowledge(request, Some(held));
+            self.requests.acknowledge(request, held.oldest, Some(held));
         }
     }
 
     /// Tells the server what is safe here: what the application says, or (when it leaves that to the device) what it
-    /// took, if it is time or `force`d. What was told is for the outbox to keep.
+    /// took, if it is time or `force`d. What the application says is for the outbox to keep, too.
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
             Some(sequence) => sequence,
@@ -236,6 +236,24 @@ impl Core {
         };
         self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: sequence.wire() }));
         Some(sequence)
+    }
+
+    /// What the outbox is to keep as the place in the log, if it is time or `force`d: what the application took and, where
+    /// that was to be acknowledged by the device, the server has an acknowledgment of.
+    pub(crate) fn keep(&mut self, force: bool, now: Instant) -> Option<Sequence> {
+        let due = force || self.keep_due(now).is_some_and(|due| due <= now);
+        let unacknowledged = self.unacknowledged();
+        if due && self.settings.auto_sync { self.cursor.keep(unacknowledged) } else { None }
+    }
+
+    fn keep_due(&mut self, now: Instant) -> Option<Instant> {
+        let unacknowledged = self.unacknowledged();
+        if self.settings.auto_sync { self.cursor.keep_due(unacknowledged, now) } else { None }
+    }
+
+    /// Where the oldest message stands in the log of which the server is still to be told that it was delivered.
+    fn unacknowledged(&self) -> Option<Sequence> {
+        [self.requests.unacknowledged(), self.receipts.oldest()].into_iter().flatten().min()
     }
 
     /// Asks the server for a sign of life, of which any packet is one. Not before the session is accepted: a server that
@@ -363,7 +381,7 @@ impl Core {
             .filter_map(|lane| self.lanes[lane.index()].hold)
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
-        [sync, opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
+        [sync, self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
     }
 
     /// Nothing that may lie behind events is read any more until the application has taken them.

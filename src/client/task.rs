@@ -264,7 +264,8 @@ impl Task {
             let Some(taken) = self.inbox.next_taken() else { break };
             self.core.taken(taken, now);
         }
-        if let Some(sequence) = self.core.sync(None, self.closing.is_some(), now.instant) {
+        self.core.sync(None, self.closing.is_some(), now.instant);
+        if let Some(sequence) = self.core.keep(self.closing.is_some(), now.instant) {
             self.keep(|outbox| outbox.advance(sequence));
         }
         for local_id in self.core.take_done() {

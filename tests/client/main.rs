@@ -420,6 +420,24 @@ async fn what_a_durable_outbox_kept_goes_out_from_the_next_process() {
 }
 
 #[tokio::test]
+async fn what_an_application_took_does_not_come_to_the_next_process() {
+    let peer = Peer::start();
+    let outbox = Kept::default();
+    for (round, texts) in [["one", "two"], ["three", "four"]].into_iter().enumerate() {
+        let builder = options(&peer).outbox(Box::new(outbox.clone())).auto_deliver(true);
+        let (device, mut events) = builder.connect().unwrap();
+        for text in texts {
+            peer.push(text);
+            assert_eq!(message(&mut events).await.text(), Some(text));
+        }
+        soon(peer.until(|seen| seen.acknowledged.len() == 2 * (round + 1))).await;
+        soon(device.close()).await;
+        while soon(events.next()).await.is_some() {}
+        assert_eq!(outbox.0.lock().unwrap().cursor, Some(Sequence::from(2 * (round as u64 + 1))));
+    }
+}
+
+#[tokio::test]
 async fn options_that_make_no_device_say_what_is_wrong() {
     let peer = Peer::start();
     let missing = Device::builder().server("localhost:1").connect().unwrap_err();
