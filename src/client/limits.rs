@@ -94,6 +94,9 @@ pub const DRAIN_JITTER: Duration = Duration::from_millis(500);
 /// A session that was ended by the server, and not by the network, counts as a success from this age on. Otherwise
 /// a server that accepts and then throws out would be called ten times a second.
 pub const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// One that the network ended counts from this age on: networks do end them. Otherwise a box on the way that cuts right after
+/// the sign-in would have it repeated ten times a second.
+pub const WORKED_AFTER: Duration = Duration::from_secs(1);
 /// Tokens that may be refused one after the other before the device gives up: a source that signs anew at each call
 /// with the wrong key would go on for ever.
 pub const REFUSALS_MAX: u32 = 3;

@@ -26,7 +26,7 @@ use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
     ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT, REFUSALS_MAX,
-    SILENCE_MAX, STABLE_AFTER,
+    SILENCE_MAX,
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
@@ -434,8 +434,7 @@ impl Task {
             self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
         }
         let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
-        let network = matches!(reason, CloseReason::Network(_));
-        if age.is_some_and(|age| age >= STABLE_AFTER || draining || network) {
+        if age.is_some_and(|age| reason.was_success(age)) {
             self.backoff.reset();
         }
         let first = self.backoff.attempts() == 0;
