@@ -169,8 +169,10 @@ pub const TICKETS_SPARED: usize = 1;
 
 /// What the server may have on the way on one lane: 25 Mbit/s at 150 ms. A lane that is not read costs this much.
 pub const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-/// The same over all lanes: two full ones, so that a blocked lane leaves the others as much again.
-pub const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
+/// The same over all lanes: each its own, as all but control may be full at once while the application takes no events, and
+/// a ping has to come through. Memory goes to what lies unread, which is 512 KiB on each lane that the server fills: chat and
+/// presence with ours.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 /// What quinn keeps of what the device sends until it is acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 512 * 1024;
 

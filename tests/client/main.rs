@@ -301,6 +301,37 @@ async fn an_application_that_does_not_read_stops_chat_alone_and_gets_everything_
 }
 
 #[tokio::test]
+async fn control_goes_on_while_every_other_lane_is_full() {
+    const TOTAL: usize = 1024;
+    let peer = Peer::start();
+    let (device, mut events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    let text = "x".repeat(8 * 1024);
+    for number in 0..TOTAL {
+        peer.push(&format!("{number} {text}"));
+    }
+    peer.state().change(|seen| seen.to_presence = TOTAL);
+    // The peer's pings are answered until neither lane takes any more, and then.
+    let (mut before, mut still) = ((0, 0), 0);
+    while still < 20 {
+        soon(peer::ping(&peer)).await;
+        let now = {
+            let seen = peer.state().seen();
+            (seen.tailed, seen.noticed)
+        };
+        still = if now == before { still + 1 } else { 0 };
+        before = now;
+    }
+    assert!(before.0 < TOTAL && before.1 < TOTAL, "{before:?}");
+    // And nothing was lost by it.
+    for number in 0..TOTAL {
+        let message = message(&mut events).await;
+        assert_eq!(message.text().and_then(|text| text.split(' ').next()), Some(number.to_string().as_str()));
+    }
+    assert_eq!(peer.state().seen().opens.len(), 1);
+}
+
+#[tokio::test]
 async fn a_lane_is_opened_by_its_first_frame_and_refusals_reach_whoever_sent() {
     let peer = Peer::start();
     let (device, _events) = device(&peer);

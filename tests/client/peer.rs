@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bimip::wire::proto::{
-    AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage, ErrorMessage, PingPong, SessionAccept, SessionOpen,
-    TextPayloadRequest, VersionUpdate, chat_message,
+    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong,
+    SessionAccept, SessionOpen, TextPayloadRequest, VersionUpdate, chat_message,
 };
 use bimip::wire::{
-    ALPN, ChatId, CloseCode, Eid, FrameDecoder, Lane, MessageId, MessageScheme, Payload, encode_frame, envelope,
-    open_envelope,
+    ALPN, ChatId, CloseCode, Eid, FrameDecoder, Identity, Lane, MessageId, MessageScheme, Payload, encode_frame,
+    envelope, open_envelope,
 };
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, ServerConfig, TokioRuntime, VarInt};
@@ -51,6 +51,10 @@ pub struct Seen {
     pub mute: bool,
     /// To be written on the control lane.
     to_control: Vec<Payload>,
+    /// Notifications to write on the presence lane.
+    pub to_presence: usize,
+    /// Those that were.
+    pub noticed: usize,
 }
 
 pub struct Peer {
@@ -221,7 +225,8 @@ async fn serve(connection: Connection, state: Arc<State>) {
         match lane {
             Lane::Chat => drop(tokio::spawn(of_lane.clone().tail())),
             Lane::Control => drop(tokio::spawn(of_lane.clone().push())),
-            Lane::Presence | Lane::Media => {}
+            Lane::Presence => drop(tokio::spawn(of_lane.clone().notify())),
+            Lane::Media => {}
         }
         tokio::spawn(of_lane.read(recv));
     }
@@ -408,6 +413,27 @@ impl OfLane {
             let payloads = std::mem::take(&mut self.state.seen().to_control);
             for payload in payloads {
                 self.write(payload, 0, 0).await;
+            }
+        }
+    }
+
+    /// Writes as many notifications of presence as the test wants, 8 KiB each.
+    async fn notify(self) {
+        let mut changed = self.state.changed.subscribe();
+        loop {
+            let wanted = {
+                let seen = self.state.seen();
+                seen.noticed < seen.to_presence
+            };
+            if wanted {
+                let from = Some(Identity { eid: "b".repeat(8 * 1024), ..Identity::default() });
+                let presence = AwarenessNotification { from, status: 1, ..Default::default() };
+                if !self.write(Payload::AwarenessNotification(presence), 0, 0).await {
+                    return;
+                }
+                self.state.change(|seen| seen.noticed += 1);
+            } else if changed.changed().await.is_err() {
+                return;
             }
         }
     }
