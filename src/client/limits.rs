@@ -138,6 +138,9 @@ pub const MOVED_PADDING_BYTES: usize = 1_100;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Four keep-alives lost in a row.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Thirds of it after which a TCP connection, on which nothing is heard of keep-alives, is asked for life; the answer has the
+/// last third. A server's own ping to a device that is quiet too has come by then (30 s), so that this costs nothing.
+pub const IDLE_THIRDS_UNASKED: u32 = 2;
 /// How long before its expiry a token is renewed, at the latest; a short-lived one at nine tenths of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// And by up to this earlier, or another tenth of a short life: a fleet that signed in within seconds, as after a restart of

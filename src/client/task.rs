@@ -30,7 +30,7 @@ use super::limits::{
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
-use super::silence::Silence;
+use super::silence::{Idle, Silence};
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
@@ -49,7 +49,6 @@ pub(crate) struct Task {
     state: watch::Sender<State>,
     lanes: Vec<Lane>,
     bind: Option<SocketAddr>,
-    idle_timeout: Duration,
     jitter: Jitter,
     backoff: Backoff,
 
@@ -65,6 +64,7 @@ pub(crate) struct Task {
     refused: Option<(String, CloseReason)>,
     accepted_at: Option<Instant>,
     silence: Silence,
+    idle: Idle,
     renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
@@ -120,7 +120,6 @@ impl Task {
             state,
             lanes: Vec::new(),
             bind: None,
-            idle_timeout: IDLE_TIMEOUT,
             jitter: Jitter::new(0),
             backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
             phase: Phase::Stopped(CloseReason::Local),
@@ -131,6 +130,7 @@ impl Task {
             refused: None,
             accepted_at: None,
             silence: Silence::new(SILENCE_MAX),
+            idle: Idle::new(IDLE_TIMEOUT),
             renewing: None,
             frames: Vec::new(),
             closing: None,
@@ -150,7 +150,7 @@ impl Task {
     }
 
     pub(crate) fn idle_timeout(self, idle_timeout: Duration) -> Task {
-        Task { idle_timeout, ..self }
+        Task { idle: Idle::new(idle_timeout), ..self }
     }
 
     pub(crate) fn jitter(self, jitter: Jitter) -> Task {
@@ -242,8 +242,11 @@ impl Task {
             Upgrade::At(at, _) => Some(at),
             _ => None,
         };
-        let look = if let Phase::Linked(_) = self.phase { self.silence.next_look() } else { None };
-        [retry, closing, renew, upgrade, look, self.core.deadline(now)].into_iter().flatten().min()
+        let (look, idle) = match &self.phase {
+            Phase::Linked(link) => (self.silence.next_look(), link.quiet().map(|quiet| self.idle.next_look(quiet))),
+            _ => (None, None),
+        };
+        [retry, closing, renew, upgrade, look, idle, self.core.deadline(now)].into_iter().flatten().min()
     }
 
     /// Everything that follows from what has happened since, without waiting.
@@ -356,12 +359,13 @@ impl Task {
                 if let Some(at) = retry.filter(|_| self.dialer.transports.allow(Transport::Quic)) {
                     self.upgrade = Upgrade::At(at, network);
                 }
-                Box::new(TcpLink::new(*stream, &self.lanes, self.idle_timeout))
+                Box::new(TcpLink::new(*stream, &self.lanes))
             }
         };
         let passage = Passage { transport: link.transport(), early: false };
         self.phase = Phase::Linked(link);
         self.silence.reset();
+        self.idle.reset();
         self.core.link_up(token, passage, started, Instant::now());
     }
 
