@@ -245,6 +245,52 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     assert_eq!(text(&mut alices).await, "hello");
 }
 
+#[tokio::test]
+async fn where_too_many_sign_in_at_once_each_comes_in_later() {
+    let server = TestServer::with(|config| config.limits.sign_ins = Rate { per_second: 5, burst: 1 }).await;
+    for transport in [Transport::Quic, Transport::Tcp] {
+        let users = ["one", "two", "three"].map(|name| format!("{name}-{}@localhost", transport.name()));
+        let devices = users.map(|user| {
+            let builder = options(&server, &user, server.quic_address()).transports(Transports::Only(transport));
+            builder.connect().unwrap()
+        });
+        for (device, _events) in &devices {
+            within_bound("a session", device.connected()).await.unwrap();
+        }
+    }
+    assert!(server.metric("bimip_rate_limited_total{limit=\"sign_ins\"}").await >= 1.0);
+}
+
+/// Waits until the server has been asked for life a few times by whoever is here.
+async fn asked_for_life(server: &TestServer) {
+    let frames = "bimip_frames_total{lane=\"control\",direction=\"in\"}";
+    let before = server.metric(frames).await;
+    metric(server, frames, before + 2.0).await;
+}
+
+#[tokio::test]
+async fn a_tcp_connection_lives_on_however_quiet_the_server_and_however_slow_the_application() {
+    // More events than lie ready, so that the connection is not read.
+    const WAITING: usize = EVENTS_MAX + 20;
+    let server = TestServer::with(|config| config.session.ping_interval_ms = 3_600_000).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    let only_tcp = Transports::Only(Transport::Tcp);
+    let phone = options(&server, ALICE, server.quic_address()).transports(only_tcp);
+    let (alice, mut alices, session) = connect(phone.idle_timeout(Duration::from_secs(2))).await;
+    asked_for_life(&server).await;
+    assert_eq!(*alice.state().borrow(), State::Connected(session.clone()), "nobody had anything to say");
+
+    for number in 0..WAITING {
+        within_bound("the answer", bob.send_text(&eid(ALICE), number.to_string())).await.unwrap();
+    }
+    asked_for_life(&server).await;
+    for number in 0..WAITING {
+        assert_eq!(text(&mut alices).await, number.to_string());
+    }
+    asked_for_life(&server).await;
+    assert_eq!(*alice.state().borrow(), State::Connected(session), "nobody read what was said");
+}
+
 /// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose
 /// answers lie behind the messages that it has not read yet.
 #[tokio::test]

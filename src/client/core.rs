@@ -3,6 +3,7 @@
 
 mod families;
 mod own_presence;
+mod sign_in;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -14,8 +15,7 @@ use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Event, Session};
 use super::limits::{
-    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, RENEW_RETRY,
-    UNREAD_WITHIN,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, UNREAD_WITHIN,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, acknowledgment_up_to, ping};
@@ -29,6 +29,7 @@ use crate::wire::{
 };
 
 use own_presence::OwnPresence;
+use sign_in::SignIn;
 
 /// What a device is, and how it behaves.
 #[derive(Clone, Debug)]
@@ -115,6 +116,7 @@ pub(crate) struct Core {
     accepted: Option<Session>,
     /// What the server said last about the session as a whole: the reason of the close that follows.
     refusal: Option<Refusal>,
+    sign_in: SignIn,
     renew_at: Option<Instant>,
     presence: OwnPresence,
     jitter: Jitter,
@@ -136,6 +138,7 @@ impl Core {
             done: Vec::new(),
             accepted: None,
             refusal: None,
+            sign_in: SignIn::default(),
             renew_at: None,
             presence: OwnPresence::default(),
             jitter,
@@ -202,7 +205,7 @@ impl Core {
             if self.receipts.is_empty() && self.requests.has_room() {
                 let Delivery { message_id, sender, .. } = &delivery;
                 let request = acknowledgment(self.identity(), *message_id, sender, AckStatus::Delivered, now.unix_ms);
-                self.requests.acknowledge(request, None);
+                self.requests.acknowledge(request, delivery.sequence, None);
             } else {
                 self.receipts.hold(UpTo::new(delivery, now.unix_ms));
             }
@@ -218,12 +221,12 @@ impl Core {
             let Delivery { chat, version, sender, .. } = &held.newest;
             let request =
                 acknowledgment_up_to(self.identity(), (*chat, *version), sender, AckStatus::Delivered, held.at);
-            self.requests.acknowledge(request, Some(held));
+            self.requests.acknowledge(request, held.oldest, Some(held));
         }
     }
 
     /// Tells the server what is safe here: what the application says, or (when it leaves that to the device) what it
-    /// took, if it is time or `force`d. What was told is for the outbox to keep.
+    /// took, if it is time or `force`d. What the application says is for the outbox to keep, too.
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
             Some(sequence) => sequence,
@@ -235,23 +238,30 @@ impl Core {
         Some(sequence)
     }
 
-    /// Signs in anew on the open session (profile 3).
-    pub(crate) fn renew(&mut self, token: String, now: Instant) {
-        if matches!(self.link, Link::Open) {
-            self.put(Lane::Control, Payload::SessionOpen(self.session_open(token)));
-            // Until the answer says better.
-            self.renew_at = Some(now + RENEW_RETRY);
-        }
+    /// What the outbox is to keep as the place in the log, if it is time or `force`d: what the application took and, where
+    /// that was to be acknowledged by the device, the server has an acknowledgment of.
+    pub(crate) fn keep(&mut self, force: bool, now: Instant) -> Option<Sequence> {
+        let due = force || self.keep_due(now).is_some_and(|due| due <= now);
+        let unacknowledged = self.unacknowledged();
+        if due && self.settings.auto_sync { self.cursor.keep(unacknowledged) } else { None }
     }
 
-    /// The token source had nothing new; it is asked again later.
-    pub(crate) fn renew_later(&mut self, now: Instant) {
-        self.renew_at = self.renew_at.map(|_| now + RENEW_RETRY);
+    fn keep_due(&mut self, now: Instant) -> Option<Instant> {
+        let unacknowledged = self.unacknowledged();
+        if self.settings.auto_sync { self.cursor.keep_due(unacknowledged, now) } else { None }
     }
 
-    /// Asks the server for a sign of life, of which any packet is one.
+    /// Where the oldest message stands in the log of which the server is still to be told that it was delivered.
+    fn unacknowledged(&self) -> Option<Sequence> {
+        [self.requests.unacknowledged(), self.receipts.oldest()].into_iter().flatten().min()
+    }
+
+    /// Asks the server for a sign of life, of which any packet is one. Not before the session is accepted: a server that
+    /// puts the sign-in off closes on any other frame, and until the answer comes QUIC itself repeats the question.
     pub(crate) fn probe(&mut self, now: Now) {
-        self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
+        if self.is_open() {
+            self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
+        }
     }
 
     /// The device is on another path. What it sends first there is large, since until the server has validated the path
@@ -270,8 +280,7 @@ impl Core {
     /// its order (profile 3).
     pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
-        let open = Payload::SessionOpen(self.session_open(token));
-        self.put(Lane::Control, open);
+        self.sign_in_anew(token);
         self.presence.again();
         self.link = Link::Opening { passage, dialed, until: now + ACCEPT_WITHIN };
     }
@@ -337,7 +346,7 @@ impl Core {
         };
         let sequence = Sequence::from_wire(sequence);
         match payload {
-            Some(Payload::SessionAccept(accept)) => self.session_accept(accept, now.instant),
+            Some(Payload::SessionAccept(accept)) => self.session_accept(accept, request_id, now.instant),
             Some(Payload::PingpongMessage(ping)) if ping.r#type == Exchange::Request.code() => self.pong(ping, now),
             Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
             Some(Payload::ChatMessage(message)) => self.chat_message(message, sequence, now.instant),
@@ -372,7 +381,7 @@ impl Core {
             .filter_map(|lane| self.lanes[lane.index()].hold)
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
-        [sync, opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
+        [sync, self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
     }
 
     /// Nothing that may lie behind events is read any more until the application has taken them.
@@ -391,6 +400,9 @@ impl Core {
             out.hold = out.hold.filter(|until| *until > now);
         }
         match self.link {
+            Link::Opening { .. } if self.is_put_off() => {
+                Err(CloseReason::Network("the server wants the sign-in later".into()))
+            }
             Link::Opening { until, .. } if until <= now => {
                 Err(CloseReason::Network("the server did not answer SessionOpen".into()))
             }

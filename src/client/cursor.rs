@@ -22,14 +22,52 @@ pub(crate) struct Cursor {
     /// The newest one that it took.
     taken: Sequence,
     /// What the server was told that is safe here.
-    synced: Sequence,
+    synced: Told,
+    /// What the outbox was told, for the next process.
+    kept: Told,
+}
+
+/// How far somebody was told what is safe here.
+#[derive(Debug, Default)]
+struct Told {
+    /// `None`: nothing of this log.
+    up_to: Option<Sequence>,
     /// Since when there is more to tell.
-    unsynced_since: Option<Instant>,
+    since: Option<Instant>,
+}
+
+impl Told {
+    fn that(up_to: Option<Sequence>) -> Told {
+        Told { up_to, since: None }
+    }
+
+    fn is_news(&self, safe: Sequence) -> bool {
+        self.up_to.is_none_or(|up_to| up_to < safe)
+    }
+
+    /// When to tell that so much is safe, if that is news.
+    fn due(&mut self, safe: Sequence, now: Instant) -> Option<Instant> {
+        if !self.is_news(safe) {
+            self.since = None;
+            return None;
+        }
+        let since = *self.since.get_or_insert(now);
+        let untold = safe.get() - self.up_to.unwrap_or(Sequence::ZERO).get();
+        Some(if untold >= SYNC_EVERY { now } else { since + SYNC_WITHIN })
+    }
+
+    /// What to tell now, if anything.
+    fn tell(&mut self, safe: Sequence) -> Option<Sequence> {
+        self.is_news(safe).then(|| {
+            *self = Told::that(Some(safe));
+            safe
+        })
+    }
 }
 
 impl Cursor {
     pub(crate) fn starting_at(seen: Option<Sequence>) -> Cursor {
-        Cursor { seen, ..Cursor::default() }
+        Cursor { seen, kept: Told::that(seen), ..Cursor::default() }
     }
 
     /// What to ask the server to resume from.
@@ -45,10 +83,13 @@ impl Cursor {
             Some(seen) if same_log => {
                 self.seen = Some(seen.max(start));
                 // The last SyncAck may not have arrived; repeating it costs one small frame.
-                self.synced = Sequence::ZERO;
+                self.synced.up_to = Some(Sequence::ZERO);
             }
-            _ => {
-                *self = Cursor { seen: Some(start), synced: start, outstanding: self.outstanding, ..Cursor::default() };
+            seen => {
+                // What the outbox has of another log is wrong.
+                let kept = Told::that(seen.map_or(Some(start), |_| None));
+                let (synced, outstanding) = (Told::that(Some(start)), self.outstanding);
+                *self = Cursor { seen: Some(start), synced, kept, outstanding, ..Cursor::default() };
             }
         }
         self.absorb();
@@ -91,28 +132,35 @@ impl Cursor {
 
     /// The server knows by another way that everything up to here is safe (an acknowledgment, profile 8).
     pub(crate) fn covered(&mut self, sequence: Sequence) {
-        self.synced = self.synced.max(sequence.min(self.safe()));
+        self.synced.up_to = self.synced.up_to.max(Some(sequence.min(self.safe())));
     }
 
     /// When a SyncAck is due, if anything is to be told.
     pub(crate) fn sync_due(&mut self, now: Instant) -> Option<Instant> {
-        let (safe, synced) = (self.safe(), self.synced);
-        if safe <= synced {
-            self.unsynced_since = None;
-            return None;
-        }
-        let since = *self.unsynced_since.get_or_insert(now);
-        Some(if safe.get() - synced.get() >= SYNC_EVERY { now } else { since + SYNC_WITHIN })
+        self.synced.due(self.safe(), now)
     }
 
     /// What to tell the server now, if anything.
     pub(crate) fn sync(&mut self) -> Option<Sequence> {
-        let safe = self.safe();
-        (safe > self.synced).then(|| {
-            self.synced = safe;
-            self.unsynced_since = None;
-            safe
-        })
+        self.synced.tell(self.safe())
+    }
+
+    /// When the outbox is to be told, if there is anything. What is `unacknowledged` from some entry on has to come again
+    /// to a later process, which would acknowledge it.
+    pub(crate) fn keep_due(&mut self, unacknowledged: Option<Sequence>, now: Instant) -> Option<Instant> {
+        self.kept.due(self.done(unacknowledged)?, now)
+    }
+
+    /// What to tell the outbox now, if anything.
+    pub(crate) fn keep(&mut self, unacknowledged: Option<Sequence>) -> Option<Sequence> {
+        self.kept.tell(self.done(unacknowledged)?)
+    }
+
+    /// Nothing is left to do for anything up to here. `None`: that cannot be said before a server or the application has
+    /// said where to start.
+    fn done(&self, unacknowledged: Option<Sequence>) -> Option<Sequence> {
+        let before = unacknowledged.map(|oldest| Sequence::from(oldest.get().saturating_sub(1)));
+        self.seen.map(|_| before.map_or(self.safe(), |before| before.min(self.safe())))
     }
 
     /// Everything up to here is with the application, or needed nothing from it.

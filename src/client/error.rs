@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::limits::{STABLE_AFTER, WORKED_AFTER};
 use crate::wire::{CloseCode, ErrorCode, ErrorMessage, IdError, LocalId};
 
 /// The options do not make a device.
@@ -166,8 +167,40 @@ impl CloseReason {
         matches!(self, CloseReason::Server { code: CloseCode::Unauthenticated | CloseCode::Revoked, .. })
     }
 
+    /// Whether the attempt at a connection was a success whose session ended so, at this age: the next one need not wait
+    /// longer than the first.
+    pub(crate) fn was_success(&self, age: Duration) -> bool {
+        match self {
+            CloseReason::Server { code: CloseCode::Draining, .. } => true,
+            CloseReason::Network(_) => age >= WORKED_AFTER,
+            _ => age >= STABLE_AFTER,
+        }
+    }
+
     /// Whether it is for the application to decide to come back.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, CloseReason::Local | CloseReason::Server { code: CloseCode::Goodbye | CloseCode::Replaced, .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_ends_young_is_no_success_unless_the_server_only_moves_house() {
+        let server = |code| CloseReason::Server { code, reason: String::new() };
+        let network = CloseReason::Network("cut".into());
+        let just_before = |age: Duration| age - Duration::from_millis(1);
+        for (reason, age, success) in [
+            (network.clone(), Duration::ZERO, false),
+            (network.clone(), just_before(WORKED_AFTER), false),
+            (network, WORKED_AFTER, true),
+            (server(CloseCode::Draining), Duration::ZERO, true),
+            (server(CloseCode::Internal), just_before(STABLE_AFTER), false),
+            (server(CloseCode::Internal), STABLE_AFTER, true),
+        ] {
+            assert_eq!(reason.was_success(age), success, "{reason:?} after {age:?}");
+        }
     }
 }

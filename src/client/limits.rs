@@ -94,6 +94,9 @@ pub const DRAIN_JITTER: Duration = Duration::from_millis(500);
 /// A session that was ended by the server, and not by the network, counts as a success from this age on. Otherwise
 /// a server that accepts and then throws out would be called ten times a second.
 pub const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// One that the network ended counts from this age on: networks do end them. Otherwise a box on the way that cuts right after
+/// the sign-in would have it repeated ten times a second.
+pub const WORKED_AFTER: Duration = Duration::from_secs(1);
 /// Tokens that may be refused one after the other before the device gives up: a source that signs anew at each call
 /// with the wrong key would go on for ever.
 pub const REFUSALS_MAX: u32 = 3;
@@ -135,8 +138,14 @@ pub const MOVED_PADDING_BYTES: usize = 1_100;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Four keep-alives lost in a row.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long before its expiry a token is renewed, at most; a short-lived one at nine tenths of its life.
+/// Thirds of it after which a TCP connection, on which nothing is heard of keep-alives, is asked for life; the answer has the
+/// last third. A server's own ping to a device that is quiet too has come by then (30 s), so that this costs nothing.
+pub const IDLE_THIRDS_UNASKED: u32 = 2;
+/// How long before its expiry a token is renewed, at the latest; a short-lived one at nine tenths of its life.
 pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
+/// And by up to this earlier, or another tenth of a short life: a fleet that signed in within seconds, as after a restart of
+/// the server, renews over minutes, one in a hundred of them every three seconds.
+pub const RENEW_SPREAD: Duration = Duration::from_secs(5 * 60);
 /// Pause before the token source is asked again when it failed or had nothing new.
 pub const RENEW_RETRY: Duration = Duration::from_secs(10);
 
@@ -163,8 +172,10 @@ pub const TICKETS_SPARED: usize = 1;
 
 /// What the server may have on the way on one lane: 25 Mbit/s at 150 ms. A lane that is not read costs this much.
 pub const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-/// The same over all lanes: two full ones, so that a blocked lane leaves the others as much again.
-pub const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
+/// The same over all lanes: each its own, as all but control may be full at once while the application takes no events, and
+/// a ping has to come through. Memory goes to what lies unread, which is 512 KiB on each lane that the server fills: chat and
+/// presence with ours.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 /// What quinn keeps of what the device sends until it is acknowledged.
 pub const SEND_WINDOW_BYTES: u64 = 512 * 1024;
 

@@ -20,6 +20,8 @@ pub(crate) struct Delivery {
 pub(crate) struct UpTo {
     /// The newest message; those before it in its chat were taken before it (profile 8).
     pub(crate) newest: Delivery,
+    /// Where the oldest one that it may be about stands in the log.
+    pub(crate) oldest: Sequence,
     /// When it was taken, in Unix milliseconds.
     pub(crate) at: i64,
     /// How far an answer said that it came, where it did not come all the way.
@@ -34,7 +36,7 @@ pub(crate) struct Receipts {
 
 impl UpTo {
     pub(crate) fn new(newest: Delivery, at: i64) -> UpTo {
-        UpTo { newest, at, covered: Version::ZERO }
+        UpTo { oldest: newest.sequence, newest, at, covered: Version::ZERO }
     }
 
     /// What is left to ask for after an answer that came so far: nothing after the end, or where it has not moved.
@@ -56,9 +58,16 @@ impl Receipts {
     /// Takes one in; of a chat the newest stays.
     pub(crate) fn hold(&mut self, receipt: UpTo) {
         let held = self.held.entry(receipt.newest.chat).or_insert_with(|| receipt.clone());
+        let oldest = held.oldest.min(receipt.oldest);
         if held.newest.version < receipt.newest.version {
             *held = receipt;
         }
+        held.oldest = oldest;
+    }
+
+    /// Where the oldest message stands in the log that one of them is about.
+    pub(crate) fn oldest(&self) -> Option<Sequence> {
+        self.held.values().map(|held| held.oldest).min()
     }
 
     /// The one that waits for the oldest entry of the log: an acknowledgment also says that what lies before it is safe.

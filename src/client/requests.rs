@@ -70,6 +70,8 @@ pub(crate) struct PendingRequest {
     pub(crate) lasting: bool,
     /// What an automatic acknowledgment is about that stands for several.
     pub(crate) up_to: Option<UpTo>,
+    /// Where the oldest message stands in the log that an automatic acknowledgment is about.
+    delivers: Option<Sequence>,
     /// Entries of a list whose last frame has not come.
     pub(crate) parts: Vec<Subscriber>,
     sent: Option<Instant>,
@@ -130,8 +132,13 @@ impl Requests {
     }
 
     /// Takes an automatic acknowledgment: of one message, or of all up to one.
-    pub(crate) fn acknowledge(&mut self, payload: Payload, up_to: Option<UpTo>) {
-        self.pend(Lane::Chat, payload, true, None, up_to);
+    pub(crate) fn acknowledge(&mut self, payload: Payload, oldest: Sequence, up_to: Option<UpTo>) {
+        self.pend(Lane::Chat, payload, true, None, Some((oldest, up_to)));
+    }
+
+    /// Where the oldest message stands in the log whose automatic acknowledgment is not answered.
+    pub(crate) fn unacknowledged(&self) -> Option<Sequence> {
+        self.requests.values().filter_map(|request| request.delivers).min()
     }
 
     /// The next frame to go out on a lane.
@@ -291,10 +298,19 @@ impl Requests {
         self.sends.is_empty() && self.requests.is_empty()
     }
 
-    fn pend(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>, up_to: Option<UpTo>) {
+    fn pend(
+        &mut self,
+        lane: Lane,
+        payload: Payload,
+        lasting: bool,
+        reply: Option<RequestReply>,
+        delivers: Option<(Sequence, Option<UpTo>)>,
+    ) {
         let (id, frame) = self.enter(lane, payload);
-        let parts = Vec::new();
-        self.requests.insert(id, PendingRequest { reply, lasting, up_to, parts, sent: None, frame, lane, put_off: 0 });
+        let (delivers, up_to) = delivers.unzip();
+        let (up_to, parts) = (up_to.flatten(), Vec::new());
+        let request = PendingRequest { reply, lasting, up_to, delivers, parts, sent: None, frame, lane, put_off: 0 };
+        self.requests.insert(id, request);
     }
 
     fn enter(&mut self, lane: Lane, payload: Payload) -> (i64, Bytes) {

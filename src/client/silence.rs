@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::limits::{
-    KNOCKS_BEFORE_DOUBT, KNOCKS_BEFORE_MOVING, KNOCKS_MAX, MOVED_KNOCKS_MAX, MOVED_SILENCE_MIN, MOVED_SILENCE_RTTS,
+    IDLE_THIRDS_UNASKED, KNOCKS_BEFORE_DOUBT, KNOCKS_BEFORE_MOVING, KNOCKS_MAX, MOVED_KNOCKS_MAX, MOVED_SILENCE_MIN,
+    MOVED_SILENCE_RTTS,
 };
 
 /// How long nothing has arrived while something should.
@@ -101,9 +102,94 @@ impl Watch {
     }
 }
 
+/// Whether a TCP connection is alive on which nothing is owed: QUIC knows by itself.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    timeout: Duration,
+    /// When a sign of life was asked for last.
+    asked: Option<Instant>,
+}
+
+/// What a link knows of its silence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quiet {
+    /// When it heard something last.
+    pub(crate) since: Instant,
+    /// It is this side that does not read: what the server says lies unheard.
+    pub(crate) held: bool,
+}
+
+impl Idle {
+    /// Gives a connection up after `timeout`, if it was asked in vain.
+    pub(crate) fn new(timeout: Duration) -> Idle {
+        Idle { timeout, asked: None }
+    }
+
+    /// Another connection.
+    pub(crate) fn reset(&mut self) {
+        self.asked = None;
+    }
+
+    /// When to look again.
+    pub(crate) fn next_look(&self, quiet: Quiet) -> Instant {
+        let unasked = self.timeout / 3 * IDLE_THIRDS_UNASKED;
+        match self.asked.filter(|asked| *asked >= quiet.since) {
+            // To the server this is a sign of life, too.
+            Some(asked) if quiet.held => asked + unasked,
+            Some(asked) => asked + (self.timeout - unasked),
+            None => quiet.since + unasked,
+        }
+    }
+
+    /// Whether silence lasts.
+    pub(crate) fn look(&mut self, quiet: Quiet, now: Instant) -> Heard {
+        if now < self.next_look(quiet) {
+            return Heard::Life;
+        }
+        if !quiet.held && self.asked.is_some_and(|asked| asked >= quiet.since) {
+            return Heard::Dead;
+        }
+        self.asked = Some(now);
+        Heard::Knock
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_connection_is_asked_before_it_is_given_up_and_what_is_not_read_is_no_silence() {
+        let start = Instant::now();
+        let unasked = BOUND / 3 * IDLE_THIRDS_UNASKED;
+        let since = |since: Instant| Quiet { since, held: false };
+        let mut idle = Idle::new(BOUND);
+        assert_eq!(idle.next_look(since(start)), start + unasked);
+        assert_eq!(idle.look(since(start), start + unasked - Duration::from_millis(1)), Heard::Life);
+        assert_eq!(idle.look(since(start), start + unasked), Heard::Knock);
+        assert_eq!(idle.next_look(since(start)), start + BOUND);
+        assert_eq!(idle.look(since(start), start + unasked), Heard::Life, "asked once");
+        // It answers.
+        let heard = start + unasked + Duration::from_millis(40);
+        assert_eq!(idle.look(since(heard), start + BOUND), Heard::Life);
+        // Who slept through all of it asks first.
+        let late = heard + 10 * BOUND;
+        assert_eq!(idle.look(since(heard), late), Heard::Knock);
+        assert_eq!(idle.look(since(heard), late + BOUND - unasked), Heard::Dead);
+        idle.reset();
+        assert_eq!(idle.look(since(late), late + BOUND / 3), Heard::Life);
+
+        let mut idle = Idle::new(BOUND);
+        let held = Quiet { since: start, held: true };
+        for asked in 1..10 {
+            let at = start + unasked * asked;
+            assert_eq!(idle.next_look(held), at);
+            assert_eq!(idle.look(held, at), Heard::Knock, "the server does not hear us else");
+        }
+        // From when it is read again.
+        let again = start + unasked * 9 + Duration::from_millis(1);
+        assert_eq!(idle.next_look(since(again)), again + unasked);
+    }
 
     const BOUND: Duration = Duration::from_secs(8);
 

@@ -26,11 +26,11 @@ use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
     ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT, REFUSALS_MAX,
-    SILENCE_MAX, STABLE_AFTER,
+    SILENCE_MAX,
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
-use super::silence::Silence;
+use super::silence::{Idle, Silence};
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
@@ -49,7 +49,6 @@ pub(crate) struct Task {
     state: watch::Sender<State>,
     lanes: Vec<Lane>,
     bind: Option<SocketAddr>,
-    idle_timeout: Duration,
     jitter: Jitter,
     backoff: Backoff,
 
@@ -59,14 +58,13 @@ pub(crate) struct Task {
     /// Somebody said that there is a network: for the next attempt.
     hinted: bool,
     upgrade: Upgrade,
-    /// The token of the last connection.
-    token: String,
     /// Tokens refused one after the other.
     refusals: u32,
     /// The token not to come back with.
     refused: Option<(String, CloseReason)>,
     accepted_at: Option<Instant>,
     silence: Silence,
+    idle: Idle,
     renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
@@ -122,18 +120,17 @@ impl Task {
             state,
             lanes: Vec::new(),
             bind: None,
-            idle_timeout: IDLE_TIMEOUT,
             jitter: Jitter::new(0),
             backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
             phase: Phase::Stopped(CloseReason::Local),
             endpoint: None,
             hinted: false,
             upgrade: Upgrade::Off,
-            token: String::new(),
             refusals: 0,
             refused: None,
             accepted_at: None,
             silence: Silence::new(SILENCE_MAX),
+            idle: Idle::new(IDLE_TIMEOUT),
             renewing: None,
             frames: Vec::new(),
             closing: None,
@@ -153,7 +150,7 @@ impl Task {
     }
 
     pub(crate) fn idle_timeout(self, idle_timeout: Duration) -> Task {
-        Task { idle_timeout, ..self }
+        Task { idle: Idle::new(idle_timeout), ..self }
     }
 
     pub(crate) fn jitter(self, jitter: Jitter) -> Task {
@@ -245,8 +242,11 @@ impl Task {
             Upgrade::At(at, _) => Some(at),
             _ => None,
         };
-        let look = if let Phase::Linked(_) = self.phase { self.silence.next_look() } else { None };
-        [retry, closing, renew, upgrade, look, self.core.deadline(now)].into_iter().flatten().min()
+        let (look, idle) = match &self.phase {
+            Phase::Linked(link) => (self.silence.next_look(), link.quiet().map(|quiet| self.idle.next_look(quiet))),
+            _ => (None, None),
+        };
+        [retry, closing, renew, upgrade, look, idle, self.core.deadline(now)].into_iter().flatten().min()
     }
 
     /// Everything that follows from what has happened since, without waiting.
@@ -267,7 +267,8 @@ impl Task {
             let Some(taken) = self.inbox.next_taken() else { break };
             self.core.taken(taken, now);
         }
-        if let Some(sequence) = self.core.sync(None, self.closing.is_some(), now.instant) {
+        self.core.sync(None, self.closing.is_some(), now.instant);
+        if let Some(sequence) = self.core.keep(self.closing.is_some(), now.instant) {
             self.keep(|outbox| outbox.advance(sequence));
         }
         for local_id in self.core.take_done() {
@@ -320,7 +321,6 @@ impl Task {
         }
         self.frames.clear();
         dialing.link = Some(Box::new(QuicLink::new(early.connection, &self.lanes)));
-        self.token.clone_from(&early.token);
         let passage = Passage { transport: Transport::Quic, early: true };
         self.core.link_up(early.token, passage, early.started, Instant::now());
     }
@@ -359,13 +359,13 @@ impl Task {
                 if let Some(at) = retry.filter(|_| self.dialer.transports.allow(Transport::Quic)) {
                     self.upgrade = Upgrade::At(at, network);
                 }
-                Box::new(TcpLink::new(*stream, &self.lanes, self.idle_timeout))
+                Box::new(TcpLink::new(*stream, &self.lanes))
             }
         };
         let passage = Passage { transport: link.transport(), early: false };
-        self.token.clone_from(&token);
         self.phase = Phase::Linked(link);
         self.silence.reset();
+        self.idle.reset();
         self.core.link_up(token, passage, started, Instant::now());
     }
 
@@ -385,7 +385,7 @@ impl Task {
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, over TCP perhaps.
-            Phase::Dialing(_) => {}
+            Phase::Dialing(_) if !self.core.is_put_off() => {}
             _ => self.retry(reason, age),
         }
     }
@@ -435,11 +435,10 @@ impl Task {
             if self.refusals >= REFUSALS_MAX {
                 return self.stop(reason);
             }
-            self.refused = Some((std::mem::take(&mut self.token), reason.clone()));
+            self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
         }
         let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
-        let network = matches!(reason, CloseReason::Network(_));
-        if age.is_some_and(|age| age >= STABLE_AFTER || draining || network) {
+        if age.is_some_and(|age| reason.was_success(age)) {
             self.backoff.reset();
         }
         let first = self.backoff.attempts() == 0;
@@ -447,6 +446,8 @@ impl Task {
         if draining && first {
             retry_in = self.jitter.up_to(DRAIN_JITTER);
         }
+        // Spread all the same: everybody is told the same time.
+        retry_in += self.core.take_put_off().unwrap_or_default();
         self.phase = Phase::Waiting(Instant::now() + retry_in);
         self.state.send_replace(State::Waiting { retry_in, reason });
     }
@@ -471,11 +472,7 @@ impl Task {
         self.renewing = None;
         let now = Instant::now();
         match token {
-            Ok(token) if token != self.token => {
-                self.token.clone_from(&token);
-                self.core.renew(token, now);
-            }
-            Ok(_) => self.core.renew_later(now),
+            Ok(token) => self.core.renew(token, now),
             Err(reason) => {
                 tracing::warn!(%reason, "the token could not be renewed");
                 self.core.renew_later(now);

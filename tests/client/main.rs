@@ -6,6 +6,7 @@ mod peer;
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -203,6 +204,48 @@ async fn a_refused_token_is_final_unless_the_source_has_another() {
 }
 
 #[tokio::test]
+async fn a_sign_in_that_is_put_off_is_made_again_with_the_same_token() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.put_off = 3);
+    let (device, _events) = device(&peer);
+    let waiting = device.submit(device.draft(&eid("bob@x"), Content::Text("patient".into()))).unwrap();
+    soon(device.connected()).await.unwrap();
+    soon(waiting).await.unwrap();
+    let seen = peer.state().seen();
+    assert!(seen.opens.iter().all(|open| open.token == "good"));
+    assert_eq!((seen.opens.len(), seen.texts), (4, 1));
+}
+
+#[tokio::test]
+async fn a_new_token_that_the_server_had_not_looked_at_is_good_for_the_next_connection() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.token_lives = 1);
+    let (gate, open) = tokio::sync::watch::channel(false);
+    let asked = AtomicUsize::new(0);
+    let source = move || {
+        let (first, mut open) = (asked.fetch_add(1, Ordering::Relaxed) == 0, open.clone());
+        async move {
+            if first {
+                return Ok("good".to_owned());
+            }
+            open.wait_for(|open| *open).await?;
+            Ok("better".to_owned())
+        }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    peer.state().change(|seen| (seen.token, seen.put_off) = ("better".into(), 1));
+    gate.send_replace(true);
+    soon(peer.until(|seen| seen.opens.len() == 2)).await;
+    // The first one has run out before the second is looked at.
+    peer.close_all(CloseCode::Unauthenticated);
+    soon(peer.until(|seen| seen.opens.len() == 3)).await;
+    soon(device.send_text(&eid("bob@x"), "still here")).await.unwrap();
+    let tokens: Vec<_> = peer.state().seen().opens.iter().map(|open| open.token.clone()).collect();
+    assert_eq!(tokens, ["good", "better", "better"]);
+}
+
+#[tokio::test]
 async fn a_replaced_device_stays_away_until_the_application_calls_it_back() {
     let peer = Peer::start();
     let (device, mut events) = device(&peer);
@@ -255,6 +298,37 @@ async fn an_application_that_does_not_read_stops_chat_alone_and_gets_everything_
         assert_eq!(message.text().and_then(|text| text.split(' ').next()), Some(number.to_string().as_str()));
     }
     assert_eq!(peer.state().seen().opens.len(), 1, "silence of the application is not silence of the path");
+}
+
+#[tokio::test]
+async fn control_goes_on_while_every_other_lane_is_full() {
+    const TOTAL: usize = 1024;
+    let peer = Peer::start();
+    let (device, mut events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    let text = "x".repeat(8 * 1024);
+    for number in 0..TOTAL {
+        peer.push(&format!("{number} {text}"));
+    }
+    peer.state().change(|seen| seen.to_presence = TOTAL);
+    // The peer's pings are answered until neither lane takes any more, and then.
+    let (mut before, mut still) = ((0, 0), 0);
+    while still < 20 {
+        soon(peer::ping(&peer)).await;
+        let now = {
+            let seen = peer.state().seen();
+            (seen.tailed, seen.noticed)
+        };
+        still = if now == before { still + 1 } else { 0 };
+        before = now;
+    }
+    assert!(before.0 < TOTAL && before.1 < TOTAL, "{before:?}");
+    // And nothing was lost by it.
+    for number in 0..TOTAL {
+        let message = message(&mut events).await;
+        assert_eq!(message.text().and_then(|text| text.split(' ').next()), Some(number.to_string().as_str()));
+    }
+    assert_eq!(peer.state().seen().opens.len(), 1);
 }
 
 #[tokio::test]
@@ -374,6 +448,24 @@ async fn what_a_durable_outbox_kept_goes_out_from_the_next_process() {
     }
     assert_eq!(peer.state().seen().accepted.len(), 2);
     assert!(outbox.0.lock().unwrap().drafts.is_empty());
+}
+
+#[tokio::test]
+async fn what_an_application_took_does_not_come_to_the_next_process() {
+    let peer = Peer::start();
+    let outbox = Kept::default();
+    for (round, texts) in [["one", "two"], ["three", "four"]].into_iter().enumerate() {
+        let builder = options(&peer).outbox(Box::new(outbox.clone())).auto_deliver(true);
+        let (device, mut events) = builder.connect().unwrap();
+        for text in texts {
+            peer.push(text);
+            assert_eq!(message(&mut events).await.text(), Some(text));
+        }
+        soon(peer.until(|seen| seen.acknowledged.len() == 2 * (round + 1))).await;
+        soon(device.close()).await;
+        while soon(events.next()).await.is_some() {}
+        assert_eq!(outbox.0.lock().unwrap().cursor, Some(Sequence::from(2 * (round as u64 + 1))));
+    }
 }
 
 #[tokio::test]

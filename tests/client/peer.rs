@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bimip::wire::proto::{
-    AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage, ErrorMessage, PingPong, SessionAccept, SessionOpen,
-    TextPayloadRequest, VersionUpdate, chat_message,
+    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong,
+    SessionAccept, SessionOpen, TextPayloadRequest, VersionUpdate, chat_message,
 };
 use bimip::wire::{
-    ALPN, ChatId, CloseCode, Eid, FrameDecoder, Lane, MessageId, MessageScheme, Payload, encode_frame, envelope,
-    open_envelope,
+    ALPN, ChatId, CloseCode, Eid, FrameDecoder, Identity, Lane, MessageId, MessageScheme, Payload, encode_frame,
+    envelope, open_envelope,
 };
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, ServerConfig, TokioRuntime, VarInt};
@@ -41,12 +41,20 @@ pub struct Seen {
     pub connections: Vec<Connection>,
     pub closes: Vec<u64>,
     pub token: String,
+    /// For how long a token is good, in milliseconds; 0: for ever.
+    pub token_lives: i64,
     /// Texts to take before the connection is lost without an answer, once for each number.
     pub lose_after: Vec<usize>,
+    /// `SessionOpen`s to put off, as where too many come from one address.
+    pub put_off: usize,
     /// Takes texts and never answers.
     pub mute: bool,
     /// To be written on the control lane.
     to_control: Vec<Payload>,
+    /// Notifications to write on the presence lane.
+    pub to_presence: usize,
+    /// Those that were.
+    pub noticed: usize,
 }
 
 pub struct Peer {
@@ -217,7 +225,8 @@ async fn serve(connection: Connection, state: Arc<State>) {
         match lane {
             Lane::Chat => drop(tokio::spawn(of_lane.clone().tail())),
             Lane::Control => drop(tokio::spawn(of_lane.clone().push())),
-            Lane::Presence | Lane::Media => {}
+            Lane::Presence => drop(tokio::spawn(of_lane.clone().notify())),
+            Lane::Media => {}
         }
         tokio::spawn(of_lane.read(recv));
     }
@@ -256,7 +265,8 @@ impl OfLane {
     async fn frame(&self, scheme: MessageScheme) {
         let id = scheme.request_id;
         match scheme.payload.unwrap() {
-            Payload::SessionOpen(open) => self.session_open(open).await,
+            Payload::SessionOpen(open) => self.session_open(open, id).await,
+            _ if self.session.borrow().is_none() => self.unauthenticated("the first frame is SessionOpen", id).await,
             Payload::PingpongMessage(ping) if ping.r#type == 1 => {
                 self.write(Payload::PingpongMessage(PingPong { r#type: 2, status: 2, ..ping }), 0, id).await;
             }
@@ -274,16 +284,36 @@ impl OfLane {
         }
     }
 
-    async fn session_open(&self, open: SessionOpen) {
-        let (good, head, synced) = self.state.change(|seen| {
+    async fn unauthenticated(&self, why: &str, id: i64) {
+        let error = ErrorMessage { code: 401, message: why.into(), ..Default::default() };
+        self.write(Payload::ErrorMessage(error), 0, id).await;
+        let mut send = self.send.lock().await;
+        // Or the close would overtake it.
+        if send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+        self.connection.close(VarInt::from_u32(2), b"unauthenticated");
+    }
+
+    async fn session_open(&self, open: SessionOpen, id: i64) {
+        let put_off = self.state.change(|seen| {
+            let left = seen.put_off.checked_sub(1);
+            seen.put_off = left.unwrap_or(0);
+            left.is_some()
+        });
+        if put_off {
+            let error =
+                ErrorMessage { code: 429, message: "too fast".into(), details: "2".into(), ..Default::default() };
+            self.state.change(|seen| seen.opens.push(open));
+            self.write(Payload::ErrorMessage(error), 0, id).await;
+            return;
+        }
+        let (good, head, synced, lives) = self.state.change(|seen| {
             seen.opens.push(open.clone());
-            (seen.token == open.token, seen.log.len(), seen.synced)
+            (seen.token == open.token, seen.log.len(), seen.synced, seen.token_lives)
         });
         if !good {
-            let error = ErrorMessage { code: 401, message: "not a good token".into(), ..Default::default() };
-            self.write(Payload::ErrorMessage(error), 0, 0).await;
-            self.connection.close(VarInt::from_u32(2), b"unauthenticated");
-            return;
+            return self.unauthenticated("not a good token", id).await;
         }
         let start = open.resume_from.unwrap_or(synced);
         let accept = SessionAccept {
@@ -291,9 +321,10 @@ impl OfLane {
             session_id: "s".into(),
             log_head: head as i64,
             resume_from: start,
+            token_expires_at: lives,
             ..Default::default()
         };
-        self.write(Payload::SessionAccept(accept), 0, 0).await;
+        self.write(Payload::SessionAccept(accept), 0, id).await;
         self.session.send_replace(Some(start as usize));
     }
 
@@ -382,6 +413,27 @@ impl OfLane {
             let payloads = std::mem::take(&mut self.state.seen().to_control);
             for payload in payloads {
                 self.write(payload, 0, 0).await;
+            }
+        }
+    }
+
+    /// Writes as many notifications of presence as the test wants, 8 KiB each.
+    async fn notify(self) {
+        let mut changed = self.state.changed.subscribe();
+        loop {
+            let wanted = {
+                let seen = self.state.seen();
+                seen.noticed < seen.to_presence
+            };
+            if wanted {
+                let from = Some(Identity { eid: "b".repeat(8 * 1024), ..Identity::default() });
+                let presence = AwarenessNotification { from, status: 1, ..Default::default() };
+                if !self.write(Payload::AwarenessNotification(presence), 0, 0).await {
+                    return;
+                }
+                self.state.change(|seen| seen.noticed += 1);
+            } else if changed.changed().await.is_err() {
+                return;
             }
         }
     }

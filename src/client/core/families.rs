@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Core, Link, Now, Taken};
 use crate::client::error::{Refusal, RequestError, SendError};
 use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
-use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, RENEW_BEFORE};
+use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN};
 use crate::client::receipts::Delivery;
 use crate::client::requests::{Answer, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
@@ -13,9 +13,11 @@ use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequen
 
 impl Core {
     /// Profile 3.
-    pub(super) fn session_accept(&mut self, accept: SessionAccept, now: Instant) {
-        let lives = Duration::from_millis(u64::try_from(accept.token_expires_at - accept.server_time).unwrap_or(0));
-        self.renew_at = (accept.token_expires_at > 0).then(|| now + lives - RENEW_BEFORE.min(lives / 10));
+    pub(super) fn session_accept(&mut self, accept: SessionAccept, request_id: i64, now: Instant) {
+        let left = accept.token_expires_at.saturating_sub(accept.server_time);
+        let lives = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        self.renew_at = (accept.token_expires_at > 0).then(|| self.renewal_at(lives, now));
+        self.sign_in_accepted(request_id);
         // On an open session it confirms a renewed token, and says nothing new about the log.
         let Link::Opening { passage, dialed, .. } = self.link else { return };
         self.link = Link::Open;
@@ -146,6 +148,10 @@ impl Core {
     /// Profile 9.
     pub(super) fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
         let kind = refusal.kind();
+        if lane == Lane::Control && self.sign_in_put_off(request_id, &refusal, now) {
+            return;
+        }
+        self.sign_in_refused(request_id);
         if kind == Some(ErrorCode::Unauthenticated) {
             // The session is over, not the request: that goes out again on the next one.
             self.refusal = Some(refusal);

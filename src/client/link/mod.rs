@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::error::CloseReason;
+use super::silence::Quiet;
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
@@ -45,6 +46,9 @@ pub(crate) trait Link: Send {
 
     /// How often something arrived on this connection: the sign of life that needs no answer from the server's families.
     fn arrivals(&self) -> u64;
+
+    /// Since when nothing has arrived, where the transport itself does not notice that the server is gone.
+    fn quiet(&self) -> Option<Quiet>;
 
     /// Closes at once.
     fn close(&mut self, code: CloseCode, reason: &str);

@@ -16,6 +16,7 @@ use crate::client::error::CloseReason;
 use crate::client::limits::{
     CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES,
 };
+use crate::client::silence::Quiet;
 use crate::client::transport::Transport;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
@@ -150,6 +151,10 @@ impl Link for QuicLink {
 
     fn arrivals(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
+    }
+
+    fn quiet(&self) -> Option<Quiet> {
+        None
     }
 
     fn close(&mut self, code: CloseCode, reason: &str) {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep_until};
 use tokio_rustls::client::TlsStream;
 
 use super::{BY_PRIORITY, Link, wanted};
 use crate::client::error::CloseReason;
 use crate::client::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
+use crate::client::silence::Quiet;
 use crate::client::transport::Transport;
 use crate::wire::{CloseCode, Lane, LaneFrameDecoder, Payload, open_envelope};
 
@@ -36,15 +36,11 @@ pub(crate) struct TcpLink {
     gone: Option<CloseReason>,
     arrivals: u64,
     heard: Instant,
-    idle_timeout: Duration,
-    idle: Pin<Box<Sleep>>,
 }
 
 impl TcpLink {
-    /// Takes a connection and opens these lanes, control first. Without a byte for `idle_timeout` the server is gone:
-    /// it pings more often than that.
-    pub(crate) fn new(stream: TcpStream, lanes: &[Lane], idle_timeout: Duration) -> TcpLink {
-        let heard = Instant::now();
+    /// Takes a connection and opens these lanes, control first.
+    pub(crate) fn new(stream: TcpStream, lanes: &[Lane]) -> TcpLink {
         let mut link = TcpLink {
             stream,
             decoder: LaneFrameDecoder::new(FRAME_BYTES_MAX),
@@ -56,9 +52,7 @@ impl TcpLink {
             last_word: None,
             gone: None,
             arrivals: 0,
-            heard,
-            idle_timeout,
-            idle: Box::pin(sleep_until((heard + idle_timeout).into())),
+            heard: Instant::now(),
         };
         // An empty frame opens a lane, and says nothing else (profile 2).
         wanted(lanes).for_each(|lane| link.out.put_slice(&[lane.byte(), 0]));
@@ -112,7 +106,13 @@ impl TcpLink {
         loop {
             while frames.len() < FRAMES_PER_TURN {
                 let (lane, frame) = match self.held.take() {
-                    Some(held) => held,
+                    Some((lane, frame)) => {
+                        if reading(lane) {
+                            // What lay behind it was not heard until now.
+                            self.heard = Instant::now();
+                        }
+                        (lane, frame)
+                    }
                     None => match self.next_frame() {
                         Ok(Some(frame)) => frame,
                         Ok(None) => break,
@@ -124,9 +124,6 @@ impl TcpLink {
                     break;
                 }
                 frames.push((lane, frame));
-            }
-            if self.poll_idle(cx) {
-                return Poll::Ready(CloseReason::Network("the server went silent".into()));
             }
             if self.held.is_some() || frames.len() >= FRAMES_PER_TURN {
                 return Poll::Pending;
@@ -165,17 +162,6 @@ impl TcpLink {
                 None => return Ok(Some((lane, frame))),
             }
         }
-    }
-
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.idle.as_mut().poll(cx).is_ready() {
-            let due = self.heard + self.idle_timeout;
-            if due <= Instant::now() {
-                return true;
-            }
-            self.idle.as_mut().reset(due.into());
-        }
-        false
     }
 }
 
@@ -238,6 +224,10 @@ impl Link for TcpLink {
 
     fn arrivals(&self) -> u64 {
         self.arrivals
+    }
+
+    fn quiet(&self) -> Option<Quiet> {
+        Some(Quiet { since: self.heard, held: self.held.is_some() })
     }
 
     fn close(&mut self, _code: CloseCode, _reason: &str) {

@@ -11,10 +11,16 @@ use crate::client::silence::Heard;
 use crate::client::transport::Transport;
 
 impl Task {
-    /// Notices that nothing is heard any more while something is owed.
+    /// Notices that nothing is heard any more: soon while something is owed.
     pub(super) fn listen(&mut self, now: Now) {
         let Phase::Linked(link) = &self.phase else { return };
-        match self.silence.look(self.core.owed(), now.instant, || link.arrivals()) {
+        let quiet = link.quiet();
+        let owed = self.core.owed() && !quiet.is_some_and(|quiet| quiet.held);
+        let mut heard = self.silence.look(owed, now.instant, || link.arrivals());
+        if let (Heard::Life, Some(quiet)) = (&heard, quiet) {
+            heard = self.idle.look(quiet, now.instant);
+        }
+        match heard {
             Heard::Life => {}
             Heard::Knock => self.core.probe(now),
             Heard::Move => {

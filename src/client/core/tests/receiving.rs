@@ -337,3 +337,54 @@ fn answers_to_a_server_that_does_not_read_are_bounded() {
     }
     assert_eq!(bench.out(CONTROL).len(), ANSWERS_MAX);
 }
+
+#[test]
+fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
+    let kept = |bench: &mut Bench| {
+        let due = bench.core.deadline(bench.now.instant)?;
+        assert!(due <= bench.now.instant + SYNC_WITHIN);
+        bench.core.keep(false, due)
+    };
+    let mut bench = Bench::new().open(4);
+    for (sequence, number) in [(5, 1), (6, 2), (8, 3)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "nothing was taken");
+    bench.events();
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "another process would not acknowledge them");
+    let ids: Vec<_> = bench.out(CHAT).into_iter().map(|ack| ack.request_id).collect();
+    assert_eq!(ids.len(), 3);
+    // The server's answers, in whatever order; without a connection, too.
+    bench.receive(CHAT, receipt(2, AckStatus::Delivered), 0, ids[1]);
+    assert_eq!(bench.core.keep(true, bench.now.instant), None);
+    bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, ids[0]);
+    bench.core.link_down();
+    assert_eq!(bench.core.keep(false, bench.now.instant), None, "not each by itself");
+    assert_eq!(kept(&mut bench), Some(Sequence::from(7)));
+    // A refusal is an answer.
+    bench.connect(8, 1_000);
+    bench.out(CHAT);
+    bench.receive(CHAT, error(ErrorCode::NotFound, ""), 0, ids[2]);
+    assert_eq!(kept(&mut bench), Some(Sequence::from(8)));
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "once");
+
+    // Those that wait for a place hold it back as well, from their oldest on.
+    let full: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), true)).collect();
+    for (sequence, number) in [(9, 4), (12, 5)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    bench.events();
+    assert_eq!(bench.core.keep(true, bench.now.instant), None);
+    drop(full);
+
+    // An application that says itself what is safe is not spoken for.
+    let mut bench = Bench::with(Backlog::default(), false, false).open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    bench.events();
+    assert_eq!(bench.core.keep(true, bench.now.instant), None);
+
+    // The place in a log that is not there any more is no place.
+    let mut bench = Bench::with(Backlog { cursor: Some(Sequence::from(50)), ..Backlog::default() }, true, true);
+    bench.connect(0, 3);
+    assert_eq!(kept(&mut bench), Some(Sequence::ZERO));
+}

@@ -1,0 +1,151 @@
+//! Signing in and staying so: what becomes of the token when the server does not look at it, refuses it, or ends it.
+
+use super::*;
+
+/// On its way in; the request id of its SessionOpen.
+fn opening(bench: &mut Bench) -> i64 {
+    bench.core.link_up("first".into(), QUIC, bench.now.instant, bench.now.instant);
+    let open = bench.out(CONTROL).remove(0);
+    assert!(matches!(open.payload, Some(Payload::SessionOpen(_))), "{open:?}");
+    open.request_id
+}
+
+#[test]
+fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
+    let ms = Duration::from_millis;
+    // What the server says; whether it names the request; how long it wants the next one put off.
+    let cases = [
+        (ErrorCode::TooFast, "250", true, ms(250)),
+        (ErrorCode::TooFast, "250", false, ms(250)),
+        (ErrorCode::TooFast, "99999999", true, BACKOFF_MAX),
+        (ErrorCode::TooFast, "", true, ms(0)),
+        (ErrorCode::Unavailable, "", true, ms(0)),
+    ];
+    for (code, details, named, wait) in cases {
+        let mut bench = Bench::new();
+        let _one = bench.send("250");
+        let request_id = opening(&mut bench);
+        assert_ne!(request_id, 0);
+        bench.receive(CONTROL, error(code, details), 0, if named { request_id } else { 0 });
+        // A server that did not look at SessionOpen takes the next frame for the first.
+        bench.receive(CONTROL, error(ErrorCode::Unauthenticated, "the first frame is SessionOpen"), 0, 7);
+        let gone = bench.core.tick(bench.now.instant);
+        assert!(matches!(gone, Err(CloseReason::Network(_))), "{code:?}: {gone:?}");
+        assert!(bench.core.is_put_off());
+        bench.core.link_down();
+        assert_eq!(bench.core.take_put_off(), Some(wait), "{code:?} {details}");
+        assert_eq!(bench.core.take_put_off(), None);
+        // The next connection is as any other, and nothing was lost.
+        bench.connect(0, 1_000);
+        assert!(!bench.core.is_put_off());
+        assert_eq!(bench.names(), ["250"]);
+    }
+}
+
+#[test]
+fn no_sign_of_life_is_asked_for_before_the_session_is_accepted() {
+    let mut bench = Bench::new();
+    opening(&mut bench);
+    bench.core.probe(bench.now);
+    assert_eq!(bench.out(CONTROL), [], "it would be the first frame of a sign-in that is put off");
+    bench.receive(CONTROL, accept(0, 0), 0, 0);
+    bench.core.probe(bench.now);
+    assert_eq!(bench.out(CONTROL).len(), 1);
+}
+
+/// Signed in with the token "first", which it then renews with "second"; the request id of that.
+fn renewing(bench: &mut Bench) -> i64 {
+    let request_id = opening(bench);
+    bench.receive(CONTROL, accept(0, 0), 0, request_id);
+    renew(bench, "second").expect("a new token")
+}
+
+/// The token source has this one.
+fn renew(bench: &mut Bench, token: &str) -> Option<i64> {
+    bench.core.renew(token.into(), bench.now.instant);
+    let open = bench.out(CONTROL).pop()?;
+    let Some(Payload::SessionOpen(SessionOpen { token: shown, .. })) = open.payload else { panic!("{open:?}") };
+    assert_eq!(shown, token);
+    Some(open.request_id)
+}
+
+#[test]
+fn the_token_not_to_come_back_with_is_the_one_that_was_refused_or_the_sessions() {
+    let unauthenticated = || error(ErrorCode::Unauthenticated, "");
+    // In place of a session.
+    for (payload, named, refused) in [
+        (unauthenticated(), true, Some("first")),
+        (error(ErrorCode::Forbidden, ""), true, Some("first")),
+        // SessionOpen did not get there in time.
+        (unauthenticated(), false, None),
+    ] {
+        let mut bench = Bench::new();
+        let request_id = opening(&mut bench);
+        bench.receive(CONTROL, payload, 0, if named { request_id } else { 0 });
+        assert_eq!(bench.core.take_refused_token().as_deref(), refused);
+    }
+
+    // On the session: what the server says to the renewal; which token it then closes for.
+    enum Says {
+        Nothing,
+        Later,
+        No,
+        Yes,
+    }
+    for (says, expired) in
+        [(Says::Nothing, "first"), (Says::Later, "first"), (Says::No, "second"), (Says::Yes, "second")]
+    {
+        let mut bench = Bench::new();
+        let request_id = renewing(&mut bench);
+        match says {
+            Says::Nothing => {}
+            Says::Later => bench.receive(CONTROL, error(ErrorCode::TooFast, "5"), 0, request_id),
+            Says::No => bench.receive(CONTROL, unauthenticated(), 0, request_id),
+            Says::Yes => bench.receive(CONTROL, accept(0, 0), 0, request_id),
+        }
+        assert!(bench.core.tick(bench.now.instant).is_ok(), "the session goes on until it is closed");
+        // It ran out, which is the answer to nothing.
+        bench.receive(CONTROL, unauthenticated(), 0, 0);
+        bench.core.link_down();
+        assert_eq!(bench.core.take_refused_token().as_deref(), Some(expired));
+        assert!(bench.events().iter().all(|event| matches!(event, Event::Connected(_))));
+    }
+
+    // And nothing of it is left for the next connection.
+    let mut bench = Bench::new();
+    renewing(&mut bench);
+    bench.core.link_down();
+    opening(&mut bench);
+    assert_eq!(bench.core.take_refused_token(), None);
+}
+
+#[test]
+fn a_renewal_that_is_put_off_is_made_again_with_the_same_token_and_no_other_twice() {
+    let mut bench = Bench::new();
+    let first = renewing(&mut bench);
+    assert_eq!(renew(&mut bench, "second"), None, "the server is about to look at it");
+    bench.receive(CONTROL, error(ErrorCode::TooFast, "250"), 0, first);
+    let again = bench.core.renew_at().unwrap() - bench.now.instant;
+    assert!((Duration::from_millis(250)..Duration::from_millis(250) + RENEW_RETRY).contains(&again), "{again:?}");
+    let second = renew(&mut bench, "second").expect("it was not looked at");
+    assert_ne!(first, second);
+    bench.receive(CONTROL, accept(0, 0), 0, second);
+    assert_eq!(renew(&mut bench, "second"), None, "it is the session's");
+    assert!(renew(&mut bench, "third").is_some());
+}
+
+#[test]
+fn a_fleet_that_signed_in_at_once_does_not_renew_at_once() {
+    let hour = 3_600_000;
+    let renewals = (0..100).map(|seed| {
+        let mut bench = Bench::new();
+        bench.core.jitter = Jitter::new(seed);
+        let session = SessionAccept { server_time: 7, token_expires_at: 7 + hour, ..Default::default() };
+        let request_id = opening(&mut bench);
+        bench.receive(CONTROL, Payload::SessionAccept(session), 0, request_id);
+        bench.core.renew_at().unwrap() - bench.now.instant
+    });
+    let early = Duration::from_millis(hour.unsigned_abs()) - Duration::from_secs(60) - RENEW_SPREAD / 2;
+    let earlier = renewals.filter(|at| *at < early).count();
+    assert!((30..70).contains(&earlier), "{earlier} of 100 in the first half");
+}
