@@ -256,12 +256,10 @@ impl Core {
         [self.requests.unacknowledged(), self.receipts.oldest()].into_iter().flatten().min()
     }
 
-    /// Asks the server for a sign of life, of which any packet is one. Not before the session is accepted: a server that
-    /// puts the sign-in off closes on any other frame, and until the answer comes QUIC itself repeats the question.
+    /// Asks the server for a sign of life, of which any packet is one. Also behind a `SessionOpen` that is not answered: what
+    /// is sent finds a lost packet, and another path, sooner than QUIC's own repetition does.
     pub(crate) fn probe(&mut self, now: Now) {
-        if self.is_open() {
-            self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
-        }
+        self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
     }
 
     /// The device is on another path. What it sends first there is large, since until the server has validated the path

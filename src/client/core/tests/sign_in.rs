@@ -42,17 +42,6 @@ fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
     }
 }
 
-#[test]
-fn no_sign_of_life_is_asked_for_before_the_session_is_accepted() {
-    let mut bench = Bench::new();
-    opening(&mut bench);
-    bench.core.probe(bench.now);
-    assert_eq!(bench.out(CONTROL), [], "it would be the first frame of a sign-in that is put off");
-    bench.receive(CONTROL, accept(0, 0), 0, 0);
-    bench.core.probe(bench.now);
-    assert_eq!(bench.out(CONTROL).len(), 1);
-}
-
 /// Signed in with the token "first", which it then renews with "second"; the request id of that.
 fn renewing(bench: &mut Bench) -> i64 {
     let request_id = opening(bench);
