@@ -88,6 +88,8 @@ pub(crate) struct Requests {
     by_local_id: HashMap<LocalId, i64>,
     /// By lane: not given to this link yet, or to be given once more.
     unsent: [BTreeSet<i64>; 4],
+    /// The oldest message whose acknowledgment was never answered: a later process has to see to it.
+    lapsed: Option<Sequence>,
     send_bytes: usize,
     last_id: i64,
     /// No request expires before.
@@ -138,7 +140,7 @@ impl Requests {
 
     /// Where the oldest message stands in the log whose automatic acknowledgment is not answered.
     pub(crate) fn unacknowledged(&self) -> Option<Sequence> {
-        self.requests.values().filter_map(|request| request.delivers).min()
+        self.requests.values().filter_map(|request| request.delivers).chain(self.lapsed).min()
     }
 
     /// The next frame to go out on a lane.
@@ -278,10 +280,12 @@ impl Requests {
         if self.expiry.is_none_or(|expiry| expiry > now) {
             return;
         }
+        let lapsed = &mut self.lapsed;
         self.requests.retain(|_, request| {
             let late = request.sent.is_some_and(|sent| sent + REQUEST_WITHIN <= now);
             if late {
                 answer(request.reply.take(), Err(RequestError::TimedOut));
+                *lapsed = [*lapsed, request.delivers].into_iter().flatten().min();
             }
             !late
         });

@@ -31,6 +31,8 @@ pub struct Relay {
     pub number: u64,
     /// Whom to tell.
     pub asker: Arc<Signal>,
+    /// One of the devices has answered: the others' answers would only fill the asker's queue.
+    pub answered: Arc<AtomicBool>,
 }
 
 impl PartialEq for Relay {

@@ -1,5 +1,7 @@
 //! Connectivity: PingPong both ways, and relayed to another device (4.2, 5.3, profile 4).
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::hub::Relay;
@@ -136,7 +138,9 @@ impl Session {
         let Asked { at, relay, .. } = open.pings.asked.remove(index);
         let rtt = now.at.duration_since(at);
         self.services.metrics.ping_rtt.record(rtt);
-        if let Some(relay) = relay {
+        if let Some(relay) = relay
+            && !relay.answered.swap(true, Ordering::Relaxed)
+        {
             relay.asker.notify(crate::hub::Notice::Pong(relay.number, rtt));
         }
     }
@@ -186,7 +190,7 @@ impl Session {
             return self.refuse(origin, Fault::new(ErrorCode::TooFast, "too many pings under way").details(wait));
         }
         pings.numbers += 1;
-        let relay = Relay { number: pings.numbers, asker: self.signal.clone() };
+        let relay = Relay { number: pings.numbers, asker: self.signal.clone(), answered: Arc::default() };
         if self.services.hub.relay_ping(user, device, &relay) {
             pings.relayed.push(Relayed { number: pings.numbers, due: now.at + PING_RELAY_WITHIN, origin, ping });
         } else {
@@ -245,7 +249,7 @@ mod tests {
     async fn a_device_that_does_not_read_control_is_pinged_no_more_until_it_does() {
         let house = House::new(|settings, _| settings.ping_interval = std::time::Duration::ZERO);
         let mut phone = house.bare(&eid("alice"), &device("phone")).await;
-        let relay = || Notice::Ping(Relay { number: 1, asker: Arc::new(Signal::default()) });
+        let relay = || Notice::Ping(Relay { number: 1, asker: Arc::new(Signal::default()), answered: Arc::default() });
         let mut pings = |queued: usize| {
             let now = Now::system();
             (0..3).for_each(|_| phone.session.notice(relay(), now));

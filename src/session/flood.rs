@@ -126,17 +126,27 @@ impl Session {
         self.services.metrics.rate_limited(kind);
         let millis = wait.as_millis().max(1).to_string();
         self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis));
+        self.strike();
+        false
+    }
+
+    /// The peer went on after it was told to wait: not for ever.
+    pub(super) fn strike(&mut self) {
         self.strikes += 1;
         if self.strikes > STRIKES_MAX {
             self.close(CloseCode::Abuse, "went on after being told to wait");
         }
-        false
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Output;
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+    use crate::wire::proto::Logout;
+    use crate::wire::{Lane, Payload};
 
     #[test]
     fn a_burst_passes_and_what_follows_waits() {
@@ -153,5 +163,23 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+
+    #[tokio::test]
+    async fn who_goes_on_behind_a_sign_in_that_has_to_wait_is_not_listened_to_for_ever() {
+        let house = House::new(|_, limits| limits.sign_ins = Rate { per_second: 1, burst: 1 });
+        let (alice, phone) = (eid("alice"), device("phone"));
+        house.bare(&alice, &phone).await;
+        let mut visitor = house.visitor();
+        visitor.hear(Lane::Control, house.open(&alice, &phone));
+        let closed = |outputs: Vec<Output>| {
+            outputs.into_iter().any(|output| matches!(output, Output::Close(CloseCode::Abuse, _)))
+        };
+        for _ in 1..STRIKES_MAX {
+            visitor.hear(Lane::Control, Payload::Logout(Logout::default()));
+        }
+        assert!(!closed(visitor.outputs()), "as many as a device may have behind it");
+        visitor.hear(Lane::Control, Payload::Logout(Logout::default()));
+        assert!(closed(visitor.outputs()));
     }
 }

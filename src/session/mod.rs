@@ -395,6 +395,7 @@ impl Session {
         if matches!(self.phase, Phase::Waiting { put_off: true, .. })
             && !matches!(&opened, Ok(MessageScheme { payload: Some(Payload::SessionOpen(_)), .. }))
         {
+            self.strike();
             return;
         }
         let scheme = match opened {

@@ -45,7 +45,7 @@ impl Fjall {
                     Outcome::PutAside { file, bytes } => {
                         tracing::warn!(
                             file = %file.display(), bytes,
-                            "a power loss has torn the last commit, of which nobody was told; it was put aside"
+                            "the last commit is torn and was put aside: nobody was told of it, unless the disk has lost a part of it since"
                         );
                         open().map_err(failed)?
                     }

@@ -30,8 +30,11 @@ pub(super) enum Outcome {
     Sound,
 }
 
-/// Looks at the newest journal in `dir`, which nobody may have open, and puts its last commit aside if that is torn.
+/// Looks at the newest journal in `dir` and puts its last commit aside if that is torn. Fails if somebody has the store open.
 pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
+    // fjall's own, held until this is done: whoever opens it meanwhile would write behind the commit that is cut off.
+    let lock = OpenOptions::new().read(true).write(true).open(dir.join("lock"))?;
+    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"))?;
     let Some((number, file)) = newest_journal(dir)? else { return Ok(Outcome::Sound) };
     let mut journal = OpenOptions::new().read(true).write(true).open(&file)?;
     let Some(torn) = torn_commit(&journal)? else { return Ok(Outcome::Sound) };
@@ -223,6 +226,7 @@ mod tests {
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
         engine.commit(batch(1, &noise(1)), true).unwrap();
         engine.commit(batch(2, b"short"), true).unwrap();
+        assert_eq!(put_aside(folder.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock, "the engine has it");
         drop(engine);
         assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
         tear(folder.path(), &noise(1));

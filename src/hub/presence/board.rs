@@ -112,7 +112,10 @@ impl Presence {
 
     /// The device is its user's no more, connected or not: its silence does not hide the user any longer.
     pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
-        self.change(user, |board, now| board.user.speak(device, now));
+        self.change(user, |board, now| {
+            let there = board.user.is_there().then_some(now);
+            board.user.speak(device, there);
+        });
     }
 
     /// A device has said how its user is; the user's other devices are told.

@@ -108,7 +108,7 @@ impl UserPresence {
         self.seen = now.unix_ms;
         self.expire(now);
         if signed_out {
-            self.speak(id, now);
+            self.speak(id, Some(now));
         }
     }
 
@@ -200,11 +200,14 @@ impl UserPresence {
         self.choice == Some(AwarenessStatus::Invisible) || !self.silent.is_empty()
     }
 
-    /// The device's DO_NOT_BROADCAST is taken back: nobody could do so on it any more.
-    pub(super) fn speak(&mut self, id: &DeviceId, now: Now) {
+    /// The device's DO_NOT_BROADCAST is taken back: nobody could do so on it any more. `at`: the user is there, or has just
+    /// been.
+    pub(super) fn speak(&mut self, id: &DeviceId, at: Option<Now>) {
         self.silent.retain(|device| device != id);
-        if !self.hidden() && self.frozen.take().is_some() {
-            self.seen = now.unix_ms;
+        if !self.hidden()
+            && let Some(frozen) = self.frozen.take()
+        {
+            self.seen = at.map_or(frozen, |now| now.unix_ms);
         }
     }
 }
@@ -303,5 +306,23 @@ mod tests {
             user.shown(at(start, 12)),
             Shown { status: Online, last_seen: at(start, 12).unix_ms, location: None, silent: false }
         );
+    }
+
+    #[test]
+    fn a_lost_device_that_is_forgotten_does_not_bring_back_who_is_not_there() {
+        let (start, phone) = (Now::system(), device("phone"));
+        for there in [false, true] {
+            let mut user = UserPresence::default();
+            user.connected(&phone, 1, start);
+            user.update(&phone, &Update { silent: true, ..say(Online) }, KEPT, at(start, 5));
+            if there {
+                user.connected(&device("desk"), 2, at(start, 6));
+            }
+            user.left(&phone, 1, false, at(start, 7));
+            let now = at(start, 60);
+            user.speak(&phone, user.is_there().then_some(now));
+            let seen = if there { now } else { at(start, 5) };
+            assert_eq!(user.shown(now).last_seen, seen.unix_ms);
+        }
     }
 }

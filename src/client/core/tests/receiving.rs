@@ -388,3 +388,17 @@ fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
     bench.connect(0, 3);
     assert_eq!(kept(&mut bench), Some(Sequence::ZERO));
 }
+
+#[test]
+fn what_was_never_answered_to_an_acknowledgment_is_left_to_a_later_process() {
+    let mut bench = Bench::new().open(0);
+    for (sequence, number) in [(1, 1), (2, 2)] {
+        bench.receive(CHAT, chat(number), sequence, 0);
+    }
+    bench.events();
+    let acks = bench.out(CHAT);
+    bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, acks[0].request_id);
+    bench.pass(REQUEST_WITHIN);
+    bench.core.tick(bench.now.instant).unwrap();
+    assert_eq!(bench.core.keep(true, bench.now.instant), Some(Sequence::from(1)));
+}
