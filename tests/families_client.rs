@@ -40,6 +40,30 @@ async fn device(server: &TestServer, user: &str, name: &str) -> (Device, Events)
     (device, events)
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_over_the_rate_arrives_in_order() {
+    const MESSAGES: usize = 200;
+    let rate = bimip::config::Rate { per_second: 400, burst: 10 };
+    let server = TestServer::with(|config| config.limits.messages = rate).await;
+    let (bob, mut heard) = device(&server, BOB, "phone").await;
+    let (alice, _events) = device(&server, ALICE, "phone").await;
+    let submit = |n: usize| alice.submit(alice.draft(&eid(BOB), Content::Text(n.to_string()))).unwrap();
+    let tickets: Vec<_> = (0..MESSAGES).map(submit).collect();
+    for (n, ticket) in tickets.into_iter().enumerate() {
+        let sent = within_bound("an answer", ticket).await.unwrap();
+        assert_eq!(sent.version, Version::from(n as u64 + 1));
+    }
+    for n in 0..MESSAGES {
+        let text = next(&mut heard, "a message", |event| match event {
+            Event::Message(message) => message.text().map(str::to_owned),
+            _ => None,
+        });
+        assert_eq!(text.await, n.to_string());
+    }
+    assert!(server.metric(r#"bimip_rate_limited_total{limit="messages"}"#).await > 0.0, "some were put off");
+    drop(bob);
+}
+
 /// The next event that fits.
 async fn next<T>(events: &mut Events, what: &str, fits: impl Fn(Event) -> Option<T>) -> T {
     let found = async {

@@ -102,6 +102,45 @@ async fn messages_count_for_the_user_over_all_devices_and_what_was_refused_is_no
 }
 
 #[tokio::test]
+async fn what_is_sent_behind_a_message_over_the_rate_is_not_taken_before_it() {
+    const MESSAGES: usize = 400;
+    let server = TestServer::with(|config| config.limits.messages = Rate { per_second: 200, burst: 10 }).await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    let mut bob = server.session(BOB, "phone").pipelined().open().await;
+    let first = alice.post(BOB, "local-0", "0").await;
+    for n in 1..MESSAGES {
+        alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
+    }
+    let (mut taken, mut refused) = (Vec::new(), Vec::new());
+    while taken.len() + refused.len() < MESSAGES {
+        let scheme = alice.recv(Lane::Chat).await;
+        let number = (scheme.request_id - first) as usize;
+        match scheme.payload {
+            Some(Payload::VersionUpdate(_)) => taken.push(number),
+            Some(Payload::ErrorMessage(error)) => {
+                wait_of(&error);
+                refused.push(number);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let from = taken.len();
+    assert!(from >= 10, "{from} taken");
+    assert_eq!(taken, (0..from).collect::<Vec<_>>());
+    assert_eq!(refused, (from..MESSAGES).collect::<Vec<_>>());
+    // It is no fault of theirs.
+    assert_eq!(server.metric(r#"bimip_rate_limited_total{limit="messages"}"#).await, 1.0);
+    // Room for so many again.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for n in from..from + 5 {
+        alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
+    }
+    for n in 0..from + 5 {
+        assert_eq!(text_of(&*bob.hear().await), n.to_string());
+    }
+}
+
+#[tokio::test]
 async fn awareness_has_a_limit_of_its_own() {
     let server = TestServer::with(|config| config.limits.awareness = burst_of(4)).await;
     let lanes = [Lane::Control, Lane::Presence, Lane::Chat];

@@ -92,6 +92,9 @@ struct LaneOut {
     answers: VecDeque<Bytes>,
     /// The server asked for time; requests of this lane wait until then.
     hold: Option<Instant>,
+    /// It put a message off: no other goes out before what is on the way is answered, which may be put off, too. Not for
+    /// longer than until then.
+    settling: Option<Instant>,
 }
 
 /// The state of one device.
@@ -313,7 +316,8 @@ impl Core {
         if out.hold.is_some_and(|until| until > now) {
             return None;
         }
-        self.requests.next_frame(lane, now)
+        out.settling = out.settling.filter(|until| *until > now && self.requests.sends_on_the_way(lane) > 0);
+        self.requests.next_frame(lane, out.settling.is_none(), now)
     }
 
     /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
@@ -376,7 +380,8 @@ impl Core {
         let held = Lane::ALL
             .into_iter()
             .filter(|lane| self.requests.has_unsent(*lane))
-            .filter_map(|lane| self.lanes[lane.index()].hold)
+            .flat_map(|lane| [self.lanes[lane.index()].hold, self.lanes[lane.index()].settling])
+            .flatten()
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
         [sync, self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
@@ -396,6 +401,7 @@ impl Core {
         self.requests.expire(now);
         for out in &mut self.lanes {
             out.hold = out.hold.filter(|until| *until > now);
+            out.settling = out.settling.filter(|until| *until > now);
         }
         match self.link {
             Link::Opening { .. } if self.is_put_off() => {

@@ -27,7 +27,8 @@ pub const REQUESTS_RESERVED: usize = 16;
 /// Chats with such an acknowledgment that waits for a place. At the bound the events behind wait too, for
 /// [`REQUEST_WITHIN`] at most, when the requests that took the places are over. Far more people than write to one.
 pub const HELD_CHATS_MAX: usize = 4 * REQUESTS_MAX;
-/// An answer to such a request that has not come within this is not going to: its waiter is told.
+/// An answer to such a request that has not come within this is not going to: its waiter is told. Nor do messages behind one
+/// that was put off wait any longer for the answers to those on the way.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// Entries of a list of subscribers that comes in several frames: three times what a server admits (profile 6), as it
 /// lists blocked users too.

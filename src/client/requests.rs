@@ -90,6 +90,8 @@ pub(crate) struct Requests {
     unsent: [BTreeSet<i64>; 4],
     /// The oldest message whose acknowledgment was never answered: a later process has to see to it.
     lapsed: Option<Sequence>,
+    /// By lane: messages that were given to this link, and have no answer.
+    on_the_way: [usize; 4],
     send_bytes: usize,
     last_id: i64,
     /// No request expires before.
@@ -143,10 +145,15 @@ impl Requests {
         self.requests.values().filter_map(|request| request.delivers).chain(self.lapsed).min()
     }
 
-    /// The next frame to go out on a lane.
-    pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
-        let id = self.unsent[lane.index()].pop_first()?;
+    /// The next frame to go out on a lane, a message's only if that of `sends` may.
+    pub(crate) fn next_frame(&mut self, lane: Lane, sends: bool, now: Instant) -> Option<Bytes> {
+        let unsent = &mut self.unsent[lane.index()];
+        let id = match sends {
+            true => unsent.pop_first()?,
+            false => self.requests.keys().find_map(|id| unsent.take(id))?,
+        };
         if let Some(send) = self.sends.get(&id) {
+            self.on_the_way[lane.index()] += 1;
             return Some(send.frame.clone());
         }
         let request = self.requests.get_mut(&id)?;
@@ -157,6 +164,11 @@ impl Requests {
 
     pub(crate) fn has_unsent(&self, lane: Lane) -> bool {
         !self.unsent[lane.index()].is_empty()
+    }
+
+    /// Messages that the server has from this link and has not answered.
+    pub(crate) fn sends_on_the_way(&self, lane: Lane) -> usize {
+        self.on_the_way[lane.index()]
     }
 
     /// The `request_id` of the message with this `message_id_local`.
@@ -174,7 +186,9 @@ impl Requests {
         let send = self.sends.remove(&request_id)?;
         self.by_local_id.remove(&send.local_id);
         self.send_bytes -= send.frame.len();
-        self.unsent[send.lane.index()].remove(&request_id);
+        if !self.unsent[send.lane.index()].remove(&request_id) {
+            self.on_the_way[send.lane.index()] -= 1;
+        }
         Some(send)
     }
 
@@ -214,7 +228,9 @@ impl Requests {
         };
         let before = *count;
         *count = before.saturating_add(1);
-        self.unsent[lane.index()].insert(id);
+        if self.unsent[lane.index()].insert(id) && self.sends.contains_key(&id) {
+            self.on_the_way[lane.index()] -= 1;
+        }
         Some((lane, before))
     }
 
@@ -227,7 +243,7 @@ impl Requests {
             }
             wanted
         });
-        self.unsent = Default::default();
+        (self.unsent, self.on_the_way) = Default::default();
         for (id, send) in &self.sends {
             self.unsent[send.lane.index()].insert(*id);
         }

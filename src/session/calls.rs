@@ -112,6 +112,10 @@ impl Calls {
                 // It waits again, and has to be polled for that.
                 None => cx.waker().wake_by_ref(),
             }
+            // Told at once: what the session is asked until it knows would be taken before them.
+            if let Some(asked) = self.refused.pop_front() {
+                return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
+            }
         }
         if let Poll::Ready(Some(done)) = self.others.poll_next_unpin(cx) {
             return Poll::Ready(Some(done));
@@ -246,6 +250,23 @@ mod tests {
         assert_eq!(released, 1, "nobody would ask for it again");
         accepted.sort();
         assert_eq!(accepted, ["local-1", "local-5"], "each is answered");
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_behind_a_release_that_goes_on_waiting_is_told_before_anything_else_is_taken() {
+        let (mut calls, _stand) = crowded(Duration::ZERO).await;
+        let id = MessageId::from_bytes([7; 16]);
+        calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
+        (2..=3).for_each(|number| _ = calls.start(accept(number)));
+        for name in ["local-2", "local-3"] {
+            let told = poll_fn(|cx| {
+                let next = calls.poll_next(cx);
+                assert!(next.is_ready() || calls.refused.is_empty(), "the session would go on");
+                next
+            });
+            let Some(Done::Accept(_, local, Err(StoreError::Overloaded))) = told.await else { panic!("{name}") };
+            assert_eq!(local.as_str(), name);
+        }
     }
 
     #[tokio::test]

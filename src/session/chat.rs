@@ -17,6 +17,7 @@ use crate::wire::{
 };
 
 use super::fault::{Fault, require_own};
+use super::order::Why;
 use super::{Asked, Call, Now, Open, Origin, Output, Phase, Session, render};
 
 /// What a session remembers of its own messages on their way.
@@ -159,7 +160,11 @@ impl Session {
                 if let StoreError::Engine(reason) = &error {
                     tracing::error!(session = open.session_id, reason, "a message was not accepted");
                 }
-                return self.refuse(origin, Fault::from(&error).details(local.as_str()));
+                let fault = Fault::from(&error).details(local.as_str());
+                if fault.code == ErrorCode::Unavailable {
+                    self.put_off(local.as_str(), Duration::ZERO, Why::Store, now);
+                }
+                return self.refuse(origin, fault);
             }
         };
         if accepted.outcome != AcceptOutcome::Known {

@@ -99,16 +99,17 @@ pub(super) struct Meter {
 
 impl Session {
     /// Counts a frame, or a part of what it asks for. Over the limit it is refused with 429, and the session closed that
-    /// keeps on.
+    /// keeps on. An error is how long it was told to wait.
     pub(super) fn meter(
         &mut self,
         origin: Origin,
         kind: LimitKind,
         limit: impl Fn(&Meter) -> Result<(), Duration>,
-    ) -> bool {
-        let Phase::Open(open) = &self.phase else { return true };
+    ) -> Result<(), Duration> {
+        let Phase::Open(open) = &self.phase else { return Ok(()) };
         let taken = limit(&open.meter);
-        self.judge(origin, kind, taken)
+        self.judge(origin, kind, taken);
+        taken
     }
 
     /// A sign-in from the session's address.

@@ -17,6 +17,7 @@ mod history;
 mod leave;
 mod link;
 mod media;
+mod order;
 mod path;
 mod presence;
 mod render;
@@ -52,6 +53,7 @@ use chat::Chat;
 use control::Pings;
 use fault::Fault;
 use flood::Meter;
+use order::{PutOff, Why, sent_name};
 use presence::Watching;
 use sign_in::Opening;
 use tail::Tail;
@@ -168,6 +170,8 @@ struct Open {
     watching: Option<Watching>,
     claims: Claims,
     meter: Meter,
+    /// A message is to come again before others are taken.
+    put_off: Option<PutOff>,
     /// The user's list is being read.
     listing: bool,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
@@ -402,7 +406,7 @@ impl Session {
             Ok(scheme) => scheme,
             Err((error, scheme)) => {
                 let origin = Origin { lane, request_id: 0, payload: "" };
-                if self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+                if self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()).is_ok() {
                     self.refuse_envelope(lane, error, scheme.as_deref());
                 }
                 return;
@@ -410,13 +414,16 @@ impl Session {
         };
         let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
         let origin = Origin { lane, request_id, payload: payload_name(&payload) };
-        if !self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+        if let Err(wait) = self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+            if let Some(local) = sent_name(&payload) {
+                self.put_off(local, wait, Why::Rate, now);
+            }
             return;
         }
         if lane_of(&payload).is_some_and(|right| right != lane) {
             return self.refuse(origin, Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane"));
         }
-        if !self.meter_payload(origin, &payload) {
+        if !self.meter_payload(origin, &payload, now) {
             return;
         }
         if let Err(fault) = self.dispatch(origin, payload, now) {
@@ -466,15 +473,12 @@ impl Session {
     }
 
     /// The narrower limits of what costs more than a frame.
-    fn meter_payload(&mut self, origin: Origin, payload: &Payload) -> bool {
+    fn meter_payload(&mut self, origin: Origin, payload: &Payload, now: Now) -> bool {
         match payload {
-            Payload::TextPayloadRequest(_) | Payload::MediaPayloadRequest(_) => {
-                self.meter(origin, LimitKind::Messages, |meter| meter.messages.take())
-            }
             Payload::AwarenessRequest(_) | Payload::AwarenessNotification(_) => {
-                self.meter(origin, LimitKind::Awareness, |meter| meter.awareness.take())
+                self.meter(origin, LimitKind::Awareness, |meter| meter.awareness.take()).is_ok()
             }
-            _ => true,
+            _ => sent_name(payload).is_none_or(|local| self.meter_send(origin, local, now)),
         }
     }
 

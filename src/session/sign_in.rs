@@ -160,6 +160,7 @@ impl Session {
         let meter = Meter { frames: flood.frames(), awareness: flood.awareness(), messages: flood.of_user(&user) };
         self.phase = Phase::Open(Box::new(Open {
             meter,
+            put_off: None,
             user,
             device,
             session_id,

@@ -112,8 +112,13 @@ pub(super) struct Bare {
 impl Bare {
     /// A frame reaches the session.
     pub(super) fn hear(&mut self, lane: Lane, payload: Payload) {
+        self.hear_at(lane, payload, Now::system());
+    }
+
+    /// At this time.
+    pub(super) fn hear_at(&mut self, lane: Lane, payload: Payload, now: Now) {
         let frame = content(&encode_frame(&MessageScheme { request_id: 1, ..envelope(payload) }));
-        self.session.event(LinkEvent::Frame(lane, frame), Now::system());
+        self.session.event(LinkEvent::Frame(lane, frame), now);
     }
 
     /// What the session wants done.

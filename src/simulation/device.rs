@@ -223,7 +223,8 @@ impl Device {
                 let misused = self.misused.contains(&error.details);
                 match ErrorCode::from_code(error.code) {
                     Some(ErrorCode::Conflict) if misused => Ok(Effect::Nothing),
-                    Some(ErrorCode::Unavailable) => Ok(Effect::Failed),
+                    // The disk failed; or it did for a message before this one, which is to come again first.
+                    Some(ErrorCode::Unavailable | ErrorCode::TooFast) => Ok(Effect::Failed),
                     // The SessionOpen was too long on its way.
                     Some(ErrorCode::Unauthenticated) if !self.accepted => Ok(Effect::Failed),
                     Some(ErrorCode::NotFound) if self.acks.contains_key(&request) => Ok(Effect::Failed),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Core, Link, Now, Taken};
 use crate::client::error::{Refusal, RequestError, SendError};
 use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
-use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN};
+use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, REQUEST_WITHIN};
 use crate::client::receipts::Delivery;
 use crate::client::requests::{Answer, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
@@ -187,15 +187,20 @@ impl Core {
         }
     }
 
-    /// Later again. The whole lane waits, so that what was put off keeps its place.
+    /// Later again. The whole lane waits, so that what was put off keeps its place; and behind a message the others wait for
+    /// what is on the way, so that they follow in the order of the outbox.
     pub(super) fn put_off(&mut self, id: i64, refusal: &Refusal, now: Instant) {
+        let is_send = self.requests.has_send(id);
         let Some((lane, before)) = self.requests.put_off(id) else { return };
         let wait = refusal.wait().unwrap_or_else(|| {
             let bound = BACKOFF_MIN.saturating_mul(2 << before.min(20)).min(BACKOFF_MAX);
             bound / 2 + self.jitter.up_to(bound / 2)
         });
         let until = now + wait.min(BACKOFF_MAX);
-        let hold = &mut self.lanes[lane.index()].hold;
-        *hold = Some(hold.map_or(until, |held| held.max(until)));
+        let out = &mut self.lanes[lane.index()];
+        out.hold = Some(out.hold.map_or(until, |held| held.max(until)));
+        if is_send {
+            out.settling.get_or_insert(now + REQUEST_WITHIN);
+        }
     }
 }

@@ -330,6 +330,7 @@ fn errors_resolve_put_off_or_end_the_session() {
                 // What comes meanwhile waits behind it.
                 let _three = bench.send("three");
                 assert!(bench.names().is_empty(), "{code:?}");
+                bench.receive(CHAT, update("two", 1), 1, request_id + 1);
                 let due = bench.core.deadline(bench.now.instant).unwrap();
                 assert!(due <= bench.now.instant + wait, "{code:?}");
                 bench.pass(wait);

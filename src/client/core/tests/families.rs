@@ -1,4 +1,4 @@
-//! What the device says about its user, and lists that come in several frames.
+//! What the device says about its user, lists that come in several frames, and the order of what was put off.
 
 use super::*;
 use crate::client::limits::{LIST_ENTRIES_MAX, LOCATION_KEPT};
@@ -86,4 +86,63 @@ fn a_list_in_several_frames_is_one_answer_and_a_bounded_one() {
         bench.receive(CONTROL, list(LIST_ENTRIES_MAX / 2 + 1, true), 0, id);
     }
     assert_eq!(failure(endless), RequestError::Unexpected);
+}
+
+/// What is sent behind a message that was put off, while another is still on the way.
+fn put_off_with_one_on_the_way() -> Bench {
+    let mut bench = Bench::new().open(0);
+    ["one", "two", "three"].into_iter().for_each(|name| drop(bench.send(name)));
+    assert_eq!(bench.names(), ["one", "two", "three"]);
+    bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 1);
+    bench.receive(CHAT, error(ErrorCode::TooFast, "20"), 0, 2);
+    drop(bench.send("four"));
+    bench
+}
+
+#[test]
+fn what_was_put_off_and_what_follows_go_out_in_order_once_the_rest_is_answered() {
+    for last_is_put_off in [true, false] {
+        let mut bench = put_off_with_one_on_the_way();
+        bench.pass(Duration::from_millis(20));
+        assert!(bench.names().is_empty(), "it would overtake the answer that is on the way");
+        if last_is_put_off {
+            bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 3);
+            // Twice says no more than once.
+            bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 3);
+            assert!(bench.names().is_empty());
+            bench.pass(Duration::from_millis(10));
+            assert_eq!(bench.names(), ["one", "two", "three", "four"]);
+        } else {
+            bench.receive(CHAT, update("three", 1), 1, 3);
+            assert_eq!(bench.names(), ["one", "two", "four"]);
+        }
+        drop(bench.send("five"));
+        assert_eq!(bench.names(), ["five"], "nothing is held any more");
+    }
+}
+
+#[test]
+fn requests_and_answers_pass_messages_that_were_put_off() {
+    let mut bench = put_off_with_one_on_the_way();
+    bench.pass(Duration::from_millis(20));
+    let _answer = bench.ask(acknowledgment(alice().identity(), id(1), &bob(), AckStatus::Read, 1), true);
+    bench.receive(CHAT, update("other", 9), 9, 0);
+    let out: Vec<_> = bench.out(CHAT).into_iter().filter_map(|scheme| scheme.payload).collect();
+    assert!(matches!(out[..], [Payload::VersionUpdate(_), Payload::AcknowledgmentRequest(_)]), "{out:?}");
+}
+
+#[test]
+fn messages_that_were_put_off_wait_for_no_answer_that_does_not_come() {
+    let mut bench = put_off_with_one_on_the_way();
+    bench.pass(Duration::from_millis(20));
+    let due = bench.core.deadline(bench.now.instant).unwrap();
+    assert!(due > bench.now.instant);
+    bench.pass(REQUEST_WITHIN);
+    assert!(due <= bench.now.instant);
+    assert_eq!(bench.names(), ["one", "two", "four"]);
+
+    let mut bench = put_off_with_one_on_the_way();
+    bench.core.link_down();
+    bench.connect(0, 1_000);
+    assert_eq!(bench.names(), ["one", "two", "three", "four"], "a new link owes nothing of the old one's");
 }

@@ -1,0 +1,219 @@
+//! A sender's order where one of its messages is put off (429, 503): what was on the wire behind it is put off, too.
+//!
+//! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. Until
+//! that one comes again what follows is refused, at no cost to the rate and to ABUSE: the frames' own rate still counts.
+
+use std::time::{Duration, Instant};
+
+use crate::limits::{SEND_BEHIND_WAIT, SENDS_BEHIND_FOR};
+use crate::observe::LimitKind;
+use crate::wire::{ErrorCode, LocalId, Payload};
+
+use super::fault::Fault;
+use super::{Now, Origin, Phase, Session};
+
+/// The first message of a session that was put off and has not come again.
+pub(super) struct PutOff {
+    first: LocalId,
+    /// When it was told to.
+    again: Instant,
+    why: Why,
+}
+
+/// What a message was put off by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Rate,
+    /// It was taken before any that a rate put off meanwhile.
+    Store,
+}
+
+impl PutOff {
+    fn is_over(&self, now: Now) -> bool {
+        self.again + SENDS_BEHIND_FOR <= now.at
+    }
+}
+
+impl Session {
+    /// A message may go on: none before it is still to come again, and it is within the rate.
+    pub(super) fn meter_send(&mut self, origin: Origin, local: &str, now: Now) -> bool {
+        let Phase::Open(open) = &self.phase else { return true };
+        if let Some(held) = &open.put_off
+            && held.first.as_str() != local
+            && !held.is_over(now)
+        {
+            let wait = held.again.saturating_duration_since(now.at).max(SEND_BEHIND_WAIT);
+            let fault = Fault::new(ErrorCode::TooFast, "send the message again first that was put off before this one");
+            self.refuse(origin, fault.details(wait.as_millis().to_string()));
+            return false;
+        }
+        if let Err(wait) = self.meter(origin, LimitKind::Messages, |meter| meter.messages.take()) {
+            self.put_off(local, wait, Why::Rate, now);
+            return false;
+        }
+        if let Phase::Open(open) = &mut self.phase {
+            open.put_off = None;
+        }
+        true
+    }
+
+    /// A message was refused for now, and told to wait.
+    pub(super) fn put_off(&mut self, local: &str, wait: Duration, why: Why, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let again = now.at + wait;
+        match &mut open.put_off {
+            Some(held) if held.first.as_str() == local => held.again = again,
+            Some(held) if !held.is_over(now) && (held.why == Why::Store || why == Why::Rate) => {}
+            // What is no name would never be taken.
+            held => *held = LocalId::parse(local).ok().map(|first| PutOff { first, again, why }),
+        }
+    }
+}
+
+/// The name of a message that a client sends.
+pub(super) fn sent_name(payload: &Payload) -> Option<&str> {
+    match payload {
+        Payload::TextPayloadRequest(text) => Some(&text.message_id_local),
+        Payload::MediaPayloadRequest(media) => Some(&media.message_id_local),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Rate;
+    use crate::session::testing::{Bare, House, payload};
+    use crate::session::{Asked, Call, Done, Output};
+    use crate::store::StoreError;
+    use crate::store::testing::{device, eid};
+    use crate::wire::Lane;
+    use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
+
+    /// A session with a clock that only the test moves. The rates have their own.
+    struct Bench {
+        bare: Bare,
+        now: Now,
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Then {
+        Taken,
+        /// Told to wait so long.
+        Wait(u64),
+    }
+    use Then::{Taken, Wait};
+
+    impl Bench {
+        async fn new(messages: Rate, frames: Rate) -> Bench {
+            let house = House::new(|_, limits| (limits.messages, limits.frames) = (messages, frames));
+            let bare = house.bare(&eid("alice"), &device("phone")).await;
+            Bench { bare, now: Now::system() }
+        }
+
+        fn send(&mut self, name: &str) -> Then {
+            let [from, to] = ["alice", "bob"].map(|user| eid(user).identity());
+            let (content, message_id_local) = ("hello".to_owned(), name.to_owned());
+            let text =
+                TextPayloadRequest { from: Some(from), to: vec![to], content, message_id_local, ..Default::default() };
+            self.bare.hear_at(Lane::Chat, Payload::TextPayloadRequest(text), self.now);
+            self.then()
+        }
+
+        fn then(&mut self) -> Then {
+            match self.bare.outputs().pop() {
+                Some(Output::Call(Call::Write(Asked::Accept(..), _))) => Taken,
+                Some(Output::Send(_, frame)) => match payload(&frame) {
+                    Payload::ErrorMessage(error) if error.code == ErrorCode::TooFast.code() => {
+                        Wait(error.details.parse().unwrap())
+                    }
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// The store has no place for what it was asked to take.
+        fn crowded(&mut self, name: &str) {
+            let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
+            let done = Done::Accept(origin, LocalId::parse(name).unwrap(), Err(StoreError::Overloaded));
+            self.bare.session.done(done, self.now);
+            assert!(matches!(self.bare.outputs()[..], [Output::Send(..)]));
+        }
+
+        /// Sends until one is refused: its number, and how long it was told to wait.
+        fn fill(&mut self) -> (usize, u64) {
+            for number in 1.. {
+                if let Wait(wait) = self.send(&format!("local-{number}")) {
+                    return (number, wait);
+                }
+            }
+            unreachable!("there is a rate")
+        }
+    }
+
+    const NO_LIMIT: Rate = Rate { per_second: 0, burst: 0 };
+    const BEHIND: Then = Wait(SEND_BEHIND_WAIT.as_millis() as u64);
+
+    #[tokio::test]
+    async fn what_is_behind_a_message_over_the_rate_waits_for_it_at_no_cost() {
+        for by_frames in [false, true] {
+            let rate = Rate { per_second: 20, burst: 4 };
+            let (messages, frames) = if by_frames { (NO_LIMIT, rate) } else { (rate, NO_LIMIT) };
+            let mut bench = Bench::new(messages, frames).await;
+            let (refused, wait) = bench.fill();
+            let strikes = bench.bare.session.strikes;
+            // There is room within the rate again. Not for what follows.
+            tokio::time::sleep(Duration::from_millis(wait) + Duration::from_millis(150)).await;
+            let media = MediaPayloadRequest { message_id_local: "picture".into(), ..Default::default() };
+            bench.bare.hear_at(Lane::Media, Payload::MediaPayloadRequest(media), bench.now);
+            assert_eq!(bench.then(), BEHIND);
+            assert_eq!(bench.send(&format!("local-{}", refused + 1)), BEHIND);
+            assert_eq!(bench.bare.session.strikes, strikes, "it cannot know yet");
+            assert_eq!(bench.send(&format!("local-{refused}")), Taken);
+            if !by_frames {
+                assert_eq!(bench.send(&format!("local-{}", refused + 1)), Taken);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_a_message_that_the_store_had_no_place_for_waits_for_it() {
+        let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
+        assert_eq!([bench.send("one"), bench.send("two")], [Taken, Taken]);
+        bench.crowded("one");
+        assert_eq!(bench.send("three"), BEHIND);
+        bench.crowded("two");
+        assert_eq!([bench.send("two"), bench.send("three")], [BEHIND, BEHIND]);
+        assert_eq!(["one", "two", "three"].map(|name| bench.send(name)), [Taken, Taken, Taken]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_a_message_up_waits_for_a_while_only() {
+        let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
+        assert_eq!(bench.send("one"), Taken);
+        bench.crowded("one");
+        bench.now.at += SENDS_BEHIND_FOR - Duration::from_millis(1);
+        assert_eq!(bench.send("two"), BEHIND);
+        bench.now.at += Duration::from_millis(1);
+        assert_eq!([bench.send("two"), bench.send("one")], [Taken, Taken]);
+    }
+
+    #[tokio::test]
+    async fn what_the_store_was_asked_first_comes_again_before_what_was_over_the_rate_meanwhile() {
+        let mut bench = Bench::new(Rate { per_second: 20, burst: 1 }, NO_LIMIT).await;
+        let (refused, wait) = bench.fill();
+        bench.crowded("local-1");
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        assert_eq!(bench.send(&format!("local-{refused}")), BEHIND);
+        assert_eq!(bench.send("local-1"), Taken);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_name_holds_nothing_up() {
+        let mut bench = Bench::new(Rate { per_second: 20, burst: 1 }, NO_LIMIT).await;
+        bench.bare.session.put_off("", Duration::ZERO, Why::Rate, bench.now);
+        bench.bare.session.put_off(&"x".repeat(65), Duration::ZERO, Why::Rate, bench.now);
+        assert_eq!(bench.send("one"), Taken);
+    }
+}
