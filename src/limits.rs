@@ -89,12 +89,13 @@ pub const ADDRESS_LIMIT_KEPT: Duration = Duration::from_secs(600);
 /// Times that a session may be told to wait, without a request within its limits in between, before it is closed with
 /// ABUSE: a client whose pipeline is full when it is first told has so many answers still to come.
 pub const STRIKES_MAX: u32 = 2_000;
-/// Messages of a session behind one that was put off are refused until that comes again, and no longer than for this after
-/// the wait that it was told: what is on the wire behind it on a bad mobile path, and the answer's way there and its own back,
-/// take less. Who gives the message up waits for no more.
+/// Messages of a session behind one that the store had no place for are refused until that comes again, and no longer than
+/// this: what is on the wire behind it on a bad mobile path, and the answer's way there and its own back, take less. Who
+/// gives the message up waits for no more.
 pub const SENDS_BEHIND_FOR: Duration = Duration::from_secs(2);
-/// What these are told to wait at least: the client library's full outbox of 1,024, sent again each time while the messages'
-/// rate lets a part of it through, stays within the frames' rate. Who gave the first one up asks eight times.
+/// Who sends messages over the rate is told to wait for so long at least: what is on the wire behind the first comes within
+/// it and is told the same, so that all of it comes again in its order. And the client library's full outbox of 1,024, sent
+/// again each time while the rate lets a part of it through, stays within the frames' rate.
 pub const SEND_BEHIND_WAIT: Duration = Duration::from_millis(250);
 
 // --- Rates, each a field of `[limits]`: per second, and at once ----------------------------------------------------------

@@ -14,7 +14,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
-use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX};
+use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, SEND_BEHIND_WAIT, STRIKES_MAX};
 use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
@@ -107,7 +107,10 @@ impl Session {
         limit: impl Fn(&Meter) -> Result<(), Duration>,
     ) -> Result<(), Duration> {
         let Phase::Open(open) = &self.phase else { return Ok(()) };
-        let taken = limit(&open.meter);
+        let taken = limit(&open.meter).map_err(|wait| match kind {
+            LimitKind::Messages => wait.max(SEND_BEHIND_WAIT),
+            _ => wait,
+        });
         self.judge(origin, kind, taken);
         taken
     }
@@ -125,8 +128,7 @@ impl Session {
             return true;
         };
         self.services.metrics.rate_limited(kind);
-        let millis = wait.as_millis().max(1).to_string();
-        self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis));
+        self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis(wait)));
         self.strike();
         false
     }
@@ -138,6 +140,11 @@ impl Session {
             self.close(CloseCode::Abuse, "went on after being told to wait");
         }
     }
+}
+
+/// As 429 tells it: who waits for so long has waited long enough.
+pub(super) fn millis(wait: Duration) -> String {
+    wait.as_micros().div_ceil(1000).max(1).to_string()
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A sender's order where one of its messages is put off (429, 503): what was on the wire behind it is put off, too.
 //!
-//! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. Until
-//! that one comes again what follows is refused, at no cost to the rate and to ABUSE: the frames' own rate still counts.
+//! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. So what
+//! comes in the time that a sender over its rate was told to wait is refused, and what comes behind a message that the store
+//! had no place for until that one is there again, at no cost to the rate and to ABUSE: the frames' own rate still counts.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::observe::LimitKind;
 use crate::wire::{ErrorCode, LocalId, Payload};
 
 use super::fault::Fault;
+use super::flood::millis;
 use super::{Now, Origin, Phase, Session};
 
 /// The first message of a session that was put off and has not come again.
@@ -29,8 +31,18 @@ pub(super) enum Why {
 }
 
 impl PutOff {
+    /// Who was told how long to wait may send anything then; who was not, what was put off.
     fn is_over(&self, now: Now) -> bool {
-        self.again + SENDS_BEHIND_FOR <= now.at
+        match self.why {
+            Why::Rate => self.again <= now.at,
+            Why::Store => self.again + SENDS_BEHIND_FOR <= now.at,
+        }
+    }
+
+    /// How long what comes behind it is told to wait.
+    fn wait(&self, now: Now) -> Duration {
+        let left = self.again.saturating_duration_since(now.at);
+        if self.why == Why::Store { left.max(SEND_BEHIND_WAIT) } else { left }
     }
 }
 
@@ -42,9 +54,9 @@ impl Session {
             && held.first.as_str() != local
             && !held.is_over(now)
         {
-            let wait = held.again.saturating_duration_since(now.at).max(SEND_BEHIND_WAIT);
+            let wait = millis(held.wait(now));
             let fault = Fault::new(ErrorCode::TooFast, "send the message again first that was put off before this one");
-            self.refuse(origin, fault.details(wait.as_millis().to_string()));
+            self.refuse(origin, fault.details(wait));
             return false;
         }
         if let Err(wait) = self.meter(origin, LimitKind::Messages, |meter| meter.messages.take()) {
@@ -163,18 +175,27 @@ mod tests {
             let mut bench = Bench::new(messages, frames).await;
             let (refused, wait) = bench.fill();
             let strikes = bench.bare.session.strikes;
-            // There is room within the rate again. Not for what follows.
+            // There is room within the rate again. Not for what follows before its time.
             tokio::time::sleep(Duration::from_millis(wait) + Duration::from_millis(150)).await;
             let media = MediaPayloadRequest { message_id_local: "picture".into(), ..Default::default() };
             bench.bare.hear_at(Lane::Media, Payload::MediaPayloadRequest(media), bench.now);
-            assert_eq!(bench.then(), BEHIND);
-            assert_eq!(bench.send(&format!("local-{}", refused + 1)), BEHIND);
+            assert_eq!(bench.then(), Wait(wait));
+            assert_eq!(bench.send(&format!("local-{}", refused + 1)), Wait(wait));
             assert_eq!(bench.bare.session.strikes, strikes, "it cannot know yet");
-            assert_eq!(bench.send(&format!("local-{refused}")), Taken);
-            if !by_frames {
-                assert_eq!(bench.send(&format!("local-{}", refused + 1)), Taken);
-            }
+            bench.now.at += Duration::from_millis(wait);
+            assert_eq!(bench.send("another"), Taken, "who has waited as told may send what it likes");
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_rate_that_comes_again_early_lets_the_others_through() {
+        let mut bench = Bench::new(Rate { per_second: 20, burst: 4 }, NO_LIMIT).await;
+        let (refused, wait) = bench.fill();
+        assert_eq!(Wait(wait), BEHIND, "long enough for what is on the wire");
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        assert_eq!(bench.send(&format!("local-{}", refused + 1)), Wait(wait));
+        assert_eq!(bench.send(&format!("local-{refused}")), Taken);
+        assert_eq!(bench.send(&format!("local-{}", refused + 1)), Taken);
     }
 
     #[tokio::test]
