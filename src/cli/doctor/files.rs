@@ -159,10 +159,10 @@ fn covers(known: &str, name: &str) -> bool {
     }
 }
 
-/// Whether the data directory can be written, by whom it can be read, and how fast and full its disk is.
-pub(in crate::cli) fn data(config: &Config) -> Vec<Finding> {
+/// Whether the data directory can be written, and by whom it can be read.
+pub(in crate::cli) fn data(config: &Config) -> Finding {
     let folder = nearest(&config.data_dir);
-    let mut findings = vec![match syncs(&folder, 1) {
+    match syncs(&folder, 1) {
         Ok(_) if folder == config.data_dir => access(&folder),
         Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", config.data_dir.display(), folder.display())),
         Err(error) => Finding::fail(
@@ -170,9 +170,7 @@ pub(in crate::cli) fn data(config: &Config) -> Vec<Finding> {
             format!("{} cannot be written: {error}", folder.display()),
             "give it to the user that the server runs as, and run this as that user",
         ),
-    }];
-    findings.extend(free(&folder));
-    findings
+    }
 }
 
 /// How long the disk takes to make something durable: each message waits for that.
@@ -198,16 +196,21 @@ fn access(folder: &Path) -> Finding {
     }
 }
 
-fn free(folder: &Path) -> Option<Finding> {
-    let bytes = crate::cli::doctor::machine::free_bytes(folder)?;
+/// What is left on its disk.
+pub(in crate::cli) fn free_bytes(config: &Config) -> Option<u64> {
+    super::machine::free_bytes(&nearest(&config.data_dir))
+}
+
+/// Whether that is enough.
+pub(in crate::cli) fn room(bytes: u64) -> Finding {
     let found = format!("{} MiB free", bytes / (1024 * 1024));
     let advice =
         "the store stops for good, until a restart, when the disk is full: make room, or shorten the retention";
-    Some(match bytes {
+    match bytes {
         bytes if bytes < DISK_FAIL_BYTES => Finding::fail(DISK, found, advice),
         bytes if bytes < DISK_WARN_BYTES => Finding::warn(DISK, found, advice),
         _ => Finding::ok(DISK, found),
-    })
+    }
 }
 
 /// The folder, or the one that it will be made in.
@@ -299,7 +302,7 @@ mod tests {
     fn a_folder_that_is_not_there_yet_is_looked_for_where_it_will_be() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config { data_dir: folder.path().join("a/b"), ..Config::default() };
-        assert!(data(&config).iter().all(|finding| finding.check != DATA || finding.grade == Grade::Ok));
+        assert_eq!(data(&config).grade, Grade::Ok);
         assert!(disk(&config).is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(nearest(Path::new("no-such-folder-here")), Path::new("."));
