@@ -13,8 +13,8 @@ pub(super) struct Args {
     file: ConfigFile,
     #[command(flatten)]
     flags: ServerFlags,
-    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory and ports; exits
-    /// 1 if not
+    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory, folder for
+    /// traces and ports; exits 1 if not
     #[arg(long)]
     check: bool,
     /// With --check: print JSON, one object for each check
@@ -37,6 +37,7 @@ impl Args {
 fn findings(config: &Config, running: bool, free_bytes: Option<u64>) -> Vec<Finding> {
     let mut findings = files::credentials(config, &[]);
     findings.push(files::data(config));
+    findings.extend(files::traces(config));
     // It starts with little room, and what retention removes makes some: to stay down would make none.
     findings.extend(free_bytes.map(|bytes| files::room(bytes).at_most_warn()));
     findings.extend(network::ports(config, running));

@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::finding::Finding;
 use crate::auth::dev::DevFiles;
-use crate::auth::{AuthError, CertificateFacts, Verifier, load_tls};
+use crate::auth::{AuthError, CertificateFacts, Verifier, lb_key, load_tls};
 use crate::cli::limits::{
     CERTIFICATE_WARN_BEFORE, DISK_FAIL_BYTES, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES,
 };
@@ -25,10 +25,12 @@ use crate::config::Config;
 
 const CERTIFICATE: &str = "certificate";
 const KEYS: &str = "token keys";
+const LB_KEY: &str = "balancer key";
 const DATA: &str = "data";
+const TRACES: &str = "traces";
 const DISK: &str = "disk";
 
-/// Certificate and token keys, as the server would read them. Makes nothing, also not with `dev`.
+/// Certificate, token keys and the balancer's key, as the server would read them. Makes nothing, also not with `dev`.
 pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Finding> {
     let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
     let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
@@ -49,6 +51,10 @@ pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Find
         Err(AuthError::NoKeys) if config.dev => Finding::ok(KEYS, "none yet: the first start with dev makes one"),
         Err(error) => refused(KEYS, &error),
     });
+    findings.extend(config.quic.lb.key_file.as_ref().map(|file| match lb_key(file) {
+        Ok(_) => Finding::ok(LB_KEY, format!("{} holds one", file.display())),
+        Err(error) => refused(LB_KEY, &error),
+    }));
     findings
 }
 
@@ -173,6 +179,30 @@ pub(in crate::cli) fn data(config: &Config) -> Finding {
     }
 }
 
+/// Whether the folder for traces can be used, if there is to be one.
+pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
+    let folder = config.quic.qlog_dir.as_ref()?;
+    let there = nearest(folder);
+    let exists = there == *folder;
+    let looked = if exists { fs::read_dir(folder).map(drop) } else { Ok(()) };
+    Some(match (looked, syncs(&there, 1)) {
+        (Err(error), _) => {
+            let found = format!("quic.qlog_dir {}: {error}", folder.display());
+            Finding::fail(TRACES, found, "the server does not start: give a folder that its user can read")
+        }
+        (_, Err(error)) if exists => {
+            let found = format!("quic.qlog_dir {} cannot be written: {error}", folder.display());
+            Finding::warn(TRACES, found, "no connection is traced: give it to the user that the server runs as")
+        }
+        (_, Err(error)) => {
+            let found = format!("quic.qlog_dir {} cannot be made: {error}", folder.display());
+            Finding::fail(TRACES, found, "the server does not start: make it for the user that the server runs as")
+        }
+        _ if exists => Finding::ok(TRACES, format!("{} can be written", folder.display())),
+        _ => Finding::ok(TRACES, format!("{} will be made", folder.display())),
+    })
+}
+
 /// How long the disk takes to make something durable: each message waits for that.
 pub(super) fn disk(config: &Config) -> Option<Finding> {
     let mut times = syncs(&nearest(&config.data_dir), DISK_SYNCS).ok()?;
@@ -213,10 +243,9 @@ pub(in crate::cli) fn room(bytes: u64) -> Finding {
     }
 }
 
-/// The folder, or the one that it will be made in.
+/// The folder, or the one that it will be made in; or what is in its way.
 fn nearest(folder: &Path) -> PathBuf {
-    let existing = folder.ancestors().find(|folder| folder.is_dir());
-    existing.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+    folder.ancestors().find(|folder| fs::symlink_metadata(folder).is_ok()).unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Makes a few kilobytes durable, so often, in a file that is gone afterwards.
@@ -306,6 +335,9 @@ mod tests {
         assert!(disk(&config).is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(nearest(Path::new("no-such-folder-here")), Path::new("."));
+        fs::write(folder.path().join("a"), "").unwrap();
+        assert_eq!(data(&config).grade, Grade::Fail, "a file is in its way");
+        fs::remove_file(folder.path().join("a")).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(access(folder.path()).grade, Grade::Warn);
     }
