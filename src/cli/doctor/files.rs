@@ -1,7 +1,7 @@
 //! The files that a server starts from: certificate, keys, and the data directory with its disk.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -171,12 +171,17 @@ pub(in crate::cli) fn data(config: &Config) -> Finding {
     match syncs(&folder, 1) {
         Ok(_) if folder == config.data_dir => access(&folder),
         Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", config.data_dir.display(), folder.display())),
-        Err(error) => Finding::fail(
-            DATA,
-            format!("{} cannot be written: {error}", folder.display()),
-            "give it to the user that the server runs as, and run this as that user",
-        ),
+        Err(error) => unwritable(&folder, &error),
     }
+}
+
+fn unwritable(folder: &Path, error: &io::Error) -> Finding {
+    let advice = match error.kind() {
+        // A server would start and stop at its first message for good.
+        io::ErrorKind::StorageFull => "the disk is full to the last byte: make room",
+        _ => "give it to the user that the server runs as, and run this as that user",
+    };
+    Finding::fail(DATA, format!("{} cannot be written: {error}", folder.display()), advice)
 }
 
 /// Whether the folder for traces can be used, if there is to be one.
@@ -249,7 +254,7 @@ fn nearest(folder: &Path) -> PathBuf {
 }
 
 /// Makes a few kilobytes durable, so often, in a file that is gone afterwards.
-fn syncs(folder: &Path, times: usize) -> std::io::Result<Vec<Duration>> {
+fn syncs(folder: &Path, times: usize) -> io::Result<Vec<Duration>> {
     let path = folder.join(format!(".bimip-doctor-{}", std::process::id()));
     let measure = |mut file: File| {
         file.write_all(&[0; 4096])?;
@@ -325,6 +330,13 @@ mod tests {
         (config.tls.certificate, config.tls.key) = (None, None);
         let findings = credentials(&config, &[]);
         assert!(findings.iter().all(|finding| finding.grade == Grade::Fail), "{findings:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_with_what_helps() {
+        let advice = |kind: io::ErrorKind| unwritable(Path::new("data"), &kind.into()).advice.unwrap();
+        assert!(advice(io::ErrorKind::StorageFull).contains("make room"));
+        assert!(advice(io::ErrorKind::PermissionDenied).contains("give it to the user"));
     }
 
     #[test]
