@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 
 use super::control::{Running, ask};
-use super::{Failure, say};
+use super::{Failure, owner, say};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::server::control::{Answer, Request};
@@ -64,7 +64,9 @@ fn make(config: &Config, partial: &Path, verify: Option<PathBuf>) -> Result<Arch
         }
         Some(_) => return Err(anyhow!("the server answered something else").into()),
         None => {
-            store::archive(&config.data_dir.join("store"), Now::system().unix_ms, &mut file)?;
+            let store = config.data_dir.join("store");
+            owner::not_as_root_in(&store)?;
+            store::archive(&store, Now::system().unix_ms, &mut file)?;
         }
     }
     file.flush().with_context(|| cannot("write"))?;

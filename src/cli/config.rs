@@ -1,9 +1,10 @@
 //! `bimip config`: prints the configuration in effect, or checks what it names.
 
-use super::doctor::finding::report;
+use super::doctor::finding::{Finding, report};
 use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
+use crate::config::Config;
 
 /// Print the configuration in effect as TOML, or look whether a server could start with it (--check)
 #[derive(clap::Args)]
@@ -12,8 +13,8 @@ pub(super) struct Args {
     file: ConfigFile,
     #[command(flatten)]
     flags: ServerFlags,
-    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory and ports; exits
-    /// 1 if not
+    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory, folder for
+    /// traces and ports; exits 1 if not
     #[arg(long)]
     check: bool,
     /// With --check: print JSON, one object for each check
@@ -28,9 +29,36 @@ impl Args {
             return Ok(say(config.to_toml().trim_end())?);
         }
         let running = running(&config)?.is_some();
-        let mut findings = files::credentials(&config, &[]);
-        findings.extend(files::data(&config));
-        findings.extend(network::ports(&config, running));
-        report(&findings, self.json)
+        report(&findings(&config, running, files::free_bytes(&config)), self.json)
+    }
+}
+
+/// What a start needs: with a failure, the server would not serve.
+fn findings(config: &Config, running: bool, free_bytes: Option<u64>) -> Vec<Finding> {
+    let mut findings = files::credentials(config, &[]);
+    findings.push(files::data(config));
+    findings.extend(files::traces(config));
+    // It starts with little room, and what retention removes makes some: to stay down would make none.
+    findings.extend(free_bytes.map(|bytes| files::room(bytes).at_most_warn()));
+    findings.extend(network::ports(config, running));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Grade;
+
+    #[test]
+    fn a_nearly_full_disk_keeps_no_server_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        let any = ([127, 0, 0, 1], 0).into();
+        let data_dir = folder.path().to_owned();
+        let config = Config { data_dir, dev: true, listen: any, metrics_listen: any, ..Config::default() };
+        let findings = findings(&config, false, Some(1024 * 1024));
+        let room = findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
+        assert!(room.grade == Grade::Warn && room.advice.is_some());
+        report(&findings, true).unwrap();
+        assert_eq!(files::room(1024 * 1024).grade, Grade::Fail, "to doctor it is one");
     }
 }

@@ -1,7 +1,7 @@
 //! What commands share that ask the server on this machine over its control socket.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::PathBuf;
 
 use anyhow::anyhow;
@@ -38,6 +38,13 @@ impl Running {
         let config = self.config()?;
         match ask(&config, request)? {
             Some((answer, _)) => Ok(answer),
+            None if SocketAddr::from_pathname(socket(&config.data_dir)).is_err() => Err(Failure::new(
+                anyhow!(
+                    "a server on {} cannot be asked: the path is too long for its socket",
+                    config.data_dir.display()
+                ),
+                "move it to a data_dir of a shorter path, or give one that leads there, as a symbolic link",
+            )),
             None => Err(Failure::new(
                 anyhow!("no server runs on {}", config.data_dir.display()),
                 "give the --data-dir or --config that it was started with",
@@ -46,15 +53,18 @@ impl Running {
     }
 }
 
+/// What connecting says where no server listens.
+const NOBODY: [io::ErrorKind; 3] =
+    [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::InvalidInput];
+
 /// The answer to a request, and what follows it; `None` if no server runs on the data directory.
 pub(super) fn ask(config: &Config, request: &Request) -> Result<Option<(Answer, impl Read)>, Failure> {
     let path = socket(&config.data_dir);
     let failed = |error: io::Error| anyhow!("the server at {}: {error}", path.display());
     let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
-        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
-            return Ok(None);
-        }
+        // An invalid path is one that is too long for a socket: a server there goes without.
+        Err(error) if NOBODY.contains(&error.kind()) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(Failure::new(failed(error), "run this as the user that the server runs as, or as root"));
         }

@@ -17,6 +17,7 @@ mod listen;
 mod log;
 mod once;
 mod options;
+mod owner;
 mod presence;
 mod receipts;
 mod reload;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::control::Running;
-use super::{Failure, say};
+use super::{Failure, owner, say};
 use crate::store;
 
 /// Make the store of a data directory that has none from a backup, and look whether everything fits together
@@ -23,6 +23,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.running.config()?;
+        owner::not_as_root_in(&config.data_dir)?;
         let file = File::open(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let dir = config.data_dir.join("store");
         let (_, found) = store::restore(&mut BufReader::new(file), &dir)?;

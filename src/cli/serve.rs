@@ -1,10 +1,13 @@
 //! `bimip serve`: the server, until a signal ends it.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
 use crate::config::{Config, LogFormat};
+use crate::limits::DRAIN_WITHIN;
 use crate::observe;
 use crate::server::Server;
 
@@ -26,7 +29,11 @@ impl Args {
             LogFormat::Json => observe::LogFormat::Json,
         };
         observe::start_log(&config.log.level, format).map_err(anyhow::Error::msg)?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let served = runtime.block_on(serve(config));
+        // A thread that waits for a file, as for a certificate on a network file system, may do so for ever.
+        runtime.shutdown_timeout(if served.is_ok() { DRAIN_WITHIN } else { Duration::ZERO });
+        served
     }
 }
 
@@ -38,15 +45,18 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let server = Server::start(config).await?;
     let tcp = server.tcp_address.map(|address| format!(" tcp={address}")).unwrap_or_default();
     say(&format!("bimip ready quic={} metrics={}{tcp}", server.quic_address, server.metrics_address))?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hang_up.recv() => {
-                // The log has said what came of it.
-                server.reload().await;
-            }
+    // Beside the wait for an end, which a file that cannot be read must not hold up.
+    let reloads = async {
+        while hang_up.recv().await.is_some() {
+            // The log has said what came of it.
+            server.reload().await;
         }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = reloads => {}
     }
     tokio::select! {
         () = server.shutdown() => Ok(()),

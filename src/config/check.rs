@@ -1,6 +1,7 @@
 //! Whether configured values can work, alone and together.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::{Config, ConfigError, LbConfig};
@@ -115,8 +116,16 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
             return wrong("media.cdn_base", "must be an https address, as in https://cdn.example.org/m/".to_owned());
         }
     }
-    if log.level.is_empty() {
-        return wrong("log.level", "must be a level or a filter, as in info or info,bimip::session=debug".to_owned());
+    if !is_filter(&log.level) {
+        let reason = format!("is {:?}: give a level or a filter, as in info or info,bimip::session=debug", log.level);
+        return wrong("log.level", reason);
+    }
+    // What a socket of both families would take besides shows when it is bound.
+    let (devices, pages) = (config.listen, config.metrics_listen);
+    if config.tcp.enabled && devices.port() != 0 && devices.port() == pages.port() && overlap(devices.ip(), pages.ip())
+    {
+        let reason = format!("is {pages}, and listen {devices} takes TCP there: choose another port");
+        return wrong("metrics_listen", reason);
     }
 
     if client.server.as_ref().is_some_and(|server| !is_host_and_port(server)) {
@@ -159,6 +168,20 @@ fn within<T: PartialOrd + Display>(key: &'static str, value: T, range: RangeIncl
         return Ok(());
     }
     wrong(key, format!("is {value}, must be {} to {}", range.start(), range.end()))
+}
+
+/// What the log takes for one; the client alone has no log.
+fn is_filter(text: &str) -> bool {
+    #[cfg(feature = "server")]
+    let is_known = tracing_subscriber::EnvFilter::try_new(text).is_ok();
+    #[cfg(not(feature = "server"))]
+    let is_known = true;
+    !text.is_empty() && is_known
+}
+
+/// Whether two sockets of one port, each of one family, would be in each other's way.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    one == other || one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified())
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -215,6 +238,44 @@ mod tests {
         }
         assert!(refused(|c| c.client.as_eid = Some("alice".to_owned())).starts_with("client.as"));
         assert!(refused(|c| c.client.device = Some("a b".to_owned())).starts_with("client.device"));
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_filter_that_the_log_would_not_take_is_refused() {
+        assert_eq!(
+            refused(|c| c.log.level = "info,bimip=loud".to_owned()),
+            "log.level is \"info,bimip=loud\": give a level or a filter, as in info or info,bimip::session=debug"
+        );
+        assert!(refused(|c| c.log.level.clear()).starts_with("log.level is \"\""));
+    }
+
+    #[test]
+    fn metrics_on_the_port_of_the_devices_are_refused_where_both_are_tcp() {
+        for (listen, metrics) in
+            [("0.0.0.0:4433", "127.0.0.1:4433"), ("127.0.0.1:4433", "127.0.0.1:4433"), ("[::1]:4433", "[::]:4433")]
+        {
+            let set =
+                |c: &mut Config| (c.listen, c.metrics_listen) = (listen.parse().unwrap(), metrics.parse().unwrap());
+            let message = refused(set);
+            assert_eq!(
+                message,
+                format!("metrics_listen is {metrics}, and listen {listen} takes TCP there: choose another port")
+            );
+            let mut config = Config::default();
+            set(&mut config);
+            config.tcp.enabled = false;
+            config.check().unwrap();
+        }
+        for (listen, metrics) in [
+            ("0.0.0.0:4433", "127.0.0.1:4434"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("192.0.2.1:4433", "127.0.0.1:4433"),
+            ("0.0.0.0:4433", "[::1]:4433"),
+        ] {
+            let (listen, metrics_listen) = (listen.parse().unwrap(), metrics.parse().unwrap());
+            Config { listen, metrics_listen, ..Config::default() }.check().unwrap();
+        }
     }
 
     #[test]

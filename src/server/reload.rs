@@ -28,16 +28,17 @@ pub(super) struct Reload {
     endpoint: Endpoint,
     quic: watch::Sender<Arc<quinn::ServerConfig>>,
     tcp: watch::Sender<Arc<rustls::ServerConfig>>,
-    /// Also keeps two reloads from overtaking each other.
+    /// Also keeps two reloads from overtaking each other. Held while files are read, which may take for ever on a network
+    /// file system: for those alone that read files themselves.
     state: Mutex<State>,
+    /// The endpoint takes no new connections any more. Held while what it accepts with is exchanged, and for no longer.
+    closed: Mutex<bool>,
 }
 
 struct State {
     /// Of all files, when they were last taken up or refused.
     seen: [u8; 32],
     chain: Vec<CertificateDer<'static>>,
-    /// The endpoint takes no new connections any more.
-    closed: bool,
 }
 
 impl Reload {
@@ -51,9 +52,9 @@ impl Reload {
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
         note_expiry(&services, &chain);
-        let state = Mutex::new(State { seen: digest(&config), chain, closed: false });
+        let state = Mutex::new(State { seen: digest(&config), chain });
         let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
-        Reload { config, services, endpoint, quic, tcp, state }
+        Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
 
     /// What QUIC accepts with.
@@ -83,10 +84,10 @@ impl Reload {
     }
 
     fn once(&self, asked: bool) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Before they are read: a change in between is seen the next time.
         let seen = digest(&self.config);
-        if state.closed || !asked && seen == state.seen {
+        if *self.closed() || !asked && seen == state.seen {
             return true;
         }
         state.seen = seen;
@@ -114,7 +115,12 @@ impl Reload {
             // look at the certificate when it resumes, so nothing of before may be resumed.
             let tls = auth::server_tls(&credentials)?;
             let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
+            let closed = self.closed();
+            if *closed {
+                return Ok(false);
+            }
             self.endpoint.set_server_config(Some(quic.clone()));
+            drop(closed);
             self.quic.send_replace(Arc::new(quic));
             self.tcp.send_replace(tls_tcp::server_config(tls));
             note_expiry(&self.services, &credentials.chain);
@@ -124,14 +130,15 @@ impl Reload {
         Ok(changed)
     }
 
-    /// No new connections from here on, whatever the files say.
+    /// No new connections from here on, whatever the files say. Does not wait for a reload that is under way.
     pub(super) fn close(&self) {
-        self.state().closed = true;
+        let mut closed = self.closed();
+        *closed = true;
         self.endpoint.set_server_config(None);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn closed(&self) -> MutexGuard<'_, bool> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -114,3 +114,32 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
     assert!(refused.contains("its checksum is another"), "{refused}");
     assert!(!third.join("store").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_leaves_nothing_in_a_store_of_another_user() {
+    // SAFETY: it takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: it takes root to be kept from it");
+        return;
+    }
+    // Of nobody that this machine knows.
+    const OTHER: u32 = 4_000_017;
+    let folder = scratch();
+    let (data, empty, file) = (folder.path().join("data"), folder.path().join("empty"), folder.path().join("backup"));
+    let path = file.to_str().unwrap();
+    let mut server = Process::start(&data, &[]).await;
+    let store = data.join("store");
+    std::os::unix::fs::chown(&store, Some(OTHER), None).unwrap();
+    bimip(&data, &["backup", path]).await.expect("a running server reads its store itself");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+
+    fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::chown(&empty, Some(OTHER), None).unwrap();
+    let second = folder.path().join("second");
+    let refused = bimip(&data, &["backup", second.to_str().unwrap()]).await.unwrap_err();
+    assert!(refused.contains("hint: sudo -u '#4000017' bimip "), "{refused}");
+    let refused = bimip(&empty, &["restore", path]).await.unwrap_err();
+    assert!(refused.contains("hint: sudo -u '#4000017' bimip "), "{refused}");
+    assert!(!second.exists() && fs::read_dir(&empty).unwrap().next().is_none(), "nothing is left behind");
+}

@@ -93,3 +93,21 @@ async fn the_socket_is_its_owners_and_takes_a_little_only() {
     assert!(server.ended().await.success());
     assert!(!socket.exists(), "taken away");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_too_long_for_a_socket_can_be_checked_and_backed_up() {
+    let folder = scratch();
+    let data = folder.path().join("d".repeat(120));
+    let mut server = Process::start(&data, &[]).await;
+    server.door.session("alice@localhost", "phone").open().await.ping().await;
+    let refused = bimip(&data, &["status"]).await.unwrap_err();
+    assert!(refused.contains("cannot be asked: the path is too long") && refused.contains("hint: "), "{refused}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+
+    let free = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+    let said = bimip(&data, &[&["config", "--check", "--dev"], &free[..]].concat()).await.unwrap();
+    assert!(said.contains("UDP 127.0.0.1:0 is free"), "{said}");
+    let said = bimip(&data, &["backup", folder.path().join("backup").to_str().unwrap()]).await.unwrap();
+    assert!(said.contains(" rows, "), "{said}");
+}

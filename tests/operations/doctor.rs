@@ -11,6 +11,7 @@ use crate::common::{Process, TestServer, scratch, within_bound};
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
+const KEY: &str = "8f95f09245765f80256934e50c66207f";
 
 /// Exit code, standard output and standard error of the program.
 async fn run(arguments: &[&str]) -> (i32, String, String) {
@@ -68,7 +69,31 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
         assert!(any(&found(&out, "ports"), "fail", &format!("{what} {listen}: ")), "{out}");
     }
 
+    // What else a server would not start with.
     let file = folder.path().join("bimip.toml");
+    let key = folder.path().join("lb.key");
+    for (content, fails) in [(None, true), (Some("8f95f09245765f80256934e50c66207z"), true), (Some(KEY), false)] {
+        let lb = format!("[quic.lb]\nserver_id = \"0a\"\nkey_file = \"{}\"\n", path(&key));
+        fs::write(&file, lb).unwrap();
+        content.map_or(Ok(()), |content| fs::write(&key, content)).unwrap();
+        let (code, out, _) = check(&["--dev", "--json", "--config", path(&file)]).await;
+        assert_eq!(code, if fails { FAILURE } else { 0 }, "{out}");
+        assert!(any(&found(&out, "balancer key"), if fails { "fail" } else { "ok" }, path(&key)), "{out}");
+    }
+    for (traces, fails) in [("bimip.toml", true), ("bimip.toml/traces", true), (".", false), ("a/b", false)] {
+        let traces = folder.path().join(traces);
+        let (code, out, _) = check(&["--dev", "--json", "--qlog", path(&traces)]).await;
+        assert_eq!(code, if fails { FAILURE } else { 0 }, "{out}");
+        assert!(any(&found(&out, "traces"), if fails { "fail" } else { "ok" }, path(&traces)), "{out}");
+    }
+    let (code, _, err) = run(&["config", "--check", "--dev", "--metrics-listen", "127.0.0.1:4433"]).await;
+    assert_eq!((code, err.starts_with("bimip: metrics_listen is 127.0.0.1:4433")), (USAGE, true), "{err}");
+    fs::write(&file, "log.level = \"bimip=loud\"\n").unwrap();
+    for command in [&["serve"][..], &["config", "--check"]] {
+        let (code, _, err) = run(&[command, &["--dev", "--config", path(&file)]].concat()).await;
+        assert_eq!((code, err.starts_with("bimip: log.level is \"bimip=loud\"")), (USAGE, true), "{err}");
+    }
+
     fs::write(&file, "liste = \"127.0.0.1:1\"\n").unwrap();
     let (code, out, err) = run(&["config", "--check", "--config", path(&file)]).await;
     assert_eq!((code, out.as_str()), (USAGE, ""));

@@ -32,6 +32,20 @@ fn the_unit_asks_for_what_there_is() {
 }
 
 #[test]
+fn a_server_that_cannot_start_is_tried_for_ten_minutes_and_then_left() {
+    let unit = text("packaging/systemd/bimip.service");
+    let seconds = |key: &str| -> u32 {
+        let value = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.unwrap().parse().unwrap()
+    };
+    // So long at least, as a try that takes no time at all shows.
+    let tried = seconds("RestartSec") * seconds("StartLimitBurst");
+    assert!(tried >= 600, "{tried} s");
+    assert!(seconds("StartLimitIntervalSec") >= 2 * tried, "tries that take a moment do come to their end");
+    assert!(seconds("RestartSec") <= 2, "the first comes soon");
+}
+
+#[test]
 fn systemd_takes_the_unit_as_it_is() {
     let folder = scratch();
     let unit = folder.path().join("bimip.service");

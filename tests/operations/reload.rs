@@ -256,3 +256,24 @@ async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
     let log = server.log();
     assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_ends_keeps_no_server_from_ending() {
+    let folder = scratch();
+    let (_, public) = token_key(folder.path(), "first");
+    let believed = folder.path().join("believed.pem");
+    put(&public, &believed);
+    let data = folder.path().join("data");
+    let mut server = Process::start(&data, &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
+    // In its place what reads like a file on a file system that hangs.
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, &believed).unwrap();
+    server.signal(libc::SIGHUP);
+    // Opens once the server reads it, and keeps it reading.
+    let writer = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(believed));
+    let writer = within_bound("the server to read it", writer).await.unwrap().unwrap();
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+    drop(writer);
+}

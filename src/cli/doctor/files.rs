@@ -1,7 +1,7 @@
 //! The files that a server starts from: certificate, keys, and the data directory with its disk.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::finding::Finding;
 use crate::auth::dev::DevFiles;
-use crate::auth::{AuthError, CertificateFacts, Verifier, load_tls};
+use crate::auth::{AuthError, CertificateFacts, Verifier, lb_key, load_tls};
 use crate::cli::limits::{
     CERTIFICATE_WARN_BEFORE, DISK_FAIL_BYTES, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES,
 };
@@ -25,10 +25,12 @@ use crate::config::Config;
 
 const CERTIFICATE: &str = "certificate";
 const KEYS: &str = "token keys";
+const LB_KEY: &str = "balancer key";
 const DATA: &str = "data";
+const TRACES: &str = "traces";
 const DISK: &str = "disk";
 
-/// Certificate and token keys, as the server would read them. Makes nothing, also not with `dev`.
+/// Certificate, token keys and the balancer's key, as the server would read them. Makes nothing, also not with `dev`.
 pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Finding> {
     let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
     let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
@@ -49,6 +51,10 @@ pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Find
         Err(AuthError::NoKeys) if config.dev => Finding::ok(KEYS, "none yet: the first start with dev makes one"),
         Err(error) => refused(KEYS, &error),
     });
+    findings.extend(config.quic.lb.key_file.as_ref().map(|file| match lb_key(file) {
+        Ok(_) => Finding::ok(LB_KEY, format!("{} holds one", file.display())),
+        Err(error) => refused(LB_KEY, &error),
+    }));
     findings
 }
 
@@ -159,20 +165,47 @@ fn covers(known: &str, name: &str) -> bool {
     }
 }
 
-/// Whether the data directory can be written, by whom it can be read, and how fast and full its disk is.
-pub(in crate::cli) fn data(config: &Config) -> Vec<Finding> {
+/// Whether the data directory can be written, and by whom it can be read.
+pub(in crate::cli) fn data(config: &Config) -> Finding {
     let folder = nearest(&config.data_dir);
-    let mut findings = vec![match syncs(&folder, 1) {
+    match syncs(&folder, 1) {
         Ok(_) if folder == config.data_dir => access(&folder),
         Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", config.data_dir.display(), folder.display())),
-        Err(error) => Finding::fail(
-            DATA,
-            format!("{} cannot be written: {error}", folder.display()),
-            "give it to the user that the server runs as, and run this as that user",
-        ),
-    }];
-    findings.extend(free(&folder));
-    findings
+        Err(error) => unwritable(&folder, &error),
+    }
+}
+
+fn unwritable(folder: &Path, error: &io::Error) -> Finding {
+    let advice = match error.kind() {
+        // A server would start and stop at its first message for good.
+        io::ErrorKind::StorageFull => "the disk is full to the last byte: make room",
+        _ => "give it to the user that the server runs as, and run this as that user",
+    };
+    Finding::fail(DATA, format!("{} cannot be written: {error}", folder.display()), advice)
+}
+
+/// Whether the folder for traces can be used, if there is to be one.
+pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
+    let folder = config.quic.qlog_dir.as_ref()?;
+    let there = nearest(folder);
+    let exists = there == *folder;
+    let looked = if exists { fs::read_dir(folder).map(drop) } else { Ok(()) };
+    Some(match (looked, syncs(&there, 1)) {
+        (Err(error), _) => {
+            let found = format!("quic.qlog_dir {}: {error}", folder.display());
+            Finding::fail(TRACES, found, "the server does not start: give a folder that its user can read")
+        }
+        (_, Err(error)) if exists => {
+            let found = format!("quic.qlog_dir {} cannot be written: {error}", folder.display());
+            Finding::warn(TRACES, found, "no connection is traced: give it to the user that the server runs as")
+        }
+        (_, Err(error)) => {
+            let found = format!("quic.qlog_dir {} cannot be made: {error}", folder.display());
+            Finding::fail(TRACES, found, "the server does not start: make it for the user that the server runs as")
+        }
+        _ if exists => Finding::ok(TRACES, format!("{} can be written", folder.display())),
+        _ => Finding::ok(TRACES, format!("{} will be made", folder.display())),
+    })
 }
 
 /// How long the disk takes to make something durable: each message waits for that.
@@ -198,26 +231,30 @@ fn access(folder: &Path) -> Finding {
     }
 }
 
-fn free(folder: &Path) -> Option<Finding> {
-    let bytes = crate::cli::doctor::machine::free_bytes(folder)?;
+/// What is left on its disk.
+pub(in crate::cli) fn free_bytes(config: &Config) -> Option<u64> {
+    super::machine::free_bytes(&nearest(&config.data_dir))
+}
+
+/// Whether that is enough.
+pub(in crate::cli) fn room(bytes: u64) -> Finding {
     let found = format!("{} MiB free", bytes / (1024 * 1024));
     let advice =
         "the store stops for good, until a restart, when the disk is full: make room, or shorten the retention";
-    Some(match bytes {
+    match bytes {
         bytes if bytes < DISK_FAIL_BYTES => Finding::fail(DISK, found, advice),
         bytes if bytes < DISK_WARN_BYTES => Finding::warn(DISK, found, advice),
         _ => Finding::ok(DISK, found),
-    })
+    }
 }
 
-/// The folder, or the one that it will be made in.
+/// The folder, or the one that it will be made in; or what is in its way.
 fn nearest(folder: &Path) -> PathBuf {
-    let existing = folder.ancestors().find(|folder| folder.is_dir());
-    existing.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+    folder.ancestors().find(|folder| fs::symlink_metadata(folder).is_ok()).unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Makes a few kilobytes durable, so often, in a file that is gone afterwards.
-fn syncs(folder: &Path, times: usize) -> std::io::Result<Vec<Duration>> {
+fn syncs(folder: &Path, times: usize) -> io::Result<Vec<Duration>> {
     let path = folder.join(format!(".bimip-doctor-{}", std::process::id()));
     let measure = |mut file: File| {
         file.write_all(&[0; 4096])?;
@@ -296,13 +333,23 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_written_is_told_with_what_helps() {
+        let advice = |kind: io::ErrorKind| unwritable(Path::new("data"), &kind.into()).advice.unwrap();
+        assert!(advice(io::ErrorKind::StorageFull).contains("make room"));
+        assert!(advice(io::ErrorKind::PermissionDenied).contains("give it to the user"));
+    }
+
+    #[test]
     fn a_folder_that_is_not_there_yet_is_looked_for_where_it_will_be() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config { data_dir: folder.path().join("a/b"), ..Config::default() };
-        assert!(data(&config).iter().all(|finding| finding.check != DATA || finding.grade == Grade::Ok));
+        assert_eq!(data(&config).grade, Grade::Ok);
         assert!(disk(&config).is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(nearest(Path::new("no-such-folder-here")), Path::new("."));
+        fs::write(folder.path().join("a"), "").unwrap();
+        assert_eq!(data(&config).grade, Grade::Fail, "a file is in its way");
+        fs::remove_file(folder.path().join("a")).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(access(folder.path()).grade, Grade::Warn);
     }

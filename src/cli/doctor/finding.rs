@@ -42,6 +42,11 @@ impl Finding {
     pub(in crate::cli) fn fail(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Finding {
         Finding { check, grade: Grade::Fail, found: found.into(), advice: Some(advice.into()) }
     }
+
+    /// The same, where nothing fails for it.
+    pub(in crate::cli) fn at_most_warn(self) -> Finding {
+        Finding { grade: self.grade.min(Grade::Warn), ..self }
+    }
 }
 
 /// Prints them all; a failure if one of them is.

@@ -69,7 +69,9 @@ impl Args {
         if !self.remote {
             let running = running(&config)?;
             findings.extend(files::credentials(&config, name.as_slice()));
-            findings.extend(files::data(&config));
+            findings.push(files::data(&config));
+            findings.extend(files::traces(&config));
+            findings.extend(files::free_bytes(&config).map(files::room));
             findings.extend(files::disk(&config));
             findings.extend(machine::all(&config, running.as_ref().map(|status| status.pid)));
             findings.extend(network::ports(&config, running.is_some()));

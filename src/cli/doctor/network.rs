@@ -30,7 +30,9 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
     }
     let taken = |what: &str, address: SocketAddr, error: std::io::Error| {
         let advice = match error.kind() {
-            ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
+            ErrorKind::AddrInUse => {
+                "another program has it, or listen and metrics_listen are the same: choose another port"
+            }
             ErrorKind::AddrNotAvailable => "this machine does not have the address",
             ErrorKind::PermissionDenied => "ports below 1024 want CAP_NET_BIND_SERVICE",
             _ => "choose another address",
@@ -43,10 +45,15 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
         Ok(_) => Finding::ok(PORTS, format!("UDP {listen} is free")),
         Err(error) => taken("UDP", listen, error),
     });
+    // Held until all are looked at: two of them may want the same.
+    let mut held = Vec::new();
     for (what, address) in [("TCP", config.tcp.enabled.then_some(listen)), ("metrics", Some(config.metrics_listen))] {
         let Some(address) = address else { continue };
         findings.push(match TcpListener::bind(address) {
-            Ok(_) => Finding::ok(PORTS, format!("{what} {address} is free")),
+            Ok(listener) => {
+                held.push(listener);
+                Finding::ok(PORTS, format!("{what} {address} is free"))
+            }
             Err(error) => taken(what, address, error),
         });
     }
@@ -218,5 +225,24 @@ async fn tcp(address: SocketAddr) -> Finding {
                 "phones in networks without UDP do not reach it: allow TCP on the port, unless tcp.enabled is false";
             Finding::warn(TCP, format!("{address}: {why}"), advice)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::finding::Grade;
+
+    #[test]
+    fn a_socket_of_both_families_is_in_the_way_of_metrics_on_its_port() {
+        let any = TcpListener::bind("[::]:0").and_then(|both| both.local_addr());
+        let Ok(port) = any.map(|address| address.port()) else {
+            eprintln!("SKIPPED: this machine has no IPv6");
+            return;
+        };
+        let (listen, metrics_listen) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::LOCALHOST, port).into());
+        let findings = ports(&Config { listen, metrics_listen, ..Config::default() }, false);
+        let metrics = findings.last().unwrap();
+        assert!(metrics.grade == Grade::Fail && metrics.found.starts_with("metrics 127.0.0.1:"), "{findings:?}");
     }
 }
