@@ -231,6 +231,18 @@ fn what_could_not_be_printed_is_not_acknowledged() {
 }
 
 #[test]
+fn what_a_measured_server_does_not_show_is_left_out() {
+    let place = Place::new();
+    let output = place.run(&["bench", "idle", "--sessions", "2", "--for", "1", "--json"]);
+    assert!(output.status.success(), "{}", err(&output));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&figures["sessions"], &figures["lost"]), (&2.into(), &0.into()));
+    for cost in ["sign_in_cpu_us", "bytes_per_session", "idle_cpu_share", "server_resident_bytes"] {
+        assert!(figures[cost].is_null(), "{figures}");
+    }
+}
+
+#[test]
 fn refusals_and_failures_are_one_line_a_hint_and_a_code() {
     let place = Place::new();
     let fails = |code: i32, arguments: &[&str], reason: &str| {
