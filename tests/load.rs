@@ -124,6 +124,20 @@ fn what_a_flood_was_acknowledged_arrives() {
 }
 
 #[test]
+fn others_are_looked_at_while_a_device_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    bench.args(["bench", "backlog", "--messages", "100", "--returns", "3"]).current_dir(folder.path()).env_clear();
+    let output = bench.output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{err}");
+    assert!(out.contains(" messages a second in 3 returns, "), "{out}");
+    let during = out.lines().find(|line| line.starts_with("others during ")).unwrap();
+    let exchanged = during.rsplit_once(" of ").unwrap().1;
+    assert!(exchanged.parse::<u64>().unwrap() > 0, "{during}");
+}
+
+#[test]
 fn a_log_that_grows() {
     let rows = bench(&["growth", "--entries", "500"]).remove(0);
     assert_eq!(count(&rows[0], "entries"), 500);

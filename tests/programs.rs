@@ -69,6 +69,22 @@ fn lines(out: ChildStdout) -> Receiver<String> {
     lines
 }
 
+/// Its status, in time.
+fn ends(child: Child) -> ExitStatus {
+    // Its end is the end of its output, too, but nobody reads that.
+    let (sender, status) = channel();
+    let mut running = child;
+    let id = i32::try_from(running.id()).unwrap();
+    let waiting = std::thread::spawn(move || sender.send(running.wait().unwrap()));
+    let status = status.recv_timeout(WITHIN);
+    if status.is_err() {
+        // SAFETY: a plain system call; the child was not waited for, so that the id is still its own.
+        unsafe { libc::kill(id, libc::SIGKILL) };
+    }
+    waiting.join().unwrap().unwrap();
+    status.expect("its end in time")
+}
+
 fn program(arguments: &[&str], folder: &tempfile::TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
     command.args(arguments).current_dir(folder.path()).env_clear();
@@ -181,6 +197,49 @@ fn what_was_sent_before_is_heard_later_once_and_in_order() {
     let words = tablet.line();
     assert!(words.contains("#1 v1 from alice@localhost: \"one\""), "{words}");
     assert!(tablet.end().success());
+}
+
+#[test]
+fn who_listens_leaves_when_nobody_reads_its_output() {
+    let place = Place::new();
+    for command in [&["listen"][..], &["presence", "--watch"]] {
+        let arguments = [command, &["--as", "bob@localhost", "--json"]].concat();
+        let mut program = program(&place.arguments(&arguments), &place.folder);
+        let mut child = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut String::new()).unwrap();
+        // Nothing more happens to the device.
+        drop(out);
+        assert!(ends(child).success(), "{command:?}");
+    }
+}
+
+#[test]
+fn what_could_not_be_printed_is_not_acknowledged() {
+    let place = Place::new();
+    place.send("alice@localhost", "bob@localhost", "one");
+    let mut deaf = program(&place.arguments(&["listen", "--as", "bob@localhost", "--count", "1"]), &place.folder);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = ends(deaf.stdout(writer).stderr(Stdio::null()).spawn().unwrap());
+    drop(deaf);
+    let alice = place.start(&["listen", "--as", "alice@localhost", "--json"]);
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json", "--count", "1"]);
+    assert_eq!(bob.event("message")["text"], "one");
+    assert!(status.success() && bob.end().success());
+    assert_eq!(alice.event("acknowledged")["status"], "delivered");
+}
+
+#[test]
+fn what_a_measured_server_does_not_show_is_left_out() {
+    let place = Place::new();
+    let output = place.run(&["bench", "idle", "--sessions", "2", "--for", "1", "--json"]);
+    assert!(output.status.success(), "{}", err(&output));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&figures["sessions"], &figures["lost"]), (&2.into(), &0.into()));
+    for cost in ["sign_in_cpu_us", "bytes_per_session", "idle_cpu_share", "server_resident_bytes"] {
+        assert!(figures[cost].is_null(), "{figures}");
+    }
 }
 
 #[test]

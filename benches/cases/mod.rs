@@ -312,7 +312,8 @@ fn hub_fan_out() -> Run {
             let before = sequence;
             sequence = sequence.next();
             let body = EntryBody::Received(message.clone());
-            let entry = LogEntry { sequence, origin: None, at: 0, body, committed: None, frame: Default::default() };
+            let at = 1_788_000_000_000;
+            let entry = LogEntry { sequence, origin: None, at, body, committed: None, frame: Default::default() };
             hub.appended(&user, &Arc::new(entry));
             for (member, signal) in &members {
                 assert!(signal.take_advanced());

@@ -1,8 +1,12 @@
 //! `bimip listen`: everything that happens to a device, one line each.
 
 use std::future::pending;
+use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
@@ -10,7 +14,7 @@ use super::connect::{Account, Connection, seconds};
 use super::event_line::Line;
 use super::limits::WAIT_MAX;
 use super::receipts::Receipts;
-use super::{Failure, complain, say};
+use super::{Failure, complain, is_heard};
 use crate::client::{CloseReason, Device, Event, Events, Session, State};
 use crate::clock::Now;
 use crate::wire::{AckStatus, Author, Sequence};
@@ -35,9 +39,11 @@ pub(super) struct Args {
 }
 
 /// What ends it.
-enum End {
+pub(super) enum End {
     /// As asked for.
     Done,
+    /// Nobody reads standard output any more, as under `head`.
+    Unheard,
     /// There will be no further event.
     Closed(CloseReason),
 }
@@ -89,8 +95,13 @@ impl Listener {
             tokio::select! {
                 // What has come already is told before what ends it.
                 biased;
-                event = events.next() => match event {
-                    Some(event) => self.tell(&event)?,
+                event = events.peek() => match event {
+                    Some(event) if self.tell(&event)? => {
+                        // Acknowledged only now: what could not be told comes again to whoever listens next.
+                        let _ = events.try_next();
+                        self.taken(event);
+                    }
+                    Some(_) => break End::Unheard,
                     None => break End::Closed(CloseReason::Local),
                 },
                 () = reading => {}
@@ -104,7 +115,7 @@ impl Listener {
                     }
                     self.look(&now)?;
                 }
-                () = stop.wanted() => break End::Done,
+                end = stop.wanted() => break end,
             }
             if self.left == Some(0) {
                 break End::Done;
@@ -113,23 +124,32 @@ impl Listener {
         self.leave(end).await
     }
 
-    fn tell(&mut self, event: &Event) -> Result<(), Failure> {
+    /// Whether somebody reads it.
+    fn tell(&mut self, event: &Event) -> Result<bool, Failure> {
         if let Event::Connected(session) = event {
             self.session = Some(session.clone());
-            if let Some(reader) = &mut self.reader {
-                reader.resume();
-            }
         }
         let head = self.session.as_ref().map_or(Sequence::ZERO, |session| session.log_head);
         let line = Line { event, at: Now::system().unix_ms, head };
-        say(&if self.json { line.json() } else { line.words() })?;
-        if let Event::Message(message) = event {
-            self.left = self.left.map(|left| left - 1);
-            if let Some(reader) = self.reader.as_mut().filter(|_| message.author == Author::Receiver) {
-                reader.reached(message.chat_id, &message.from, message.version);
+        Ok(is_heard(&if self.json { line.json() } else { line.words() })?)
+    }
+
+    /// What follows once somebody does.
+    fn taken(&mut self, event: Event) {
+        match event {
+            Event::Connected(_) => {
+                if let Some(reader) = &mut self.reader {
+                    reader.resume();
+                }
             }
+            Event::Message(message) => {
+                self.left = self.left.map(|left| left - 1);
+                if let Some(reader) = self.reader.as_mut().filter(|_| message.author == Author::Receiver) {
+                    reader.reached(message.chat_id, &message.from, message.version);
+                }
+            }
+            _ => {}
         }
-        Ok(())
     }
 
     /// Before the first session a person wants to know why nothing happens; later the events tell.
@@ -157,7 +177,7 @@ impl Listener {
                 };
                 Err(self.account.failure(&reason))
             }
-            End::Done => {
+            End::Done | End::Unheard => {
                 if let Some(reader) = &mut self.reader {
                     reader.finish().await;
                 }
@@ -168,11 +188,13 @@ impl Listener {
     }
 }
 
-/// The end of the time, or a signal.
+/// The end of the time, a signal, or that nobody reads standard output any more, as under `head`.
 pub(super) struct Stop {
     until: Option<Instant>,
     interrupt: Signal,
     terminate: Signal,
+    /// Standard output; `None`: a file, which has no reader that could go.
+    out: Option<pipe::Sender>,
 }
 
 impl Stop {
@@ -181,21 +203,29 @@ impl Stop {
             until: duration.map(|duration| Instant::now() + duration),
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            out: io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked).ok(),
         })
     }
 
-    /// Cancel safe.
-    pub(super) async fn wanted(&mut self) {
+    /// Which of them it is. Cancel safe.
+    pub(super) async fn wanted(&mut self) -> End {
         let time = async {
             match self.until {
                 Some(until) => sleep_until(until).await,
                 None => pending().await,
             }
         };
+        let unheard = async {
+            match &self.out {
+                Some(out) => out.ready(Interest::ERROR).await.map(drop),
+                None => pending().await,
+            }
+        };
         tokio::select! {
-            () = time => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            () = time => End::Done,
+            _ = unheard => End::Unheard,
+            _ = self.interrupt.recv() => End::Done,
+            _ = self.terminate.recv() => End::Done,
         }
     }
 }

@@ -163,10 +163,15 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 /// Writes a line to standard output. That nobody reads on, as under `head`, is no failure.
 fn say(line: &str) -> io::Result<()> {
+    is_heard(line).map(drop)
+}
+
+/// The same for a command that goes on until it is told to stop: whether somebody reads on.
+fn is_heard(line: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

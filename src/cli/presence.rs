@@ -10,7 +10,7 @@ use super::event_line::{Line, clock};
 use super::limits::{ASK_WITHIN, WAIT_MAX};
 use super::listen::Stop;
 use super::once::refused;
-use super::{Failure, say};
+use super::{Failure, is_heard, say};
 use crate::client::{CloseReason, Device, Event, Events, Presence, RequestError, State};
 use crate::clock::Now;
 use crate::wire::{AwarenessStatus, Eid, Lane, Sequence};
@@ -93,12 +93,14 @@ async fn watch(
         let event = tokio::select! {
             biased;
             event = events.next() => event,
-            () = stop.wanted() => return Ok(()),
+            _ = stop.wanted() => return Ok(()),
         };
         match event {
             Some(event @ (Event::Presence(_) | Event::Connected(_) | Event::Disconnected(_) | Event::Refused(_))) => {
                 let line = Line { event: &event, at: Now::system().unix_ms, head: Sequence::ZERO };
-                say(&if json { line.json() } else { line.words() })?;
+                if !is_heard(&if json { line.json() } else { line.words() })? {
+                    return Ok(());
+                }
                 if let (Event::Disconnected(_), State::Closed(reason)) = (&event, &*device.state().borrow()) {
                     return Err(account.failure(reason));
                 }

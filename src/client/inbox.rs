@@ -41,6 +41,23 @@ impl Events {
         }
     }
 
+    /// The next event, which stays the next: it counts as taken once [`Events::next`] returned it. For an application that
+    /// first stores or prints it, and may fail at that.
+    ///
+    /// Cancel safe.
+    pub async fn peek(&mut self) -> Option<Event> {
+        loop {
+            {
+                let state = self.inbox.lock();
+                let next = state.events.front().map(|outgoing| outgoing.event.clone());
+                if next.is_some() || state.ended {
+                    return next;
+                }
+            }
+            self.inbox.ready.notified().await;
+        }
+    }
+
     /// The next event, if there is one now.
     pub fn try_next(&mut self) -> Option<Event> {
         let event = self.inbox.lock().pop()?;
@@ -163,6 +180,21 @@ mod tests {
         inbox.wait_taken().await;
         inbox.fill(|| source.next());
         assert_eq!(source.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_only_looked_at_was_not_taken() {
+        let (inbox, mut events) = Inbox::new();
+        let mut source = [entry(1)].into_iter();
+        inbox.fill(|| source.next());
+        inbox.end();
+        let looked_at = events.peek().await;
+        assert!(looked_at.is_some());
+        assert_eq!(events.peek().await, looked_at);
+        assert_eq!(inbox.next_taken(), None);
+        assert_eq!(events.next().await, looked_at);
+        assert_eq!(inbox.next_taken().map(|taken| taken.sequence), Some(Sequence::from(1)));
+        assert_eq!(events.peek().await, None);
     }
 
     #[tokio::test]

@@ -35,28 +35,13 @@ impl Figures {
             return;
         }
         let metrics = &self.services.metrics;
-        self.store(metrics).await;
+        store(metrics, &*self.store).await;
         self.hub(metrics);
         self.connections(metrics);
         runtime(metrics);
         metrics.read_process();
         metrics.read_disk(&self.data_dir);
         *gathered = Some(Instant::now());
-    }
-
-    async fn store(&self, metrics: &Metrics) {
-        // A disk that hangs does not hide the other figures.
-        let Ok(Ok(store)) = timeout(FIGURES_WITHIN, self.store.figures()).await else { return };
-        metrics.store_disk.set(store.size.disk_bytes as f64);
-        metrics.store_journal.set(store.size.journal_bytes as f64);
-        queue(metrics, QueueKind::StoreWrites, store.writes_waiting, STORE_QUEUE_MAX);
-        queue(metrics, QueueKind::StoreReads, store.reads, STORE_READERS_MAX);
-        queue(metrics, QueueKind::Unreleased, store.unreleased, STORE_UNRELEASED_MAX);
-        cache(metrics, CacheKind::Blocks, store.size.blocks);
-        cache(metrics, CacheKind::LogEnds, store.log_ends);
-        cache(metrics, CacheKind::ChatEnds, store.chat_ends);
-        cache(metrics, CacheKind::Messages, store.messages);
-        cache(metrics, CacheKind::Lists, store.lists);
     }
 
     fn hub(&self, metrics: &Metrics) {
@@ -82,6 +67,23 @@ impl Figures {
     }
 }
 
+async fn store(metrics: &Metrics, store: &dyn Store) {
+    // First what needs no turn of a reader: that all are taken is for these to show.
+    let figures = store.figures();
+    queue(metrics, QueueKind::StoreWrites, figures.writes_waiting, STORE_QUEUE_MAX);
+    queue(metrics, QueueKind::StoreReads, figures.reads, STORE_READERS_MAX);
+    queue(metrics, QueueKind::Unreleased, figures.unreleased, STORE_UNRELEASED_MAX);
+    cache(metrics, CacheKind::LogEnds, figures.log_ends);
+    cache(metrics, CacheKind::ChatEnds, figures.chat_ends);
+    cache(metrics, CacheKind::Messages, figures.messages);
+    cache(metrics, CacheKind::Lists, figures.lists);
+    // A disk that hangs does not hide the other figures.
+    let Ok(Ok(size)) = timeout(FIGURES_WITHIN, store.size()).await else { return };
+    metrics.store_disk.set(size.disk_bytes as f64);
+    metrics.store_journal.set(size.journal_bytes as f64);
+    cache(metrics, CacheKind::Blocks, size.blocks);
+}
+
 fn queue(metrics: &Metrics, queue: QueueKind, depth: usize, max: usize) {
     metrics.queue_depth[queue].set(depth as f64);
     metrics.queue_depth_max[queue].set(max as f64);
@@ -102,4 +104,67 @@ fn runtime(metrics: &Metrics) {
     metrics.runtime_busy.set(busy.sum());
     let parks = (0..workers).map(|worker| runtime.worker_park_count(worker) as f64);
     metrics.runtime_parks.set(parks.sum());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::io::{self, Write};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::store::{Embedded, LogEntry, LogObserver, Memory, Options};
+    use crate::wire::Eid;
+
+    struct Nobody;
+
+    impl LogObserver for Nobody {
+        fn appended(&self, _user: &Eid, _entry: &Arc<LogEntry>) {}
+    }
+
+    /// Takes a reader's turn: says that it has it, and holds it until the sender of `until` is gone.
+    struct Held {
+        has: tokio::sync::mpsc::Sender<()>,
+        until: mpsc::Receiver<()>,
+    }
+
+    impl Write for Held {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.has.try_send(());
+            let _ = self.until.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_whose_readers_are_all_at_work_shows_so() {
+        let embedded = Embedded::open_memory(Memory::default(), Options::default(), Arc::new(Nobody)).unwrap();
+        let embedded = Arc::new(embedded);
+        let (has, mut have) = tokio::sync::mpsc::channel(STORE_READERS_MAX);
+        let holding: Vec<_> = (0..STORE_READERS_MAX)
+            .map(|_| {
+                let (hold, until) = mpsc::channel();
+                let (store, held) = (embedded.clone(), Held { has: has.clone(), until });
+                tokio::spawn(async move { store.archive(0, held).await });
+                hold
+            })
+            .collect();
+        for _ in &holding {
+            have.recv().await.unwrap();
+        }
+        let metrics = Metrics::new();
+        tokio::select! {
+            biased;
+            () = store(&metrics, &*embedded) => panic!("there was a turn for its size"),
+            () = ready(()) => {}
+        }
+        assert_eq!(metrics.queue_depth[QueueKind::StoreReads].get(), Some(STORE_READERS_MAX as f64));
+        drop(holding);
+        store(&metrics, &*embedded).await;
+        assert_eq!(metrics.store_disk.get(), Some(0.0));
+    }
 }

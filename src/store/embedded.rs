@@ -21,7 +21,7 @@ use super::types::{
     NewMessage, Relation, Retention, Revocation, RevocationTarget, Trimmed,
 };
 use super::writer::{Writer, unobserved};
-use super::{LogObserver, Store, StoreError, read};
+use super::{LogObserver, Size, Store, StoreError, read};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
@@ -307,10 +307,9 @@ impl Store for Embedded {
         self.write(None, Op::Check).await.map(drop)
     }
 
-    async fn figures(&self) -> Result<Figures, StoreError> {
+    fn figures(&self) -> Figures {
         let reads = limits::STORE_READERS_MAX - self.readers.available_permits().min(limits::STORE_READERS_MAX);
-        Ok(Figures {
-            size: self.ask(|engine| engine.size()).await?,
+        Figures {
             writes_waiting: self.jobs.len(),
             reads,
             unreleased: self.tally.unreleased.load(Ordering::Relaxed),
@@ -318,7 +317,11 @@ impl Store for Embedded {
             chat_ends: self.tally.chat_ends.lookups(),
             messages: self.tally.messages.lookups(),
             lists: self.tally.lists.lookups(),
-        })
+        }
+    }
+
+    async fn size(&self) -> Result<Size, StoreError> {
+        self.ask(|engine| engine.size()).await
     }
 
     async fn close(&self) {

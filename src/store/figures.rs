@@ -2,11 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// The store's figures of now.
+/// What the store knows of itself without asking its engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// What lies on disk.
-    pub size: Size,
     /// Operations that wait for the writer.
     pub writes_waiting: usize,
     /// Reads that run.

@@ -221,8 +221,11 @@ pub trait Store: Send + Sync + 'static {
     /// Succeeds if the store takes writes: it has just made one durable.
     async fn check(&self) -> Result<(), StoreError>;
 
-    /// Sizes, what waits, and what was found in memory. May wait for the disk.
-    async fn figures(&self) -> Result<Figures, StoreError>;
+    /// What waits, and what was found in memory.
+    fn figures(&self) -> Figures;
+
+    /// What the engine takes. May wait for the disk, and behind other readers.
+    async fn size(&self) -> Result<Size, StoreError>;
 
     /// Commits what waits, writes out what was not synced, and stops. Later calls are refused.
     async fn close(&self);

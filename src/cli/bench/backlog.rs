@@ -1,8 +1,10 @@
 //! `bimip bench backlog`: a device comes back to messages that waited for it, while others go on talking.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use hdrhistogram::Histogram;
 
 use super::connection::{Device, Reader, Target, text};
 use super::process::SubjectFlags;
@@ -12,6 +14,8 @@ use crate::wire::{Eid, Payload};
 
 /// Texts that the sender has under way while the backlog is made.
 const IN_FLIGHT: usize = 256;
+/// For as long others talk alone first.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Messages that waited for a device: how fast it gets them, and who notices
 #[derive(clap::Args)]
@@ -19,6 +23,9 @@ pub(super) struct Args {
     /// Messages that wait
     #[arg(long, default_value_t = 10_000)]
     messages: usize,
+    /// Times that the device comes back to all of them: as long as that takes, others are looked at
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    returns: u32,
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
@@ -48,26 +55,28 @@ impl Args {
         send(&mut sender, &to, self.messages, self.size).await?;
         let bystanders =
             (target.device(&format!("one-{run}"), true).await?, target.device(&format!("other-{run}"), true).await?);
-        let alone = talk(bystanders, Duration::from_secs(2)).await?;
-        let (bystanders, quiet) = alone;
+        let (bystanders, quiet) = talk(bystanders, QUIET).await?;
 
         let returned = async {
             let began = Instant::now();
-            // The stored cursor is still at the log's start: everything comes, the live half first.
-            let mut device = target.device(&receiver, true).await?;
-            receive(&mut device, 0, 2 * self.messages).await?;
+            for _ in 0..self.returns {
+                // The stored cursor is still at the log's start: everything comes, the live half first.
+                let mut device = target.device(&receiver, true).await?;
+                receive(&mut device, 0, 2 * self.messages).await?;
+                device.connection.close();
+            }
             anyhow::Ok(began.elapsed())
         };
-        let (took, talked) = tokio::join!(returned, talk(bystanders, Duration::from_secs(2)));
-        let rate = 2.0 * self.messages as f64 / took?.as_secs_f64();
-        let (_, busy) = talked?;
+        let (_, busy, took) = talk_during(bystanders, returned).await?;
+        let rate = f64::from(self.returns) * 2.0 * self.messages as f64 / took.as_secs_f64();
         say(&format!("live      {live_rate:.0} messages a second, one pair"))?;
         say(&format!(
-            "backlog   {rate:.0} messages a second, sign-in included: {:.0} % of live",
+            "backlog   {rate:.0} messages a second in {} returns, sign-ins included: {:.0} % of live",
+            self.returns,
             rate / live_rate * 100.0
         ))?;
-        say(&format!("others before  {}", percentiles(&quiet)))?;
-        say(&format!("others during  {}", percentiles(&busy)))?;
+        say(&format!("others before  {}  of {}", percentiles(&quiet), quiet.len()))?;
+        say(&format!("others during  {}  of {}", percentiles(&busy), busy.len()))?;
         Ok(())
     }
 }
@@ -113,15 +122,38 @@ async fn receive(device: &mut Device, after: i64, count: usize) -> anyhow::Resul
 }
 
 /// Two devices exchange one text at a time, for as long as asked; the latencies of each.
-pub(super) async fn talk(
+pub(super) async fn talk(pair: (Device, Device), time: Duration) -> anyhow::Result<((Device, Device), Histogram<u64>)> {
+    let (pair, latencies, ()) = talk_during(pair, async {
+        tokio::time::sleep(time).await;
+        Ok(())
+    })
+    .await?;
+    Ok((pair, latencies))
+}
+
+/// The same for as long as something else takes, and what that came to.
+async fn talk_during<T>(
+    pair: (Device, Device),
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<((Device, Device), Histogram<u64>, T)> {
+    let done = AtomicBool::new(false);
+    let work = async {
+        let result = work.await;
+        done.store(true, Ordering::Relaxed);
+        result
+    };
+    let ((pair, latencies), result) = tokio::try_join!(talk_until(pair, &done), work)?;
+    Ok((pair, latencies, result))
+}
+
+async fn talk_until(
     (mut one, mut other): (Device, Device),
-    time: Duration,
-) -> anyhow::Result<((Device, Device), hdrhistogram::Histogram<u64>)> {
+    done: &AtomicBool,
+) -> anyhow::Result<((Device, Device), Histogram<u64>)> {
     let mut latencies = histogram();
-    let until = Instant::now() + time;
     let run = crate::clock::Now::system().unix_ms;
     let mut n = 0u64;
-    while Instant::now() < until {
+    while !done.load(Ordering::Relaxed) {
         n += 1;
         let frame = text(&one.eid, &other.eid, &format!("{run}-{n}"), "one at a time");
         let began = Instant::now();

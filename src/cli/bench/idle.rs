@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::connection::{Device, Target, answer_pings};
-use super::process::SubjectFlags;
+use super::process::{SubjectFlags, Usage};
 use crate::cli::{Failure, say};
 use crate::wire::Lane;
 
@@ -37,6 +37,15 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// What the sessions cost the server.
+struct Cost {
+    sign_in_cpu_us: f64,
+    bytes: f64,
+    cpu_share: f64,
+    /// All that it has at the end.
+    after: Usage,
+}
+
 impl Args {
     /// Everybody admits the ones that follow.
     async fn befriend(&self, target: &Target) -> anyhow::Result<()> {
@@ -61,9 +70,8 @@ impl Args {
         // What the first session allocates for good is not the sessions' cost.
         let first = target.device("first", true).await?;
         self.befriend(&target).await?;
-        let usage = || subject.usage().unwrap_or_default();
         let pings = Arc::new(AtomicU64::new(0));
-        let before = usage();
+        let before = subject.usage();
         let began = std::time::Instant::now();
         let names = (0..self.sessions).map(|n| format!("idle-{n}"));
         let mut opening = stream::iter(names.map(|name| {
@@ -97,48 +105,56 @@ impl Args {
         }
         drop(opening);
         let signing_in = began.elapsed();
-        let signed_in = usage();
+        let signed_in = subject.usage();
         tokio::time::sleep(Duration::from_secs(self.seconds)).await;
-        let after = usage();
+        let after = subject.usage();
         let lost = devices.iter().filter(|device| device.is_finished()).count();
-        let bytes = after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / self.sessions as f64;
-        let sign_in_cpu = (signed_in.cpu_seconds - before.cpu_seconds) * 1e6 / self.sessions as f64;
-        let cpu = (after.cpu_seconds - signed_in.cpu_seconds) / self.seconds as f64;
+        // A server whose process was not named shows none of these.
+        let cost = before.zip(signed_in).zip(after).map(|((before, signed_in), after)| Cost {
+            sign_in_cpu_us: (signed_in.cpu_seconds - before.cpu_seconds) * 1e6 / self.sessions as f64,
+            bytes: after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / self.sessions as f64,
+            cpu_share: (after.cpu_seconds - signed_in.cpu_seconds) / self.seconds as f64,
+            after,
+        });
         let per_second = self.sessions as f64 / signing_in.as_secs_f64();
         let pings = pings.load(Ordering::Relaxed);
         if self.json {
             let figures = serde_json::json!({
                 "sessions": self.sessions, "lost": lost, "sign_ins_per_second": per_second,
-                "sign_in_cpu_us": sign_in_cpu, "bytes_per_session": bytes, "idle_cpu_share": cpu,
-                "seconds": self.seconds, "pings_answered": pings, "server_resident_bytes": after.resident_bytes,
-                "server_descriptors": after.descriptors,
+                "sign_in_cpu_us": cost.as_ref().map(|cost| cost.sign_in_cpu_us),
+                "bytes_per_session": cost.as_ref().map(|cost| cost.bytes),
+                "idle_cpu_share": cost.as_ref().map(|cost| cost.cpu_share),
+                "seconds": self.seconds, "pings_answered": pings,
+                "server_resident_bytes": cost.as_ref().map(|cost| cost.after.resident_bytes),
+                "server_descriptors": cost.as_ref().map(|cost| cost.after.descriptors),
             });
             say(&figures.to_string())?;
         } else {
-            say(&format!(
-                "{} sessions signed in at {per_second:.0}/s, {sign_in_cpu:.0} µs of CPU each",
-                self.sessions
-            ))?;
-            say(&format!(
-                "the server grew by {:.1} KiB for each, and takes {:.2} % of a core for all of them",
-                bytes / 1024.0,
-                cpu * 100.0
-            ))?;
-            say(&format!(
-                "it has {:.0} MiB and {} file descriptors",
-                after.resident_bytes as f64 / 1024.0 / 1024.0,
-                after.descriptors
-            ))?;
+            say(&format!("{} sessions signed in at {per_second:.0}/s", self.sessions))?;
+            if let Some(cost) = cost {
+                say(&format!("a sign-in takes the server {:.0} µs of CPU", cost.sign_in_cpu_us))?;
+                say(&format!(
+                    "it grew by {:.1} KiB for each, and takes {:.2} % of a core for all of them",
+                    cost.bytes / 1024.0,
+                    cost.cpu_share * 100.0
+                ))?;
+                say(&format!(
+                    "it has {:.0} MiB and {} file descriptors",
+                    cost.after.resident_bytes as f64 / 1024.0 / 1024.0,
+                    cost.after.descriptors
+                ))?;
+            }
             say(&format!("{pings} pings answered in {} s, {lost} lost", self.seconds))?;
         }
         drop(first);
         if self.refused > 0 {
-            let before = usage();
+            let before = subject.usage();
             for _ in 0..self.refused {
                 target.refused("stranger").await?;
             }
-            let cpu = (usage().cpu_seconds - before.cpu_seconds) * 1e6 / self.refused as f64;
-            say(&format!("{} refused sign-ins, {cpu:.0} µs of CPU each", self.refused))?;
+            let cpu = before.zip(subject.usage()).map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
+            let each = cpu.map(|cpu| format!(", {:.0} µs of CPU each", cpu * 1e6 / self.refused as f64));
+            say(&format!("{} refused sign-ins{}", self.refused, each.unwrap_or_default()))?;
         }
         if lost > 0 {
             return Err(anyhow::anyhow!("{lost} idle sessions were lost").into());

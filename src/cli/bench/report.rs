@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Latencies in microseconds, to three digits, up to a minute.
+/// The longest latency that is told from longer ones: nothing here waits for so long.
+pub(super) const LATENCY_MAX: Duration = Duration::from_secs(86_400);
+
+/// Latencies in microseconds, to three digits.
 pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order")
+    Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3).expect("the bounds are in order")
 }
 
 /// Records, cutting off at the histogram's bounds.
@@ -37,4 +40,16 @@ pub(super) fn json(histogram: &Histogram<u64>) -> serde_json::Value {
         "p999_us": histogram.value_at_quantile(0.999),
         "max_us": histogram.max(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_of_minutes_is_told_as_it_is() {
+        let mut latencies = histogram();
+        record(&mut latencies, Duration::from_secs(110));
+        assert!((109_000_000..=111_000_000).contains(&latencies.max()), "{}", latencies.max());
+    }
 }

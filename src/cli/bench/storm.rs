@@ -8,12 +8,15 @@ use tokio::task::JoinSet;
 
 use super::connection::{Device, Target};
 use super::process::{SubjectFlags, Usage};
-use super::report::{histogram, json, percentiles, record};
+use super::report::{LATENCY_MAX, histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::client::limits::SILENCE_MAX;
 
 /// Before a device that was not served tries again, longer by as much each time, spread by its number.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Seconds; far below the longest latency that a report tells from longer ones.
+const WITHIN_MAX: u64 = LATENCY_MAX.as_secs() / 2;
 
 /// A fleet signs in all at once, is cut off, and comes back all at once
 #[derive(clap::Args)]
@@ -25,7 +28,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 2)]
     waves: usize,
     /// Seconds within which each has to be served
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=WITHIN_MAX))]
     within: u64,
     /// Kill the server under them before each further wave, and start it again
     #[arg(long, conflicts_with = "server")]

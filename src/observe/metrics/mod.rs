@@ -22,7 +22,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
-use crate::wire::{ErrorCode, Lane};
+use crate::wire::{ErrorCode, Lane, PAYLOAD_NAMES};
 use family::{Register, Registry};
 
 /// Buckets of every latency, in seconds: below a millisecond for loopback and the store, then steps of a third to a
@@ -192,6 +192,10 @@ impl Metrics {
         for code in ErrorCode::ALL {
             metrics.errors.at((*code, PayloadName("")));
         }
+        // An alert looks at these, and each payload's first may come in thousands at once.
+        for code in [ErrorCode::Unavailable, ErrorCode::Internal] {
+            PAYLOAD_NAMES.iter().for_each(|payload| _ = metrics.errors.at((code, PayloadName(payload))));
+        }
         metrics
     }
 
@@ -295,6 +299,17 @@ mod tests {
         let text = metrics.render();
         assert!(text.contains("# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total 1.5\n"));
         assert!(text.contains("bimip_queue_depth{queue=\"store_writes\"} 3\n"));
+    }
+
+    #[test]
+    fn what_an_alert_looks_at_is_there_before_the_first_error() {
+        let text = Metrics::new().render();
+        for (code, payload) in
+            [("unavailable", "text_payload_request"), ("internal", "history_request"), ("too_fast", "")]
+        {
+            let series = format!("bimip_errors_total{{code=\"{code}\",payload=\"{payload}\"}} 0\n");
+            assert!(text.contains(&series), "{series}");
+        }
     }
 
     #[test]
