@@ -89,12 +89,9 @@ pub const ADDRESS_LIMIT_KEPT: Duration = Duration::from_secs(600);
 /// Times that a session may be told to wait, without a request within its limits in between, before it is closed with
 /// ABUSE: a client whose pipeline is full when it is first told has so many answers still to come.
 pub const STRIKES_MAX: u32 = 2_000;
-/// Messages of a session behind one that the store had no place for are refused until that comes again, and no longer than
-/// this: what is on the wire behind it on a bad mobile path, and the answer's way there and its own back, take less. Who
-/// gives the message up waits for no more.
-pub const SENDS_BEHIND_FOR: Duration = Duration::from_secs(2);
-/// Who sends messages over the rate is told to wait for so long at least: what is on the wire behind the first comes within
-/// it and is told the same, so that all of it comes again in its order. And the client library's full outbox of 1,024, sent
+/// Who sends messages over the rate is told to wait for so long at least (unless all of the burst is there before), and what
+/// comes behind one that the store had no place for waits for so long: what is on the wire behind the first comes within it
+/// and is put off, too, so that all of it comes again in its order. And the client library's full outbox of 1,024, sent
 /// again each time while the rate lets a part of it through, stays within the frames' rate.
 pub const SEND_BEHIND_WAIT: Duration = Duration::from_millis(250);
 

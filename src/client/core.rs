@@ -92,6 +92,8 @@ struct LaneOut {
     answers: VecDeque<Bytes>,
     /// The server asked for time; requests of this lane wait until then.
     hold: Option<Instant>,
+    /// No message goes out before.
+    sends_after: Option<Instant>,
     /// It put a message off: no other goes out before what is on the way is answered, which may be put off, too. Not for
     /// longer than until then.
     settling: Option<Instant>,
@@ -317,7 +319,8 @@ impl Core {
             return None;
         }
         out.settling = out.settling.filter(|until| *until > now && self.requests.sends_on_the_way(lane) > 0);
-        self.requests.next_frame(lane, out.settling.is_none(), now)
+        let sends = out.settling.is_none() && out.sends_after.is_none_or(|after| after <= now);
+        self.requests.next_frame(lane, sends, now)
     }
 
     /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
@@ -380,7 +383,8 @@ impl Core {
         let held = Lane::ALL
             .into_iter()
             .filter(|lane| self.requests.has_unsent(*lane))
-            .flat_map(|lane| [self.lanes[lane.index()].hold, self.lanes[lane.index()].settling])
+            .map(|lane| &self.lanes[lane.index()])
+            .flat_map(|out| [out.hold, out.sends_after, out.settling])
             .flatten()
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
@@ -401,6 +405,7 @@ impl Core {
         self.requests.expire(now);
         for out in &mut self.lanes {
             out.hold = out.hold.filter(|until| *until > now);
+            out.sends_after = out.sends_after.filter(|after| *after > now);
             out.settling = out.settling.filter(|until| *until > now);
         }
         match self.link {

@@ -88,8 +88,6 @@ pub(crate) struct Requests {
     by_local_id: HashMap<LocalId, i64>,
     /// By lane: not given to this link yet, or to be given once more.
     unsent: [BTreeSet<i64>; 4],
-    /// The oldest message whose acknowledgment was never answered: a later process has to see to it.
-    lapsed: Option<Sequence>,
     /// By lane: messages that were given to this link, and have no answer.
     on_the_way: [usize; 4],
     send_bytes: usize,
@@ -142,7 +140,7 @@ impl Requests {
 
     /// Where the oldest message stands in the log whose automatic acknowledgment is not answered.
     pub(crate) fn unacknowledged(&self) -> Option<Sequence> {
-        self.requests.values().filter_map(|request| request.delivers).chain(self.lapsed).min()
+        self.requests.values().filter_map(|request| request.delivers).min()
     }
 
     /// The next frame to go out on a lane, a message's only if that of `sends` may.
@@ -291,19 +289,20 @@ impl Requests {
         });
     }
 
-    /// Tells the waiters of requests that the server owes for too long.
+    /// Tells the waiters of requests that the server owes for too long. The device's own acknowledgments go out again, as
+    /// nobody else would repeat them.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expiry.is_none_or(|expiry| expiry > now) {
             return;
         }
-        let lapsed = &mut self.lapsed;
-        self.requests.retain(|_, request| {
-            let late = request.sent.is_some_and(|sent| sent + REQUEST_WITHIN <= now);
-            if late {
-                answer(request.reply.take(), Err(RequestError::TimedOut));
-                *lapsed = [*lapsed, request.delivers].into_iter().flatten().min();
+        let unsent = &mut self.unsent;
+        self.requests.retain(|id, request| {
+            if request.sent.is_none_or(|sent| sent + REQUEST_WITHIN > now) {
+                return true;
             }
-            !late
+            answer(request.reply.take(), Err(RequestError::TimedOut));
+            request.sent = None;
+            request.delivers.is_some() && unsent[request.lane.index()].insert(*id)
         });
         self.expiry = self.requests.values().filter_map(|request| request.sent).min().map(|sent| sent + REQUEST_WITHIN);
     }

@@ -14,7 +14,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
-use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, SEND_BEHIND_WAIT, STRIKES_MAX};
+use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX};
 use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
@@ -22,23 +22,36 @@ use super::fault::Fault;
 use super::{Origin, Phase, Session};
 
 /// One limit.
-pub(super) struct Limit(Option<DefaultDirectRateLimiter>);
+pub(super) struct Limit(Option<Limited>);
+
+struct Limited {
+    limiter: DefaultDirectRateLimiter,
+    /// From nothing to as many as come at once.
+    fills_in: Duration,
+}
 
 impl Limit {
     /// A rate of zero is no limit.
     pub(super) fn new(rate: Rate) -> Limit {
         Limit(NonZeroU32::new(rate.per_second).map(|per_second| {
             let burst = NonZeroU32::new(rate.burst).unwrap_or(per_second);
-            RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst))
+            let limiter = RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst));
+            Limited { limiter, fills_in: Duration::from_secs(1) * burst.get() / per_second.get() }
         }))
     }
 
     /// Takes one; or says how long to wait for it.
     pub(super) fn take(&self) -> Result<(), Duration> {
-        match &self.0 {
-            None => Ok(()),
-            Some(limiter) => limiter.check().map_err(|not_yet| not_yet.wait_time_from(DefaultClock::default().now())),
-        }
+        self.take_or_wait(Duration::ZERO)
+    }
+
+    /// The same; but who has to wait waits for so long at least, unless all that may come at once is there before.
+    pub(super) fn take_or_wait(&self, least: Duration) -> Result<(), Duration> {
+        let Some(Limited { limiter, fills_in }) = &self.0 else { return Ok(()) };
+        limiter.check().map_err(|not_yet| {
+            let wait = not_yet.wait_time_from(DefaultClock::default().now());
+            wait.max(least.min(*fills_in))
+        })
     }
 }
 
@@ -107,10 +120,7 @@ impl Session {
         limit: impl Fn(&Meter) -> Result<(), Duration>,
     ) -> Result<(), Duration> {
         let Phase::Open(open) = &self.phase else { return Ok(()) };
-        let taken = limit(&open.meter).map_err(|wait| match kind {
-            LimitKind::Messages => wait.max(SEND_BEHIND_WAIT),
-            _ => wait,
-        });
+        let taken = limit(&open.meter);
         self.judge(origin, kind, taken);
         taken
     }

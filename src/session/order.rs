@@ -1,12 +1,14 @@
 //! A sender's order where one of its messages is put off (429, 503): what was on the wire behind it is put off, too.
 //!
 //! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. So what
-//! comes in the time that a sender over its rate was told to wait is refused, and what comes behind a message that the store
-//! had no place for until that one is there again, at no cost to the rate and to ABUSE: the frames' own rate still counts.
+//! comes in the time that a sender over its rate was told to wait is refused and told what is left of it, and so is what
+//! comes soon behind a message that the store had no place for, unless that one is there again. That costs nothing of the
+//! rate and is not counted towards ABUSE: the frames' own rate still counts. On a path that takes longer than that wait the
+//! last that were on the wire may still be first.
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{SEND_BEHIND_WAIT, SENDS_BEHIND_FOR};
+use crate::limits::SEND_BEHIND_WAIT;
 use crate::observe::LimitKind;
 use crate::wire::{ErrorCode, LocalId, Payload};
 
@@ -30,36 +32,22 @@ pub(super) enum Why {
     Store,
 }
 
-impl PutOff {
-    /// Who was told how long to wait may send anything then; who was not, what was put off.
-    fn is_over(&self, now: Now) -> bool {
-        match self.why {
-            Why::Rate => self.again <= now.at,
-            Why::Store => self.again + SENDS_BEHIND_FOR <= now.at,
-        }
-    }
-
-    /// How long what comes behind it is told to wait.
-    fn wait(&self, now: Now) -> Duration {
-        let left = self.again.saturating_duration_since(now.at);
-        if self.why == Why::Store { left.max(SEND_BEHIND_WAIT) } else { left }
-    }
-}
-
 impl Session {
     /// A message may go on: none before it is still to come again, and it is within the rate.
     pub(super) fn meter_send(&mut self, origin: Origin, local: &str, now: Now) -> bool {
         let Phase::Open(open) = &self.phase else { return true };
         if let Some(held) = &open.put_off
             && held.first.as_str() != local
-            && !held.is_over(now)
+            && held.again > now.at
         {
-            let wait = millis(held.wait(now));
+            let wait = millis(held.again - now.at);
             let fault = Fault::new(ErrorCode::TooFast, "send the message again first that was put off before this one");
             self.refuse(origin, fault.details(wait));
             return false;
         }
-        if let Err(wait) = self.meter(origin, LimitKind::Messages, |meter| meter.messages.take()) {
+        if let Err(wait) =
+            self.meter(origin, LimitKind::Messages, |meter| meter.messages.take_or_wait(SEND_BEHIND_WAIT))
+        {
             self.put_off(local, wait, Why::Rate, now);
             return false;
         }
@@ -75,7 +63,7 @@ impl Session {
         let again = now.at + wait;
         match &mut open.put_off {
             Some(held) if held.first.as_str() == local => held.again = again,
-            Some(held) if !held.is_over(now) && (held.why == Why::Store || why == Why::Rate) => {}
+            Some(held) if held.again > now.at && (held.why == Why::Store || why == Why::Rate) => {}
             // What is no name would never be taken.
             held => *held = LocalId::parse(local).ok().map(|first| PutOff { first, again, why }),
         }
@@ -189,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_over_the_rate_that_comes_again_early_lets_the_others_through() {
-        let mut bench = Bench::new(Rate { per_second: 20, burst: 4 }, NO_LIMIT).await;
+        let mut bench = Bench::new(Rate { per_second: 20, burst: 5 }, NO_LIMIT).await;
         let (refused, wait) = bench.fill();
         assert_eq!(Wait(wait), BEHIND, "long enough for what is on the wire");
         tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -214,8 +202,8 @@ mod tests {
         let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
         assert_eq!(bench.send("one"), Taken);
         bench.crowded("one");
-        bench.now.at += SENDS_BEHIND_FOR - Duration::from_millis(1);
-        assert_eq!(bench.send("two"), BEHIND);
+        bench.now.at += SEND_BEHIND_WAIT - Duration::from_millis(1);
+        assert_eq!(bench.send("two"), Wait(1));
         bench.now.at += Duration::from_millis(1);
         assert_eq!([bench.send("two"), bench.send("one")], [Taken, Taken]);
     }

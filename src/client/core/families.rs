@@ -187,8 +187,8 @@ impl Core {
         }
     }
 
-    /// Later again. The whole lane waits, so that what was put off keeps its place; and behind a message the others wait for
-    /// what is on the way, so that they follow in the order of the outbox.
+    /// Later again. What goes out on the lane waits, so that what was put off keeps its place: behind a message the others,
+    /// also for what is on the way, so that they follow in the order of the outbox; behind a request all.
     pub(super) fn put_off(&mut self, id: i64, refusal: &Refusal, now: Instant) {
         let is_send = self.requests.has_send(id);
         let Some((lane, before)) = self.requests.put_off(id) else { return };
@@ -198,7 +198,8 @@ impl Core {
         });
         let until = now + wait.min(BACKOFF_MAX);
         let out = &mut self.lanes[lane.index()];
-        out.hold = Some(out.hold.map_or(until, |held| held.max(until)));
+        let held = if is_send { &mut out.sends_after } else { &mut out.hold };
+        *held = Some(held.map_or(until, |held| held.max(until)));
         if is_send {
             out.settling.get_or_insert(now + REQUEST_WITHIN);
         }

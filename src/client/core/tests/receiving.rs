@@ -219,6 +219,11 @@ fn with_too_many_chats_the_application_waits_until_requests_are_over() {
     assert!(!bench.core.can_take());
     assert_eq!(bench.out(CHAT).len(), REQUESTS_MAX);
     bench.pass(REQUEST_WITHIN);
+    let again = bench.out(CHAT);
+    assert!(again.len() == REQUESTS_MAX && !bench.core.can_take(), "they were not answered");
+    for scheme in again {
+        bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, scheme.request_id);
+    }
     assert_eq!(up_to(&mut bench).len(), REQUESTS_MAX);
     assert!(bench.core.can_take());
 }
@@ -390,15 +395,17 @@ fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
 }
 
 #[test]
-fn what_was_never_answered_to_an_acknowledgment_is_left_to_a_later_process() {
+fn an_acknowledgment_that_is_not_answered_goes_out_again_and_holds_the_place() {
     let mut bench = Bench::new().open(0);
-    for (sequence, number) in [(1, 1), (2, 2)] {
-        bench.receive(CHAT, chat(number), sequence, 0);
-    }
+    bench.receive(CHAT, chat(1), 1, 0);
     bench.events();
-    let acks = bench.out(CHAT);
-    bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, acks[0].request_id);
+    let first = bench.out(CHAT).remove(0);
+    let mut asked = bench.ask(ping_request(), true);
+    bench.out(CONTROL);
     bench.pass(REQUEST_WITHIN);
-    bench.core.tick(bench.now.instant).unwrap();
+    assert!(matches!(asked.try_recv().unwrap(), Err(RequestError::TimedOut)));
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "another process would have to acknowledge it");
+    assert_eq!(bench.out(CHAT), [first.clone()]);
+    bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, first.request_id);
     assert_eq!(bench.core.keep(true, bench.now.instant), Some(Sequence::from(1)));
 }
