@@ -405,7 +405,7 @@ fn an_acknowledgment_that_is_not_answered_goes_out_again_and_holds_the_place() {
     bench.pass(REQUEST_WITHIN);
     assert!(matches!(asked.try_recv().unwrap(), Err(RequestError::TimedOut)));
     assert_eq!(bench.core.keep(true, bench.now.instant), None, "another process would have to acknowledge it");
-    assert_eq!(bench.out(CHAT), [first.clone()]);
+    assert_eq!(bench.out(CHAT), std::slice::from_ref(&first));
     bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, first.request_id);
     assert_eq!(bench.core.keep(true, bench.now.instant), Some(Sequence::from(1)));
 }
