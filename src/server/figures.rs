@@ -113,14 +113,8 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::store::{Embedded, LogEntry, LogObserver, Memory, Options};
-    use crate::wire::Eid;
-
-    struct Nobody;
-
-    impl LogObserver for Nobody {
-        fn appended(&self, _user: &Eid, _entry: &Arc<LogEntry>) {}
-    }
+    use crate::store::testing::Nobody;
+    use crate::store::{Embedded, Memory, Options};
 
     /// Takes a reader's turn: says that it has it, and holds it until the sender of `until` is gone.
     struct Held {

@@ -219,7 +219,8 @@ impl Session {
         }
     }
 
-    /// Lanes whose frames it takes now. Before it is signed in only control, or all to drop what they hold; at its bounds none that make store calls.
+    /// Lanes whose frames it takes now. Before it is signed in only control, or all to drop what they hold; at its bounds
+    /// none that make store calls.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
             _ if self.draining => LaneSet::NONE,
