@@ -26,7 +26,7 @@ pub(super) struct Ahead {
     /// Whether the file system is one that overwrites in place.
     serves: bool,
     journal: Option<Journal>,
-    /// Committed since the journal was seen to grow or was looked for.
+    /// Committed since the journal was seen to grow, or looked for.
     unseen: usize,
 }
 
@@ -47,20 +47,23 @@ impl Ahead {
     /// After a commit of about so many bytes. Nobody else may be writing to the journal: what is written here lies behind
     /// all that it has, and that only holds as long as it does not grow.
     pub(super) fn committed(&mut self, bytes: usize) {
-        if !self.serves || bytes > COMMIT_BYTES_MAX {
+        if !self.serves {
             return;
         }
         self.unseen += bytes;
-        if let Err(error) = self.fill() {
+        if let Err(error) = self.follow(bytes) {
             // The engine meets it itself where it matters.
             tracing::debug!(%error, "zeros ahead in the journal");
-            self.serves = false;
+            (self.serves, self.journal) = (false, None);
         }
     }
 
-    fn fill(&mut self) -> io::Result<()> {
+    fn follow(&mut self, bytes: usize) -> io::Result<()> {
         if self.unseen >= ELSEWHERE_BYTES {
             self.look()?;
+        }
+        if bytes > COMMIT_BYTES_MAX {
+            return Ok(());
         }
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let Some(hole) = hole(&journal.file, journal.filled, journal.length)? else { return Ok(()) };
@@ -73,7 +76,7 @@ impl Ahead {
         Ok(())
     }
 
-    /// Finds the newest journal.
+    /// Finds the newest journal; the one before it is let go of, as the engine deletes it.
     fn look(&mut self) -> io::Result<()> {
         self.unseen = 0;
         let known = self.journal.as_ref().map(|journal| journal.number);
@@ -82,7 +85,10 @@ impl Ahead {
         {
             let file = OpenOptions::new().write(true).open(path)?;
             let length = file.metadata()?.len();
-            self.journal = Some(Journal { number, file, length, filled: 0 });
+            // Else it is just being made.
+            if length > 0 {
+                self.journal = Some(Journal { number, file, length, filled: 0 });
+            }
         }
         Ok(())
     }
