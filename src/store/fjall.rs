@@ -7,7 +7,6 @@ use ::fjall::{
     Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
 };
 
-use super::ahead::Ahead;
 use super::background;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::rotation::Rotation;
@@ -20,8 +19,6 @@ pub(crate) struct Fjall {
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
     rotation: Rotation,
-    /// Held by whoever commits, so that only one does.
-    ahead: Mutex<Ahead>,
     /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
     /// engine has written a file, it makes all visible that has a number by then.
     newest: Mutex<Snapshot>,
@@ -67,7 +64,7 @@ impl Fjall {
             .map_err(failed)?;
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
-        Ok(Fjall { database, spaces, rotation, ahead: Mutex::new(Ahead::new(dir)), newest })
+        Ok(Fjall { database, spaces, rotation, newest })
     }
 
     fn newest(&self) -> MutexGuard<'_, Snapshot> {
@@ -120,20 +117,16 @@ impl Kv for Fjall {
             return self.database.persist(mode).map_err(failed);
         }
         let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len()).durability(Some(mode));
-        let (mut written, mut bytes) = ([false; Space::COUNT], 0);
+        let mut written = [false; Space::COUNT];
         for (space, key, value) in batch {
             written[space.index()] = true;
-            bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
             let keyspace = &self.spaces[space.index()];
             match value {
                 Some(value) => writes.insert(keyspace, key, value),
                 None => writes.remove(keyspace, key),
             }
         }
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         writes.commit().map_err(failed)?;
-        ahead.committed(bytes);
-        drop(ahead);
         // The former one is let go of outside of the lock.
         let snapshot = self.database.snapshot();
         let former = std::mem::replace(&mut *self.newest(), snapshot);

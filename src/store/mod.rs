@@ -4,7 +4,6 @@
 //! implementation over PostgreSQL can stand beside [`Embedded`]. A call that changes something returns once the change
 //! is durable, unless it says otherwise. Time comes in as an argument.
 
-mod ahead;
 mod archive;
 mod audit;
 mod background;

@@ -52,7 +52,7 @@ pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
     Ok(Outcome::PutAside { file: aside, bytes })
 }
 
-pub(super) fn newest_journal(dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+fn newest_journal(dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     let mut newest = None;
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
