@@ -145,6 +145,14 @@ impl World {
         soon("a session", self.alice.device.connected()).await.unwrap()
     }
 
+    /// Alice has another session, whose first flight the server took. That is TLS's word: the server's own count is of
+    /// those whose first flight was not lost on the way either.
+    async fn returned_early(&self) {
+        let session = self.session().await;
+        assert_ne!(session.session_id, self.first.session_id);
+        assert!(session.early, "{session:?}");
+    }
+
     async fn metric(&self, series: impl Into<String>) -> f64 {
         metric(&self.server, &self.beside, series.into()).await
     }
@@ -365,8 +373,7 @@ fn a_phone_that_is_told_of_the_end_of_a_tunnel_does_not_wait_for_the_old_connect
                 })
                 .await;
             world.talk(async {}).await;
-            assert_ne!(world.session().await.session_id, world.first.session_id);
-            assert!(world.metric("bimip_zero_rtt_total{result=\"accepted\"}").await >= 1.0);
+            world.returned_early().await;
             world
         },
     );
@@ -385,8 +392,7 @@ fn out_of_a_long_tunnel_a_phone_returns_with_its_outbox_in_the_first_flight() {
             })
             .await;
         world.talk(async {}).await;
-        assert_ne!(world.session().await.session_id, world.first.session_id);
-        assert!(world.metric("bimip_zero_rtt_total{result=\"accepted\"}").await >= 1.0);
+        world.returned_early().await;
         world
     });
 }
