@@ -184,6 +184,8 @@ pub const TRIM_PAUSE: Duration = Duration::from_millis(10);
 pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Journal of the embedded engine, the least it takes: bounds the disk and the replay at start-up (the same record).
 pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Between two looks at the files that the engine writes: what has grown meanwhile begins to be written to disk.
+pub const STORE_WRITEBACK_PAUSE: Duration = Duration::from_millis(2);
 /// Threads of the embedded engine that write and merge files behind the writer's back. With two, one of them spins while
 /// the other merges (docs/decisions/0001).
 pub const STORE_WORKERS: usize = 1;

@@ -11,14 +11,23 @@ use super::background;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::rotation::Rotation;
 use super::torn::{self, Outcome};
+#[cfg(target_os = "linux")]
+use super::writeback::Writeback;
 use super::{Lookups, Size, StoreError};
 use crate::limits;
+
+/// Where the engine keeps a space's files.
+#[cfg(target_os = "linux")]
+const TABLES_FOLDER: &str = "tables";
 
 pub(crate) struct Fjall {
     database: Database,
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
     rotation: Rotation,
+    /// `None`: the system has no room for it.
+    #[cfg(target_os = "linux")]
+    _writeback: Option<Writeback>,
     /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
     /// engine has written a file, it makes all visible that has a number by then.
     newest: Mutex<Snapshot>,
@@ -64,7 +73,18 @@ impl Fjall {
             .map_err(failed)?;
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
-        Ok(Fjall { database, spaces, rotation, newest })
+        Ok(Fjall {
+            database,
+            rotation,
+            #[cfg(target_os = "linux")]
+            _writeback: Writeback::start(spaces.iter().map(|space| space.path().join(TABLES_FOLDER)))
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "the store's files are written out at their end only: commits wait for it");
+                })
+                .ok(),
+            spaces,
+            newest,
+        })
     }
 
     fn newest(&self) -> MutexGuard<'_, Snapshot> {

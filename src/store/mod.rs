@@ -22,6 +22,8 @@ mod retention;
 mod rotation;
 mod torn;
 mod types;
+#[cfg(target_os = "linux")]
+mod writeback;
 mod writer;
 
 #[cfg(test)]

@@ -28,37 +28,43 @@ const FREED_WITHIN: Duration = Duration::from_secs(1);
 /// A reference that keeps it.
 type Memtable = Arc<dyn Any + Send + Sync>;
 
-enum Task {
-    /// Close the space's memtable.
-    Close(Space),
-    /// It was closed: free it once the engine has let go of it.
-    Free(Memtable),
-}
-
 pub(super) struct Rotation {
-    /// `None`: it is being dropped.
-    tasks: Option<SyncSender<Task>>,
+    /// Spaces whose memtable to close. `None`: it is being dropped.
+    full: Option<SyncSender<Space>>,
+    /// Memtables that were closed, to be freed once the engine has let go of them. `None`: the same.
+    closed: Option<SyncSender<Memtable>>,
     /// Asked to be closed and not done: once is enough.
     pending: Arc<[AtomicBool; Space::COUNT]>,
     /// Those that were last seen to be written to.
     active: Mutex<[Option<Memtable>; Space::COUNT]>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Rotation {
     /// `spaces` in the order of [`Space::ALL`].
     pub(super) fn start(spaces: &Arc<[Keyspace]>) -> io::Result<Rotation> {
-        let (tasks, waiting) = sync_channel(2 * Space::COUNT);
-        let pending: Arc<[AtomicBool; Space::COUNT]> = Arc::default();
-        let run = {
-            let (spaces, pending) = (spaces.clone(), pending.clone());
-            move || {
-                background::give_way();
-                run(&waiting, &spaces, &pending);
-            }
+        let (full, to_close) = sync_channel(Space::COUNT);
+        let (closed, to_free) = sync_channel(Space::COUNT);
+        let mut rotation = Rotation {
+            full: Some(full),
+            closed: Some(closed),
+            pending: Arc::default(),
+            active: Mutex::default(),
+            threads: Vec::new(),
         };
-        let thread = std::thread::Builder::new().name("store-rotation".into()).spawn(run)?;
-        Ok(Rotation { tasks: Some(tasks), pending, active: Mutex::default(), thread: Some(thread) })
+        let (spaces, pending) = (spaces.clone(), rotation.pending.clone());
+        // Does not give way: it holds locks for which the writer waits.
+        rotation.spawn("store-rotation", move || close(&to_close, &spaces, &pending))?;
+        rotation.spawn("store-free", move || {
+            background::give_way();
+            free(&to_free);
+        })?;
+        Ok(rotation)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(run)?);
+        Ok(())
     }
 
     /// After a commit that wrote to `space`.
@@ -66,7 +72,7 @@ impl Rotation {
         let memtable = keyspace.tree.active_memtable();
         let pending = &self.pending[space.index()];
         let full = memtable.size() >= memtable_bytes(space);
-        if full && !pending.swap(true, Ordering::AcqRel) && !self.ask(Task::Close(space)) {
+        if full && !pending.swap(true, Ordering::AcqRel) && !given(self.full.as_ref(), space) {
             // No place: the next commit asks again.
             pending.store(false, Ordering::Release);
         }
@@ -77,45 +83,48 @@ impl Rotation {
             && let Some(closed) = seen.replace(memtable)
         {
             // No place: the engine frees it.
-            self.ask(Task::Free(closed));
+            given(self.closed.as_ref(), closed);
         }
-    }
-
-    /// Whether there is a place for it.
-    fn ask(&self, task: Task) -> bool {
-        self.tasks.as_ref().is_some_and(|tasks| tasks.try_send(task).is_ok())
     }
 }
 
-fn run(tasks: &Receiver<Task>, spaces: &[Keyspace], pending: &[AtomicBool; Space::COUNT]) {
-    let mut closed: Vec<Memtable> = Vec::new();
+/// Whether there was a place for it.
+fn given<T>(to: Option<&SyncSender<T>>, what: T) -> bool {
+    to.is_some_and(|to| to.try_send(what).is_ok())
+}
+
+fn close(full: &Receiver<Space>, spaces: &[Keyspace], pending: &[AtomicBool; Space::COUNT]) {
+    for space in full {
+        if let Err(error) = spaces[space.index()].rotate_memtable() {
+            // The engine's own, larger bound is still there, and its next commit says what is wrong.
+            tracing::error!(space = space.name(), %error, "a memtable could not be closed");
+        }
+        pending[space.index()].store(false, Ordering::Release);
+    }
+}
+
+fn free(closed: &Receiver<Memtable>) {
+    let mut kept: Vec<Memtable> = Vec::new();
     loop {
-        let task = if closed.is_empty() {
-            tasks.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        let next = if kept.is_empty() {
+            closed.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
-            tasks.recv_timeout(FREED_WITHIN)
+            closed.recv_timeout(FREED_WITHIN)
         };
-        match task {
-            Ok(Task::Close(space)) => {
-                if let Err(error) = spaces[space.index()].rotate_memtable() {
-                    // The engine's own, larger bound is still there, and its next commit says what is wrong.
-                    tracing::error!(space = space.name(), %error, "a memtable could not be closed");
-                }
-                pending[space.index()].store(false, Ordering::Release);
-            }
-            Ok(Task::Free(memtable)) => closed.push(memtable),
+        match next {
+            Ok(memtable) => kept.push(memtable),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        closed.retain(|memtable| Arc::strong_count(memtable) > 1);
+        kept.retain(|memtable| Arc::strong_count(memtable) > 1);
     }
 }
 
 impl Drop for Rotation {
-    /// Waits for its thread, which holds the database open.
+    /// Waits for its threads, which hold the database open.
     fn drop(&mut self) {
-        self.tasks = None;
-        if let Some(thread) = self.thread.take() {
+        (self.full, self.closed) = (None, None);
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
