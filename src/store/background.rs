@@ -1,8 +1,11 @@
 //! Threads that work for later and should not keep waiting those for whom somebody waits now.
 
-/// How much less of a busy processor they get, as `nice` counts it: a seventieth of what the others have.
+/// How much less of a busy processor they get, as `nice` counts it: a tenth of what the others have. With less they fall behind
+/// in a flood, and then the writer waits for them.
 #[cfg(target_os = "linux")]
-const NICE: i32 = 19;
+const NICE: i32 = 10;
+#[cfg(target_os = "linux")]
+const NICE_MAX: i32 = 19;
 /// What they ask for at a time, the most that Linux gives (6.12 and later; before, nothing changes): who wakes up and wants less
 /// has the processor at once, and does not wait until the time of the one that runs is up.
 #[cfg(target_os = "linux")]
@@ -15,12 +18,14 @@ const SLICE: std::time::Duration = std::time::Duration::from_millis(100);
 pub(super) fn give_way() {
     #[cfg(target_os = "linux")]
     {
+        // SAFETY: no pointers. Zero is the calling thread, which is there.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         // SAFETY: an integer structure, which zeros are valid for.
         let mut wanted: libc::sched_attr = unsafe { std::mem::zeroed() };
         wanted.size = std::mem::size_of::<libc::sched_attr>() as u32;
         // A batch thread takes the processor from nobody when it wakes up.
         wanted.sched_policy = libc::SCHED_BATCH.unsigned_abs();
-        wanted.sched_nice = NICE;
+        wanted.sched_nice = (nice + NICE).min(NICE_MAX);
         wanted.sched_runtime = SLICE.as_nanos() as u64;
         // SAFETY: the structure lives through the call and says its own size. Going down is allowed to everybody, but for a
         // filter of system calls.
@@ -47,7 +52,7 @@ mod tests {
             super::give_way();
             (scheduled(), std::thread::spawn(scheduled).join().unwrap())
         });
-        let lower = [super::NICE, libc::SCHED_BATCH];
+        let lower = [(before[0] + super::NICE).min(super::NICE_MAX), libc::SCHED_BATCH];
         assert_eq!(child.join().unwrap(), (lower, lower));
         assert_eq!(scheduled(), before);
         assert_ne!(before, lower);
