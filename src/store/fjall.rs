@@ -25,7 +25,6 @@ pub(crate) struct Fjall {
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
     rotation: Rotation,
-    /// `None`: the system has no room for it.
     #[cfg(target_os = "linux")]
     _writeback: Option<Writeback>,
     /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
@@ -77,11 +76,7 @@ impl Fjall {
             database,
             rotation,
             #[cfg(target_os = "linux")]
-            _writeback: Writeback::start(spaces.iter().map(|space| space.path().join(TABLES_FOLDER)))
-                .inspect_err(|error| {
-                    tracing::warn!(%error, "the store's files are written out at their end only: commits wait for it");
-                })
-                .ok(),
+            _writeback: Writeback::start(spaces.iter().map(|space| space.path().join(TABLES_FOLDER))),
             spaces,
             newest,
         })
@@ -269,6 +264,8 @@ mod tests {
             // Its own bound is further away, so it was not the engine that closed it.
             assert!(logs.tree.active_memtable().size() < 4 * bytes);
         }
+        #[cfg(target_os = "linux")]
+        assert!(logs.path().join(TABLES_FOLDER).read_dir().unwrap().next().is_some(), "that is where they grow");
         drop(engine);
         let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
         let view = engine.view();

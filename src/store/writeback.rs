@@ -29,8 +29,13 @@ pub(super) struct Writeback {
 }
 
 impl Writeback {
-    /// Watches these folders from now on: at least one, and all of them are there.
-    pub(super) fn start(folders: impl IntoIterator<Item = PathBuf>) -> io::Result<Writeback> {
+    /// Watches these folders from now on: at least one, and all of them are there. `None`, which the log tells: the system
+    /// has no room for it, and commits wait for files as they would without.
+    pub(super) fn start(folders: impl IntoIterator<Item = PathBuf>) -> Option<Writeback> {
+        Writeback::watch(folders).inspect_err(given_up).ok()
+    }
+
+    fn watch(folders: impl IntoIterator<Item = PathBuf>) -> io::Result<Writeback> {
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
         let mut watched = HashMap::new();
         for folder in folders {
@@ -42,13 +47,17 @@ impl Writeback {
             move || {
                 background::give_way();
                 if let Err(error) = run(&inotify, &watched) {
-                    tracing::warn!(%error, "the store's files are written out at their end only: commits wait for it");
+                    given_up(&error);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("store-writeback".into()).spawn(run)?;
         Ok(Writeback { inotify, watches, thread: Some(thread) })
     }
+}
+
+fn given_up(error: &io::Error) {
+    tracing::warn!(%error, "the store's files are written out at their end only: commits wait for it");
 }
 
 fn run(inotify: &OwnedFd, folders: &HashMap<i32, PathBuf>) -> io::Result<()> {
@@ -139,26 +148,31 @@ mod tests {
 
     #[test]
     fn a_file_that_grows_in_a_watched_folder_is_written_without_being_synced() {
-        let [watched, beside] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let control = written(beside.path());
-        let Some(pages) = dirty_pages(&control).filter(|pages| *pages > 1) else {
-            return eprintln!("NOT RUN: this kernel or file system does not tell what is in memory alone");
-        };
-        let writeback = Writeback::start([watched.path().to_owned()]).unwrap();
-        let file = written(watched.path());
         let began = Instant::now();
-        while dirty_pages(&file).unwrap() > pages / 2 {
-            assert!(began.elapsed() < PATIENCE, "nothing was written out");
-            std::thread::sleep(Duration::from_millis(1));
+        loop {
+            let [watched, beside] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let control = written(beside.path());
+            let Some(pages) = dirty_pages(&control).filter(|pages| *pages > 1) else {
+                return eprintln!("NOT RUN: this kernel or file system does not tell what is in memory alone");
+            };
+            let _writeback = Writeback::start([watched.path().to_owned()]).unwrap();
+            let file = written(watched.path());
+            while dirty_pages(&file).unwrap() > pages / 2 {
+                assert!(began.elapsed() < PATIENCE, "nothing was written out");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if dirty_pages(&control).unwrap() > pages / 2 {
+                return;
+            }
+            // A kernel that has much to write does so by itself, which says nothing.
+            assert!(began.elapsed() < PATIENCE, "what nobody watched was written as soon");
         }
-        assert!(dirty_pages(&control).unwrap() > pages / 2, "the kernel did it by itself");
-        drop(writeback);
     }
 
     #[test]
     fn what_is_not_there_cannot_be_watched_and_what_was_watched_is_let_go() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Writeback::start([folder.path().join("none")]).is_err());
+        assert!(Writeback::start([folder.path().join("none")]).is_none());
         drop(Writeback::start([folder.path().to_owned()]).unwrap());
     }
 }
