@@ -94,6 +94,11 @@ pub const STRIKES_MAX: u32 = 2_000;
 /// and is put off, too, so that all of it comes again in its order. And the client library's full outbox of 1,024, sent
 /// again each time while the rate lets a part of it through, stays within the frames' rate.
 pub const SEND_BEHIND_WAIT: Duration = Duration::from_millis(250);
+/// The same in round trips, where these are long: what was sent just before the refusal arrived comes within one, or later if a
+/// queue has grown on the way.
+pub const SEND_BEHIND_ROUND_TRIPS: u32 = 2;
+/// But no longer than this: a second each way is a path on which nobody sends in a pipeline.
+pub const SEND_BEHIND_WAIT_MAX: Duration = Duration::from_secs(2);
 
 // --- Rates, each a field of `[limits]`: per second, and at once ----------------------------------------------------------
 

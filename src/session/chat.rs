@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::limits::{LOCAL_ID_ECHO_MAX, SEND_BEHIND_WAIT, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
+use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
 use crate::observe::ContentKind;
 use crate::store::{
     AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError, Write,
@@ -162,7 +162,7 @@ impl Session {
                 }
                 let fault = Fault::from(&error).details(local.as_str());
                 if fault.code == ErrorCode::Unavailable {
-                    self.put_off(local.as_str(), SEND_BEHIND_WAIT, Why::Store, now);
+                    self.put_off(local.as_str(), self.behind_wait(), Why::Store, now);
                 }
                 return self.refuse(origin, fault);
             }

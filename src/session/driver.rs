@@ -121,7 +121,9 @@ impl<L: Link> Driver<L> {
             self.session.signal().register(cx.waker());
             let now = Now::system();
             if self.path.is_due(now) {
-                self.path.look(&self.link.path(), self.link.kind(), &self.services.metrics, now);
+                let path = self.link.path();
+                self.path.look(&path, self.link.kind(), &self.services.metrics, now);
+                self.session.seen(&path);
             }
             self.take_notices(now);
             self.take_calls(cx, now);

@@ -132,6 +132,8 @@ pub struct Session {
     draining: bool,
     /// The close was asked for.
     closing: bool,
+    /// Of the peer's path, when it was looked at last; zero before, and where the transport does not tell.
+    round_trip: Duration,
     /// Store calls under way.
     calls: usize,
     out: VecDeque<Output>,
@@ -197,6 +199,7 @@ impl Session {
             lanes: LaneSet::NONE,
             draining: false,
             closing: false,
+            round_trip: Duration::ZERO,
             calls: 0,
             out: VecDeque::new(),
         }
@@ -294,6 +297,11 @@ impl Session {
             Notice::Ping(relay) => self.want_ping(Some(relay)),
             Notice::Pong(number, rtt) => self.relayed(number, rtt, now),
         }
+    }
+
+    /// Input: what the path is like, now and then.
+    pub fn seen(&mut self, path: &PathStats) {
+        self.round_trip = path.rtt.unwrap_or(self.round_trip);
     }
 
     /// Input: the user's log has advanced.

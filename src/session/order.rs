@@ -2,13 +2,13 @@
 //!
 //! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. So what
 //! comes in the time that a sender over its rate was told to wait is refused and told what is left of it, and so is what
-//! comes soon behind a message that the store had no place for, unless that one is there again. That costs nothing of the
-//! rate and is not counted towards ABUSE: the frames' own rate still counts. On a path that takes longer than that wait the
-//! last that were on the wire may still be first.
+//! comes soon behind a message that the store had no place for, unless that one is there again. Soon is 250 ms, or two round
+//! trips. That costs nothing of the rate and is not counted towards ABUSE: the frames' own rate still counts. On a path of more
+//! than two seconds the last that were on the wire may still be first.
 
 use std::time::{Duration, Instant};
 
-use crate::limits::SEND_BEHIND_WAIT;
+use crate::limits::{SEND_BEHIND_ROUND_TRIPS, SEND_BEHIND_WAIT, SEND_BEHIND_WAIT_MAX};
 use crate::observe::LimitKind;
 use crate::wire::{ErrorCode, LocalId, Payload};
 
@@ -45,9 +45,8 @@ impl Session {
             self.refuse(origin, fault.details(wait));
             return false;
         }
-        if let Err(wait) =
-            self.meter(origin, LimitKind::Messages, |meter| meter.messages.take_or_wait(SEND_BEHIND_WAIT))
-        {
+        let least = self.behind_wait();
+        if let Err(wait) = self.meter(origin, LimitKind::Messages, |meter| meter.messages.take_or_wait(least)) {
             self.put_off(local, wait, Why::Rate, now);
             return false;
         }
@@ -55,6 +54,11 @@ impl Session {
             open.put_off = None;
         }
         true
+    }
+
+    /// How long it takes until all is here that was on the wire behind a message when its refusal arrived.
+    pub(super) fn behind_wait(&self) -> Duration {
+        self.round_trip.saturating_mul(SEND_BEHIND_ROUND_TRIPS).clamp(SEND_BEHIND_WAIT, SEND_BEHIND_WAIT_MAX)
     }
 
     /// A message was refused for now, and told to wait.
@@ -84,7 +88,7 @@ mod tests {
     use super::*;
     use crate::config::Rate;
     use crate::session::testing::{Bare, House, payload};
-    use crate::session::{Asked, Call, Done, Output};
+    use crate::session::{Asked, Call, Done, Output, PathStats};
     use crate::store::StoreError;
     use crate::store::testing::{device, eid};
     use crate::wire::Lane;
@@ -195,6 +199,18 @@ mod tests {
         bench.crowded("two");
         assert_eq!([bench.send("two"), bench.send("three")], [BEHIND, BEHIND]);
         assert_eq!(["one", "two", "three"].map(|name| bench.send(name)), [Taken, Taken, Taken]);
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_a_message_waits_for_two_round_trips_of_a_long_path_and_two_seconds_at_most() {
+        for (round_trip, wait) in [(None, 250), (Some(20), 250), (Some(400), 800), (Some(60_000), 2_000)] {
+            let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
+            assert_eq!(bench.send("one"), Taken);
+            let rtt = round_trip.map(Duration::from_millis);
+            bench.bare.session.seen(&PathStats { rtt, ..PathStats::default() });
+            bench.crowded("one");
+            assert_eq!(bench.send("two"), Wait(wait), "{round_trip:?}");
+        }
     }
 
     #[tokio::test]

@@ -94,7 +94,11 @@ impl House {
 
     /// The same with a driver, and the other end of its link.
     pub(super) async fn device(&self, user: &Eid, device: &DeviceId) -> Peer {
-        let peer = Peer::default();
+        self.device_at(Peer::default(), user, device).await
+    }
+
+    /// On this link.
+    pub(super) async fn device_at(&self, peer: Peer, user: &Eid, device: &DeviceId) -> Peer {
         tokio::spawn(drive(Played(peer.0.clone()), self.services.clone(), self.store.clone()));
         Lane::ALL.into_iter().for_each(|lane| peer.play(|played| played.coming.push_back(LinkEvent::Opened(lane))));
         peer.say(Lane::Control, self.open(user, device));
@@ -177,6 +181,7 @@ pub(super) struct State {
     pub(super) unread: [bool; 4],
     /// Called once, when the session is about to tell what presence has.
     pub(super) before_presence: Option<Box<dyn FnOnce() + Send>>,
+    pub(super) path: PathStats,
     looked_at: Option<Lane>,
     closed: Option<CloseCode>,
     server: Option<Waker>,
@@ -233,7 +238,7 @@ impl Link for Played {
     }
 
     fn path(&self) -> PathStats {
-        PathStats::default()
+        self.state().path
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {

@@ -1,14 +1,16 @@
 //! A driven session over a link of which the test plays the other end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::config::Rate;
 use crate::hub::presence::{Shown, Told, Update};
 use crate::limits::LANE_QUEUE_BYTES;
-use crate::session::testing::House;
+use crate::session::testing::{House, Peer};
 use crate::store::Content;
 use crate::store::testing::{device, eid, text};
-use crate::wire::proto::PingPong;
-use crate::wire::{AwarenessStatus, Lane, Payload};
+use crate::wire::proto::{PingPong, TextPayloadRequest};
+use crate::wire::{AwarenessStatus, ErrorCode, Lane, Payload};
 
 #[tokio::test]
 async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
@@ -59,4 +61,29 @@ async fn a_change_that_is_put_off_while_another_is_told_comes_in_its_time() {
     presence.direct(&eid("alice"), &Told { owner: eid("bob"), shown });
     told(AwarenessStatus::Idle).await;
     told(AwarenessStatus::Busy).await;
+}
+
+#[tokio::test]
+async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes() {
+    // As many as come at once are there again after a second.
+    let house = House::new(|_, limits| limits.messages = Rate { per_second: 5, burst: 5 });
+    let far = Peer::default();
+    far.play(|played| played.path.rtt = Some(Duration::from_millis(400)));
+    let alice = house.device_at(far, &eid("alice"), &device("phone")).await;
+    let [from, to] = ["alice", "bob"].map(|user| eid(user).identity());
+    let mut number = 0;
+    loop {
+        number += 1;
+        let (content, message_id_local) = ("hello".to_owned(), format!("local-{number}"));
+        let (from, to) = (Some(from.clone()), vec![to.clone()]);
+        let text = TextPayloadRequest { from, to, content, message_id_local, ..Default::default() };
+        alice.say(Lane::Chat, Payload::TextPayloadRequest(text));
+        match alice.next(Lane::Chat).await.payload {
+            Some(Payload::VersionUpdate(_)) => {}
+            Some(Payload::ErrorMessage(error)) if error.code == ErrorCode::TooFast.code() => {
+                return assert_eq!(error.details, "800", "two round trips");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
