@@ -1,5 +1,6 @@
 //! `bimip bench`: measurements that people can repeat.
 
+mod alarm;
 mod backlog;
 #[cfg(target_os = "linux")]
 mod compare;

@@ -13,6 +13,7 @@ use super::check::{Inbox, Index, Way};
 use super::fleet::{Course, device_name};
 use super::outbox::{Outbox, Stamp};
 use super::presence;
+use crate::cli::bench::alarm::Alarm;
 use crate::cli::bench::connection::{Device, Reader, SignIn, Writer, answer, answer_pings, receipt};
 use crate::cli::bench::report::record;
 use crate::random::Random;
@@ -153,8 +154,8 @@ impl Phone {
         again.chain(self.receipts.values().cloned()).for_each(|frame| writer.queue(frame));
 
         let mut open = course.board.watch();
-        let alarm = tokio::time::sleep_until(clock.until.into());
-        tokio::pin!(alarm);
+        let by_schedule = self.outbox.is_some() && plan.rate > 0.0;
+        let mut alarm = if by_schedule { Alarm::fine(clock.until)? } else { Alarm::coarse(clock.until) };
         loop {
             let now = Instant::now();
             self.send_due(now, &mut writer);
@@ -175,10 +176,7 @@ impl Phone {
                 let missing = self.inbox.missing(&course.board);
                 bail!("{missing} messages and {} answers to receipts are missing", self.receipts.len());
             }
-            let wake = self.wake(now);
-            if alarm.deadline() != wake.into() {
-                alarm.as_mut().reset(wake.into());
-            }
+            alarm.set(self.wake(now))?;
             let has_room =
                 self.outbox.is_some() && plan.rate == 0.0 && now < clock.until && writer.queued() < BATCH_MAX;
             tokio::select! {
@@ -206,7 +204,7 @@ impl Phone {
                         self.send(Instant::now(), &mut writer);
                     }
                 }
-                () = &mut alarm => {}
+                rung = alarm.rung() => rung?,
                 _ = open.changed(), if self.last_due.is_none() => {}
             }
         }

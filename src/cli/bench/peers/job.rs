@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::format::Format;
 use super::subject::{ALPN, Kind, Subject};
+use crate::cli::bench::alarm::Alarm;
 use crate::cli::bench::connection::endpoint;
 use crate::cli::bench::process::Usage;
 use crate::cli::bench::report::{histogram, record};
@@ -120,6 +121,7 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
     let due_at = |index: usize| every.map(|every| clock.start + offset + every.mul_f64(index as f64));
     let (mut due, mut receipts, mut latencies) = (Vec::new(), 0, histogram());
     let mut out = BytesMut::new();
+    let mut alarm = if every.is_some() { Alarm::fine(clock.until)? } else { Alarm::coarse(clock.until) };
     loop {
         let now = Instant::now();
         let over = now >= clock.until;
@@ -142,9 +144,11 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
             Some(at) => at.min(clock.until),
             None => clock.until,
         };
+        alarm.set(wake)?;
         tokio::select! {
             read = end.stream.read_buf(&mut end.input) => ensure!(read? > 0, "the sender was disconnected"),
-            () = tokio::time::sleep_until(wake.into()) => {
+            rung = alarm.rung() => {
+                rung?;
                 if over {
                     bail!("receipts are missing after {receipts} of {}", due.len());
                 }

@@ -21,6 +21,7 @@ use crate::cli::{Failure, say};
 
 /// This server beside a bare QUIC relay, a bare TLS relay and mosquitto
 ///
+/// The server is measured over QUIC, then over TLS on TCP, which mosquitto has.
 /// mosquitto runs where it is installed (Debian: `apt-get install mosquitto`): QoS 1 over TLS, nothing of it stored.
 /// The relays parse nothing and store nothing. bimip has each text on disk before it is acknowledged.
 #[derive(clap::Args)]
@@ -90,8 +91,13 @@ impl Args {
     }
 
     async fn measure(&self, kind: Kind, rate: u64, folder: &std::path::Path) -> Result<Option<Figures>, Failure> {
-        if kind == Kind::Bimip {
-            return Ok(Some(subject::load(&self.load_flags(rate))?));
+        let transport = match kind {
+            Kind::Bimip => Some("quic"),
+            Kind::BimipTcp => Some("tcp"),
+            Kind::QuicRelay | Kind::TlsRelay | Kind::Mosquitto => None,
+        };
+        if let Some(transport) = transport {
+            return Ok(Some(subject::load(transport, &self.load_flags(rate))?));
         }
         let Some(subject) = Subject::start(kind, folder)? else { return Ok(None) };
         let plan = Plan {

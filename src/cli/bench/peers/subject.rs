@@ -21,10 +21,12 @@ pub(super) enum Kind {
     TlsRelay,
     Mosquitto,
     Bimip,
+    /// Over TLS on TCP, as mosquitto is.
+    BimipTcp,
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 4] = [Kind::QuicRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip];
+    pub(super) const ALL: [Kind; 5] = [Kind::QuicRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip, Kind::BimipTcp];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -32,6 +34,7 @@ impl Kind {
             Kind::TlsRelay => "bare TLS",
             Kind::Mosquitto => "mosquitto",
             Kind::Bimip => "bimip",
+            Kind::BimipTcp => "bimip, TCP",
         }
     }
 }
@@ -52,7 +55,7 @@ impl Subject {
         let started = match kind {
             Kind::Mosquitto => mosquitto(folder)?,
             Kind::QuicRelay | Kind::TlsRelay => Some(relay(kind, folder)?),
-            Kind::Bimip => bail!("bimip is measured by its own load generator"),
+            Kind::Bimip | Kind::BimipTcp => bail!("bimip is measured by its own load generator"),
         };
         Ok(started.map(|(child, address)| Subject { kind, address, certificate: signed.cert, child }))
     }
@@ -120,9 +123,9 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
 }
 
 /// The same job by `bimip bench load --receipts`, with a server of its own.
-pub(super) fn load(flags: &[String]) -> anyhow::Result<Figures> {
+pub(super) fn load(transport: &str, flags: &[String]) -> anyhow::Result<Figures> {
     let output = Command::new(std::env::current_exe()?)
-        .args(["bench", "load", "--receipts", "--json"])
+        .args(["bench", "load", "--receipts", "--json", "--transport", transport])
         .args(flags)
         .stderr(Stdio::inherit())
         .output()?;
