@@ -16,6 +16,7 @@ mod limits;
 mod listen;
 mod log;
 mod once;
+mod open_files;
 mod options;
 mod owner;
 mod presence;

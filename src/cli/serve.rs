@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::options::{ConfigFile, ServerFlags};
-use super::{Failure, say};
+use super::{Failure, open_files, say};
 use crate::config::{Config, LogFormat};
 use crate::limits::DRAIN_WITHIN;
 use crate::observe;
@@ -29,6 +29,7 @@ impl Args {
             LogFormat::Json => observe::LogFormat::Json,
         };
         observe::start_log(&config.log.level, format).map_err(anyhow::Error::msg)?;
+        open_files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(serve(config));
         // A thread that waits for a file, as for a certificate on a network file system, may do so for ever.

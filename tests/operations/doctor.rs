@@ -3,11 +3,13 @@
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::common::{Process, TestServer, scratch, within_bound};
+use crate::common::{Process, TestServer, program, scratch, within_bound};
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
@@ -98,6 +100,25 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
     let (code, out, err) = run(&["config", "--check", "--config", path(&file)]).await;
     assert_eq!((code, out.as_str()), (USAGE, ""));
     assert!(err.contains("liste"), "{err}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_open_as_many_files_as_the_system_lets_it() {
+    let folder = scratch();
+    let program = program(folder.path());
+    let program = program.as_std();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -S -n 300 && exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
+    let mut server = shell.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    within_bound("the ready line", stdout.read_line(&mut line)).await.unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.id().unwrap())).unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard, _] = limit.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{limit}") };
+    assert_ne!(hard, "300");
+    assert_eq!(soft, hard);
 }
 
 #[tokio::test(flavor = "multi_thread")]

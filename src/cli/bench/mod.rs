@@ -19,7 +19,7 @@ mod progress;
 mod report;
 mod storm;
 
-use super::{Failure, complain, udp};
+use super::{Failure, complain, open_files, udp};
 
 /// Measure a server
 #[derive(clap::Args)]
@@ -51,6 +51,7 @@ enum What {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
+        open_files::raise_limit();
         let before = udp::dropped();
         self.measure()?;
         if let Some((before, after)) = before.zip(udp::dropped())

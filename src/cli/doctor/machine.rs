@@ -23,11 +23,12 @@ pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
         findings.extend(number(path).map(|bytes| buffer(name, bytes)));
     }
     findings.extend(udp::dropped().map(drops));
-    let (whose, limits) = match server {
-        Some(process) => ("the running server", format!("/proc/{process}/limits")),
-        None => ("programs of this shell, not of systemd's units", "/proc/self/limits".to_owned()),
+    let (whose, limits, of) = match server {
+        Some(process) => ("the running server", format!("/proc/{process}/limits"), Limit::Soft),
+        // To which a server raises its own.
+        None => ("a server from this shell, not from systemd", "/proc/self/limits".to_owned(), Limit::Hard),
     };
-    let limit = read(&limits).as_deref().and_then(open_files);
+    let limit = read(&limits).as_deref().and_then(|limits| open_files(limits, of));
     findings.extend(limit.map(|limit| files(limit, whose, config)));
     findings.push(clock(SystemTime::now(), newest(&config.data_dir.join("store")), synchronized()));
     findings
@@ -53,10 +54,24 @@ fn drops(count: u64) -> Finding {
     }
 }
 
-/// The soft limit; `None`: no limit, or not known.
-fn open_files(limits: &str) -> Option<u64> {
+/// Which of a process's two limits.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// That holds.
+    Soft,
+    /// That it may raise it to.
+    Hard,
+}
+
+/// `None`: no limit, or not known.
+fn open_files(limits: &str, of: Limit) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+    let mut both = line.split_whitespace();
+    let limit = match of {
+        Limit::Soft => both.next(),
+        Limit::Hard => both.nth(1),
+    };
+    limit?.parse().ok()
 }
 
 fn files(limit: u64, whose: &str, config: &Config) -> Finding {
@@ -134,8 +149,8 @@ mod tests {
     #[test]
     fn what_the_kernel_says_is_read() {
         let limits = "Limit       Soft Limit Hard Limit Units\nMax open files       1024      524288     files\n";
-        assert_eq!(open_files(limits), Some(1024));
-        assert_eq!(open_files("Max open files  unlimited unlimited files"), None);
+        assert_eq!([Limit::Soft, Limit::Hard].map(|of| open_files(limits, of)), [Some(1024), Some(524_288)]);
+        assert_eq!(open_files("Max open files  unlimited unlimited files", Limit::Soft), None);
         assert!(free_bytes(Path::new("/")).is_some() && free_bytes(Path::new("/no/such/folder")).is_none());
     }
 
