@@ -190,7 +190,17 @@ pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Journal of the embedded engine, the least it takes: bounds the disk and the replay at start-up (the same record).
 pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Between two looks at the files that the engine writes: what has grown meanwhile begins to be written to disk.
-pub const STORE_WRITEBACK_PAUSE: Duration = Duration::from_millis(2);
+pub const STORE_FILES_PAUSE: Duration = Duration::from_millis(2);
+/// Files of the engine that are kept open, so that they are freed bit by bit when they are deleted: those of some 10 GiB.
+/// Others are freed at once, and a commit may wait for it.
+pub const STORE_FILES_OPEN_MAX: usize = 256;
+/// Deleted ones that wait for it; what is more is freed at once. As many as a large merge deletes.
+pub const STORE_FILES_FREED_MAX: usize = 16;
+/// Freed at a time, and the pause after it: the disk has a third of a millisecond's work, and a file of 64 MiB is gone within a
+/// sixth of a second.
+pub const STORE_FREED_BYTES: u64 = 1024 * 1024;
+/// See [`STORE_FREED_BYTES`].
+pub const STORE_FREED_PAUSE: Duration = Duration::from_millis(2);
 /// Threads of the embedded engine that write and merge files behind the writer's back. With two, one of them spins while
 /// the other merges (docs/decisions/0001).
 pub const STORE_WORKERS: usize = 1;

@@ -8,11 +8,11 @@ use ::fjall::{
 };
 
 use super::background;
+#[cfg(target_os = "linux")]
+use super::files::Files;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::rotation::Rotation;
 use super::torn::{self, Outcome};
-#[cfg(target_os = "linux")]
-use super::writeback::Writeback;
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
@@ -26,7 +26,7 @@ pub(crate) struct Fjall {
     spaces: Arc<[Keyspace]>,
     rotation: Rotation,
     #[cfg(target_os = "linux")]
-    _writeback: Option<Writeback>,
+    _files: Option<Files>,
     /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
     /// engine has written a file, it makes all visible that has a number by then.
     newest: Mutex<Snapshot>,
@@ -76,7 +76,7 @@ impl Fjall {
             database,
             rotation,
             #[cfg(target_os = "linux")]
-            _writeback: Writeback::start(spaces.iter().map(|space| space.path().join(TABLES_FOLDER))),
+            _files: Files::watch(dir, spaces.iter().map(|space| space.path().join(TABLES_FOLDER))),
             spaces,
             newest,
         })

@@ -9,6 +9,8 @@ mod audit;
 mod background;
 mod embedded;
 mod figures;
+#[cfg(target_os = "linux")]
+mod files;
 mod fjall;
 mod inbox;
 mod key;
@@ -20,10 +22,10 @@ mod read;
 mod record;
 mod retention;
 mod rotation;
+#[cfg(target_os = "linux")]
+mod shrink;
 mod torn;
 mod types;
-#[cfg(target_os = "linux")]
-mod writeback;
 mod writer;
 
 #[cfg(test)]

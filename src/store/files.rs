@@ -1,0 +1,336 @@
+//! Looks after the engine's files, so that commits do not wait for the disk on their account.
+//!
+//! **Written while they grow.** lsm-tree writes a file of some 16 or 64 MiB into memory and has it written to disk at its end,
+//! all at once: the commits' fdatasyncs wait behind it, and after a merge every insert does too, as it is done under a lock.
+//! Written bit by bit meanwhile there is little left to be written at the end.
+//!
+//! **Freed bit by bit** ([`super::shrink`]), as each of them is kept open here. Whoever deletes one, the writer of commits or
+//! the engine under its lock, does not wait for it either.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+
+use super::background;
+use super::shrink::{Shrinker, is_deleted};
+use crate::limits;
+
+/// How the names of journals end. Nothing else in their folder is opened, least of all the engine's lock.
+const JOURNAL: &str = "jnl";
+
+/// Watches folders, and the files that come and go in them.
+pub(super) struct Files {
+    inotify: Arc<OwnedFd>,
+    watches: Vec<i32>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Files {
+    /// Watches the folder of the journals, and those of the tables, from now on: all are there. `None`, which the log tells: the
+    /// system has no room for it, and commits wait for files as they would without.
+    pub(super) fn watch(journals: &Path, tables: impl IntoIterator<Item = PathBuf>) -> Option<Files> {
+        Files::start(journals, tables).inspect_err(given_up).ok()
+    }
+
+    fn start(journals: &Path, tables: impl IntoIterator<Item = PathBuf>) -> io::Result<Files> {
+        let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
+        let comes_and_goes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        let mut folders = HashMap::new();
+        // Journals grow with each commit, which syncs them.
+        let watch = inotify::add_watch(&inotify, journals, comes_and_goes)?;
+        folders.insert(watch, Folder { path: journals.to_owned(), holds: Holds::Journals });
+        for path in tables {
+            let watch = inotify::add_watch(&inotify, &path, comes_and_goes | WatchFlags::MODIFY)?;
+            folders.insert(watch, Folder { path, holds: Holds::Tables });
+        }
+        let watches = folders.keys().copied().collect();
+        let mut care = Care { folders, open: HashMap::new(), shrinker: Shrinker::start()? };
+        care.open_all()?;
+        let run = {
+            let inotify = inotify.clone();
+            move || {
+                background::give_way();
+                if let Err(error) = care.run(&inotify) {
+                    given_up(&error);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("store-files".into()).spawn(run)?;
+        Ok(Files { inotify, watches, thread: Some(thread) })
+    }
+}
+
+fn given_up(error: &io::Error) {
+    tracing::warn!(%error, "the store's files are written out and freed at once: commits wait for it");
+}
+
+struct Folder {
+    path: PathBuf,
+    holds: Holds,
+}
+
+#[derive(PartialEq)]
+enum Holds {
+    Tables,
+    /// And what else the engine has.
+    Journals,
+}
+
+impl Folder {
+    /// The file of this name, if it is one to look after.
+    fn file(&self, name: &OsStr) -> Option<PathBuf> {
+        let path = self.path.join(name);
+        let is_wanted = self.holds == Holds::Tables || path.extension() == Some(OsStr::new(JOURNAL));
+        is_wanted.then_some(path)
+    }
+}
+
+/// What the thread has.
+struct Care {
+    folders: HashMap<i32, Folder>,
+    /// As many as there may be. The others are deleted as they would be without.
+    open: HashMap<PathBuf, File>,
+    shrinker: Shrinker,
+}
+
+impl Care {
+    /// What is there already.
+    fn open_all(&mut self) -> io::Result<()> {
+        let mut files = Vec::new();
+        for folder in self.folders.values() {
+            for entry in folder.path.read_dir()? {
+                files.extend(folder.file(&entry?.file_name()));
+            }
+        }
+        files.into_iter().for_each(|file| self.keep_open(file));
+        Ok(())
+    }
+
+    fn keep_open(&mut self, path: PathBuf) {
+        if self.open.len() >= limits::STORE_FILES_OPEN_MAX || self.open.contains_key(&path) {
+            return;
+        }
+        match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => drop(self.open.insert(path, file)),
+            // It is gone already, or is a folder.
+            Err(error) => tracing::debug!(file = %path.display(), %error, "not kept open"),
+        }
+    }
+
+    fn run(mut self, inotify: &OwnedFd) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(inotify, &mut buffer);
+        let mut grown: Vec<PathBuf> = Vec::new();
+        loop {
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let what = event.events();
+            if what.contains(ReadFlags::IGNORED) {
+                // The watch was taken away: it is the end.
+                return Ok(());
+            }
+            let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
+            if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+                self.look_for_deleted();
+            } else if let (Some(folder), Some(name)) = (self.folders.get(&event.wd()), name)
+                && let Some(file) = folder.file(name)
+            {
+                if what.contains(ReadFlags::DELETE) {
+                    self.open.remove(&file).into_iter().for_each(|file| self.shrinker.free(file));
+                } else {
+                    if what.contains(ReadFlags::MODIFY) && !grown.contains(&file) {
+                        grown.push(file.clone());
+                    }
+                    self.keep_open(file);
+                }
+            }
+            if events.is_buffer_empty() {
+                for file in grown.drain(..) {
+                    if let Err(error) = self.write_out(&file) {
+                        tracing::debug!(file = %file.display(), %error, "not written out yet");
+                    }
+                }
+                std::thread::sleep(limits::STORE_FILES_PAUSE);
+            }
+        }
+    }
+
+    /// Events were lost: what is gone is found by that it has no name, or it would take its place on the disk for ever.
+    fn look_for_deleted(&mut self) {
+        for (_, file) in self.open.extract_if(|_, file| is_deleted(file)) {
+            self.shrinker.free(file);
+        }
+    }
+
+    /// Begins to write what of the file is in memory alone. Promises nothing: that is for the engine's own sync.
+    #[allow(unsafe_code)]
+    fn write_out(&self, path: &Path) -> io::Result<()> {
+        let (opened, file);
+        match self.open.get(path) {
+            Some(kept) => file = kept,
+            None => {
+                opened = File::open(path)?;
+                file = &opened;
+            }
+        }
+        // SAFETY: no pointers; the descriptor is open until the end of the call. From 0 for 0 bytes is all of it.
+        match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Each of them ends the thread.
+        for watch in &self.watches {
+            let _ = inotify::remove_watch(&self.inotify, *watch);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const PIECE: usize = 64 * 1024;
+    const PIECES: usize = 64;
+
+    /// Pages of a file that are in memory alone (cachestat(2), Linux 6.5).
+    #[allow(unsafe_code)]
+    fn dirty_pages(file: &File) -> Option<u64> {
+        const CACHESTAT: libc::c_long = 451;
+        let range = [0u64; 2];
+        // Cached, dirty, under way, evicted, evicted a short while ago.
+        let mut figures = [0u64; 5];
+        // SAFETY: both arrays are as the call wants them, and live through it.
+        let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), figures.as_mut_ptr(), 0) };
+        (done == 0).then(|| figures[1])
+    }
+
+    fn written(folder: &Path) -> File {
+        let mut file = File::create_new(folder.join("1")).unwrap();
+        for _ in 0..PIECES {
+            file.write_all(&[1; PIECE]).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn a_file_that_grows_in_a_watched_folder_is_written_without_being_synced() {
+        let began = Instant::now();
+        loop {
+            let [watched, beside] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let control = written(beside.path());
+            let Some(pages) = dirty_pages(&control).filter(|pages| *pages > 1) else {
+                return eprintln!("NOT RUN: this kernel or file system does not tell what is in memory alone");
+            };
+            let _files = Files::watch(beside.path(), [watched.path().to_owned()]).unwrap();
+            let file = written(watched.path());
+            while dirty_pages(&file).unwrap() > pages / 2 {
+                assert!(began.elapsed() < PATIENCE, "nothing was written out");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if dirty_pages(&control).unwrap() > pages / 2 {
+                return;
+            }
+            // A kernel that has much to write does so by itself, which says nothing.
+            assert!(began.elapsed() < PATIENCE, "what nobody watched was written as soon");
+        }
+    }
+
+    /// Deletes it once it is kept open, and waits until it is cut shorter.
+    fn delete(path: &Path) {
+        let began = Instant::now();
+        let is_open = || {
+            let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+            let mut files = descriptors.filter_map(|entry| entry.ok()?.path().read_link().ok());
+            files.any(|file| file == path)
+        };
+        while !is_open() {
+            assert!(began.elapsed() < PATIENCE, "{} is not kept open", path.display());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let look = File::open(path).unwrap();
+        let whole = length(&look);
+        std::fs::remove_file(path).unwrap();
+        while length(&look) == whole {
+            assert!(began.elapsed() < PATIENCE, "{} is not cut shorter", path.display());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn length(file: &File) -> u64 {
+        file.metadata().unwrap().len()
+    }
+
+    #[test]
+    fn files_that_were_there_and_that_came_are_freed_bit_by_bit() {
+        let [journals, tables] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let long = |path: &Path| File::create_new(path).unwrap().set_len(64 * limits::STORE_FREED_BYTES).unwrap();
+        let before = tables.path().join("before");
+        // The engine's alone.
+        let other = journals.path().join("lock");
+        [&before, &other].into_iter().for_each(|path| long(path));
+        let _files = Files::watch(journals.path(), [tables.path().to_owned()]).unwrap();
+        for path in [tables.path().join("after"), journals.path().join("7.jnl")] {
+            long(&path);
+            delete(&path);
+        }
+        delete(&before);
+        let look = File::open(&other).unwrap();
+        std::fs::remove_file(&other).unwrap();
+        let last = journals.path().join("8.jnl");
+        long(&last);
+        delete(&last);
+        assert_eq!(length(&look), 64 * limits::STORE_FREED_BYTES);
+    }
+
+    #[test]
+    fn no_more_are_kept_open_than_there_may_be_and_what_is_gone_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |number: usize| folder.path().join(number.to_string());
+        for number in 0..limits::STORE_FILES_OPEN_MAX + 10 {
+            File::create_new(path(number)).unwrap();
+        }
+        let tables = Folder { path: folder.path().to_owned(), holds: Holds::Tables };
+        let mut care =
+            Care { folders: HashMap::from([(0, tables)]), open: HashMap::new(), shrinker: Shrinker::start().unwrap() };
+        care.open_all().unwrap();
+        assert_eq!(care.open.len(), limits::STORE_FILES_OPEN_MAX);
+        let gone = care.open.keys().take(3).cloned().collect::<Vec<_>>();
+        gone.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        care.look_for_deleted();
+        assert_eq!(care.open.len(), limits::STORE_FILES_OPEN_MAX - gone.len());
+        assert!(gone.iter().all(|path| !care.open.contains_key(path)));
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_be_watched_and_what_was_watched_is_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Files::watch(folder.path(), [folder.path().join("none")]).is_none());
+        assert!(Files::watch(&folder.path().join("none"), []).is_none());
+        drop(Files::watch(folder.path(), []).unwrap());
+    }
+}

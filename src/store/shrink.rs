@@ -1,0 +1,162 @@
+//! Frees what deleted files took, bit by bit.
+//!
+//! A file that is deleted gives back all its blocks at once, and a file system that tells the disk of it (mounted with `discard`,
+//! as images for clouds often are) keeps the disk busy for as long: 14 ms for 64 MiB where this was measured, in which no
+//! fdatasync came to its end; without `discard` 3.5 ms. A file that somebody has open lives on without a name, and can be cut
+//! shorter a step at a time, between which the commits get their turn.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use super::background;
+use crate::limits;
+
+/// A thread that frees them.
+pub(super) struct Shrinker {
+    deleted: Option<SyncSender<File>>,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shrinker {
+    pub(super) fn start() -> io::Result<Shrinker> {
+        let (deleted, files) = sync_channel(limits::STORE_FILES_FREED_MAX);
+        let ends = Arc::new(AtomicBool::new(false));
+        let run = {
+            let ends = ends.clone();
+            move || {
+                background::give_way();
+                run(&files, &ends);
+            }
+        };
+        let thread = std::thread::Builder::new().name("store-shrink".into()).spawn(run)?;
+        Ok(Shrinker { deleted: Some(deleted), ends, thread: Some(thread) })
+    }
+
+    /// Takes a file, open for writing, that was deleted. One that has a name still is let go as it is, and so is one that is too
+    /// many: it is freed at once.
+    pub(super) fn free(&self, file: File) {
+        if is_deleted(&file)
+            && let Some(deleted) = &self.deleted
+        {
+            let _ = deleted.try_send(file);
+        }
+    }
+}
+
+/// No name leads to it any more.
+pub(super) fn is_deleted(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+fn run(files: &Receiver<File>, ends: &AtomicBool) {
+    for file in files {
+        let mut left = file.metadata().map_or(0, |metadata| metadata.len());
+        while left > 0 && !ends.load(Ordering::Relaxed) {
+            left = left.saturating_sub(limits::STORE_FREED_BYTES);
+            if let Err(error) = file.set_len(left) {
+                tracing::debug!(%error, "a deleted file is freed at once");
+                break;
+            }
+            std::thread::sleep(limits::STORE_FREED_PAUSE);
+        }
+    }
+}
+
+impl Drop for Shrinker {
+    /// What is left is freed at once.
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        self.deleted = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const STEPS: u64 = 200;
+
+    /// A file, and what looks at it after it is deleted.
+    fn made(path: &Path) -> [File; 2] {
+        let file = File::create_new(path).unwrap();
+        file.set_len(STEPS * limits::STORE_FREED_BYTES).unwrap();
+        let look = file.try_clone().unwrap();
+        [file, look]
+    }
+
+    fn length(file: &File) -> u64 {
+        file.metadata().unwrap().len()
+    }
+
+    #[test]
+    fn a_deleted_file_shrinks_in_steps() {
+        let (folder, began) = (tempfile::tempdir().unwrap(), Instant::now());
+        let shrinker = Shrinker::start().unwrap();
+        loop {
+            let [file, look] = made(&folder.path().join("1"));
+            std::fs::remove_file(folder.path().join("1")).unwrap();
+            let whole = length(&look);
+            shrinker.free(file);
+            let mut seen = 0;
+            while length(&look) > 0 {
+                seen += u32::from(length(&look) < whole);
+                assert!(began.elapsed() < PATIENCE, "{} bytes are left", length(&look));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Whoever looks late may see nothing of it.
+            if seen > 0 {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_a_name_still_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let [kept, deleted] = ["kept", "deleted"].map(|name| folder.path().join(name));
+        let [file, look] = made(&kept);
+        std::fs::hard_link(&kept, &deleted).unwrap();
+        std::fs::remove_file(&deleted).unwrap();
+        let shrinker = Shrinker::start().unwrap();
+        shrinker.free(file);
+        // What it is given next is done after it.
+        let [next, look_at_next] = made(&deleted);
+        std::fs::remove_file(&deleted).unwrap();
+        shrinker.free(next);
+        let began = Instant::now();
+        while length(&look_at_next) > 0 {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(length(&look), STEPS * limits::STORE_FREED_BYTES);
+    }
+
+    #[test]
+    fn too_many_are_freed_at_once_and_the_end_waits_for_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let shrinker = Shrinker::start().unwrap();
+        let began = Instant::now();
+        for number in 0..2 * limits::STORE_FILES_FREED_MAX {
+            let path = folder.path().join(number.to_string());
+            let [file, _] = made(&path);
+            std::fs::remove_file(path).unwrap();
+            shrinker.free(file);
+        }
+        drop(shrinker);
+        let bit_by_bit = limits::STORE_FREED_PAUSE * (STEPS as u32) * (limits::STORE_FILES_FREED_MAX as u32);
+        assert!(began.elapsed() < bit_by_bit.max(PATIENCE));
+    }
+}
