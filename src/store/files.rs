@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -32,6 +33,7 @@ const JOURNAL: &str = "jnl";
 pub(super) struct Files {
     inotify: Arc<OwnedFd>,
     watches: Vec<i32>,
+    ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -56,17 +58,18 @@ impl Files {
         let watches = folders.keys().copied().collect();
         let mut care = Care { folders, open: HashMap::new(), shrinker: Shrinker::start()? };
         care.open_all()?;
+        let ends = Arc::new(AtomicBool::new(false));
         let run = {
-            let inotify = inotify.clone();
+            let (inotify, ends) = (inotify.clone(), ends.clone());
             move || {
                 background::give_way();
-                if let Err(error) = care.run(&inotify) {
+                if let Err(error) = care.run(&inotify, &ends) {
                     given_up(&error);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("store-files".into()).spawn(run)?;
-        Ok(Files { inotify, watches, thread: Some(thread) })
+        Ok(Files { inotify, watches, ends, thread: Some(thread) })
     }
 }
 
@@ -127,7 +130,7 @@ impl Care {
         }
     }
 
-    fn run(mut self, inotify: &OwnedFd) -> io::Result<()> {
+    fn run(mut self, inotify: &OwnedFd, ends: &AtomicBool) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(inotify, &mut buffer);
         let mut grown: Vec<PathBuf> = Vec::new();
@@ -138,8 +141,8 @@ impl Care {
                 Err(error) => return Err(error.into()),
             };
             let what = event.events();
-            if what.contains(ReadFlags::IGNORED) {
-                // The watch was taken away: it is the end.
+            // A watch that was taken away is the end. That event may be lost among too many, but not all of those.
+            if what.contains(ReadFlags::IGNORED) || ends.load(Ordering::Acquire) {
                 return Ok(());
             }
             let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
@@ -196,7 +199,8 @@ impl Care {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // Each of them ends the thread.
+        self.ends.store(true, Ordering::Release);
+        // Each of them wakes the thread.
         for watch in &self.watches {
             let _ = inotify::remove_watch(&self.inotify, *watch);
         }

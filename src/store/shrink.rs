@@ -110,14 +110,18 @@ mod tests {
             std::fs::remove_file(folder.path().join("1")).unwrap();
             let whole = length(&look);
             shrinker.free(file);
-            let mut seen = 0;
-            while length(&look) > 0 {
-                seen += u32::from(length(&look) < whole);
-                assert!(began.elapsed() < PATIENCE, "{} bytes are left", length(&look));
+            let mut between = false;
+            loop {
+                let left = length(&look);
+                if left == 0 {
+                    break;
+                }
+                between |= left < whole;
+                assert!(began.elapsed() < PATIENCE, "{left} bytes are left");
                 std::thread::sleep(Duration::from_millis(1));
             }
             // Whoever looks late may see nothing of it.
-            if seen > 0 {
+            if between {
                 return;
             }
         }
@@ -145,18 +149,20 @@ mod tests {
     }
 
     #[test]
-    fn too_many_are_freed_at_once_and_the_end_waits_for_none() {
+    fn too_many_are_let_go_and_the_end_waits_for_none() {
         let folder = tempfile::tempdir().unwrap();
         let shrinker = Shrinker::start().unwrap();
-        let began = Instant::now();
-        for number in 0..2 * limits::STORE_FILES_FREED_MAX {
+        let looks = (0..2 * limits::STORE_FILES_FREED_MAX).map(|number| {
             let path = folder.path().join(number.to_string());
-            let [file, _] = made(&path);
+            let [file, look] = made(&path);
             std::fs::remove_file(path).unwrap();
             shrinker.free(file);
-        }
+            look
+        });
+        let looks: Vec<_> = looks.collect();
         drop(shrinker);
-        let bit_by_bit = limits::STORE_FREED_PAUSE * (STEPS as u32) * (limits::STORE_FILES_FREED_MAX as u32);
-        assert!(began.elapsed() < bit_by_bit.max(PATIENCE));
+        // Each that was waited for is empty.
+        let untouched = looks.iter().filter(|look| length(look) == STEPS * limits::STORE_FREED_BYTES).count();
+        assert!(untouched > 0);
     }
 }

@@ -110,6 +110,12 @@ async fn a_server_may_open_as_many_files_as_the_system_lets_it() {
     let program = program.as_std();
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -S -n 300 && exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
     let mut server = shell.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let mut line = String::new();
     let mut stdout = BufReader::new(server.stdout.take().unwrap());
