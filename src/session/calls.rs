@@ -26,18 +26,19 @@ pub(super) struct Calls {
     asked: VecDeque<(u32, Asked)>,
     last: u32,
     /// A write for which the store had no place.
-    crowded: Option<Crowded>,
-    /// Those behind it.
-    held: VecDeque<(Asked, Write)>,
+    crowded: Option<Box<Crowded>>,
     /// Which could not wait for it any longer.
     refused: VecDeque<Asked>,
-    others: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// `None` at rest: also an empty one takes memory.
+    others: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
 }
 
 struct Crowded {
     waiting: BoxFuture<'static, Done>,
     /// Sender and message, if it is a release.
     release: Option<(Eid, MessageId)>,
+    /// Those behind it.
+    held: VecDeque<(Asked, Write)>,
 }
 
 impl Calls {
@@ -49,22 +50,21 @@ impl Calls {
             asked: VecDeque::new(),
             last: 0,
             crowded: None,
-            held: VecDeque::new(),
             refused: VecDeque::new(),
-            others: FuturesUnordered::new(),
+            others: None,
         }
     }
 
     /// Begins a call; `true` if it has to be polled before it does anything.
     pub(super) fn start(&mut self, call: Call) -> bool {
-        match call {
-            Call::Write(asked, write) if self.crowded.is_some() => {
-                self.held.push_back((asked, write));
+        match (call, &mut self.crowded) {
+            (Call::Write(asked, write), Some(crowded)) => {
+                crowded.held.push_back((asked, write));
                 false
             }
-            Call::Write(asked, write) => self.submit(asked, write),
-            call => {
-                self.others.push(run(self.store.clone(), call).boxed());
+            (Call::Write(asked, write), None) => self.submit(asked, write),
+            (call, _) => {
+                self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
                 true
             }
         }
@@ -75,6 +75,7 @@ impl Calls {
         self.store.advance_cursor(user, device, sequence);
     }
 
+    /// `true` if it has to wait for a place.
     fn submit(&mut self, asked: Asked, write: Write) -> bool {
         self.last = self.last.wrapping_add(1);
         match self.store.submit(write, self.last, &self.inbox) {
@@ -83,16 +84,16 @@ impl Calls {
                 false
             }
             Err(write) => {
-                self.wait(asked, write);
+                self.wait(asked, write, VecDeque::new());
                 true
             }
         }
     }
 
-    fn wait(&mut self, asked: Asked, write: Write) {
+    fn wait(&mut self, asked: Asked, write: Write, held: VecDeque<(Asked, Write)>) {
         let release = if let Write::Release(sender, id) = &write { Some((sender.clone(), *id)) } else { None };
         let waiting = run(self.store.clone(), Call::Write(asked, write)).boxed();
-        self.crowded = Some(Crowded { waiting, release });
+        self.crowded = Some(Box::new(Crowded { waiting, release, held }));
     }
 
     /// The next that is done; `None`: none is under way.
@@ -106,8 +107,7 @@ impl Calls {
         if let Some(crowded) = &mut self.crowded
             && let Poll::Ready(done) = crowded.waiting.poll_unpin(cx)
         {
-            let release = crowded.release.take();
-            match self.go_on(done, release) {
+            match self.go_on(done) {
                 Some(done) => return Poll::Ready(Some(done)),
                 // It waits again, and has to be polled for that.
                 None => cx.waker().wake_by_ref(),
@@ -117,10 +117,14 @@ impl Calls {
                 return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
             }
         }
-        if let Poll::Ready(Some(done)) = self.others.poll_next_unpin(cx) {
-            return Poll::Ready(Some(done));
+        if let Some(others) = &mut self.others {
+            match others.poll_next_unpin(cx) {
+                Poll::Ready(Some(done)) => return Poll::Ready(Some(done)),
+                Poll::Ready(None) => self.others = None,
+                Poll::Pending => {}
+            }
         }
-        let idle = self.asked.is_empty() && self.crowded.is_none() && self.others.is_empty();
+        let idle = self.asked.is_empty() && self.crowded.is_none() && self.others.is_none();
         if idle { Poll::Ready(None) } else { Poll::Pending }
     }
 
@@ -146,24 +150,28 @@ impl Calls {
         Some(asked.done(outcome))
     }
 
-    /// A write that had to wait is done, or has waited too long: then so have those behind it. `None`: it is a release, and
+    /// The write that had to wait is done, or has waited too long: then so have those behind it. `None`: it is a release, and
     /// goes on waiting.
-    fn go_on(&mut self, done: Done, release: Option<(Eid, MessageId)>) -> Option<Done> {
-        self.crowded = None;
+    fn go_on(&mut self, done: Done) -> Option<Done> {
+        let Crowded { release, mut held, .. } = *self.crowded.take()?;
         if done.is_overloaded() {
             let (releases, others): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut self.held).into_iter().partition(|(_, write)| matches!(write, Write::Release(..)));
-            self.held = releases;
+                held.into_iter().partition(|(_, write)| matches!(write, Write::Release(..)));
             self.refused.extend(others.into_iter().map(|(asked, _)| asked));
             if let Some((sender, id)) = release {
-                self.wait(Asked::Release(id), Write::Release(sender, id));
+                self.wait(Asked::Release(id), Write::Release(sender, id), releases);
                 return None;
             }
+            held = releases;
         }
-        while self.crowded.is_none()
-            && let Some((asked, write)) = self.held.pop_front()
-        {
-            self.submit(asked, write);
+        while let Some((asked, write)) = held.pop_front() {
+            if self.submit(asked, write) {
+                // And so does what is behind it.
+                if let Some(crowded) = &mut self.crowded {
+                    crowded.held = held;
+                }
+                break;
+            }
         }
         Some(done)
     }

@@ -56,6 +56,16 @@ impl Pings {
         self.heard = now.at;
     }
 
+    /// Gives back what only pings under way need.
+    pub(super) fn rest(&mut self) {
+        if self.asked.is_empty() {
+            self.asked = Vec::new();
+        }
+        if self.relayed.is_empty() {
+            self.relayed = Vec::new();
+        }
+    }
+
     /// When a ping is due, or a relayed one has taken too long.
     pub(super) fn due(&self, interval: Duration) -> Instant {
         let ping = self.ping_due(interval);

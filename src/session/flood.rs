@@ -4,6 +4,7 @@
 //! signs in again after a restart, never meets them; a loop that has gone wild does within seconds. Who goes over is
 //! told how long to wait; who goes on all the same is closed with ABUSE.
 
+use std::cell::OnceCell;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
 use super::fault::Fault;
-use super::{Origin, Phase, Session};
+use super::{Open, Origin, Phase, Session};
 
 /// One limit.
 pub(super) struct Limit(Option<Limited>);
@@ -79,15 +80,15 @@ impl Flood {
         self.addresses.get_with(network_of(address), || Arc::new(Limit::new(self.limits.sign_ins))).take()
     }
 
-    pub(super) fn of_user(&self, user: &Eid) -> Arc<Limit> {
+    fn of_user(&self, user: &Eid) -> Arc<Limit> {
         self.users.get_with(user.clone(), || Arc::new(Limit::new(self.limits.messages)))
     }
 
-    pub(super) fn frames(&self) -> Limit {
+    fn frames(&self) -> Limit {
         Limit::new(self.limits.frames)
     }
 
-    pub(super) fn awareness(&self) -> Limit {
+    fn awareness(&self) -> Limit {
         Limit::new(self.limits.awareness)
     }
 }
@@ -106,8 +107,24 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 /// What one session may do, and how often it was told to wait without having waited.
 pub(super) struct Meter {
     pub(super) frames: Limit,
-    pub(super) awareness: Limit,
-    pub(super) messages: Arc<Limit>,
+    /// From the first of each on: most devices are idle.
+    awareness: OnceCell<Box<Limit>>,
+    messages: OnceCell<Arc<Limit>>,
+}
+
+impl Meter {
+    pub(super) fn new(flood: &Flood) -> Meter {
+        Meter { frames: flood.frames(), awareness: OnceCell::new(), messages: OnceCell::new() }
+    }
+
+    pub(super) fn awareness(&self, flood: &Flood) -> &Limit {
+        self.awareness.get_or_init(|| Box::new(flood.awareness()))
+    }
+
+    /// Shared by the user's sessions.
+    pub(super) fn messages(&self, flood: &Flood, user: &Eid) -> &Limit {
+        self.messages.get_or_init(|| flood.of_user(user))
+    }
 }
 
 impl Session {
@@ -117,10 +134,10 @@ impl Session {
         &mut self,
         origin: Origin,
         kind: LimitKind,
-        limit: impl Fn(&Meter) -> Result<(), Duration>,
+        limit: impl Fn(&Open, &Flood) -> Result<(), Duration>,
     ) -> Result<(), Duration> {
         let Phase::Open(open) = &self.phase else { return Ok(()) };
-        let taken = limit(&open.meter);
+        let taken = limit(open, &self.services.flood);
         self.judge(origin, kind, taken);
         taken
     }

@@ -173,11 +173,11 @@ struct Open {
     claims: Claims,
     meter: Meter,
     /// A message is to come again before others are taken.
-    put_off: Option<PutOff>,
+    put_off: Option<Box<PutOff>>,
     /// The user's list is being read.
     listing: bool,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
-    revoking: usize,
+    revoking: u32,
     /// The session's token was revoked meanwhile: nothing more is taken from it, or it could go on for as long as it keeps
     /// revocations under way.
     revoked: bool,
@@ -219,6 +219,9 @@ impl Session {
     pub fn rest(&mut self) {
         if self.out.is_empty() {
             self.out = VecDeque::new();
+        }
+        if let Phase::Open(open) = &mut self.phase {
+            open.pings.rest();
         }
     }
 
@@ -415,7 +418,7 @@ impl Session {
             Ok(scheme) => scheme,
             Err((error, scheme)) => {
                 let origin = Origin { lane, request_id: 0, payload: "" };
-                if self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()).is_ok() {
+                if self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take()).is_ok() {
                     self.refuse_envelope(lane, error, scheme.as_deref());
                 }
                 return;
@@ -423,7 +426,7 @@ impl Session {
         };
         let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
         let origin = Origin { lane, request_id, payload: payload_name(&payload) };
-        if let Err(wait) = self.meter(origin, LimitKind::Frames, |meter| meter.frames.take()) {
+        if let Err(wait) = self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take()) {
             if let Some(local) = sent_name(&payload) {
                 self.put_off(local, wait, Why::Rate, now);
             }
@@ -485,7 +488,7 @@ impl Session {
     fn meter_payload(&mut self, origin: Origin, payload: &Payload, now: Now) -> bool {
         match payload {
             Payload::AwarenessRequest(_) | Payload::AwarenessNotification(_) => {
-                self.meter(origin, LimitKind::Awareness, |meter| meter.awareness.take()).is_ok()
+                self.meter(origin, LimitKind::Awareness, |open, flood| open.meter.awareness(flood).take()).is_ok()
             }
             _ => sent_name(payload).is_none_or(|local| self.meter_send(origin, local, now)),
         }

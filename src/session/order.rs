@@ -13,8 +13,8 @@ use crate::observe::LimitKind;
 use crate::wire::{ErrorCode, LocalId, Payload};
 
 use super::fault::Fault;
-use super::flood::millis;
-use super::{Now, Origin, Phase, Session};
+use super::flood::{Flood, millis};
+use super::{Now, Open, Origin, Phase, Session};
 
 /// The first message of a session that was put off and has not come again.
 pub(super) struct PutOff {
@@ -46,7 +46,8 @@ impl Session {
             return false;
         }
         let least = self.behind_wait();
-        if let Err(wait) = self.meter(origin, LimitKind::Messages, |meter| meter.messages.take_or_wait(least)) {
+        let limit = |open: &Open, flood: &Flood| open.meter.messages(flood, &open.user).take_or_wait(least);
+        if let Err(wait) = self.meter(origin, LimitKind::Messages, limit) {
             self.put_off(local, wait, Why::Rate, now);
             return false;
         }
@@ -69,7 +70,7 @@ impl Session {
             Some(held) if held.first.as_str() == local => held.again = again,
             Some(held) if held.again > now.at && (held.why == Why::Store || why == Why::Rate) => {}
             // What is no name would never be taken.
-            held => *held = LocalId::parse(local).ok().map(|first| PutOff { first, again, why }),
+            held => *held = LocalId::parse(local).ok().map(|first| Box::new(PutOff { first, again, why })),
         }
     }
 }

@@ -156,10 +156,8 @@ impl Session {
         tracing::info!(client, resume_from = %from, log_head = %state.log.head, pipelined, "session open");
         self.services.metrics.opened(self.transport, OpenResult::Accepted);
         self.services.metrics.sessions(self.transport).increment(1);
-        let flood = &self.services.flood;
-        let meter = Meter { frames: flood.frames(), awareness: flood.awareness(), messages: flood.of_user(&user) };
         self.phase = Phase::Open(Box::new(Open {
-            meter,
+            meter: Meter::new(&self.services.flood),
             put_off: None,
             user,
             device,

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use quinn::congestion::{BbrConfig, NewRenoConfig};
-use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
     ServerConfig, TransportConfig, VarInt,
@@ -38,6 +37,7 @@ use super::Tickets;
 use super::bursts::ShortBursts;
 use super::crowd::{Crowd, Place, Shaking};
 use super::quic_lb::Issuer;
+use super::quic_tls::QuicTls;
 
 /// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -78,12 +78,12 @@ pub fn with_tls(
     Ok(server)
 }
 
-fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicServerConfig>, QuicError> {
+fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicTls>, QuicError> {
     let metrics = metrics.clone();
     tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
     // QUIC knows no other size (RFC 9001, 4.6.1); what is held of it is bounded by the windows.
     tls.max_early_data_size = u32::MAX;
-    QuicServerConfig::try_from(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
+    QuicTls::new(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
 }
 
 /// Opens the server's endpoint.
@@ -202,13 +202,50 @@ pub async fn serve(
     }
 }
 
-async fn connect(
+/// Serves a connection from its first packet to its end.
+///
+/// This is no `async fn`, and the handshake is boxed: a task keeps room for all that went into it, and idle sessions would
+/// keep it for their first packet.
+fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (shaking, _place): ((Shaking, Place), Place),
+    (shaking, place): ((Shaking, Place), Place),
     (services, store): (Arc<Services>, Arc<dyn Store>),
     stop: CancellationToken,
-) {
+) -> impl Future<Output = ()> {
+    let begun = Box::pin(begin(incoming, accept_with, shaking, services.clone(), stop));
+    async move {
+        let _place = place;
+        match begun.await {
+            None => {}
+            Some(Begun::Shaken(connection)) => {
+                let link = QuicLink::new(connection, services.clone());
+                drive(link, services, store).await;
+            }
+            // The client has said something in the meantime.
+            Some(Begun::Early(connection, streams, handshake)) => {
+                let link = QuicLink::new(connection, services.clone()).with(streams);
+                tokio::join!(drive(link, services, store), handshake);
+            }
+        }
+    }
+}
+
+/// How far a connection has come when its session begins.
+enum Begun {
+    Shaken(Connection),
+    /// Not to the end of its handshake, which goes on.
+    Early(Connection, (SendStream, RecvStream), Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+/// Until the client may be listened to, or is gone.
+async fn begin(
+    incoming: Incoming,
+    accept_with: Option<Arc<ServerConfig>>,
+    shaking: (Shaking, Place),
+    services: Arc<Services>,
+    stop: CancellationToken,
+) -> Option<Begun> {
     let began = Instant::now();
     let remote = incoming.remote_address();
     let accepted = match accept_with {
@@ -217,50 +254,49 @@ async fn connect(
     };
     // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
     let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
-        return tracing::debug!(%remote, "the first packet was none that could be answered");
+        tracing::debug!(%remote, "the first packet was none that could be answered");
+        return None;
     };
-    // On its own, so that the task of an idle session is not as large as its handshake was.
-    let mut handshake = Box::pin(async {
+    let (shaken, metrics) = (connection.clone(), services.metrics.clone());
+    let mut handshake = Box::pin(async move {
         if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
             tracing::debug!(%remote, "handshake took too long");
-            return connection
+            return shaken
                 .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
         }
         drop(shaking);
-        match connection.close_reason() {
+        match shaken.close_reason() {
             Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
-            None => services.metrics.handshake(TransportKind::Quic, began.elapsed()),
+            None => metrics.handshake(TransportKind::Quic, began.elapsed()),
         }
     });
     // Who is as good as through, or has said something, hears why the server goes; a shutdown does not wait for others.
-    let mut too_late = Box::pin(async move {
+    let too_late = async move {
         stop.cancelled().await;
         sleep(CLOSE_LINGER).await;
-    });
+    };
     let first = tokio::select! {
         biased;
         first = connection.accept_bi() => Some(first),
         () = &mut handshake => None,
-        () = &mut too_late => {
+        () = too_late => {
             let code = CloseCode::Draining;
-            return connection.close(VarInt::from_u32(code.code().unsigned_abs()), code.name().as_bytes());
+            connection.close(VarInt::from_u32(code.code().unsigned_abs()), code.name().as_bytes());
+            return None;
         }
     };
-    drop(too_late);
-    // Made where it is moved on at once, or this task would keep a place for it.
-    let link = || QuicLink::new(connection.clone(), services.clone());
     match first {
-        // The client has said something in the meantime.
         Some(Ok(streams)) => {
             if streams.1.is_0rtt() {
                 services.metrics.zero_rtt(ZeroRttResult::Accepted);
             }
-            let session = drive(link().with(streams), services.clone(), store);
-            tokio::join!(session, handshake);
+            Some(Begun::Early(connection, streams, handshake))
         }
-        Some(Err(_)) => handshake.await,
-        None if connection.close_reason().is_some() => {}
-        None => _ = drive(link(), services.clone(), store).await,
+        Some(Err(_)) => {
+            handshake.await;
+            None
+        }
+        None => connection.close_reason().is_none().then_some(Begun::Shaken(connection)),
     }
 }
 
@@ -414,6 +450,8 @@ impl QuicLink {
                 Poll::Pending => index += 1,
                 Poll::Ready(Ok(1)) => {
                     let (send, recv) = self.unnamed.swap_remove(index);
+                    // Idle sessions keep no room for what is over once.
+                    self.unnamed.shrink_to_fit();
                     return Some(self.open_lane(byte[0], send, recv));
                 }
                 // Ended or reset before it named a lane.

@@ -26,7 +26,8 @@ const SHARDS: usize = 64;
 pub struct Presence {
     timing: Timing,
     clock: Clock,
-    pub(super) shards: Vec<Mutex<HashMap<Eid, Board>>>,
+    /// Boxed, as a table keeps more places than it has entries.
+    pub(super) shards: Vec<Mutex<HashMap<Eid, Box<Board>>>>,
     hasher: RandomState,
     watches: AtomicU64,
     tally: Arc<Tally>,
@@ -307,13 +308,13 @@ impl Presence {
         };
         if let Some(evicted) = evicted {
             let mut shard = self.shard(&evicted);
-            if shard.get(&evicted).is_some_and(Board::is_idle) {
+            if shard.get(&evicted).is_some_and(|board| board.is_idle()) {
                 shard.remove(&evicted);
             }
         }
     }
 
-    fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, Board>> {
+    fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, Box<Board>>> {
         let index = self.hasher.hash_one(user) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -89,6 +89,8 @@ impl UserPresence {
         match self.devices.iter_mut().find(|device| device.id == *id) {
             Some(device) => (device.join, device.lost_until) = (join, None),
             None => {
+                // Most users have one.
+                self.devices.reserve_exact(1);
                 self.devices.push(Device { id: id.clone(), join, status: AwarenessStatus::Online, lost_until: None })
             }
         }
