@@ -6,7 +6,6 @@ mod crowd;
 pub mod qlog;
 pub mod quic;
 pub mod quic_lb;
-mod quic_tls;
 mod tcp_info;
 mod tickets;
 pub mod tls_tcp;
