@@ -1,4 +1,4 @@
-//! Handshakes over QUIC that are begun and not finished (profile 2).
+//! Handshakes over QUIC that are begun and not finished (profile 2), and keys that are made after one.
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ mod common;
 
 use bimip::wire::ALPN;
 
-use common::{QuicLink, TestServer, client_endpoint, client_tls, half_open, within_bound};
+use common::{Link, QuicLink, TestServer, client_endpoint, client_tls, half_open, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
@@ -35,5 +35,16 @@ async fn who_finishes_no_handshake_does_not_keep_others_out() {
         let elsewhere = client_endpoint(tls);
         elsewhere.rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap()).unwrap();
         assert!(QuicLink::dial(&elsewhere, server.quic_address()).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_on_to_new_keys_goes_on() {
+    let server = TestServer::start().await;
+    let mut phone = server.sign_in(ALICE, "phone").await;
+    for _ in 0..3 {
+        let Link::Quic(link) = phone.link() else { panic!("it signed in over QUIC") };
+        link.update_keys();
+        phone.ping().await;
     }
 }

@@ -87,6 +87,11 @@ impl QuicLink {
         }
     }
 
+    /// Has both sides go on to new keys with the next packet (RFC 9001, 6).
+    pub fn update_keys(&self) {
+        self.connection.force_key_update();
+    }
+
     /// Leaves, without a word to the session.
     pub fn close(&self) {
         self.connection.close(0u8.into(), b"");

@@ -199,7 +199,6 @@ mod tests {
     struct Pair {
         server: Box<dyn Session>,
         server_keys: Keys,
-        client: ClientConnection,
         client_next: Secrets,
     }
 
@@ -252,7 +251,7 @@ mod tests {
         let (tickets, none) = answered(&mut *server);
         assert!(!tickets.is_empty() && none.is_empty() && !server.is_handshaking());
         tickets.iter().for_each(|flight| client.read_hs(flight).unwrap());
-        Pair { server, server_keys, client, client_next: next.unwrap() }
+        Pair { server, server_keys, client_next: next.unwrap() }
     }
 
     #[test]
