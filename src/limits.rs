@@ -317,6 +317,8 @@ pub const READY_WITHIN: Duration = Duration::from_secs(2);
 /// How often the files with the certificate and the token keys are read, to see whether they are others: a renewal takes
 /// effect within seconds, and the files are a few kilobytes.
 pub const RELOAD_POLL: Duration = Duration::from_secs(5);
+/// Who asks for it does not wait longer: where they hang, one thread does.
+pub const RELOAD_WITHIN: Duration = Duration::from_secs(10);
 /// Requests over the control socket at once: an operator's few commands.
 pub const CONTROL_CONNECTIONS_MAX: usize = 4;
 /// Longest request over it: a log filter with many modules.

@@ -23,7 +23,7 @@ use crate::clock::Now;
 use crate::limits::{
     CONTROL_CHUNK_BYTES, CONTROL_CHUNKS_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX, CONTROL_WITHIN,
 };
-use crate::observe;
+use crate::observe::{self, ReloadResult};
 use crate::session::Services;
 use crate::store::Embedded;
 
@@ -179,10 +179,14 @@ impl Control {
                 Err(reason) => Answer::Refused(reason),
             },
             Ok(Request::Reload) => match self.reload.clone().in_background(true).await {
-                true => Answer::Done,
-                false => {
+                ReloadResult::Done => Answer::Done,
+                ReloadResult::Refused => {
                     Answer::Refused("a file is wrong, and everything stays as it was: the log says why".to_owned())
                 }
+                ReloadResult::Late => Answer::Refused(
+                    "the files are still being read, as on a file system that hangs: everything is as it was until then"
+                        .to_owned(),
+                ),
             },
             Err(error) => Answer::Refused(format!("not a request: {error}")),
         };

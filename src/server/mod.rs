@@ -25,7 +25,7 @@ use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
 use crate::limits::{DRAIN_WITHIN, PORT_TRIES};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, ReloadResult};
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options, Store, StoreError, make_folder};
 use crate::transport::quic::{self, QuicError};
@@ -226,9 +226,10 @@ impl Server {
     }
 
     /// Takes up the certificate and the token keys that the configured files hold now, for new connections and sign-ins;
-    /// sessions go on. With something wrong in them everything stays as it was, the log says why, and this is `false`.
+    /// sessions go on. With something wrong in them everything stays as it was, the log says why, and this is `false`; so it
+    /// is when they are not read within [`RELOAD_WITHIN`](crate::limits::RELOAD_WITHIN).
     pub async fn reload(&self) -> bool {
-        self.reload.clone().in_background(true).await
+        self.reload.clone().in_background(true).await == ReloadResult::Done
     }
 
     /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quinn::Endpoint;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::auth::{self, CertificateFacts, Credentials, dev::DevFiles};
 use crate::config::Config;
-use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL};
+use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL, RELOAD_WITHIN};
 use crate::observe::ReloadResult;
 use crate::session::Services;
 use crate::transport::{quic, tls_tcp};
@@ -28,8 +29,9 @@ pub(super) struct Reload {
     endpoint: Endpoint,
     quic: watch::Sender<Arc<quinn::ServerConfig>>,
     tcp: watch::Sender<Arc<rustls::ServerConfig>>,
-    /// Also keeps two reloads from overtaking each other. Held while files are read, which may take for ever on a network
-    /// file system: for those alone that read files themselves.
+    /// One at a time reads the files, which may take for ever on a network file system.
+    turn: Arc<Semaphore>,
+    /// Held while they are read: for whoever has the turn alone.
     state: Mutex<State>,
     /// The endpoint takes no new connections any more. Held while what it accepts with is exchanged, and for no longer.
     closed: Mutex<bool>,
@@ -54,7 +56,8 @@ impl Reload {
         note_expiry(&services, &chain);
         let state = Mutex::new(State { seen: digest(&config), chain });
         let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
-        Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
+        let turn = Arc::new(Semaphore::new(1));
+        Reload { config, services, endpoint, quic, tcp, turn, state, closed: Mutex::new(false) }
     }
 
     /// What QUIC accepts with.
@@ -78,17 +81,32 @@ impl Reload {
         }
     }
 
-    /// Takes up what the files hold now; whether that worked. `asked`: even if nothing seems to have changed.
-    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> bool {
-        tokio::task::spawn_blocking(move || self.once(asked)).await.unwrap_or(false)
+    /// Takes up what the files hold now. `asked`: even if nothing seems to have changed. Who waits for longer than
+    /// [`RELOAD_WITHIN`] is told so; the files are taken up all the same once they are read.
+    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> ReloadResult {
+        let (reload, turn) = (self.clone(), self.turn.clone());
+        let reading = async move {
+            let turn = turn.acquire_owned().await;
+            let reading = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                reload.once(asked)
+            });
+            reading.await.unwrap_or(ReloadResult::Refused)
+        };
+        timeout(RELOAD_WITHIN, reading).await.unwrap_or_else(|_| {
+            self.services.metrics.reloaded(ReloadResult::Late);
+            let seconds = RELOAD_WITHIN.as_secs();
+            tracing::error!(seconds, "certificate and token keys are still being read: does their file system hang?");
+            ReloadResult::Late
+        })
     }
 
-    fn once(&self, asked: bool) -> bool {
+    fn once(&self, asked: bool) -> ReloadResult {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Before they are read: a change in between is seen the next time.
         let seen = digest(&self.config);
         if *self.closed() || !asked && seen == state.seen {
-            return true;
+            return ReloadResult::Done;
         }
         state.seen = seen;
         match self.take_up(&mut state) {
@@ -96,12 +114,12 @@ impl Reload {
                 self.services.metrics.reloaded(ReloadResult::Done);
                 let certificate = if certificate { "new" } else { "same" };
                 tracing::info!(certificate, token_keys = self.services.verifier.keys(), "reloaded");
-                true
+                ReloadResult::Done
             }
             Err(error) => {
                 self.services.metrics.reloaded(ReloadResult::Refused);
                 tracing::error!(%error, "nothing was reloaded: certificate and token keys stay as they were");
-                false
+                ReloadResult::Refused
             }
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bimip::auth::dev;
+use bimip::limits::CONTROL_CONNECTIONS_MAX;
 use bimip::wire::ALPN;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::WebPkiServerVerifier;
@@ -18,6 +19,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::control::bimip;
 use crate::common::{Door, Process, TestServer, now_s, scratch, sign, within_bound};
 
 const ALICE: &str = "alice@localhost";
@@ -257,23 +259,47 @@ async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
     assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_never_ends_keeps_no_server_from_ending() {
-    let folder = scratch();
-    let (_, public) = token_key(folder.path(), "first");
-    let believed = folder.path().join("believed.pem");
+/// A server at whose token keys there is what reads like a file on a file system that hangs, and that reads it.
+async fn reading_for_ever(folder: &Path) -> (Process, PathBuf, fs::File) {
+    let (_, public) = token_key(folder, "first");
+    let believed = folder.join("believed.pem");
     put(&public, &believed);
-    let data = folder.path().join("data");
-    let mut server = Process::start(&data, &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
-    // In its place what reads like a file on a file system that hangs.
-    let pipe = folder.path().join("pipe");
+    let server = Process::start(&folder.join("data"), &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
+    let pipe = folder.join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     fs::rename(&pipe, &believed).unwrap();
     server.signal(libc::SIGHUP);
     // Opens once the server reads it, and keeps it reading.
     let writer = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(believed));
     let writer = within_bound("the server to read it", writer).await.unwrap().unwrap();
+    (server, public, writer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_ends_keeps_no_server_from_ending() {
+    let folder = scratch();
+    let (mut server, _, writer) = reading_for_ever(folder.path()).await;
     server.signal(libc::SIGTERM);
     assert!(server.ended().await.success());
     drop(writer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_ends_is_told_to_who_asks_and_takes_no_place_for_good() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let (mut server, public, writer) = reading_for_ever(folder.path()).await;
+    let reload = || bimip(&data, &["reload"]);
+    let asked: [_; CONTROL_CONNECTIONS_MAX] = std::array::from_fn(|_| reload());
+    for told in futures_util::future::join_all(asked).await {
+        assert!(told.as_ref().is_err_and(|told| told.contains("still being read")), "{told:?}");
+    }
+    bimip(&data, &["status"]).await.unwrap();
+    put(&public, &folder.path().join("believed.pem"));
+    drop(writer);
+    reload().await.unwrap();
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+    let log = server.log();
+    assert!(log.contains("are still being read") && log.contains("reloaded"), "{log}");
 }

@@ -95,7 +95,7 @@ labels! {
         Connections = "connections",
     }
     /// What came of reading certificate and token keys again.
-    ReloadResult "result" { Done = "done", Refused = "refused" }
+    ReloadResult "result" { Done = "done", Refused = "refused", Late = "late" }
     /// What became of tracing a connection.
     TraceResult "result" { Begun = "begun", Refused = "refused", Cut = "cut" }
     /// What came of signing in.
