@@ -1,6 +1,9 @@
 //! Writes of which somebody has many under way: asked for without a future for each, answered into one inbox.
+//!
+//! When a message finds no place in the store, those that were asked for behind it, before its refusal was known, are
+//! refused too: one of them may find a place, and would be before it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -46,6 +49,9 @@ pub struct Inbox {
     answers: Mutex<Vec<Answer>>,
     /// Something was put in since it was last emptied.
     filled: AtomicBool,
+    /// Messages that the store had no place for; and of how many of these the caller knows.
+    refused: AtomicU32,
+    known: AtomicU32,
     waker: AtomicWaker,
 }
 
@@ -57,7 +63,13 @@ impl Inbox {
 
     /// All that has come in, in order.
     pub fn take(&self) -> Vec<Answer> {
-        if self.filled.swap(false, Ordering::AcqRel) { std::mem::take(&mut *self.answers()) } else { Vec::new() }
+        if !self.filled.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        let answers = std::mem::take(&mut *self.answers());
+        let refused = answers.iter().filter(|(_, outcome)| is_refusal(outcome)).count() as u32;
+        self.known.fetch_add(refused, Ordering::Relaxed);
+        answers
     }
 
     /// `true` if a [`Inbox::wake`] has to follow, as nobody else's does.
@@ -79,6 +91,10 @@ impl Inbox {
     }
 }
 
+fn is_refusal(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(StoreError::Overloaded))
+}
+
 /// Who is told what came of an operation.
 pub(super) enum ReplyTo {
     Nobody,
@@ -88,6 +104,25 @@ pub(super) enum ReplyTo {
 }
 
 impl ReplyTo {
+    /// A message of the same caller was refused for want of a place, and the caller did not know of it.
+    pub(super) fn is_behind_refusal(&self) -> bool {
+        match self {
+            ReplyTo::Inbox(Promise { inbox: Some(inbox), known, .. }) => {
+                inbox.refused.load(Ordering::Relaxed) != *known
+            }
+            _ => false,
+        }
+    }
+
+    /// What will be told is known. Before the caller is, what it asked for behind it may be looked at.
+    pub(super) fn note(&self, outcome: &Outcome) {
+        if let ReplyTo::Inbox(Promise { inbox: Some(inbox), .. }) = self
+            && is_refusal(outcome)
+        {
+            inbox.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Tells; what comes back has to be woken, best after all others are told.
     pub(super) fn send(self, outcome: Outcome) -> Option<Arc<Inbox>> {
         match self {
@@ -105,11 +140,14 @@ impl ReplyTo {
 pub(super) struct Promise {
     inbox: Option<Arc<Inbox>>,
     number: u32,
+    /// Refusals that the caller knew of when it asked.
+    known: u32,
 }
 
 impl Promise {
     pub(super) fn new(inbox: Arc<Inbox>, number: u32) -> Promise {
-        Promise { inbox: Some(inbox), number }
+        let known = inbox.known.load(Ordering::Relaxed);
+        Promise { inbox: Some(inbox), number, known }
     }
 
     fn keep(mut self, outcome: Outcome) -> Option<Arc<Inbox>> {
@@ -130,11 +168,16 @@ impl Drop for Promise {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+    use std::task::Poll;
 
     use futures_util::task::{ArcWake, waker};
 
     use super::*;
+    use crate::limits::STORE_UNRELEASED_CHAT_MAX;
     use crate::store::ledger::Reply;
+    use crate::store::testing::{Gate, eid, text};
+    use crate::store::types::Accepted;
+    use crate::store::{Embedded, Memory, Options, Store};
 
     #[derive(Default)]
     struct Count(AtomicUsize);
@@ -172,5 +215,52 @@ mod tests {
         drop(Promise::new(inbox.clone(), 7));
         assert!(matches!(inbox.take()[..], [(7, Err(StoreError::Closed))]));
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    /// So many answers: what was accepted, or nothing of other operations.
+    async fn answers(inbox: &Inbox, count: usize) -> Vec<Result<Option<Accepted>, StoreError>> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let some = std::future::poll_fn(|cx| {
+                inbox.register(cx.waker());
+                Some(inbox.take()).filter(|some| !some.is_empty()).map_or(Poll::Pending, Poll::Ready)
+            });
+            all.extend(some.await.into_iter().map(|(_, outcome)| match outcome? {
+                Reply::Accepted(accepted) => Ok(Some(accepted)),
+                _ => Ok(None),
+            }));
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_a_message_without_a_place_does_not_go_before_it() {
+        let (gate, go_on) = Gate::new();
+        let store = Embedded::open_memory(Memory::new(), Options::default(), gate.clone()).unwrap();
+        let (inbox, full) = (Arc::new(Inbox::default()), STORE_UNRELEASED_CHAT_MAX as u64);
+        let accept = |number| {
+            let write = Write::Accept(Box::new(text("alice", "bob", number)), false);
+            assert!(store.submit(write, number as u32, &inbox).is_ok());
+        };
+        accept(1);
+        gate.reached().await;
+        go_on.send(()).unwrap();
+        let Ok(Some(oldest)) = answers(&inbox, 1).await.remove(0) else { panic!("it is the first") };
+        // The writer stands at the second, while all others are asked for.
+        (2..=full + 1).for_each(accept);
+        gate.reached().await;
+        assert!(store.submit(Write::Release(eid("alice"), oldest.message.id), 0, &inbox).is_ok());
+        accept(full + 2);
+        drop(go_on);
+        let told = answers(&inbox, full as usize + 2).await.into_iter();
+        let told: Vec<_> = told.map(|told| told.map(|accepted| accepted.map(|it| it.message.version.get()))).collect();
+        let mut expected: Vec<_> = (2..=full).map(|version| Ok(Some(version))).collect();
+        let refused = || Err(StoreError::Overloaded);
+        expected.extend([refused(), Ok(None), refused()]);
+        assert_eq!(told, expected, "there was a place again for the last one");
+        // Its sender knows now, and sends it again.
+        accept(full + 1);
+        let Ok(Some(again)) = answers(&inbox, 1).await.remove(0) else { panic!("there is a place") };
+        assert_eq!(again.message.version.get(), full + 1);
     }
 }

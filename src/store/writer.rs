@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::LogObserver;
 use super::embedded::{Commit, OnCommit};
 use super::inbox::ReplyTo;
-use super::ledger::{Committed, Ledger, Outcome, Reply};
+use super::ledger::{Committed, Ledger, Op, Outcome, Reply};
 use super::queue::{Job, Next, Waiting};
 use super::types::AcceptOutcome;
 use crate::limits;
@@ -49,7 +49,9 @@ impl Writer {
         let mut waiting = Vec::new();
         let mut next = Some(first);
         while let Some(Job { op, reply }) = next {
-            self.ledger.apply(op);
+            let refuse = matches!(op, Op::Accept { .. }) && reply.is_behind_refusal();
+            let outcome = if refuse { self.ledger.refuse() } else { self.ledger.apply(op) };
+            reply.note(outcome);
             waiting.push(reply);
             next = if self.ledger.is_full() { None } else { self.jobs.try_next() };
         }

@@ -207,13 +207,24 @@ impl Ledger {
         self.commit(|| now)
     }
 
-    /// Adds an operation to the commit.
-    pub(crate) fn apply(&mut self, op: Op) {
+    /// Adds an operation to the commit. What comes of it, unless the commit fails.
+    pub(crate) fn apply(&mut self, op: Op) -> &Outcome {
         let outcome = match &self.failed {
             Some(error) => Err(error.clone()),
             None => self.perform(op),
         };
+        self.add(outcome)
+    }
+
+    /// Adds one that has no place, and is not looked at.
+    pub(crate) fn refuse(&mut self) -> &Outcome {
+        let error = self.failed.clone().unwrap_or(StoreError::Overloaded);
+        self.add(Err(error))
+    }
+
+    fn add(&mut self, outcome: Outcome) -> &Outcome {
         self.outcomes.push(outcome);
+        &self.outcomes[self.outcomes.len() - 1]
     }
 
     fn perform(&mut self, op: Op) -> Outcome {
