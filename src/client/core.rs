@@ -15,7 +15,8 @@ use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Event, Session};
 use super::limits::{
-    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, UNREAD_WITHIN,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, REQUEST_WITHIN,
+    UNREAD_WITHIN,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, acknowledgment_up_to, ping};
@@ -94,9 +95,32 @@ struct LaneOut {
     hold: Option<Instant>,
     /// No message goes out before.
     sends_after: Option<Instant>,
-    /// It put a message off: no other goes out before what is on the way is answered, which may be put off, too. Not for
-    /// longer than until then.
+    /// No other message goes out before what is on the way is answered, which may be put off. Not for longer than until
+    /// then.
     settling: Option<Instant>,
+    /// Messages that may be on the way at once, since one was put off: who is over its rate would send all that waits
+    /// again each time. One, and one more with each that is answered.
+    window: Option<usize>,
+}
+
+impl LaneOut {
+    /// What was waited for is answered, or will not be: then nobody waits for another either.
+    fn settle(&mut self, on_the_way: usize, now: Instant) {
+        match self.settling {
+            Some(_) if on_the_way == 0 => self.settling = None,
+            Some(until) if until <= now => (self.settling, self.window) = (None, None),
+            _ => {}
+        }
+    }
+
+    /// Whether a message may go out.
+    fn sends(&mut self, on_the_way: usize, now: Instant) -> bool {
+        self.settle(on_the_way, now);
+        if self.window.is_some_and(|window| on_the_way >= window) {
+            self.settling.get_or_insert(now + REQUEST_WITHIN);
+        }
+        self.settling.is_none() && self.sends_after.is_none_or(|after| after <= now)
+    }
 }
 
 /// The state of one device.
@@ -318,8 +342,7 @@ impl Core {
         if out.hold.is_some_and(|until| until > now) {
             return None;
         }
-        out.settling = out.settling.filter(|until| *until > now && self.requests.sends_on_the_way(lane) > 0);
-        let sends = out.settling.is_none() && out.sends_after.is_none_or(|after| after <= now);
+        let sends = out.sends(self.requests.sends_on_the_way(lane), now);
         self.requests.next_frame(lane, sends, now)
     }
 
@@ -403,10 +426,11 @@ impl Core {
             self.requests.release_unread();
         }
         self.requests.expire(now);
-        for out in &mut self.lanes {
+        for lane in Lane::ALL {
+            let out = &mut self.lanes[lane.index()];
             out.hold = out.hold.filter(|until| *until > now);
             out.sends_after = out.sends_after.filter(|after| *after > now);
-            out.settling = out.settling.filter(|until| *until > now);
+            out.settle(self.requests.sends_on_the_way(lane), now);
         }
         match self.link {
             Link::Opening { .. } if self.is_put_off() => {

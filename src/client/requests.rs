@@ -56,7 +56,7 @@ pub(crate) struct PendingSend {
     pub(crate) reply: Option<SendReply>,
     pub(crate) since: Instant,
     frame: Bytes,
-    lane: Lane,
+    pub(crate) lane: Lane,
     /// How often the server put it off.
     put_off: u32,
 }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Core, Link, Now, Taken};
 use crate::client::error::{Refusal, RequestError, SendError};
 use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
-use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, REQUEST_WITHIN};
+use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN};
 use crate::client::receipts::Delivery;
-use crate::client::requests::{Answer, Sent, answer};
+use crate::client::requests::{Answer, PendingSend, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
 use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
 
@@ -68,7 +68,7 @@ impl Core {
             tracing::debug!("a VersionUpdate that is none was ignored");
             return;
         };
-        let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.requests.take_send(id));
+        let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.take_send(id));
         let waited_for = match pending {
             Some(send) => {
                 let sent = Sent {
@@ -170,7 +170,7 @@ impl Core {
             self.put_off(send.unwrap_or(request_id), &refusal, now);
             return;
         }
-        let Some(send) = send.and_then(|id| self.requests.take_send(id)) else {
+        let Some(send) = send.and_then(|id| self.take_send(id)) else {
             if let Some((request, _)) = self.requests.take_request(request_id) {
                 answer(request.reply, Err(RequestError::Refused(refusal)));
             } else {
@@ -185,6 +185,14 @@ impl Core {
         if !answer(send.reply, Err(SendError::Refused(refusal.clone()))) {
             self.announce(Event::Refused(Refused { local_id: Some(send.local_id), refusal }));
         }
+    }
+
+    /// A message that is answered.
+    fn take_send(&mut self, id: i64) -> Option<PendingSend> {
+        let send = self.requests.take_send(id)?;
+        let window = &mut self.lanes[send.lane.index()].window;
+        *window = window.map(|window| window + 1).filter(|window| *window < OUTBOX_MESSAGES_MAX);
+        Some(send)
     }
 
     /// Later again. What goes out on the lane waits, so that what was put off keeps its place: behind a message the others,
@@ -202,6 +210,7 @@ impl Core {
         *held = Some(held.map_or(until, |held| held.max(until)));
         if is_send {
             out.settling.get_or_insert(now + REQUEST_WITHIN);
+            out.window = Some(1);
         }
     }
 }

@@ -111,14 +111,53 @@ fn what_was_put_off_and_what_follows_go_out_in_order_once_the_rest_is_answered()
             bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 3);
             assert!(bench.names().is_empty());
             bench.pass(Duration::from_millis(10));
-            assert_eq!(bench.names(), ["one", "two", "three", "four"]);
         } else {
             bench.receive(CHAT, update("three", 1), 1, 3);
-            assert_eq!(bench.names(), ["one", "two", "four"]);
         }
         drop(bench.send("five"));
-        assert_eq!(bench.names(), ["five"], "nothing is held any more");
+        let mut order = Vec::new();
+        for sequence in 2.. {
+            let names = bench.names();
+            if names.is_empty() {
+                break;
+            }
+            names.iter().for_each(|name| bench.receive(CHAT, update(name, sequence), sequence, 0));
+            order.extend(names);
+        }
+        let three = last_is_put_off.then_some("three");
+        let expected: Vec<_> = ["one", "two"].into_iter().chain(three).chain(["four", "five"]).collect();
+        assert_eq!(order, expected);
     }
+}
+
+#[test]
+fn who_is_over_the_rate_does_not_send_all_that_waits_again_each_time() {
+    let mut bench = Bench::new().open(0);
+    let all: Vec<_> = (1..=20).map(|number| format!("local-{number}")).collect();
+    all.iter().for_each(|name| drop(bench.send(name)));
+    assert_eq!(bench.names().len(), 20);
+    let refuse = |bench: &mut Bench, name: &String| {
+        let id = all.iter().position(|other| other == name).unwrap() as i64 + 1;
+        bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, id);
+    };
+    all.iter().for_each(|name| refuse(&mut bench, name));
+    let (mut rounds, mut sequence) = (Vec::new(), 0);
+    for _ in 0..4 {
+        bench.pass(Duration::from_millis(10));
+        let names = bench.names();
+        rounds.push(names.len());
+        names.iter().for_each(|name| {
+            sequence += 1;
+            bench.receive(CHAT, update(name, sequence), sequence, 0);
+        });
+    }
+    assert_eq!(rounds, [1, 2, 4, 8]);
+    // The last five: put off again, and so from one on again.
+    let last = bench.names();
+    assert_eq!(last.len(), 5);
+    last.iter().for_each(|name| refuse(&mut bench, name));
+    bench.pass(Duration::from_millis(10));
+    assert_eq!(bench.names(), last[..1]);
 }
 
 #[test]
