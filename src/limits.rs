@@ -86,6 +86,8 @@ pub const READ_CHUNK_BYTES: usize = 16 * 1024;
 pub const ADDRESSES_LIMITED_MAX: u64 = 100_000;
 /// A user's or address's rate is forgotten after this long a quiet: every burst has filled up again by then.
 pub const ADDRESS_LIMIT_KEPT: Duration = Duration::from_secs(600);
+/// A session that writes looks for its user's rate so often: well within the time after which that is forgotten.
+pub const USER_LIMIT_LOOKED_FOR_EVERY: Duration = Duration::from_secs(300);
 /// Times that a session may be told to wait, without a request within its limits in between, before it is closed with
 /// ABUSE: a client whose pipeline is full when it is first told has so many answers still to come.
 pub const STRIKES_MAX: u32 = 2_000;

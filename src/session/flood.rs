@@ -4,18 +4,17 @@
 //! signs in again after a restart, never meets them; a loop that has gone wild does within seconds. Who goes over is
 //! told how long to wait; who goes on all the same is closed with ABUSE.
 
-use std::cell::OnceCell;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
-use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX};
+use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX, USER_LIMIT_LOOKED_FOR_EVERY};
 use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
@@ -108,22 +107,25 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 pub(super) struct Meter {
     pub(super) frames: Limit,
     /// From the first of each on: most devices are idle.
-    awareness: OnceCell<Box<Limit>>,
-    messages: OnceCell<Arc<Limit>>,
+    awareness: Option<Box<Limit>>,
+    /// The user's, and when it was looked for.
+    messages: Option<Box<(Arc<Limit>, Instant)>>,
 }
 
 impl Meter {
     pub(super) fn new(flood: &Flood) -> Meter {
-        Meter { frames: flood.frames(), awareness: OnceCell::new(), messages: OnceCell::new() }
+        Meter { frames: flood.frames(), awareness: None, messages: None }
     }
 
-    pub(super) fn awareness(&self, flood: &Flood) -> &Limit {
-        self.awareness.get_or_init(|| Box::new(flood.awareness()))
+    pub(super) fn awareness(&mut self, flood: &Flood) -> &Limit {
+        self.awareness.get_or_insert_with(|| Box::new(flood.awareness()))
     }
 
-    /// Shared by the user's sessions.
-    pub(super) fn messages(&self, flood: &Flood, user: &Eid) -> &Limit {
-        self.messages.get_or_init(|| flood.of_user(user))
+    /// Shared by the user's sessions. Looked for again now and then: one that nobody has asked for is forgotten, and another
+    /// session of the user would begin a new one.
+    pub(super) fn messages(&mut self, flood: &Flood, user: &Eid, now: Instant) -> &Arc<Limit> {
+        let known = self.messages.take().filter(|known| now < known.1 + USER_LIMIT_LOOKED_FOR_EVERY);
+        &self.messages.insert(known.unwrap_or_else(|| Box::new((flood.of_user(user), now)))).0
     }
 }
 
@@ -134,9 +136,9 @@ impl Session {
         &mut self,
         origin: Origin,
         kind: LimitKind,
-        limit: impl Fn(&Open, &Flood) -> Result<(), Duration>,
+        limit: impl Fn(&mut Open, &Flood) -> Result<(), Duration>,
     ) -> Result<(), Duration> {
-        let Phase::Open(open) = &self.phase else { return Ok(()) };
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         let taken = limit(open, &self.services.flood);
         self.judge(origin, kind, taken);
         taken
@@ -190,6 +192,19 @@ mod tests {
         assert!(limit.take().is_err_and(|wait| wait <= Duration::from_secs(1)));
         let none = Limit::new(Rate { per_second: 0, burst: 0 });
         assert!((0..1000).all(|_| none.take().is_ok()));
+    }
+
+    #[test]
+    fn sessions_of_a_user_have_one_rate_also_when_it_was_forgotten_in_between() {
+        let (flood, alice, now) = (Flood::new(LimitsConfig::default()), eid("alice"), Instant::now());
+        let (mut phone, mut laptop) = (Meter::new(&flood), Meter::new(&flood));
+        let first = phone.messages(&flood, &alice, now).clone();
+        assert!(Arc::ptr_eq(&first, laptop.messages(&flood, &alice, now)));
+        flood.users.invalidate(&alice);
+        assert!(Arc::ptr_eq(&first, phone.messages(&flood, &alice, now)));
+        let later = now + USER_LIMIT_LOOKED_FOR_EVERY;
+        let second = laptop.messages(&flood, &alice, later).clone();
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, phone.messages(&flood, &alice, later)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Session {
             return false;
         }
         let least = self.behind_wait();
-        let limit = |open: &Open, flood: &Flood| open.meter.messages(flood, &open.user).take_or_wait(least);
+        let limit = |open: &mut Open, flood: &Flood| open.meter.messages(flood, &open.user, now.at).take_or_wait(least);
         if let Err(wait) = self.meter(origin, LimitKind::Messages, limit) {
             self.put_off(local, wait, Why::Rate, now);
             return false;
