@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quinn::Endpoint;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -29,10 +29,8 @@ pub(super) struct Reload {
     endpoint: Endpoint,
     quic: watch::Sender<Arc<quinn::ServerConfig>>,
     tcp: watch::Sender<Arc<rustls::ServerConfig>>,
-    /// One at a time reads the files, which may take for ever on a network file system.
-    turn: Arc<Semaphore>,
-    /// Held while they are read: for whoever has the turn alone.
-    state: Mutex<State>,
+    /// Held while files are read, which may take for ever on a network file system: one reload at a time.
+    state: Arc<tokio::sync::Mutex<State>>,
     /// The endpoint takes no new connections any more. Held while what it accepts with is exchanged, and for no longer.
     closed: Mutex<bool>,
 }
@@ -54,10 +52,9 @@ impl Reload {
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
         note_expiry(&services, &chain);
-        let state = Mutex::new(State { seen: digest(&config), chain });
+        let state = Arc::new(tokio::sync::Mutex::new(State { seen: digest(&config), chain }));
         let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
-        let turn = Arc::new(Semaphore::new(1));
-        Reload { config, services, endpoint, quic, tcp, turn, state, closed: Mutex::new(false) }
+        Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
 
     /// What QUIC accepts with.
@@ -84,13 +81,10 @@ impl Reload {
     /// Takes up what the files hold now. `asked`: even if nothing seems to have changed. Who waits for longer than
     /// [`RELOAD_WITHIN`] is told so; the files are taken up all the same once they are read.
     pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> ReloadResult {
-        let (reload, turn) = (self.clone(), self.turn.clone());
+        let reload = self.clone();
         let reading = async move {
-            let turn = turn.acquire_owned().await;
-            let reading = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                reload.once(asked)
-            });
+            let mut state = reload.state.clone().lock_owned().await;
+            let reading = tokio::task::spawn_blocking(move || reload.once(&mut state, asked));
             reading.await.unwrap_or(ReloadResult::Refused)
         };
         timeout(RELOAD_WITHIN, reading).await.unwrap_or_else(|_| {
@@ -101,15 +95,14 @@ impl Reload {
         })
     }
 
-    fn once(&self, asked: bool) -> ReloadResult {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    fn once(&self, state: &mut State, asked: bool) -> ReloadResult {
         // Before they are read: a change in between is seen the next time.
         let seen = digest(&self.config);
         if *self.closed() || !asked && seen == state.seen {
             return ReloadResult::Done;
         }
         state.seen = seen;
-        match self.take_up(&mut state) {
+        match self.take_up(state) {
             Ok(certificate) => {
                 self.services.metrics.reloaded(ReloadResult::Done);
                 let certificate = if certificate { "new" } else { "same" };
