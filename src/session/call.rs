@@ -117,18 +117,6 @@ pub enum Done {
     SignOut(Origin, Logout, Result<(), StoreError>),
 }
 
-impl Done {
-    /// A write of chat for which the store had no place.
-    pub(super) fn is_overloaded(&self) -> bool {
-        matches!(
-            self,
-            Done::Accept(_, _, Err(StoreError::Overloaded))
-                | Done::Release(_, Err(StoreError::Overloaded))
-                | Done::Acknowledge(_, Err(StoreError::Overloaded))
-        )
-    }
-}
-
 /// Runs a call.
 pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {

@@ -14,8 +14,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Asked, Call, Done, run};
-use crate::store::{Answer, Inbox, Store, StoreError, Write};
-use crate::wire::{DeviceId, Eid, MessageId, Sequence};
+use crate::store::{Answer, Inbox, Promise, Store, Unplaced, Write};
+use crate::wire::{DeviceId, Eid, Sequence};
 
 pub(super) struct Calls {
     store: Arc<dyn Store>,
@@ -27,18 +27,14 @@ pub(super) struct Calls {
     last: u32,
     /// A write for which the store had no place.
     crowded: Option<Box<Crowded>>,
-    /// Which could not wait for it any longer.
-    refused: VecDeque<Asked>,
     /// `None` at rest: also an empty one takes memory.
     others: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
 }
 
 struct Crowded {
-    waiting: BoxFuture<'static, Done>,
-    /// Sender and message, if it is a release.
-    release: Option<(Eid, MessageId)>,
+    waiting: BoxFuture<'static, Result<(), Unplaced>>,
     /// Those behind it.
-    held: VecDeque<(Asked, Write)>,
+    held: VecDeque<Unplaced>,
 }
 
 impl Calls {
@@ -50,23 +46,26 @@ impl Calls {
             asked: VecDeque::new(),
             last: 0,
             crowded: None,
-            refused: VecDeque::new(),
             others: None,
         }
     }
 
     /// Begins a call; `true` if it has to be polled before it does anything.
     pub(super) fn start(&mut self, call: Call) -> bool {
-        match (call, &mut self.crowded) {
-            (Call::Write(asked, write), Some(crowded)) => {
-                crowded.held.push_back((asked, write));
+        let Call::Write(asked, write) = call else {
+            self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
+            return true;
+        };
+        self.last = self.last.wrapping_add(1);
+        self.asked.push_back((self.last, asked));
+        // Made here, also for one that waits: it tells which refusals were known when it was asked for.
+        let promise = Promise::new(self.inbox.clone(), self.last);
+        match &mut self.crowded {
+            Some(crowded) => {
+                crowded.held.push_back((write, promise));
                 false
             }
-            (Call::Write(asked, write), None) => self.submit(asked, write),
-            (call, _) => {
-                self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
-                true
-            }
+            None => self.submit((write, promise), VecDeque::new()),
         }
     }
 
@@ -75,25 +74,19 @@ impl Calls {
         self.store.advance_cursor(user, device, sequence);
     }
 
-    /// `true` if it has to wait for a place.
-    fn submit(&mut self, asked: Asked, write: Write) -> bool {
-        self.last = self.last.wrapping_add(1);
-        match self.store.submit(write, self.last, &self.inbox) {
-            Ok(()) => {
-                self.asked.push_back((self.last, asked));
-                false
+    /// One after the other; `true` if one has to wait for a place, as has what is behind it then.
+    fn submit(&mut self, first: Unplaced, mut behind: VecDeque<Unplaced>) -> bool {
+        let mut next = Some(first);
+        while let Some((write, promise)) = next {
+            if let Err((write, promise)) = self.store.submit(write, promise) {
+                let store = self.store.clone();
+                let waiting = async move { store.submit_later(write, promise).await }.boxed();
+                self.crowded = Some(Box::new(Crowded { waiting, held: behind }));
+                return true;
             }
-            Err(write) => {
-                self.wait(asked, write, VecDeque::new());
-                true
-            }
+            next = behind.pop_front();
         }
-    }
-
-    fn wait(&mut self, asked: Asked, write: Write, held: VecDeque<(Asked, Write)>) {
-        let release = if let Write::Release(sender, id) = &write { Some((sender.clone(), *id)) } else { None };
-        let waiting = run(self.store.clone(), Call::Write(asked, write)).boxed();
-        self.crowded = Some(Box::new(Crowded { waiting, release, held }));
+        false
     }
 
     /// The next that is done; `None`: none is under way.
@@ -101,20 +94,16 @@ impl Calls {
         if let Some(done) = self.answered(cx) {
             return Poll::Ready(Some(done));
         }
-        if let Some(asked) = self.refused.pop_front() {
-            return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
-        }
         if let Some(crowded) = &mut self.crowded
-            && let Poll::Ready(done) = crowded.waiting.poll_unpin(cx)
+            && let Poll::Ready(placed) = crowded.waiting.poll_unpin(cx)
         {
-            match self.go_on(done) {
-                Some(done) => return Poll::Ready(Some(done)),
+            if self.go_on(placed) {
                 // It waits again, and has to be polled for that.
-                None => cx.waker().wake_by_ref(),
+                cx.waker().wake_by_ref();
             }
-            // Told at once: what the session is asked until it knows would be taken before them.
-            if let Some(asked) = self.refused.pop_front() {
-                return Poll::Ready(Some(asked.done(Err(StoreError::Overloaded))));
+            // Told at once: what the session is asked until it knows of refusals would be taken before them.
+            if let Some(done) = self.answered(cx) {
+                return Poll::Ready(Some(done));
             }
         }
         if let Some(others) = &mut self.others {
@@ -124,8 +113,8 @@ impl Calls {
                 Poll::Pending => {}
             }
         }
-        let idle = self.asked.is_empty() && self.crowded.is_none() && self.others.is_none();
-        if idle { Poll::Ready(None) } else { Poll::Pending }
+        // Whatever waits for a place was asked for, too.
+        if self.asked.is_empty() && self.others.is_none() { Poll::Ready(None) } else { Poll::Pending }
     }
 
     pub(super) async fn next(&mut self) -> Option<Done> {
@@ -150,30 +139,19 @@ impl Calls {
         Some(asked.done(outcome))
     }
 
-    /// The write that had to wait is done, or has waited too long: then so have those behind it. `None`: it is a release, and
-    /// goes on waiting.
-    fn go_on(&mut self, done: Done) -> Option<Done> {
-        let Crowded { release, mut held, .. } = *self.crowded.take()?;
-        if done.is_overloaded() {
-            let (releases, others): (VecDeque<_>, VecDeque<_>) =
-                held.into_iter().partition(|(_, write)| matches!(write, Write::Release(..)));
-            self.refused.extend(others.into_iter().map(|(asked, _)| asked));
-            if let Some((sender, id)) = release {
-                self.wait(Asked::Release(id), Write::Release(sender, id), releases);
-                return None;
-            }
+    /// The write that had to wait has a place, or has waited too long: then it is refused, and so are those behind it, all but
+    /// the releases. `true` if one has to wait again.
+    fn go_on(&mut self, placed: Result<(), Unplaced>) -> bool {
+        let Some(crowded) = self.crowded.take() else { return false };
+        let mut held = crowded.held;
+        if let Err(late) = placed {
+            held.push_front(late);
+            let (releases, refused): (VecDeque<_>, VecDeque<_>) =
+                held.into_iter().partition(|(write, _)| matches!(write, Write::Release(..)));
+            refused.into_iter().for_each(|(_, promise)| promise.refuse());
             held = releases;
         }
-        while let Some((asked, write)) = held.pop_front() {
-            if self.submit(asked, write) {
-                // And so does what is behind it.
-                if let Some(crowded) = &mut self.crowded {
-                    crowded.held = held;
-                }
-                break;
-            }
-        }
-        Some(done)
+        held.pop_front().is_some_and(|first| self.submit(first, held))
     }
 }
 
@@ -183,11 +161,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::limits::STORE_QUEUE_MAX;
+    use crate::limits::{STORE_QUEUE_MAX, STORE_UNRELEASED_CHAT_MAX};
     use crate::session::Origin;
     use crate::store::testing::{Gate, Nobody, eid, take_places, text};
-    use crate::store::{Embedded, Memory, Options};
-    use crate::wire::{ChatId, Lane, Version};
+    use crate::store::{Embedded, Memory, Options, StoreError};
+    use crate::wire::{ChatId, Lane, MessageId, Version};
 
     fn accept(number: u64) -> Call {
         let message = text("alice", "bob", number);
@@ -266,15 +244,52 @@ mod tests {
         let id = MessageId::from_bytes([7; 16]);
         calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
         (2..=3).for_each(|number| _ = calls.start(accept(number)));
-        for name in ["local-2", "local-3"] {
-            let told = poll_fn(|cx| {
-                let next = calls.poll_next(cx);
-                assert!(next.is_ready() || calls.refused.is_empty(), "the session would go on");
-                next
-            });
-            let Some(Done::Accept(_, local, Err(StoreError::Overloaded))) = told.await else { panic!("{name}") };
-            assert_eq!(local.as_str(), name);
+        let name = |done| match done {
+            Some(Done::Accept(_, local, Err(StoreError::Overloaded))) => local.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(name(calls.next().await), "local-2");
+        let Poll::Ready(next) = futures_util::poll!(std::pin::pin!(calls.next())) else {
+            panic!("the session would go on")
+        };
+        assert_eq!(name(next), "local-3");
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_place_does_not_go_before_a_message_that_is_refused_meanwhile() {
+        let (gate, go_on) = Gate::new();
+        let store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), gate.clone()).unwrap());
+        let mut calls = Calls::new(store.clone());
+        let unreleased = |number| {
+            let Call::Write(asked, Write::Accept(message, _)) = accept(number) else { unreachable!() };
+            Call::Write(asked, Write::Accept(message, false))
+        };
+        let full = STORE_UNRELEASED_CHAT_MAX as u64;
+        calls.start(unreleased(1));
+        gate.reached().await;
+        go_on.send(()).unwrap();
+        let Some(Done::Accept(_, _, Ok(oldest))) = calls.next().await else { panic!("it is the first") };
+        // The writer stands at the second. Of the others the last is one too many, but not for long: a release follows.
+        (2..=full + 1).for_each(|number| assert!(!calls.start(unreleased(number)), "{number} has a place"));
+        gate.reached().await;
+        assert!(
+            !calls
+                .start(Call::Write(Asked::Release(oldest.message.id), Write::Release(eid("alice"), oldest.message.id)))
+        );
+        take_places(&store, STORE_QUEUE_MAX);
+        assert!(calls.start(unreleased(full + 2)), "it waits for a place");
+        drop(go_on);
+        // Alice's writes are done in turn: the refusal is there, and known, before a place is.
+        store.release(&eid("alice"), oldest.message.id).await.unwrap();
+        let mut refused = Vec::new();
+        while let Some(done) = calls.next().await {
+            match done {
+                Done::Accept(_, local, Err(StoreError::Overloaded)) => refused.push(local.to_string()),
+                Done::Accept(_, _, Ok(_)) | Done::Release(_, Ok(())) => {}
+                other => panic!("{other:?}"),
+            }
         }
+        assert_eq!(refused, [full + 1, full + 2].map(|number| format!("local-{number}")));
     }
 
     #[tokio::test]

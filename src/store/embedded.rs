@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
 use super::fjall::Fjall;
-use super::inbox::{Inbox, Promise, ReplyTo, Write};
+use super::inbox::{Promise, ReplyTo, Unplaced, Write};
 use super::kv::{Key, Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
@@ -135,6 +135,24 @@ impl Embedded {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
+    fn put(
+        &self,
+        place: Result<SemaphorePermit<'_>, StoreError>,
+        write: Write,
+        promise: Promise,
+    ) -> Result<(), Unplaced> {
+        match place {
+            Err(StoreError::Overloaded) => return Err((write, promise)),
+            // Where the store is closed, also meanwhile, the promise tells.
+            Err(_) => {}
+            Ok(place) => {
+                let (turn, op) = write.into_op();
+                let _ = self.jobs.put(place, turn, Job { op, reply: ReplyTo::Inbox(promise) });
+            }
+        }
+        Ok(())
+    }
+
     /// Reads beside the writer, not on the caller's thread: it may wait for the disk.
     async fn read<T: Send + 'static>(
         &self,
@@ -196,13 +214,12 @@ impl Store for Embedded {
         self.write(turn, op).await?.acknowledged()
     }
 
-    fn submit(&self, write: Write, number: u32, inbox: &Arc<Inbox>) -> Result<(), Write> {
-        let Ok(place) = self.jobs.try_place() else { return Err(write) };
-        let (turn, op) = write.into_op();
-        let reply = ReplyTo::Inbox(Promise::new(inbox.clone(), number));
-        // Closed meanwhile: the promise tells.
-        let _ = self.jobs.put(place, turn, Job { op, reply });
-        Ok(())
+    fn submit(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
+        self.put(self.jobs.try_place(), write, promise)
+    }
+
+    async fn submit_later(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
+        self.put(self.jobs.place(self.queue_wait).await, write, promise)
     }
 
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {

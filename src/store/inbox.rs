@@ -40,6 +40,9 @@ impl Write {
     }
 }
 
+/// A write that has no place yet, and who will be told what came of it.
+pub type Unplaced = (Write, Promise);
+
 /// What came of a write: its own number, and the outcome.
 pub type Answer = (u32, Result<ledger::Reply, StoreError>);
 
@@ -137,7 +140,7 @@ impl ReplyTo {
 }
 
 /// An answer that is owed to an inbox: if nobody gives it, it is that the store is closed.
-pub(super) struct Promise {
+pub struct Promise {
     inbox: Option<Arc<Inbox>>,
     number: u32,
     /// Refusals that the caller knew of when it asked.
@@ -145,9 +148,19 @@ pub(super) struct Promise {
 }
 
 impl Promise {
-    pub(super) fn new(inbox: Arc<Inbox>, number: u32) -> Promise {
+    /// Of the write that the inbox's caller gives this number, and asks for now.
+    pub fn new(inbox: Arc<Inbox>, number: u32) -> Promise {
         let known = inbox.known.load(Ordering::Relaxed);
         Promise { inbox: Some(inbox), number, known }
+    }
+
+    /// The answer is that there was no place.
+    pub fn refuse(self) {
+        let (reply, outcome) = (ReplyTo::Inbox(self), Err(StoreError::Overloaded));
+        reply.note(&outcome);
+        if let Some(inbox) = reply.send(outcome) {
+            inbox.wake();
+        }
     }
 
     fn keep(mut self, outcome: Outcome) -> Option<Arc<Inbox>> {
@@ -240,7 +253,7 @@ mod tests {
         let (inbox, full) = (Arc::new(Inbox::default()), STORE_UNRELEASED_CHAT_MAX as u64);
         let accept = |number| {
             let write = Write::Accept(Box::new(text("alice", "bob", number)), false);
-            assert!(store.submit(write, number as u32, &inbox).is_ok());
+            assert!(store.submit(write, Promise::new(inbox.clone(), number as u32)).is_ok());
         };
         accept(1);
         gate.reached().await;
@@ -249,7 +262,8 @@ mod tests {
         // The writer stands at the second, while all others are asked for.
         (2..=full + 1).for_each(accept);
         gate.reached().await;
-        assert!(store.submit(Write::Release(eid("alice"), oldest.message.id), 0, &inbox).is_ok());
+        let release = Write::Release(eid("alice"), oldest.message.id);
+        assert!(store.submit(release, Promise::new(inbox.clone(), 0)).is_ok());
         accept(full + 2);
         drop(go_on);
         let told = answers(&inbox, full as usize + 2).await.into_iter();

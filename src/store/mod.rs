@@ -50,7 +50,7 @@ pub use audit::Audited;
 pub use embedded::{Commit, Embedded, OnCommit, Options};
 pub(crate) use figures::Counted;
 pub use figures::{Figures, Lookups, Size};
-pub use inbox::{Answer, Inbox, Write};
+pub use inbox::{Answer, Inbox, Promise, Unplaced, Write};
 pub use ledger::Reply;
 pub use memory::{Fault, Memory};
 pub use types::{
@@ -149,15 +149,18 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NoSuchMessage`], [`StoreError::NotRecipient`], and the store's own.
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError>;
 
-    /// Asks for a write and does not wait: its answer goes to `inbox`, under the caller's own `number`. Writes of one caller
-    /// take effect in the order in which they were asked for.
+    /// Asks for a write and does not wait: who has the promise is told what came of it. Writes of one caller take effect in the
+    /// order in which they were asked for.
     ///
     /// # Errors
-    /// The write itself: there is no place for it now, or not in this way. The call of its name waits for one.
-    fn submit(&self, write: Write, number: u32, inbox: &Arc<Inbox>) -> Result<(), Write> {
-        let _ = (number, inbox);
-        Err(write)
-    }
+    /// What was given: there is no place for it now. [`Store::submit_later`] waits for one.
+    fn submit(&self, write: Write, promise: Promise) -> Result<(), Unplaced>;
+
+    /// The same, once there is a place.
+    ///
+    /// # Errors
+    /// What was given: there was none for too long.
+    async fn submit_later(&self, write: Write, promise: Promise) -> Result<(), Unplaced>;
 
     /// A page of one chat, oldest first.
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError>;

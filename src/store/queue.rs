@@ -72,14 +72,8 @@ impl Queue {
     ///
     /// [`StoreError::Overloaded`]: there was none for so long. [`StoreError::Closed`].
     pub(crate) async fn push(&self, turn: Turn, job: Job, wait: Duration) -> Result<(), StoreError> {
-        let places = &self.shared.places;
-        let place = match places.try_acquire() {
-            Err(TryAcquireError::NoPermits) => {
-                timeout(wait, places.acquire()).await.map_err(|_| StoreError::Overloaded)?.ok()
-            }
-            place => place.ok(),
-        };
-        self.put(place.ok_or(StoreError::Closed)?, turn, job)
+        let place = self.place(wait).await?;
+        self.put(place, turn, job)
     }
 
     /// Puts in what may be lost, and is where there is no place at once, or where a user's own take as many as
@@ -92,7 +86,22 @@ impl Queue {
         }
     }
 
-    /// A place for [`Queue::put`].
+    /// A place for [`Queue::put`], once there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Overloaded`]: there was none for so long. [`StoreError::Closed`].
+    pub(crate) async fn place(&self, wait: Duration) -> Result<SemaphorePermit<'_>, StoreError> {
+        match self.try_place() {
+            Err(StoreError::Overloaded) => match timeout(wait, self.shared.places.acquire()).await {
+                Ok(place) => place.map_err(|_| StoreError::Closed),
+                Err(_) => Err(StoreError::Overloaded),
+            },
+            place => place,
+        }
+    }
+
+    /// A place for [`Queue::put`], at once.
     ///
     /// # Errors
     ///
