@@ -295,7 +295,7 @@ async fn a_message_that_waited_in_a_file_goes_out_in_the_next_life_of_the_applic
     let (alice, _events) = nowhere.connect().unwrap();
     let ticket = alice.submit(alice.draft(&eid(BOB), Content::Text("from before".to_owned()))).unwrap();
     alice.close().await;
-    assert!(matches!(ticket.await, Err(SendError::Closed(_))));
+    assert!(matches!(ticket.await, Err(SendError::Unanswered(_))));
     drop(alice);
 
     let (_bob, mut bobs) = device(&server, BOB, "phone").await;

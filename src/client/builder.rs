@@ -166,20 +166,23 @@ impl Builder {
         self
     }
 
-    /// The first local address. Default: any.
+    /// The local address to start from. Connections after the first keep its IP, with any port, until
+    /// [`Device::network_changed`] or [`Device::rebind`]. Default: any.
     pub fn bind(mut self, address: SocketAddr) -> Builder {
         self.bind = Some(address);
         self
     }
 
-    /// Whether a message counts as delivered, and is acknowledged so, once the application took its event. Default: no.
+    /// Whether a message counts as delivered, and is acknowledged so, once the application took its event. Default: no. An
+    /// acknowledgment also tells the server that everything before it is safe here, so this needs [`Builder::auto_sync`].
     pub fn auto_deliver(mut self, auto_deliver: bool) -> Builder {
         self.auto_deliver = auto_deliver;
         self
     }
 
     /// Whether entries count as safe, and are not delivered again to a later process, once the application took their
-    /// events. Default: yes. Switch it off to call [`Device::sync`] when they are stored.
+    /// events. Default: yes. Switch it off to call [`Device::sync`] when they are stored, and
+    /// [`Device::acknowledge`] not before.
     pub fn auto_sync(mut self, auto_sync: bool) -> Builder {
         self.auto_sync = auto_sync;
         self
@@ -230,13 +233,20 @@ impl Builder {
         let tcp = Arc::new(tcp_config(roots.clone())?);
         let quic = quic_config(roots, tickets.clone(), self.keep_alive, self.idle_timeout)?;
 
+        if self.auto_deliver && !self.auto_sync {
+            return Err(BuildError::Contradiction(
+                "auto_deliver tells the server that what the application took is safe, which auto_sync(false) leaves to \
+                 Device::sync: acknowledge with Device::acknowledge instead",
+            ));
+        }
+
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).map_err(|error| BuildError::Random(error.to_string()))?;
         let (name, seeds) = entropy.split_at(16);
         let number = |bytes: &[u8]| bytes.iter().fold(0u128, |number, byte| (number << 8) | u128::from(*byte));
         let seed = |bytes: &[u8]| number(bytes) as u64;
 
-        let mut backlog = self.outbox.load().map_err(BuildError::Outbox)?;
+        let mut backlog = self.outbox.load(&eid).map_err(BuildError::Outbox)?;
         backlog.cursor = self.resume_from.or(backlog.cursor);
         let settings = Settings {
             eid: eid.clone(),
@@ -261,6 +271,7 @@ impl Builder {
             tcp,
             tokens,
             networks: Mutex::new(Networks::new(self.retry_quic_after)),
+            reached: Mutex::default(),
             #[cfg(feature = "qlog")]
             qlog: self.qlog.map(|sink| super::dial::Traced {
                 sink,

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::backoff::Jitter;
 use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
-use super::event::{Event, Session};
+use super::event::{Event, Refused, Session};
 use super::limits::{
     ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, REQUEST_WITHIN,
     UNREAD_WITHIN,
@@ -25,8 +25,8 @@ use super::requests::{RequestReply, Requests, SendReply, answer};
 use super::transport::Transport;
 use crate::wire::proto::{AwarenessNotification, SessionOpen, SyncAck};
 use crate::wire::{
-    AckStatus, DeviceId, Eid, Exchange, Identity, Lane, LocalId, MessageScheme, Payload, Sequence, encode_frame,
-    envelope, lane_of, open_envelope, payload_name,
+    AckStatus, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageScheme, Payload, Sequence,
+    encode_frame, envelope, lane_of, open_envelope, payload_name,
 };
 
 use own_presence::OwnPresence;
@@ -173,9 +173,21 @@ impl Core {
             jitter,
         };
         for draft in &backlog.drafts {
+            if let Err(error) = draft.check(&core.settings.eid) {
+                // As an earlier version may have kept it: a frame that the server takes for abuse would end each session.
+                core.forget_invalid(draft, &error);
+                continue;
+            }
             core.requests.send(draft, &core.settings.eid, &core.settings.device, None, now.instant);
         }
         core
+    }
+
+    fn forget_invalid(&mut self, draft: &Draft, error: &SendError) {
+        let (code, local_id) = (ErrorCode::Malformed.code(), draft.local_id.clone());
+        let refusal = Refusal { code, message: error.to_string(), route: String::new(), details: local_id.to_string() };
+        self.done.push(local_id.clone());
+        self.announce(Event::Refused(Refused { local_id: Some(local_id), refusal }));
     }
 
     // --- Commands ---------------------------------------------------------------------------------------------------
@@ -258,7 +270,7 @@ impl Core {
     /// took, if it is time or `force`d. What the application says is for the outbox to keep, too.
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
-            Some(sequence) => sequence,
+            Some(sequence) => self.cursor.say(sequence),
             None if !self.settings.auto_sync || !matches!(self.link, Link::Open) => return None,
             None if force || self.cursor.sync_due(now).is_some_and(|due| due <= now) => self.cursor.sync()?,
             None => return None,
@@ -486,7 +498,7 @@ impl Core {
 
     /// The device stops: whoever waits is told why.
     pub(crate) fn release_waiters(&mut self, reason: &CloseReason) {
-        self.requests.release_waiters(&SendError::Closed(reason.clone()), &RequestError::Closed(reason.clone()));
+        self.requests.release_waiters(&SendError::Unanswered(reason.clone()), &RequestError::Closed(reason.clone()));
     }
 
     /// An event of the connection itself. These come whether or not the application reads: the oldest go.

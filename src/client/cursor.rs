@@ -23,6 +23,8 @@ pub(crate) struct Cursor {
     taken: Sequence,
     /// What the server was told that is safe here.
     synced: Told,
+    /// What the application said that is, where it says so itself.
+    said: Sequence,
     /// What the outbox was told, for the next process.
     kept: Told,
 }
@@ -143,6 +145,23 @@ impl Cursor {
     /// What to tell the server now, if anything.
     pub(crate) fn sync(&mut self) -> Option<Sequence> {
         self.synced.tell(self.safe())
+    }
+
+    /// The application says that everything up to here is safe, which can be no more than it took. What it has said in all.
+    pub(crate) fn say(&mut self, sequence: Sequence) -> Sequence {
+        self.said = self.said.max(sequence.min(self.safe()));
+        self.said
+    }
+
+    /// What it has said, if anything.
+    pub(crate) fn said(&self) -> Option<Sequence> {
+        (self.said != Sequence::ZERO).then_some(self.said)
+    }
+
+    /// The last entry of the tail that lies before this one, or is it: once the application has taken what it was handed after
+    /// that, it has taken what came before.
+    pub(crate) fn tail_at(&self, sequence: Sequence) -> Sequence {
+        self.seen.map_or(sequence, |seen| seen.min(sequence))
     }
 
     /// When the outbox is to be told, if there is anything. What is `unacknowledged` from some entry on has to come again

@@ -133,7 +133,8 @@ impl Device {
     /// Sends a text, and waits until the server has it: durable, and numbered.
     ///
     /// # Errors
-    /// See [`SendError`]. Dropping the future does not take the message back.
+    /// See [`SendError`]. Dropping the future once it was polled does not take the message back, unless so many commands wait
+    /// that the device's task has not come to it.
     pub async fn send_text(&self, to: &Eid, text: impl Into<String>) -> Result<Sent, SendError> {
         self.send(self.draft(to, Content::Text(text.into()))).await
     }
@@ -162,7 +163,7 @@ impl Device {
         ticket.await
     }
 
-    /// Hands a draft over without waiting for anything; messages go out in the order of these calls.
+    /// Hands a draft over without waiting for anything; texts go out in the order of these calls, and so does media.
     ///
     /// # Errors
     /// [`SendError::OutboxFull`] when the device's task is behind, and [`SendError::Closed`]; what else there may be
@@ -187,9 +188,11 @@ impl Device {
 
     // --- Receipts and the log ---------------------------------------------------------------------------------------
 
-    /// Says that a message of `sender` was delivered or read (5.9.3). Without a connection it waits for one.
+    /// Says that a message of `sender`, who is somebody else, was delivered or read (5.9.3). Without a connection it waits for
+    /// one, in memory: a process that ends before the answer has to say it again.
     ///
-    /// Gives the status that is now stored: it may be further than this one.
+    /// It also tells the server that every entry of the log up to this message is safe on this device, as [`Device::sync`]
+    /// does. Gives the status that is now stored: it may be further than this one.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -213,7 +216,8 @@ impl Device {
     }
 
     /// Says that everything up to this sequence is safe here (`SyncAck`); for applications that keep what they receive,
-    /// and have switched [`Builder::auto_sync`] off.
+    /// and have switched [`Builder::auto_sync`] off. What the application has not taken yet is not safe, whatever it says. Said
+    /// again on each new connection.
     ///
     /// # Errors
     /// [`RequestError::Closed`].
@@ -263,7 +267,8 @@ impl Device {
     }
 
     /// The network under the device has changed, or has come back: moves to a new socket that the system places, or, when
-    /// there is no connection, or one that has been silent for a while, tries anew at once, with 0-RTT where it can.
+    /// there is no connection, or one that has been silent for a while, tries anew at once, with 0-RTT where it can. Also the
+    /// call to make when the phone wakes up: the clock that counts silence stands while it sleeps.
     ///
     /// # Errors
     /// Whatever the system says to the new socket; the old one stays in use then.
@@ -271,8 +276,8 @@ impl Device {
         self.move_to(None).await
     }
 
-    /// Tries at once, whatever the state: out of a wait, or after a refusal. Returns with the state on `Connecting`, or
-    /// `Connected` if it was.
+    /// Ends a wait or a refusal and tries at once. Does nothing where an attempt is under way or a session open; one that may
+    /// be dead is for [`Device::network_changed`]. Returns with the state on `Connecting`, or `Connected` if it was.
     ///
     /// # Errors
     /// [`RequestError::Closed`] when the application has closed the device.

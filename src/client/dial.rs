@@ -40,6 +40,8 @@ pub(crate) struct Dialer {
     pub(crate) tcp: Arc<rustls::ClientConfig>,
     pub(crate) tokens: Arc<dyn TokenSource>,
     pub(crate) networks: Mutex<Networks>,
+    /// The server's address that answered last.
+    pub(crate) reached: Mutex<Option<SocketAddr>>,
     #[cfg(feature = "qlog")]
     pub(crate) qlog: Option<Traced>,
 }
@@ -140,9 +142,11 @@ impl Dialer {
             self.try_quic(&mut attempt, &addresses, give).await
         };
         let waited = AtomicBool::new(false);
+        // Where one family of addresses leads nowhere, the two transports should not both wait for it.
+        let for_tcp = if self.has_reached(addresses[0]) { addresses.clone() } else { other_family_first(&addresses) };
         let tcp = async {
             let begun = Instant::now();
-            let result = self.try_tcp(bind, number, &addresses).await;
+            let result = self.try_tcp(bind, number, &for_tcp).await;
             waited.store(begun.elapsed() >= RACE_DELAY, Ordering::Relaxed);
             result
         };
@@ -227,8 +231,19 @@ impl Dialer {
             .map_err(|_| unresolved("no answer in time".into()))?
             .map_err(|error| unresolved(error.to_string()))?;
         let reachable = |address: &SocketAddr| bind.is_none_or(|bind| bind.is_ipv6() == address.is_ipv6());
-        let addresses: Vec<_> = found.filter(reachable).take(ADDRESSES_MAX).collect();
+        let mut addresses: Vec<_> = found.filter(reachable).take(ADDRESSES_MAX).collect();
+        if let Some(place) = addresses.iter().position(|address| self.has_reached(*address)) {
+            addresses[..=place].rotate_right(1);
+        }
         if addresses.is_empty() { Err(unresolved("it has no address".into())) } else { Ok(addresses) }
+    }
+
+    fn has_reached(&self, address: SocketAddr) -> bool {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) == Some(address)
+    }
+
+    fn note_reached(&self, address: SocketAddr) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
     /// Every address in turn.
@@ -242,7 +257,10 @@ impl Dialer {
         let mut last = CloseReason::Network("no address".into());
         for address in addresses {
             match self.connect(attempt, *address, &give).await {
-                Ok(carrier) => return Ok(carrier),
+                Ok(carrier) => {
+                    self.note_reached(*address);
+                    return Ok(carrier);
+                }
                 Err(reason) => last = reason,
             }
         }
@@ -300,7 +318,10 @@ impl Dialer {
         for address in addresses {
             let connector = TlsConnector::from(self.tcp.clone());
             match timeout(handshake_within(number), connect_tcp(connector, name.clone(), bind, *address)).await {
-                Ok(Ok(stream)) => return Ok(Carrier::Tcp(Box::new(stream))),
+                Ok(Ok(stream)) => {
+                    self.note_reached(*address);
+                    return Ok(Carrier::Tcp(Box::new(stream)));
+                }
                 Ok(Err(error)) => last = tcp_reason(&error, *address),
                 Err(_) => last = CloseReason::Network(format!("no answer from {address}")),
             }
@@ -374,6 +395,13 @@ pub(crate) fn endpoint(bind: SocketAddr) -> io::Result<Endpoint> {
     Endpoint::new(EndpointConfig::default(), None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))
 }
 
+/// The same addresses, those of another family than the first one's first.
+fn other_family_first(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let of_first = |address: &&SocketAddr| address.is_ipv6() == addresses[0].is_ipv6();
+    let (same, other): (Vec<_>, Vec<_>) = addresses.iter().partition(of_first);
+    [other, same].concat()
+}
+
 /// Any address of the same family, any port.
 pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
     let ip = if like.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
@@ -418,6 +446,15 @@ mod tests {
         for (server, expected) in cases {
             assert_eq!(host(server), expected, "{server}");
         }
+    }
+
+    #[test]
+    fn where_nothing_was_reached_yet_the_second_transport_begins_with_the_other_family() {
+        let addresses =
+            |list: &[&str]| list.iter().map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let found = addresses(&["[::1]:1", "[::2]:1", "127.0.0.1:1"]);
+        assert_eq!(other_family_first(&found), addresses(&["127.0.0.1:1", "[::1]:1", "[::2]:1"]));
+        assert_eq!(other_family_first(&found[..2]), found[..2]);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub enum BuildError {
     /// TLS refused the settings.
     #[error("TLS settings: {0}")]
     Tls(String),
+    /// Two options that exclude each other.
+    #[error("{0}")]
+    Contradiction(&'static str),
     /// The outbox could not be read.
     #[error("cannot read the outbox: {0}")]
     Outbox(#[source] io::Error),
@@ -93,10 +96,14 @@ pub enum SendError {
     /// The server refuses it.
     #[error("refused by the server: {0}")]
     Refused(#[from] Refusal),
-    /// The device stopped before the answer came. A message that had a place in the outbox keeps it: it goes out, with
-    /// the same local id, when the device connects again.
+    /// The device had stopped already: the message was not taken, and will not be sent.
     #[error("the device is closed: {0}")]
     Closed(CloseReason),
+    /// The device stopped before the answer came: whether the server has the message is not known. It keeps its place in the
+    /// outbox, and goes out with the same local id when the device connects again ([`super::Device::reconnect`], or a new
+    /// process with a durable outbox). Sending it under another name could double it.
+    #[error("the device was closed before the server answered: {0}")]
+    Unanswered(CloseReason),
 }
 
 /// Why a request brought no answer.
@@ -159,6 +166,10 @@ pub enum CloseReason {
     /// What the server sent is not the protocol.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),
+    /// The device's task panicked: code of the application's that it calls (token source, outbox, trace), or the library's.
+    /// The device does nothing more.
+    #[error("the device's task panicked")]
+    Panicked,
 }
 
 impl CloseReason {
@@ -172,9 +183,16 @@ impl CloseReason {
     pub(crate) fn was_success(&self, age: Duration) -> bool {
         match self {
             CloseReason::Server { code: CloseCode::Draining, .. } => true,
+            // It would come to the same.
+            CloseReason::Server { code: CloseCode::Abuse | CloseCode::ProtocolViolation, .. } => false,
             CloseReason::Network(_) => age >= WORKED_AFTER,
             _ => age >= STABLE_AFTER,
         }
+    }
+
+    /// Whether another session of the same device took the place of this one.
+    pub(crate) fn is_replaced(&self) -> bool {
+        matches!(self, CloseReason::Server { code: CloseCode::Replaced, .. })
     }
 
     /// Whether it is for the application to decide to come back.
@@ -199,6 +217,8 @@ mod tests {
             (server(CloseCode::Draining), Duration::ZERO, true),
             (server(CloseCode::Internal), just_before(STABLE_AFTER), false),
             (server(CloseCode::Internal), STABLE_AFTER, true),
+            (server(CloseCode::Abuse), STABLE_AFTER, false),
+            (server(CloseCode::ProtocolViolation), STABLE_AFTER, false),
         ] {
             assert_eq!(reason.was_success(age), success, "{reason:?} after {age:?}");
         }

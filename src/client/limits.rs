@@ -9,6 +9,8 @@ use std::time::Duration;
 pub const TEXT_BYTES_MAX: usize = 16 * 1024;
 /// Longest caption of a media message (profile 7).
 pub const CAPTION_BYTES_MAX: usize = 1024;
+/// Longest address of a media file or its thumbnail.
+pub const URL_BYTES_MAX: usize = 2048;
 /// Longest frame that a device takes. Four times what a server sends at its default, for one that was configured
 /// larger; more than that a phone should not be made to hold for one frame.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -98,6 +100,11 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(5);
 /// One that the network ended counts from this age on: networks do end them. Otherwise a box on the way that cuts right after
 /// the sign-in would have it repeated ten times a second.
 pub const WORKED_AFTER: Duration = Duration::from_secs(1);
+/// How long data of a connection that was given up in its first flight may yet arrive, as from a modem's queue: the server
+/// takes it for the newest session of this device, and closes the one in use.
+pub const EARLY_LINGERS: Duration = Duration::from_secs(30);
+/// The least wait after the server closed for abuse; up to as much again is added, by chance.
+pub const ABUSE_WAIT: Duration = BACKOFF_MAX;
 /// Tokens that may be refused one after the other before the device gives up: a source that signs anew at each call
 /// with the wrong key would go on for ever.
 pub const REFUSALS_MAX: u32 = 3;

@@ -18,6 +18,9 @@
 //! tokio::spawn(async move {
 //!     while let Some(event) = events.next().await {
 //!         if let Event::Message(message) = event {
+//!             if message.from == *reader.eid() {
+//!                 continue; // written on another of Alice's devices
+//!             }
 //!             println!("{}: {}", message.from, message.text().unwrap_or("(media)"));
 //!             let read = reader.acknowledge(message.message_id, &message.from, AckStatus::Read);
 //!             if let Err(error) = read.await {
@@ -37,7 +40,9 @@
 //!
 //! # What it promises
 //! - A message that `send_text` returned for is durable at the server. One that it did not return for is sent again, with
-//!   the same local id and in the same order, on every new connection until it is answered: the server takes it once.
+//!   the same local id and in the same order, on every new connection until it is answered: the server takes it once. (It
+//!   remembers local ids for seven days at least.) Texts keep their order among themselves, and so does media; a text and a
+//!   media message travel on lanes of their own, so that either may be first.
 //! - Every entry of the user's log comes as an event once, in order, across reconnects. Across restarts of the process
 //!   that holds for what was acknowledged ([`Device::sync`], [`Device::acknowledge`], or by itself).
 //! - Memory is bounded: a full outbox refuses, and events that are not read leave the rest at the server.

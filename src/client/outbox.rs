@@ -6,7 +6,7 @@ use std::io;
 
 use super::error::SendError;
 use super::event::Content;
-use super::limits::{CAPTION_BYTES_MAX, TEXT_BYTES_MAX};
+use super::limits::{CAPTION_BYTES_MAX, TEXT_BYTES_MAX, URL_BYTES_MAX};
 use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
 use crate::wire::{ChatId, DeviceId, Eid, Lane, LocalId, Payload, Sequence};
 
@@ -38,11 +38,12 @@ pub struct Backlog {
 ///
 /// Called from the device's task, one call at a time; a call should return within milliseconds.
 pub trait Outbox: Send + 'static {
-    /// What is left from before. Called once, first.
+    /// What is left from before. Called once, first. What it keeps from here on is `owner`'s: an outbox that holds another
+    /// user's messages must refuse, or they would be sent in this one's name.
     ///
     /// # Errors
     /// Whatever the storage says; the device is not built then.
-    fn load(&mut self) -> io::Result<Backlog>;
+    fn load(&mut self, owner: &Eid) -> io::Result<Backlog>;
 
     /// Keeps a message. The device sends it only after this has returned.
     ///
@@ -68,7 +69,7 @@ pub trait Outbox: Send + 'static {
 pub struct MemoryOutbox;
 
 impl Outbox for MemoryOutbox {
-    fn load(&mut self) -> io::Result<Backlog> {
+    fn load(&mut self, _owner: &Eid) -> io::Result<Backlog> {
         Ok(Backlog::default())
     }
 
@@ -95,6 +96,12 @@ impl Draft {
             Content::Text(text) if text.is_empty() => Err(SendError::Invalid("the text is empty")),
             Content::Text(text) if text.len() > TEXT_BYTES_MAX => Err(SendError::Invalid("the text is over 16 KiB")),
             Content::Media(media) if media.url.is_empty() => Err(SendError::Invalid("the media address is empty")),
+            Content::Media(media) if media.url.len() > URL_BYTES_MAX => {
+                Err(SendError::Invalid("the media address is over 2 KiB"))
+            }
+            Content::Media(media) if media.thumbnail_url.len() > URL_BYTES_MAX => {
+                Err(SendError::Invalid("the thumbnail's address is over 2 KiB"))
+            }
             Content::Media(media) if media.caption.len() > CAPTION_BYTES_MAX => {
                 Err(SendError::Invalid("the caption is over 1 KiB"))
             }

@@ -25,8 +25,8 @@ use super::error::CloseReason;
 use super::event::Event;
 use super::inbox::Inbox;
 use super::limits::{
-    ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, IDLE_TIMEOUT, REFUSALS_MAX,
-    SILENCE_MAX,
+    ABUSE_WAIT, ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, EARLY_LINGERS,
+    IDLE_TIMEOUT, REFUSALS_MAX, SILENCE_MAX,
 };
 use super::link::{Link, QuicLink, TcpLink};
 use super::outbox::Outbox;
@@ -62,6 +62,8 @@ pub(crate) struct Task {
     refusals: u32,
     /// The token not to come back with.
     refused: Option<(String, CloseReason)>,
+    /// When a connection was given up that had sent all in its first flight: that may arrive yet, and replace a later session.
+    early_lost: Option<Instant>,
     accepted_at: Option<Instant>,
     silence: Silence,
     idle: Idle,
@@ -128,6 +130,7 @@ impl Task {
             upgrade: Upgrade::Off,
             refusals: 0,
             refused: None,
+            early_lost: None,
             accepted_at: None,
             silence: Silence::new(SILENCE_MAX),
             idle: Idle::new(IDLE_TIMEOUT),
@@ -159,6 +162,7 @@ impl Task {
 
     /// Until the application closes the device, or drops it.
     pub(crate) async fn run(mut self) {
+        let _told = EndTold { state: self.state.clone(), inbox: self.inbox.clone() };
         self.dial();
         loop {
             let now = now();
@@ -263,10 +267,7 @@ impl Task {
             self.refusals = 0;
             self.state.send_replace(State::Connected(session));
         }
-        while self.core.can_take() {
-            let Some(taken) = self.inbox.next_taken() else { break };
-            self.core.taken(taken, now);
-        }
+        self.note_taken(now);
         self.core.sync(None, self.closing.is_some(), now.instant);
         if let Some(sequence) = self.core.keep(self.closing.is_some(), now.instant) {
             self.keep(|outbox| outbox.advance(sequence));
@@ -282,6 +283,14 @@ impl Task {
         self.write(now.instant);
         self.listen(now);
         self.inbox.fill(|| self.core.next_event());
+    }
+
+    /// What the application has taken.
+    fn note_taken(&mut self, now: Now) {
+        while self.core.can_take() {
+            let Some(taken) = self.inbox.next_taken() else { break };
+            self.core.taken(taken, now);
+        }
     }
 
     /// Gives the link what it takes.
@@ -317,6 +326,7 @@ impl Task {
     fn link_early(&mut self, early: Early) {
         let Phase::Dialing(dialing) = &mut self.phase else { return };
         if dialing.link.take().is_some() {
+            self.early_lost = Some(Instant::now());
             self.core.link_down();
         }
         self.frames.clear();
@@ -340,6 +350,10 @@ impl Task {
             return;
         }
         if link.is_some() {
+            // Early data that QUIC's handshake refused is gone; TCP was only faster than it.
+            if matches!(dialed.carrier, Carrier::Tcp(_)) {
+                self.early_lost = Some(Instant::now());
+            }
             self.core.link_down();
             self.frames.clear();
         }
@@ -401,7 +415,7 @@ impl Task {
     /// Lets go of the link. How long its session lasted, if it had one.
     fn part(&mut self, reason: &CloseReason) -> Option<Duration> {
         let link = match &mut self.phase {
-            Phase::Dialing(dialing) => dialing.link.take(),
+            Phase::Dialing(dialing) => dialing.link.take().inspect(|_| self.early_lost = Some(Instant::now())),
             Phase::Linked(_) => match std::mem::replace(&mut self.phase, Phase::Stopped(reason.clone())) {
                 Phase::Linked(link) => Some(link),
                 _ => None,
@@ -427,7 +441,8 @@ impl Task {
     /// After a connection that lived for `age` (none: that was not accepted) ended for this reason.
     fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
         tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
-        if reason.is_final() {
+        let lost = self.early_lost.take_if(|_| reason.is_replaced());
+        if reason.is_final() && !lost.is_some_and(|at| at.elapsed() < EARLY_LINGERS) {
             return self.stop(reason);
         }
         if reason.wants_new_token() {
@@ -436,6 +451,9 @@ impl Task {
                 return self.stop(reason);
             }
             self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
+            if let Some((token, _)) = &self.refused {
+                self.dialer.tokens.refused(token);
+            }
         }
         let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
         if age.is_some_and(|age| reason.was_success(age)) {
@@ -445,6 +463,9 @@ impl Task {
         let mut retry_in = self.backoff.failed(&mut self.jitter);
         if draining && first {
             retry_in = self.jitter.up_to(DRAIN_JITTER);
+        }
+        if matches!(reason, CloseReason::Server { code: CloseCode::Abuse, .. }) {
+            retry_in = ABUSE_WAIT + self.jitter.up_to(ABUSE_WAIT);
         }
         // Spread all the same: everybody is told the same time.
         retry_in += self.core.take_put_off().unwrap_or_default();
@@ -515,6 +536,21 @@ impl Task {
         self.inbox.end();
         if let Some(endpoint) = self.endpoint.take() {
             let _ = timeout(CLOSE_LINGER, endpoint.wait_idle()).await;
+        }
+    }
+}
+
+/// Tells the application that the device is no more, also when something in it panics: nobody waits for ever.
+struct EndTold {
+    state: watch::Sender<State>,
+    inbox: Arc<Inbox>,
+}
+
+impl Drop for EndTold {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.state.send_replace(State::Closed(CloseReason::Panicked));
+            self.inbox.end();
         }
     }
 }

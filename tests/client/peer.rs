@@ -86,6 +86,15 @@ impl State {
 
 impl Peer {
     pub fn start() -> Peer {
+        Peer::with(|_| ())
+    }
+
+    /// One that takes 0-RTT data.
+    pub fn with_early_data() -> Peer {
+        Peer::with(|tls| tls.max_early_data_size = u32::MAX)
+    }
+
+    fn with(change: impl FnOnce(&mut rustls::ServerConfig)) -> Peer {
         let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let certificate = CertificateDer::from(key.cert);
         let mut roots = RootCertStore::empty();
@@ -98,6 +107,7 @@ impl Peer {
             .with_single_cert(vec![certificate], PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap())
             .unwrap();
         tls.alpn_protocols = vec![ALPN.to_vec()];
+        change(&mut tls);
         let config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
         let seen = Seen { token: "good".into(), ..Seen::default() };
         let state = Arc::new(State { seen: Mutex::new(seen), changed: watch::Sender::new(0) });

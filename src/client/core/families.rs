@@ -8,7 +8,7 @@ use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Sess
 use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN};
 use crate::client::receipts::Delivery;
 use crate::client::requests::{Answer, PendingSend, Sent, answer};
-use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
+use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, SyncAck, VersionUpdate};
 use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
 
 impl Core {
@@ -29,6 +29,10 @@ impl Core {
         }
         let gap = !same_log || asked.is_some_and(|asked| start > asked);
         let session = Session::parse(accept, gap, passage, now - dialed);
+        if let (false, Some(said)) = (self.settings.auto_sync, self.cursor.said()) {
+            // It may have been lost with the link before.
+            self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: said.wire() }));
+        }
         self.accepted = Some(session.clone());
         self.announce(Event::Connected(session));
     }
@@ -84,8 +88,14 @@ impl Core {
             }
             None => !new,
         };
-        if !waited_for {
-            self.emit(Event::Accepted(accepted));
+        match (waited_for, new) {
+            (true, _) => {}
+            // An entry of the log as others are: it comes again to a later process, unless this one has taken it.
+            (false, true) => {
+                let taken = Taken { sequence: self.cursor.tail_at(sequence), deliver: None };
+                self.emit_entry(Event::Accepted(accepted), taken);
+            }
+            (false, false) => self.emit(Event::Accepted(accepted)),
         }
     }
 

@@ -445,7 +445,7 @@ fn whoever_waits_is_told_when_the_device_stops_and_the_messages_keep_their_place
     let request = bench.ask(ping_request(), false);
     bench.core.link_down();
     bench.core.release_waiters(&CloseReason::Local);
-    assert_eq!(answer.try_recv().unwrap(), Err(SendError::Closed(CloseReason::Local)));
+    assert_eq!(answer.try_recv().unwrap(), Err(SendError::Unanswered(CloseReason::Local)));
     assert_eq!(failure(request), RequestError::NotConnected);
     bench.connect(0, 1_000);
     assert_eq!(bench.names(), ["one"]);

@@ -1,8 +1,8 @@
 //! An outbox in one small file: a journal that is appended to, and written anew when too much of it is history.
 //!
 //! The journal is a magic word and records: length and checksum (four bytes each, little endian), then one envelope of
-//! the protocol. A text or media request is a message to keep, a VersionUpdate names one to forget, a SyncAck is the
-//! place in the log. What a crash leaves of a last record fails its checksum and is cut off.
+//! the protocol. A SessionOpen names the owner, a text or media request is a message to keep, a VersionUpdate names one to
+//! forget, a SyncAck is the place in the log. What a crash leaves of a last record fails its checksum and is cut off.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,7 +14,7 @@ use prost::Message as _;
 use super::{Backlog, Draft, Outbox};
 use crate::client::event::{Content, Media};
 use crate::client::limits::{FRAME_BYTES_MAX, JOURNAL_BYTES_MAX, JOURNAL_DEAD_BYTES_MAX, OUTBOX_MESSAGES_MAX};
-use crate::wire::proto::{MediaPayloadRequest, SyncAck, TextPayloadRequest, VersionUpdate};
+use crate::wire::proto::{MediaPayloadRequest, SessionOpen, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{Eid, LocalId, MediaType, Payload, Sequence, envelope, open_envelope};
 
 /// What such a file begins with; the last byte is the format's version.
@@ -22,7 +22,8 @@ const MAGIC: &[u8; 8] = b"BIMIPOB\x01";
 /// Length and checksum of a record.
 const HEAD_BYTES: usize = 8;
 
-/// Keeps unanswered messages and the place in the log in a file, for one device of one user. An application that was
+/// Keeps unanswered messages and the place in the log in a file, for one device of one user: another user's is refused
+/// (`InvalidData`), so an application in which somebody else signs in takes another file, or deletes this one. An application that was
 /// killed, or a machine that lost its power, finds every message that the device had taken.
 #[derive(Debug)]
 pub struct FileOutbox {
@@ -35,6 +36,8 @@ pub struct FileOutbox {
     places: HashMap<LocalId, u64>,
     kept_bytes: u64,
     cursor: Option<Sequence>,
+    /// Whose messages these are, once that was said.
+    owner: Option<Eid>,
     /// Handed out by the first `load`.
     backlog: Vec<Draft>,
     /// Held for as long as the outbox: two devices on one file would write over each other.
@@ -66,6 +69,7 @@ impl FileOutbox {
             places: HashMap::new(),
             kept_bytes: 0,
             cursor: None,
+            owner: None,
             backlog: Vec::new(),
             _lock: lock,
         };
@@ -112,6 +116,7 @@ impl FileOutbox {
                         drafts.remove(&place);
                     }
                 }
+                Some(Payload::SessionOpen(open)) => self.owner = Eid::from_identity(open.identity.as_ref()).ok(),
                 Some(Payload::SyncAck(sync)) => self.cursor = Some(Sequence::from_wire(sync.sequence)),
                 _ => {}
             }
@@ -181,6 +186,11 @@ impl FileOutbox {
         let mut new = options().truncate(true).open(&beside)?;
         new.write_all(MAGIC)?;
         let mut len = MAGIC.len() as u64;
+        if let Some(owner) = &self.owner {
+            let record = record(owner_record(owner));
+            new.write_all(&record)?;
+            len += record.len() as u64;
+        }
         let mut moved = BTreeMap::new();
         for (place, length) in &self.kept {
             self.file.seek(SeekFrom::Start(*place))?;
@@ -211,7 +221,18 @@ impl FileOutbox {
 }
 
 impl Outbox for FileOutbox {
-    fn load(&mut self) -> io::Result<Backlog> {
+    fn load(&mut self, owner: &Eid) -> io::Result<Backlog> {
+        match &self.owner {
+            Some(other) if other != owner => {
+                return Err(self.invalid(&format!("holds messages of {other}, not of {owner}")));
+            }
+            Some(_) => {}
+            None => {
+                self.append(&record(owner_record(owner)))?;
+                self.file.sync_data()?;
+                self.owner = Some(owner.clone());
+            }
+        }
         Ok(Backlog { drafts: std::mem::take(&mut self.backlog), cursor: self.cursor })
     }
 
@@ -300,6 +321,10 @@ fn draft_record(draft: &Draft) -> Payload {
             ..Default::default()
         }),
     }
+}
+
+fn owner_record(owner: &Eid) -> Payload {
+    Payload::SessionOpen(SessionOpen { identity: Some(owner.identity()), ..Default::default() })
 }
 
 fn cursor_record(cursor: Sequence) -> Payload {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Closing, Phase, Task};
+use super::{Closing, Phase, Task, now};
 use crate::client::device::Command;
 use crate::client::error::{RequestError, SendError};
 use crate::client::limits::CLOSE_WITHIN;
@@ -48,6 +48,8 @@ impl Task {
                 answer(Some(reply), told);
             }
             Command::Sync(sequence) => {
+                // What it took before it said so.
+                self.note_taken(now());
                 if let Some(sequence) = self.core.sync(Some(sequence), false, Instant::now()) {
                     self.keep(|outbox| outbox.advance(sequence));
                 }

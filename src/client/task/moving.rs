@@ -44,6 +44,10 @@ impl Task {
     /// One that has been silent for a while does not move: a new one gets through in its first flight, with all that waits.
     pub(super) fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
         let now = now();
+        if to.is_none() {
+            // Where it was bound before may be what is gone.
+            self.bind = None;
+        }
         match &self.phase {
             Phase::Linked(link)
                 if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>

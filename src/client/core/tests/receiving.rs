@@ -86,6 +86,42 @@ fn an_accepted_message_that_nobody_waits_for_is_an_event() {
 }
 
 #[test]
+fn an_accepted_message_comes_again_to_a_later_process_unless_this_one_took_its_event() {
+    let backlog = Backlog { drafts: vec![draft("earlier")], cursor: Some(Sequence::from(3)) };
+    let mut bench = Bench::with(backlog, false, true);
+    bench.connect(3, 9);
+    bench.out(CHAT);
+    bench.receive(CHAT, update("earlier", 1), 4, 0);
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "the application has not heard of it");
+    assert!(matches!(bench.events()[..], [Event::Accepted(_)]));
+    assert_eq!(bench.core.keep(true, bench.now.instant), Some(Sequence::from(4)));
+
+    // The same as a direct reply that runs ahead of the tail: taking its event says nothing of what lies before.
+    drop(bench.send("dropped"));
+    bench.out(CHAT);
+    bench.receive(CHAT, update("dropped", 2), 7, 2);
+    bench.receive(CHAT, chat(1), 5, 0);
+    let first = bench.core.next_event().unwrap();
+    assert!(matches!(first.event, Event::Accepted(_)), "{first:?}");
+    bench.core.taken(first.taken.unwrap(), bench.now);
+    assert_eq!(bench.core.sync(None, true, bench.now.instant), Some(Sequence::from(4)));
+    bench.events();
+    assert_eq!(bench.core.sync(None, true, bench.now.instant), Some(Sequence::from(5)));
+}
+
+#[test]
+fn a_message_of_an_earlier_process_that_no_server_takes_is_refused_here() {
+    let long = Draft { content: Content::Text("x".repeat(20_000)), ..draft("long") };
+    let backlog = Backlog { drafts: vec![long, draft("short")], ..Backlog::default() };
+    let mut bench = Bench::with(backlog, false, true);
+    let [Event::Refused(refused)] = &bench.events()[..] else { panic!() };
+    assert_eq!(refused.local_id.as_ref().map(|id| id.as_str()), Some("long"));
+    assert_eq!(bench.core.take_done().len(), 1);
+    bench.connect(0, 0);
+    assert_eq!(bench.names(), ["short"]);
+}
+
+#[test]
 fn delivery_is_acknowledged_when_the_application_took_the_message_and_until_it_is_answered() {
     let acknowledged = |frames: Vec<MessageScheme>| -> Vec<(String, i32)> {
         let request = |scheme: MessageScheme| match scheme.payload {
@@ -309,6 +345,14 @@ fn what_was_taken_is_synchronised_late_and_what_the_application_says_at_once() {
     assert_eq!(bench.core.sync(None, true, bench.now.instant), None);
     assert_eq!(bench.core.sync(Some(Sequence::from(1)), false, bench.now.instant), Some(Sequence::from(1)));
     assert_eq!(synced(bench.out(CHAT)), [1]);
+    // What it has not taken is not safe, and what it said once it cannot take back.
+    bench.receive(CHAT, chat(2), 2, 0);
+    for said in [7, 0] {
+        assert_eq!(bench.core.sync(Some(Sequence::from(said)), false, bench.now.instant), Some(Sequence::from(1)));
+    }
+    bench.core.link_down();
+    bench.connect(2, 2);
+    assert_eq!(synced(bench.out(CHAT)), [1], "the one before may have been lost");
 }
 
 #[test]

@@ -18,12 +18,16 @@ impl Place {
     }
 
     fn names(&self) -> Vec<String> {
-        names(&self.open().load().unwrap())
+        names(&self.open().load(&owner()).unwrap())
     }
 }
 
 fn names(backlog: &Backlog) -> Vec<String> {
     backlog.drafts.iter().map(|draft| draft.local_id.to_string()).collect()
+}
+
+fn owner() -> Eid {
+    Eid::parse("alice@x").unwrap()
 }
 
 fn id(name: &str) -> LocalId {
@@ -43,7 +47,7 @@ fn text(name: &str) -> Draft {
 fn what_was_unanswered_and_the_place_in_the_log_come_back_as_they_were() {
     let place = Place::new();
     let mut outbox = place.open();
-    assert_eq!(outbox.load().unwrap(), Backlog::default());
+    assert_eq!(outbox.load(&owner()).unwrap(), Backlog::default());
     let media = Media {
         kind: MediaType::Video,
         url: "https://cdn.example/7".into(),
@@ -63,11 +67,31 @@ fn what_was_unanswered_and_the_place_in_the_log_come_back_as_they_were() {
 
     let drafts = vec![text("a"), media, text("c")];
     let mut outbox = place.open();
-    assert_eq!(outbox.load().unwrap(), Backlog { drafts, cursor: Some(Sequence::from(9)) });
+    assert_eq!(outbox.load(&owner()).unwrap(), Backlog { drafts, cursor: Some(Sequence::from(9)) });
     outbox.remove(&id("a")).unwrap();
     outbox.insert(&text("d")).unwrap();
     drop(outbox);
     assert_eq!(place.names(), ["media", "c", "d"]);
+}
+
+#[test]
+fn another_users_messages_are_not_handed_out() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.load(&owner()).unwrap();
+    outbox.insert(&text("a")).unwrap();
+    // Also after it was written anew.
+    let long = Content::Text("x".repeat(16 * 1024));
+    for round in 0..40 {
+        let name = format!("round {round}");
+        outbox.insert(&Draft { content: long.clone(), ..text(&name) }).unwrap();
+        outbox.remove(&id(&name)).unwrap();
+    }
+    drop(outbox);
+    let refused = place.open().load(&Eid::parse("carol@x").unwrap()).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    assert!(refused.to_string().ends_with("outbox holds messages of alice@x, not of carol@x"), "{refused}");
+    assert_eq!(place.names(), ["a"]);
 }
 
 #[test]
@@ -82,7 +106,7 @@ fn a_torn_end_is_cut_off_wherever_it_tears() {
     for end in whole..bytes.len() {
         std::fs::write(place.path(), &bytes[..end]).unwrap();
         let mut outbox = place.open();
-        assert_eq!(names(&outbox.load().unwrap()), ["a"], "{end} bytes");
+        assert_eq!(names(&outbox.load(&owner()).unwrap()), ["a"], "{end} bytes");
         outbox.insert(&text("after")).unwrap();
         drop(outbox);
         assert_eq!(place.names(), ["a", "after"], "{end} bytes");
@@ -119,7 +143,7 @@ fn history_is_written_out_of_the_file_and_nothing_that_is_wanted() {
     // What stood before the rewriting is found behind it.
     outbox.remove(&id("first")).unwrap();
     drop(outbox);
-    let backlog = place.open().load().unwrap();
+    let backlog = place.open().load(&owner()).unwrap();
     assert_eq!((names(&backlog), backlog.cursor), (vec!["last".to_owned()], Some(Sequence::from(99))));
     assert!(!beside(&place.path(), ".new").exists());
 }
