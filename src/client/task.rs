@@ -442,7 +442,7 @@ impl Task {
     fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
         tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
         let lost = self.early_lost.take_if(|_| reason.is_replaced());
-        if reason.is_final() && !lost.is_some_and(|at| at.elapsed() < EARLY_LINGERS) {
+        if reason.is_final() && lost.is_none_or(|at| at.elapsed() >= EARLY_LINGERS) {
             return self.stop(reason);
         }
         if reason.wants_new_token() {
