@@ -17,6 +17,9 @@ pub const URL_BYTES_MAX: usize = 2048;
 pub const MEDIA_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
 /// Devices of one user (profile 3).
 pub const DEVICES_PER_USER_MAX: usize = 16;
+/// Revoked devices of one user that are remembered, each for ten years: a new phone each month. Beyond it a user's tokens can
+/// only be revoked all together.
+pub const REVOKED_DEVICES_PER_USER_MAX: usize = 128;
 /// Entries of one user's subscriber list (profile 6); blocks count beside it.
 pub const SUBSCRIBERS_PER_USER_MAX: usize = 5_000;
 /// `SessionOpen` must have come by then (profile 3).
@@ -74,6 +77,10 @@ pub const FRAMES_PER_TURN: usize = 64;
 pub const TURNS_PER_POLL: usize = 4;
 /// Entries that one tail reads from the store at once: amortises the read, and bounds what a session holds.
 pub const TAIL_READ_ENTRIES: usize = 128;
+/// Bytes of messages at which such a read ends before that: two lanes' worth. A device that does not read holds them.
+pub const TAIL_READ_BYTES: usize = 2 * LANE_QUEUE_BYTES;
+/// Pages of history that one session has under way. Each reads as much as a frame holds, and the store's readers serve everybody.
+pub const SESSION_HISTORY_CALLS_MAX: usize = 4;
 /// Notices (replaced, revoked, relayed pings) that wait for one session; they are acted on at once, so few suffice.
 pub const SESSION_NOTICES_MAX: usize = 64;
 /// How long a closing connection may take to hand over its last error.

@@ -122,6 +122,9 @@ async fn a_resource_id_is_echoed_or_assigned() {
         assigned.push(id);
     }
     assert_ne!(assigned[0], assigned[1]);
+    // Sent again, as a client does whose connection was lost: nothing changes.
+    let request = add(&alice, BOB);
+    assert_eq!(put(&mut alice, request).await.subscriber_resource_id, assigned[0]);
     let listed: Vec<_> = list(&mut alice).await.into_iter().map(|entry| entry.subscriber_resource_id).collect();
     assert_eq!(listed, assigned);
     for bad in ["a b", "ä", &"x".repeat(65)] {

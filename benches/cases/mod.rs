@@ -266,7 +266,14 @@ fn tail(store: Embedded) -> Run {
 
 fn history(store: Embedded) -> Run {
     let (runtime, store) = filled(store);
-    let query = HistoryQuery { reader: eid("bob"), peer: eid("alice"), before: None, after: None, limit: 50 };
+    let query = HistoryQuery {
+        reader: eid("bob"),
+        peer: eid("alice"),
+        before: None,
+        after: None,
+        limit: 50,
+        bytes_max: usize::MAX,
+    };
     Box::new(move |times| {
         for _ in 0..times {
             assert_eq!(black_box(runtime.block_on(store.history(query.clone())).expect("a page")).len(), 50);

@@ -174,6 +174,11 @@ impl Hub {
         self.broadcast(&Notice::Drain);
     }
 
+    /// Whether the server is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// How far connected devices are behind their logs. Looks at each of them.
     pub fn lag(&self) -> Lag {
         let mut lag = Lag::default();

@@ -78,8 +78,8 @@ impl Signal {
         }
     }
 
-    /// Queues a notice. When the queue is full the newest is dropped, unless it closes the session: a close makes
-    /// everything before it void, and takes the oldest's place.
+    /// Queues a notice. When the queue is full the newest is dropped, unless it ends the session: a close makes everything
+    /// before it void, and takes the oldest's place; a drain takes that of a ping.
     pub fn notify(&self, notice: Notice) {
         {
             let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,6 +88,10 @@ impl Signal {
             } else if matches!(notice, Notice::Close(_)) {
                 notices.pop_front();
                 notices.push_front(notice);
+            } else if notice == Notice::Drain
+                && let Some(ping) = notices.iter_mut().rfind(|held| matches!(held, Notice::Ping(_) | Notice::Pong(..)))
+            {
+                *ping = notice;
             }
         }
         self.waker.wake();
@@ -128,6 +132,20 @@ mod tests {
         fn wake_by_ref(count: &Arc<Count>) {
             count.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn a_full_mailbox_still_takes_what_ends_the_session() {
+        let signal = Signal::default();
+        (0..=SESSION_NOTICES_MAX as u64).for_each(|number| signal.notify(Notice::Pong(number, Duration::ZERO)));
+        signal.notify(Notice::Drain);
+        signal.notify(Notice::Close(CloseCode::Replaced));
+        let notices: Vec<_> = std::iter::from_fn(|| signal.take_notice()).collect();
+        assert_eq!(notices.len(), SESSION_NOTICES_MAX);
+        assert_eq!(
+            (notices.first(), notices.last()),
+            (Some(&Notice::Close(CloseCode::Replaced)), Some(&Notice::Drain))
+        );
     }
 
     #[test]

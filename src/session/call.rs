@@ -114,7 +114,7 @@ pub enum Done {
     /// Of [`Call::Revoke`].
     Revoke(Origin, Box<TokenRevokeResponse>, Result<(), StoreError>),
     /// Of [`Call::SignOut`].
-    SignOut(Origin, Logout, Result<(), StoreError>),
+    SignOut(Origin, Eid, DeviceId, Logout, Result<(), StoreError>),
 }
 
 /// Runs a call.
@@ -149,20 +149,16 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             Done::List(origin, owner, contacts)
         }
         Call::Revoke(origin, revocation, answer) => {
-            let target = revocation.target.clone();
-            let revoked = match (store.revoke(*revocation).await, target) {
-                // A lost device gives its place back: nobody can sign it out any more.
-                (Ok(()), RevocationTarget::Device(user, device)) => store.forget_device(&user, &device).await,
-                (revoked, _) => revoked,
+            // A lost device gives its place back: nobody can sign it out any more.
+            let forget = match &revocation.target {
+                RevocationTarget::Device(_, device) => Some(device.clone()),
+                _ => None,
             };
-            Done::Revoke(origin, answer, revoked)
+            Done::Revoke(origin, answer, store.revoke(*revocation, forget).await)
         }
         Call::SignOut(origin, user, device, revocation, answer) => {
-            let done = match store.revoke(*revocation).await {
-                Ok(()) => store.forget_device(&user, &device).await,
-                Err(error) => Err(error),
-            };
-            Done::SignOut(origin, answer, done)
+            let done = store.revoke(*revocation, Some(device.clone())).await;
+            Done::SignOut(origin, user, device, answer, done)
         }
     }
 }

@@ -65,9 +65,15 @@ impl Chat {
         Some(frame)
     }
 
+    /// Whether [`Chat::pop_owed`] has something.
+    pub(super) fn is_owed(&self, position: Sequence) -> bool {
+        self.owed.front().is_some_and(|(sequence, _)| *sequence <= position)
+    }
+
     /// A message waits for its release. Returns one that has to go now to stay within the bound.
     pub(super) fn wait_for_answer(&mut self, message: MessageId, due: Instant) -> Option<MessageId> {
-        if self.unreleased.iter().any(|(_, waiting)| *waiting == message) {
+        // A pipelined one waits for another's answer: the store releases it with that.
+        if self.pipelined || self.unreleased.iter().any(|(_, waiting)| *waiting == message) {
             return None;
         }
         self.unreleased.push_back((due, message));
@@ -152,6 +158,13 @@ impl Session {
         now: Now,
     ) {
         let within = self.services.settings.release_within;
+        if let Ok(Accepted { message, outcome: AcceptOutcome::Released | AcceptOutcome::Waiting, .. }) = &accepted {
+            let content = match message.content {
+                Content::Text(_) => ContentKind::Text,
+                Content::Media { .. } => ContentKind::Media,
+            };
+            self.services.metrics.accepted[content].increment(1);
+        }
         let Phase::Open(open) = &mut self.phase else { return self.release_orphan(accepted) };
         let accepted = match accepted {
             Ok(accepted) => accepted,
@@ -167,13 +180,6 @@ impl Session {
                 return self.refuse(origin, fault);
             }
         };
-        if accepted.outcome != AcceptOutcome::Known {
-            let content = match accepted.message.content {
-                Content::Text(_) => ContentKind::Text,
-                Content::Media { .. } => ContentKind::Media,
-            };
-            self.services.metrics.accepted[content].increment(1);
-        }
         match accepted.outcome {
             AcceptOutcome::Released => {}
             AcceptOutcome::Waiting => {

@@ -9,7 +9,8 @@ use crate::wire::proto::{
     SubscriberRemove,
 };
 use crate::wire::{
-    DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, Payload, RevokeStatus, SubscriberStatus, encode_frame, envelope,
+    ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, Payload, RevokeStatus, SubscriberStatus, encode_frame,
+    envelope,
 };
 
 use super::call::ListChange;
@@ -32,9 +33,8 @@ impl Session {
             return Err(Fault::new(ErrorCode::TooLarge, "nickname and group are at most 256 bytes"));
         }
         let resource_id = if add.subscriber_resource_id.is_empty() {
-            let mut id = [0; 8];
-            (self.services.random)(&mut id);
-            format!("{:016x}", u64::from_be_bytes(id))
+            // The same each time: a request that is sent again changes nothing.
+            ChatId::between(&owner, &subscriber).to_string()[..16].to_owned()
         } else {
             DeviceId::parse(&add.subscriber_resource_id)?.to_string()
         };

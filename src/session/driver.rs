@@ -69,6 +69,11 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
     let (reason, ()) = tokio::join!(farewell, finish(session, calls, remaining));
     let stats = link.path();
     path.look(&stats, kind, &services.metrics, Now::system());
+    let reason = match reason {
+        // Closed here and not by the session: its handshake was never completed, if this is not the end of a shutdown.
+        CloseReason::Draining if !services.hub.is_draining() => CloseReason::TimedOut,
+        reason => reason,
+    };
     if let Some(since) = signed_in {
         services.metrics.sessions(kind).decrement(1);
         services.metrics.closed(reason);

@@ -51,6 +51,9 @@ impl From<&StoreError> for Fault {
             StoreError::NotRecipient => Fault::new(ErrorCode::Forbidden, "only the recipient acknowledges a message"),
             StoreError::Blocked => Fault::new(ErrorCode::Forbidden, "not allowed to write to this user"),
             StoreError::TooManyDevices => Fault::new(ErrorCode::Forbidden, "the user has too many devices"),
+            StoreError::TooManyRevoked => {
+                Fault::new(ErrorCode::Forbidden, "too many devices are revoked: revoke all of the user's tokens")
+            }
             StoreError::ListFull => Fault::new(ErrorCode::Forbidden, "the list is full"),
             StoreError::Overloaded => Fault::new(ErrorCode::Unavailable, "overloaded, try again"),
             StoreError::Closed => Fault::new(ErrorCode::Unavailable, "the server is shutting down"),

@@ -36,7 +36,9 @@ impl Session {
         let bound = |version| (version > 0).then(|| Version::from_wire(version));
         let (before, after) = (bound(request.before_version), bound(request.after_version));
         // One more than asked for tells whether the page is the last.
-        let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit: limit + 1 };
+        let (limit, bytes_max) = (limit + 1, self.services.settings.frame_bytes_max);
+        let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit, bytes_max };
+        open.paging += 1;
         self.call(Call::History(origin, Box::new(query)));
         Ok(())
     }
@@ -47,6 +49,9 @@ impl Session {
         query: &HistoryQuery,
         page: Result<Vec<HistoryMessage>, StoreError>,
     ) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.paging -= 1;
+        }
         match page {
             Err(error) => self.refuse(origin, Fault::from(&error)),
             Ok(mut messages) => {

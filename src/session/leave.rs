@@ -13,8 +13,12 @@ use super::{Call, Now, Origin, Phase, Session};
 impl Session {
     /// 5.4 TokenRevokeRequest: one token, one device, or all of the user's. Another's only with the scope `admin`.
     pub(super) fn token_revoke(&mut self, origin: Origin, request: TokenRevokeRequest, now: Now) -> Result<(), Fault> {
-        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         check_request(request.r#type)?;
+        // A signature costs as much to check as that of a sign-in.
+        if !request.token.is_empty() && !self.meter_sign_in(origin) {
+            return Ok(());
+        }
+        let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         let user = Eid::from_identity(request.to.as_ref())?;
         if user != open.user && !open.claims.admin {
             return Err(Fault::new(ErrorCode::Forbidden, "only an admin revokes somebody else's tokens"));
@@ -119,12 +123,24 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn signed_out(&mut self, origin: Origin, response: Logout, done: Result<(), StoreError>) {
-        let Phase::Open(open) = &mut self.phase else { return };
+    pub(super) fn signed_out(
+        &mut self,
+        origin: Origin,
+        (user, device): (&Eid, &DeviceId),
+        response: Logout,
+        done: Result<(), StoreError>,
+    ) {
+        let Phase::Open(open) = &mut self.phase else {
+            // The connection was lost first: what the device had said of its user is over all the same.
+            if done.is_ok() {
+                self.services.hub.presence().forgotten(user, device);
+            }
+            return;
+        };
         open.revoking -= 1;
         if let Err(error) = done {
             tracing::error!(session = open.session_id, %error, "a device was not signed out");
-            // Half of it may have happened: a session whose token is revoked ends all the same.
+            // Another request may have revoked its token meanwhile.
             let close = open.revoked && open.revoking == 0;
             let failed = Logout { status: LogoutStatus::Fail.code(), ..response };
             self.send(Lane::Control, origin.request_id, Payload::Logout(failed));
@@ -148,11 +164,54 @@ fn expiry_ms(expires_at: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use crate::hub::Notice;
+    use std::sync::Arc;
+
+    use crate::config::Rate;
     use crate::session::testing::{House, payload};
     use crate::session::{LaneSet, Now, Output};
     use crate::store::testing::{device, eid};
-    use crate::wire::proto::{PingPong, TokenRevokeRequest};
-    use crate::wire::{CloseCode, Lane, Payload};
+    use crate::wire::proto::{AwarenessNotification, Logout, PingPong, TokenRevokeRequest};
+    use crate::wire::{CloseCode, ErrorCode, Lane, Payload};
+
+    #[tokio::test]
+    async fn a_device_that_signs_out_hides_its_user_no_longer_also_if_its_connection_is_lost_meanwhile() {
+        let house = House::new(|_, _| ());
+        let (alice, now) = (eid("alice"), Now::system());
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let me = Some(alice.device_identity(&device("phone")));
+        let hide = AwarenessNotification { from: me.clone(), status: 1, awareness_intention: 1, ..Default::default() };
+        phone.hear(Lane::Presence, Payload::AwarenessNotification(hide));
+        phone.settle().await;
+        let desk = house.services.hub.presence().watch(&alice, &device("desk"), Arc::default());
+        assert!(desk.ask(&alice, now).unwrap().silent);
+        phone.hear(Lane::Control, Payload::Logout(Logout { entity: me, r#type: 1, status: 3, timestamp: 0 }));
+        let Some(Output::Call(call)) = phone.outputs().pop() else { panic!() };
+        assert!(phone.session.end().is_empty());
+        phone.answer(call).await;
+        assert!(!desk.ask(&alice, now).unwrap().silent);
+    }
+
+    #[tokio::test]
+    async fn checking_tokens_that_are_to_be_revoked_has_the_rate_of_signing_in() {
+        let house = House::new(|_, limits| limits.sign_ins = Rate { per_second: 1, burst: 2 });
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let revoke = TokenRevokeRequest {
+            to: Some(alice.identity()),
+            token: "made up".into(),
+            r#type: 1,
+            ..TokenRevokeRequest::default()
+        };
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            phone.hear(Lane::Control, Payload::TokenRevokeRequest(revoke.clone()));
+            told.extend(phone.settle().await.0);
+        }
+        let [(_, Payload::TokenRevokeResponse(failed)), (_, Payload::ErrorMessage(error))] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert_eq!((failed.status, error.code), (2, ErrorCode::TooFast.code()));
+    }
 
     #[tokio::test]
     async fn a_revoked_session_is_taken_nothing_more_from_while_it_awaits_its_answer() {

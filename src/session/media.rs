@@ -68,7 +68,11 @@ fn resolve(cdn_url_id: &str, base: Option<&str>) -> Result<String, Fault> {
 }
 
 fn is_https(url: &str) -> bool {
-    let host = url.strip_prefix("https://").map_or("", |rest| rest.split(['/', '?', '#']).next().unwrap_or(""));
+    // A scheme is the same in capitals (RFC 3986, 3.1).
+    let (scheme, rest) = url.split_at_checked("https://".len()).unwrap_or_default();
+    let host = Some(rest)
+        .filter(|_| scheme.eq_ignore_ascii_case("https://"))
+        .map_or("", |rest| rest.split(['/', '?', '#']).next().unwrap_or(""));
     !host.is_empty() && url.len() <= URL_BYTES_MAX && url.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
@@ -80,8 +84,11 @@ mod tests {
     fn addresses_stay_and_ids_are_resolved() {
         let base = Some("https://cdn.example/media/");
         assert_eq!(resolve("https://x.example/a?b=c", base).unwrap(), "https://x.example/a?b=c");
+        assert_eq!(resolve("HTTPS://x.example", base).unwrap(), "HTTPS://x.example");
         assert_eq!(resolve("2026/11/cat.png", base).unwrap(), "https://cdn.example/media/2026/11/cat.png");
-        for bad in ["", "http://x.example/a", "https://", "/etc", "a/../b", "a b", "javascript:alert(1)", "a//b"] {
+        for bad in
+            ["", "http://x.example/a", "https://", "HTTPS:/ü", "/etc", "a/../b", "a b", "javascript:alert(1)", "a//b"]
+        {
             assert!(resolve(bad, base).is_err(), "{bad}");
         }
         assert!(resolve("cat.png", None).is_err());

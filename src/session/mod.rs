@@ -41,7 +41,9 @@ use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
-use crate::limits::{CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_UNRELEASED_MAX};
+use crate::limits::{
+    CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_HISTORY_CALLS_MAX, SESSION_UNRELEASED_MAX,
+};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::store::Write;
 use crate::wire::{
@@ -49,7 +51,7 @@ use crate::wire::{
     lane_of, open_envelope, payload_name,
 };
 
-use chat::Chat;
+use chat::{Chat, echo};
 use control::Pings;
 use fault::Fault;
 use flood::Meter;
@@ -176,6 +178,8 @@ struct Open {
     put_off: Option<Box<PutOff>>,
     /// The user's list is being read.
     listing: bool,
+    /// Pages of history under way.
+    paging: usize,
     /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
     revoking: u32,
     /// The session's token was revoked meanwhile: nothing more is taken from it, or it could go on for as long as it keeps
@@ -247,7 +251,10 @@ impl Session {
                     wanted = wanted.with(Lane::Presence);
                 }
                 if self.calls < SESSION_CALLS_MAX && open.chat.unanswered() < SESSION_UNRELEASED_MAX {
-                    wanted = wanted.with(Lane::Chat).with(Lane::Media);
+                    wanted = wanted.with(Lane::Media);
+                    if open.paging < SESSION_HISTORY_CALLS_MAX {
+                        wanted = wanted.with(Lane::Chat);
+                    }
                 }
                 wanted
             }
@@ -335,7 +342,9 @@ impl Session {
             Done::ChangeList(origin, answer, changed) => self.list_changed(origin, *answer, changed),
             Done::List(origin, owner, contacts) => self.list_read(origin, &owner, contacts),
             Done::Revoke(origin, answer, revoked) => self.revoked(origin, *answer, revoked),
-            Done::SignOut(origin, answer, done) => self.signed_out(origin, answer, done),
+            Done::SignOut(origin, user, device, answer, done) => {
+                self.signed_out(origin, (&user, &device), answer, done);
+            }
         }
     }
 
@@ -377,7 +386,8 @@ impl Session {
     /// holds. Each goes by its own: another that is stuck is nothing to it. One that holds something wakes the task itself.
     pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
-        self.lanes.contains(Lane::Chat) && open.tail.is_held() && queued(Lane::Chat) == 0
+        let chat = open.tail.is_held() || open.chat.is_owed(open.tail.position());
+        self.lanes.contains(Lane::Chat) && chat && queued(Lane::Chat) == 0
             || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0
     }
 
@@ -420,6 +430,7 @@ impl Session {
                 let origin = Origin { lane, request_id: 0, payload: "" };
                 if self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take()).is_ok() {
                     self.refuse_envelope(lane, error, scheme.as_deref());
+                    self.strike_before_sign_in();
                 }
                 return;
             }
@@ -433,7 +444,10 @@ impl Session {
             return;
         }
         if lane_of(&payload).is_some_and(|right| right != lane) {
-            return self.refuse(origin, Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane"));
+            let local = echo(sent_name(&payload).unwrap_or_default());
+            let fault = Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane");
+            self.refuse(origin, fault.details(local));
+            return self.strike_before_sign_in();
         }
         if !self.meter_payload(origin, &payload, now) {
             return;
@@ -506,7 +520,15 @@ impl Session {
         };
         let payload = scheme.and_then(|scheme| scheme.payload.as_ref()).map_or("", payload_name);
         let request_id = scheme.map_or(0, |scheme| scheme.request_id);
-        self.refuse(Origin { lane, request_id, payload }, Fault::new(code, message));
+        let local = scheme.and_then(|scheme| scheme.payload.as_ref()).and_then(sent_name).unwrap_or_default();
+        self.refuse(Origin { lane, request_id, payload }, Fault::new(code, message).details(echo(local)));
+    }
+
+    /// Whoever is not signed in has no rate of frames, and is not answered for ever.
+    fn strike_before_sign_in(&mut self) {
+        if matches!(self.phase, Phase::Waiting { .. }) {
+            self.strike();
+        }
     }
 
     /// Answers with an error on the lane of the request (profile 2 and 9).

@@ -171,6 +171,7 @@ impl Session {
             watching: None,
             claims,
             listing: false,
+            paging: 0,
             revoking: 0,
             revoked: false,
         }));

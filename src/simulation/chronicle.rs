@@ -38,7 +38,9 @@ impl Chronicle {
         let view = memory.view();
         for user in users {
             let head = self.logs.get(user).and_then(|log| log.last_key_value()).map_or(0, |(head, _)| *head);
-            for entry in read_log(&*view, user, Sequence::from(head), usize::MAX).map_err(|e| e.to_string())? {
+            for entry in
+                read_log(&*view, user, Sequence::from(head), usize::MAX, usize::MAX).map_err(|e| e.to_string())?
+            {
                 self.append(user, &entry)?;
             }
         }

@@ -36,7 +36,7 @@ pub(super) fn check(world: &World) -> Result<(), Violation> {
 /// What was durable once is durable now, and nothing else.
 fn stored_as_it_happened(world: &World, user: &Eid, log: &Log) -> Result<(), Violation> {
     let view = world.memory.view();
-    let stored = read_log(&*view, user, Sequence::ZERO, usize::MAX).map_err(|error| error.to_string())?;
+    let stored = read_log(&*view, user, Sequence::ZERO, usize::MAX, usize::MAX).map_err(|error| error.to_string())?;
     let head = log.last_key_value().map_or(0, |(head, _)| *head);
     // A crash may have brought some back that had been trimmed.
     let trimmed = trimmed(world, user).min(stored.first().map_or(head, |entry| entry.sequence.get() - 1));
@@ -165,6 +165,7 @@ fn acknowledgments_agree(world: &World) -> Result<(), Violation> {
                 before: None,
                 after: None,
                 limit: 100_000,
+                bytes_max: usize::MAX,
             };
             for message in read_history(&*view, &query).map_err(|error| error.to_string())? {
                 let id = message.message.id;

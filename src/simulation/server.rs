@@ -259,7 +259,7 @@ impl Server {
                 Done::History(origin, query, page)
             }
             Read::Log(user, after, limit) => {
-                Done::ReadLog(sane(read_log(&*view, &user, after, limit.min(entries_max))))
+                Done::ReadLog(sane(read_log(&*view, &user, after, limit.min(entries_max), usize::MAX)))
             }
         };
         self.finished(link, done);

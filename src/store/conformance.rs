@@ -25,7 +25,7 @@ async fn kinds_of(store: &dyn Store, name: &str) -> Vec<&'static str> {
 
 fn page(before: Option<u64>, after: Option<u64>, limit: usize) -> HistoryQuery {
     let (before, after) = (before.map(Version::from), after.map(Version::from));
-    HistoryQuery { reader: eid("alice"), peer: eid("bob"), before, after, limit }
+    HistoryQuery { reader: eid("alice"), peer: eid("bob"), before, after, limit, bytes_max: usize::MAX }
 }
 
 /// The whole suite, over a store without any rows.
@@ -37,6 +37,7 @@ async fn conforms(store: &dyn Store) {
     lists_and_blocks_hold(store).await;
     revocations_last_until_they_expire(store).await;
     the_retention_trims_logs_and_forgets_messages_in_time(store).await;
+    reads_are_bounded_by_bytes(store).await;
     store.check().await.unwrap();
 }
 
@@ -121,7 +122,9 @@ async fn devices_keep_their_place(store: &dyn Store) {
     assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::from(2));
     store.advance_cursor(&bob, &tablet, Sequence::from(u64::MAX));
     assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, new.log.head);
-    store.forget_device(&bob, &tablet).await.unwrap();
+    let signed_out =
+        Revocation { target: RevocationTarget::Token(bob.clone(), [9; 32]), issued_until: 0, expires_at: 9 };
+    store.revoke(signed_out, Some(tablet.clone())).await.unwrap();
     assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::ZERO);
 }
 
@@ -154,7 +157,14 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
     let waiting = store.accept(at(1600, 1600), false).await.unwrap().message;
     let keep = |entries_max_per_user, older_than_ms| Retention { older_than_ms, entries_max_per_user };
     let versions = async || {
-        let query = HistoryQuery { reader: rita.clone(), peer: sam.clone(), before: None, after: None, limit: 1000 };
+        let query = HistoryQuery {
+            reader: rita.clone(),
+            peer: sam.clone(),
+            before: None,
+            after: None,
+            limit: 1000,
+            bytes_max: usize::MAX,
+        };
         let page: Vec<HistoryMessage> = store.history(query).await.unwrap();
         page.iter().map(|message| message.message.version.get()).collect::<Vec<_>>()
     };
@@ -201,12 +211,37 @@ async fn revocations_last_until_they_expire(store: &dyn Store) {
         RevocationTarget::User(eid("bob")),
     ];
     for (number, target) in (1..).zip(&targets) {
-        store.revoke(Revocation { target: target.clone(), issued_until: 10, expires_at: 100 * number }).await.unwrap();
+        let revocation = Revocation { target: target.clone(), issued_until: 10, expires_at: 100 * number };
+        store.revoke(revocation, None).await.unwrap();
     }
     assert_eq!(store.revocations(99).await.unwrap().len(), 3);
     let left = store.revocations(200).await.unwrap();
     let last = Revocation { target: targets[2].clone(), issued_until: 10, expires_at: 300 };
-    assert_eq!(left, [last]);
+    assert_eq!(left, std::slice::from_ref(&last));
+    // What refuses nothing any more is deleted with what else is over.
+    store.trim(Retention { older_than_ms: 0, entries_max_per_user: u64::MAX }, 200).await.unwrap();
+    assert_eq!(store.revocations(0).await.unwrap(), [last]);
+}
+
+async fn reads_are_bounded_by_bytes(store: &dyn Store) {
+    let long = |number| {
+        let content = Content::Text("x".repeat(16 * 1024));
+        NewMessage { content, ..text("victor", "walter", number) }
+    };
+    for number in 0..20 {
+        store.accept(long(number), true).await.unwrap();
+    }
+    let entries = store.read_log(&eid("walter"), Sequence::ZERO, 100).await.unwrap();
+    assert_eq!(entries.len(), limits::TAIL_READ_BYTES / (16 * 1024));
+    let rest = store.read_log(&eid("walter"), Sequence::from(19), 100).await.unwrap();
+    assert_eq!(rest.len(), 1);
+    for (bytes_max, expected) in [(0, 2), (16 * 1024, 2), (40_000, 3), (usize::MAX, 20)] {
+        for after in [None, Some(Version::ZERO)] {
+            let (reader, peer) = (eid("walter"), eid("victor"));
+            let query = HistoryQuery { reader, peer, before: None, after, limit: 100, bytes_max };
+            assert_eq!(store.history(query).await.unwrap().len(), expected, "{bytes_max} bytes, {after:?}");
+        }
+    }
 }
 
 fn options() -> Options {

@@ -18,7 +18,7 @@ use super::queue::{Job, Queue, Turn, queue};
 use super::retention::Pass;
 use super::types::{
     Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Retention, Revocation, RevocationTarget, Trimmed,
+    NewMessage, Relation, Retention, Revocation, Trimmed,
 };
 use super::writer::{Writer, unobserved};
 use super::{LogObserver, Size, Store, StoreError, read};
@@ -228,7 +228,7 @@ impl Store for Embedded {
 
     async fn read_log(&self, user: &Eid, after: Sequence, limit: usize) -> Result<Vec<Arc<LogEntry>>, StoreError> {
         let user = user.clone();
-        self.read(move |view| read::log(view, &user, after, limit)).await
+        self.read(move |view| read::log(view, &user, after, limit, limits::TAIL_READ_BYTES)).await
     }
 
     async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError> {
@@ -239,10 +239,6 @@ impl Store for Embedded {
         let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
         // It may be lost: what lies behind is delivered once more, or the next one moves it.
         self.jobs.offer(Some(user.clone()), Job { op, reply: ReplyTo::Nobody });
-    }
-
-    async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError> {
-        self.write(Some(user.clone()), Op::ForgetDevice(user.clone(), device.clone())).await.map(drop)
     }
 
     async fn put_contact(&self, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
@@ -276,19 +272,13 @@ impl Store for Embedded {
         self.read(move |view| read::relation(view, &owner, &other)).await
     }
 
-    async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError> {
-        let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
-            &revocation.target;
-        self.write(Some(user.clone()), Op::Revoke(revocation)).await.map(drop)
+    async fn revoke(&self, revocation: Revocation, forget: Option<DeviceId>) -> Result<(), StoreError> {
+        let turn = Some(revocation.target.user().clone());
+        self.write(turn, Op::Revoke(revocation, forget)).await.map(drop)
     }
 
     async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
-        let (valid, expired) = self.read(move |view| read::revocations(view, now_ms)).await?;
-        if expired {
-            // Nobody needs to wait for it.
-            self.jobs.offer(None, Job { op: Op::DropRevocations { expired_at: now_ms }, reply: ReplyTo::Nobody });
-        }
-        Ok(valid)
+        self.read(move |view| read::revocations(view, now_ms)).await
     }
 
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError> {

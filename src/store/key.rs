@@ -137,6 +137,12 @@ pub(crate) fn revocation(target: &RevocationTarget) -> Key {
     }
 }
 
+/// The rows of a user's revoked devices.
+pub(crate) fn revoked_devices(user: &Eid) -> Span {
+    let Span { from, to } = all_of(user);
+    Span { from: joined(&[&[2], &from]), to: joined(&[&[2], &to]) }
+}
+
 fn number_of(key: &[u8]) -> Result<u64, Corrupt> {
     key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes)).ok_or(Corrupt("a key too short"))
 }

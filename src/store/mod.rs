@@ -83,6 +83,9 @@ pub enum StoreError {
     /// The user has as many devices as it may (403).
     #[error("the user has too many devices")]
     TooManyDevices,
+    /// More of the user's devices are revoked than are remembered one by one (403).
+    #[error("too many of the user's devices are revoked: revoke all of the user's tokens")]
+    TooManyRevoked,
     /// The list is full (403).
     #[error("the list is full")]
     ListFull,
@@ -181,9 +184,6 @@ pub trait Store: Send + Sync + 'static {
     /// delivered once more. [`Store::open_device`] sees it at once.
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence);
 
-    /// Forgets the device and its cursor.
-    async fn forget_device(&self, user: &Eid, device: &DeviceId) -> Result<(), StoreError>;
-
     // --- Contacts and blocks (profile 6) ---
 
     /// Adds or changes an entry of the owner's list; `true` if it was there before.
@@ -209,10 +209,14 @@ pub trait Store: Send + Sync + 'static {
 
     // --- Revocations (profile 6) ---
 
-    /// Records a revocation.
-    async fn revoke(&self, revocation: Revocation) -> Result<(), StoreError>;
+    /// Records a revocation, and forgets a device of the same user with its cursor, both or neither.
+    ///
+    /// # Errors
+    /// [`StoreError::TooManyRevoked`] for a device that is not revoked yet, and the store's own.
+    async fn revoke(&self, revocation: Revocation, forget: Option<DeviceId>) -> Result<(), StoreError>;
 
     /// All revocations that still refuse something at `now_ms` (Unix milliseconds): read once at start-up.
+    /// [`Store::trim`] deletes the others.
     async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError>;
 
     // --- Life ---

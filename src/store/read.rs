@@ -11,13 +11,16 @@ use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
 
+/// Ends before its limit once it has this many bytes of messages.
 pub(crate) fn log(
     view: &dyn View,
     user: &Eid,
     after: Sequence,
     limit: usize,
+    bytes_max: usize,
 ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
     let (mut entries, mut span, mut read) = (Vec::new(), key::entries(user, after), 0);
+    let mut bytes = 0;
     while entries.len() < limit {
         let missing = limit - entries.len();
         // What rows hold is seen from those before; of full ones the first try is enough.
@@ -31,7 +34,12 @@ pub(crate) fn log(
             let row = record::decode::<LogRecord>(key, value)?.entries(key)?;
             let unread = row.skip_while(|(sequence, _)| *sequence <= after);
             for (sequence, record) in unread.take(limit - entries.len()) {
-                entries.push(Arc::new(record.into_entry(view, key, sequence)?));
+                let entry = record.into_entry(view, key, sequence)?;
+                bytes += entry.content_bytes();
+                entries.push(Arc::new(entry));
+                if bytes >= bytes_max {
+                    return Ok(entries);
+                }
             }
         }
         read += rows.len();
@@ -46,6 +54,7 @@ pub(crate) fn log(
 /// How many of a chat's newest messages a page of history expects not to be released.
 const UNRELEASED_USUALLY: usize = 8;
 
+/// Ends before its limit once it has more than `bytes_max` of content, and at least two messages.
 pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
     let chat = ChatId::between(&query.reader, &query.peer);
     let order = match (query.after, query.before) {
@@ -53,8 +62,9 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
         _ => Order::Descending,
     };
     let (mut after, mut before) = (query.after.unwrap_or(Version::ZERO), query.before);
-    let mut page = Vec::new();
-    while page.len() < query.limit {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    let is_full = |page: &Vec<_>, bytes: usize| page.len() >= query.limit || page.len() >= 2 && bytes > query.bytes_max;
+    while !is_full(&page, bytes) {
         // Some more, as the newest ones may wait for their release.
         let wanted = query.limit - page.len() + UNRELEASED_USUALLY;
         let rows = view.range(Space::Chats, &key::versions(chat, after, before), order, wanted)?;
@@ -66,8 +76,13 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
         }
         for (key, value) in &rows {
             let row = record::decode::<ChatRecord>(key, value)?;
-            if row.released() && page.len() < query.limit {
-                page.push(message(view, key, &row)?);
+            if is_full(&page, bytes) {
+                break;
+            }
+            if row.released() {
+                let message = message(view, key, &row)?;
+                bytes += message.message.content.bytes();
+                page.push(message);
             }
         }
         if rows.len() < wanted {
@@ -121,21 +136,18 @@ pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Rela
     Ok(Relation { access, blocked: there || here })
 }
 
-/// Those that refuse something at `now_ms`, and whether there are others.
-pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<(Vec<Revocation>, bool), StoreError> {
-    let (mut valid, mut expired) = (Vec::new(), false);
-    let mut span = key::all();
+/// Those that refuse something at `now_ms`.
+pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
+    let (mut valid, mut span) = (Vec::new(), key::all());
     loop {
         let rows = view.range(Space::Revocations, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
-        let Some((last, _)) = rows.last() else { return Ok((valid, expired)) };
+        let Some((last, _)) = rows.last() else { return Ok(valid) };
         span = key::following(span, last);
         for (key, value) in &rows {
             let record = record::decode::<RevocationRecord>(key, value)?;
             if record.expires_at > now_ms {
                 let wrong = |why| corrupt(Space::Revocations, key, why);
                 valid.push(Revocation::try_from(record).map_err(wrong)?);
-            } else {
-                expired = true;
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What may go, and in which steps: log entries beyond their age or number, and messages that no log refers to any more.
+//! What may go, and in which steps: log entries beyond their age or number, messages that no log refers to any more, and
+//! revocations that have expired.
 //!
 //! A pass looks at views beside the writer and hands it lists of rows to delete, a bounded number each, so that commits
 //! stay short. What a list names cannot be referred to again: what was trimmed stays trimmed, and what waits for its
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::kv::{Key, Order, Space, Span, View};
 use super::ledger::Op;
-use super::record::{self, ChatRecord, FloorRecord, LogRecord, PendingRecord, corrupt};
+use super::record::{self, ChatRecord, FloorRecord, LogRecord, PendingRecord, RevocationRecord, corrupt};
 use super::types::{Message, Retention};
 use super::{StoreError, key};
 use crate::limits;
@@ -29,6 +30,7 @@ pub(crate) struct Pass {
     /// Messages accepted from then on keep their `message_id_local`, and with it themselves, as a repeat is answered
     /// with them.
     locals_from_ms: i64,
+    now_ms: i64,
     stage: Stage,
     /// Messages to which perhaps nothing refers any more: their entries were trimmed, or they have come of age.
     candidates: VecDeque<MessageId>,
@@ -40,6 +42,8 @@ enum Stage {
     /// Logs from this key on.
     Logs(Key),
     Messages,
+    /// Revocations from this key on.
+    Revocations(Key),
     Over,
 }
 
@@ -50,6 +54,7 @@ impl Pass {
         Pass {
             retention,
             locals_from_ms: now_ms.saturating_sub(kept),
+            now_ms,
             stage: Stage::Logs(Key::new()),
             candidates: VecDeque::new(),
             swept,
@@ -67,6 +72,10 @@ impl Pass {
                 self.logs(view, from).map(Some)
             }
             Stage::Messages => self.come_of_age(view).map(Some),
+            Stage::Revocations(from) => {
+                let from = from.clone();
+                self.revocations(view, from).map(Some)
+            }
             Stage::Over => Ok(None),
         }
     }
@@ -157,13 +166,31 @@ impl Pass {
         let span = Span { from: self.swept.clone(), to: key::message(to) };
         let rows = view.range(Space::Messages, &span, Order::Ascending, limits::TRIM_ROWS)?;
         match rows.last() {
-            None => self.stage = Stage::Over,
+            None => self.stage = Stage::Revocations(Key::new()),
             Some((last, _)) => self.swept = key::following(key::all(), last).from,
         }
         for (key, _) in &rows {
             self.candidates.push_back(record::message_id(key).map_err(|why| corrupt(Space::Messages, key, why))?);
         }
         Ok(Vec::new())
+    }
+
+    /// Deletes expired ones of a page of revocations.
+    fn revocations(&mut self, view: &dyn View, from: Key) -> Result<Vec<Op>, StoreError> {
+        let page =
+            view.range(Space::Revocations, &Span { from, to: key::all().to }, Order::Ascending, limits::TRIM_ROWS)?;
+        self.stage = match page.last() {
+            None => Stage::Over,
+            Some((last, _)) => Stage::Revocations(key::following(key::all(), last).from),
+        };
+        let mut rows = Vec::new();
+        for (key, value) in page {
+            if record::decode::<RevocationRecord>(&key, &value)?.expires_at <= self.now_ms {
+                rows.push(Key::from_slice(&key));
+            }
+        }
+        let op = (!rows.is_empty()).then_some(Op::DropRevocations { rows, expired_at: self.now_ms });
+        Ok(op.into_iter().collect())
     }
 
     /// Deletes, of some candidates' chats, all messages that nothing refers to.

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex, mpsc};
 
-use super::types::{AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage};
-use super::{Embedded, LogObserver, Store};
+use super::types::{
+    AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage, Revocation, RevocationTarget,
+};
+use super::{Embedded, LogObserver, Op, Store};
 use crate::limits;
 use crate::wire::{AckStatus, DeviceId, Eid, LocalId, Sequence};
 
@@ -87,6 +89,12 @@ pub(crate) fn contact(subscriber: &str) -> Contact {
         blocked: false,
         added_at: 5,
     }
+}
+
+/// The device signs out with a token of its own.
+pub(crate) fn sign_out(user: &str, device: DeviceId) -> Op {
+    let target = RevocationTarget::Token(eid(user), [9; 32]);
+    Op::Revoke(Revocation { target, issued_until: 0, expires_at: 0 }, Some(device))
 }
 
 /// An entry in a line: position, kind, what it is about, origin.

@@ -164,6 +164,19 @@ pub struct LogEntry {
     pub frame: std::sync::OnceLock<bytes::Bytes>,
 }
 
+impl LogEntry {
+    /// Bytes of the message in it, if there is one.
+    pub fn content_bytes(&self) -> usize {
+        match &self.body {
+            EntryBody::Received(message)
+            | EntryBody::Accepted(message)
+            | EntryBody::Copy(message)
+            | EntryBody::Sent(message) => message.content.bytes(),
+            EntryBody::Acknowledged(_) => 0,
+        }
+    }
+}
+
 /// The kinds of entry. What each device sees of one (profile 7 and 8):
 ///
 /// | kind | in whose log | its origin device | the user's other devices |
@@ -237,6 +250,8 @@ pub struct HistoryQuery {
     pub after: Option<Version>,
     /// How many at most.
     pub limit: usize,
+    /// Bytes of content beyond which no more messages are read: the page holds at least two then, and more than so much.
+    pub bytes_max: usize,
 }
 
 /// A message with its current state, as its reader sees it.
@@ -310,6 +325,15 @@ pub enum RevocationTarget {
     Device(Eid, DeviceId),
     /// Every token of a user issued up to a second.
     User(Eid),
+}
+
+impl RevocationTarget {
+    /// Whose tokens it refuses.
+    pub fn user(&self) -> &Eid {
+        let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
+            self;
+        user
+    }
 }
 
 /// A recorded revocation.

@@ -114,12 +114,17 @@ pub(crate) fn roomy_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// RFC 9000, 15.
+const QUIC_V1: u32 = 1;
+
 /// Connection ids that this server recognises after a restart too: only those are answered with a reset.
 fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
     // Longer than a connection id, so that it is no one's reset token.
     let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
     let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    // Not the drafts before it.
+    endpoint.supported_versions(vec![QUIC_V1]);
     match ids {
         Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
         None => endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key))),

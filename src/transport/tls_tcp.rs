@@ -159,6 +159,13 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
+    /// A write failed. Events were looked at before it in this turn, so the task is woken to see that the link is closed.
+    fn broken(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.closed = Some(CloseReason::Reset);
+        cx.waker().wake_by_ref();
+        Poll::Ready(())
+    }
+
     fn new(
         stream: TlsStream<TcpStream>,
         remote: SocketAddr,
@@ -317,8 +324,7 @@ impl Link for TcpLink {
             if self.out.is_empty() {
                 // Only once the kernel has taken what was gathered before: what comes next can still be overtaken.
                 if self.unflushed && ready!(Pin::new(&mut self.stream).poll_flush(cx)).is_err() {
-                    self.closed = Some(CloseReason::Reset);
-                    return Poll::Ready(());
+                    return self.broken(cx);
                 }
                 self.unflushed = false;
                 self.gather();
@@ -334,10 +340,7 @@ impl Link for TcpLink {
                     self.bytes_out += written as u64;
                     self.unflushed = true;
                 }
-                _ => {
-                    self.closed = Some(CloseReason::Reset);
-                    return Poll::Ready(());
-                }
+                _ => return self.broken(cx),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Lanes: which payload on which, opened once, and known.
 
+use bimip::limits::STRIKES_MAX;
 use bimip::wire::proto::{MediaPayloadRequest, PingPong, SessionAccept};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, payload_name};
 
@@ -22,7 +23,7 @@ async fn a_payload_on_the_wrong_lane_is_refused_there_and_the_connection_goes_on
     // A whole and legal text, too: it was not accepted on the side.
     let text = alice.text("bob@localhost", "wrong-lane", "on control");
     let request_id = alice.send(Lane::Control, Payload::TextPayloadRequest(text)).await;
-    alice.expect_error(Lane::Control, 421, request_id).await;
+    assert_eq!(alice.expect_error(Lane::Control, 421, request_id).await.details, "wrong-lane");
     alice.ping().await;
     for lane in Lane::ALL {
         alice.expect_nothing_more(lane).await;
@@ -78,6 +79,22 @@ async fn a_first_frame_that_is_not_session_open_is_refused_and_closes() {
         assert_eq!(error.route, name);
         stranger.expect_close(CloseCode::Unauthenticated).await;
     }
+    bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn who_is_not_signed_in_is_not_answered_for_ever() {
+    let server = TestServer::start().await;
+    let mut bystanders = Bystanders::join(&server).await;
+    let mut stranger = server.connect().await;
+    stranger.open(Lane::Control).await;
+    for _ in 0..=STRIKES_MAX {
+        stranger.write_frame(Lane::Control, &[0xff]).await;
+    }
+    for _ in 0..STRIKES_MAX {
+        stranger.expect_error(Lane::Control, 400, 0).await;
+    }
+    stranger.expect_close(CloseCode::Abuse).await;
     bystanders.assert_unharmed().await;
 }
 

@@ -266,9 +266,14 @@ impl Presence {
     /// Changes a board, and puts it on the agenda as its new state asks for.
     fn change<T>(&self, user: &Eid, change: impl FnOnce(&mut Board, Now) -> T) -> T {
         let now = (self.clock)();
-        let (result, idle) = {
+        let (result, was_idle, idle) = {
             let mut shard = self.shard(user);
-            let board = shard.entry(user.clone()).or_default();
+            let mut new = false;
+            let board = shard.entry(user.clone()).or_insert_with(|| {
+                new = true;
+                Box::default()
+            });
+            let was_idle = !new && board.is_idle();
             let result = change(board, now);
             board.look(now);
             if let Some(at) = board.due(self.timing.interval, now)
@@ -277,10 +282,12 @@ impl Presence {
                 let before = board.scheduled.replace(at);
                 self.schedule(user, before, at);
             }
-            (result, board.is_idle())
+            (result, was_idle, board.is_idle())
         };
-        if idle {
-            self.remember(user);
+        match idle {
+            true => self.remember(user),
+            false if was_idle => _ = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).pop(user),
+            false => {}
         }
         result
     }

@@ -504,8 +504,9 @@ fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
     }
     let of_devices: Vec<_> = devices.values().map(|(_, status, _)| *status).collect();
     let status = match () {
-        () if of_devices.contains(&Online) => choice.unwrap_or(Online),
-        () if of_devices.contains(&Idle) => choice.unwrap_or(Idle),
+        () if !of_devices.is_empty() && choice.is_some() => choice.unwrap_or(Offline),
+        () if of_devices.contains(&Online) => Online,
+        () if of_devices.contains(&Idle) => Idle,
         () => return Shown { last_seen: seen, ..Shown::GONE },
     };
     let location = location.filter(|(_, ms)| ms + kept > end).map(|(location, _)| location);

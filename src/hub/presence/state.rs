@@ -178,8 +178,9 @@ impl UserPresence {
 
     /// What the user's own devices are shown: the truth.
     pub(super) fn shown_to_self(&self, now: Now) -> Shown {
-        let status = if self.is_there() { self.choice.unwrap_or(self.status()) } else { AwarenessStatus::Offline };
-        Shown { status, last_seen: self.seen, location: self.location_at(now), silent: !self.silent.is_empty() }
+        let status = self.status();
+        let last_seen = if status == AwarenessStatus::Offline { self.seen } else { now.unix_ms };
+        Shown { status, last_seen, location: self.location_at(now), silent: !self.silent.is_empty() }
     }
 
     fn location_at(&self, now: Now) -> Option<Location> {
@@ -193,7 +194,7 @@ impl UserPresence {
             _ => 2,
         });
         match best {
-            None | Some(AwarenessStatus::Offline) => AwarenessStatus::Offline,
+            None => AwarenessStatus::Offline,
             Some(of_device) => self.choice.unwrap_or(of_device),
         }
     }
@@ -249,8 +250,19 @@ mod tests {
         user.update(&desk, &say(Busy), KEPT, start);
         user.update(&phone, &say(Idle), KEPT, start);
         assert_eq!(user.shown(start).status, Busy);
+        // Also over a device that says OFFLINE of itself, before or after.
+        for status in [Offline, Away, Offline] {
+            user.update(&phone, &say(status), KEPT, start);
+            user.update(&desk, &say(Offline), KEPT, start);
+        }
+        assert_eq!(user.shown(start), Shown { status: Away, last_seen: start.unix_ms, location: None, silent: false });
+        assert_eq!(user.shown_to_self(at(start, 5)).last_seen, at(start, 5).unix_ms, "it is there");
         user.update(&phone, &say(Online), KEPT, start);
         assert_eq!(user.shown(start).status, Online);
+        for device in [&phone, &desk] {
+            user.update(device, &say(Offline), KEPT, start);
+        }
+        assert_eq!((user.shown(start).status, user.shown_to_self(start).status), (Offline, Offline));
     }
 
     #[test]

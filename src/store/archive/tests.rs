@@ -27,7 +27,7 @@ async fn lived_in(memory: &Memory) -> Embedded {
     store.put_contact(&eid("alice"), contact("bob")).await.unwrap();
     store.set_block(&eid("alice"), &eid("carol"), true).await.unwrap();
     let target = RevocationTarget::User(eid("mallory"));
-    store.revoke(Revocation { target, issued_until: 5, expires_at: i64::MAX }).await.unwrap();
+    store.revoke(Revocation { target, issued_until: 5, expires_at: i64::MAX }, None).await.unwrap();
     store.accept(text("carol", "bob", 6), true).await.unwrap();
     store.accept(text("bob", "alice", 7), false).await.unwrap();
     store.accept(text("alice", "bob", 8), true).await.unwrap();

@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use super::StoreError;
 use super::figures::Tally;
-use super::kv::{Kv, Order, Space};
+use super::kv::{Key, Kv, Order, Space};
 use super::record::{self, PendingRecord, ProbeRecord, corrupt};
 use super::retention::Gone;
 use super::types::{
@@ -48,7 +48,6 @@ pub(crate) enum Op {
     Acknowledge(Acknowledgment),
     OpenDevice(Eid, DeviceId),
     AdvanceCursor(Eid, DeviceId, Sequence),
-    ForgetDevice(Eid, DeviceId),
     PutContact(Eid, Box<Contact>),
     RemoveContact {
         owner: Eid,
@@ -59,8 +58,11 @@ pub(crate) enum Op {
         subscriber: Eid,
         blocked: bool,
     },
-    Revoke(Revocation),
+    /// Also forgets this device of the user, and with it its place among the user's devices.
+    Revoke(Revocation, Option<DeviceId>),
+    /// Delete those of these rows that refuse nothing any more.
     DropRevocations {
+        rows: Vec<Key>,
         expired_at: i64,
     },
     /// Delete the oldest rows of a log, each given by its last entry.
@@ -237,14 +239,15 @@ impl Ledger {
             Op::Acknowledge(acknowledgment) => books.acknowledge(txn, acknowledgment).map(Reply::Acknowledged),
             Op::OpenDevice(user, device) => books.open_device(txn, &user, &device).map(Reply::Device),
             Op::AdvanceCursor(user, device, to) => books.advance_cursor(txn, &user, &device, to).map(|()| Reply::Done),
-            Op::ForgetDevice(user, device) => books.forget_device(txn, user, device).map(|()| Reply::Done),
             Op::PutContact(owner, contact) => books.put_contact(txn, &owner, *contact).map(Reply::Flag),
             Op::RemoveContact { owner, subscriber } => books.remove_contact(txn, &owner, &subscriber).map(Reply::Flag),
             Op::SetBlock { owner, subscriber, blocked } => {
                 books.set_block(txn, &owner, &subscriber, blocked).map(Reply::Flag)
             }
-            Op::Revoke(revocation) => revocations::revoke(txn, revocation).map(|()| Reply::Done),
-            Op::DropRevocations { expired_at } => revocations::drop_expired(txn, expired_at).map(|()| Reply::Done),
+            Op::Revoke(revocation, forget) => books.revoke(txn, revocation, forget).map(|()| Reply::Done),
+            Op::DropRevocations { rows, expired_at } => {
+                revocations::drop_expired(txn, &rows, expired_at).map(|()| Reply::Done)
+            }
             Op::TrimLog { user, rows, .. } => books.trim_log(txn, &user, &rows).map(|()| Reply::Done),
             Op::TrimChat { chat, parties, gone } => books.trim_chat(txn, chat, &parties, gone).map(|()| Reply::Done),
             Op::Check => {

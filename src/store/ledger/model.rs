@@ -8,7 +8,7 @@ use crate::store::kv::View;
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
 use crate::store::record::DeviceRecord;
-use crate::store::testing::{device, eid, text, told};
+use crate::store::testing::{device, eid, sign_out, text, told};
 use crate::store::types::{AckTarget, Content, HistoryQuery};
 use crate::wire::{AckStatus, ChatId, LocalId, Version};
 
@@ -88,8 +88,8 @@ impl Model {
                 self.advance(user, device, to.get());
                 "done".into()
             }
-            Op::ForgetDevice(user, device) => {
-                self.devices.remove(&(user.clone(), device.clone()));
+            Op::Revoke(revocation, Some(device)) => {
+                self.devices.remove(&(revocation.target.user().clone(), device.clone()));
                 "done".into()
             }
             Op::SetBlock { owner, subscriber, blocked } => {
@@ -268,7 +268,7 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
         16 | 17 => Op::AdvanceCursor(eid(user), at_device, Sequence::from(random.below(30))),
         18 => Op::OpenDevice(eid(user), at_device),
         _ => match random.below(4) {
-            0 => Op::ForgetDevice(eid(user), at_device),
+            0 => sign_out(user, at_device),
             _ => Op::SetBlock { owner: eid(user), subscriber: eid(peer), blocked: random.below(3) == 0 },
         },
     }
@@ -277,11 +277,18 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
 fn compare(model: &Model, view: &dyn View) {
     audit(view).unwrap();
     for user in USERS {
-        let log = read::log(view, &eid(user), Sequence::ZERO, usize::MAX).unwrap();
+        let log = read::log(view, &eid(user), Sequence::ZERO, usize::MAX, usize::MAX).unwrap();
         let lines: Vec<_> = log.iter().map(|entry| told(entry)).collect();
         assert_eq!(lines, model.logs.get(&eid(user)).cloned().unwrap_or_default(), "log of {user}");
         for peer in USERS.into_iter().filter(|peer| *peer != user) {
-            let query = HistoryQuery { reader: eid(user), peer: eid(peer), before: None, after: None, limit: 999 };
+            let query = HistoryQuery {
+                reader: eid(user),
+                peer: eid(peer),
+                before: None,
+                after: None,
+                limit: 999,
+                bytes_max: usize::MAX,
+            };
             let page = read::history(view, &query).unwrap();
             let page: Vec<_> =
                 page.iter().map(|row| (row.message.version.get(), row.message.id, row.acknowledged)).collect();

@@ -1,40 +1,53 @@
 //! Revocations of tokens, devices and users (profile 6).
 
+use super::books::Books;
 use super::txn::Txn;
 use crate::limits;
-use crate::store::kv::{Order, Space, View};
+use crate::store::kv::{Key, Order, Space, View};
 use crate::store::record::{self, RevocationRecord};
-use crate::store::types::{Change, Revocation};
+use crate::store::types::{Change, Revocation, RevocationTarget};
 use crate::store::{StoreError, key};
+use crate::wire::DeviceId;
 
-/// A later revocation of the same never refuses less than the earlier one.
-pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreError> {
-    let row = key::revocation(&revocation.target);
-    let mut record = RevocationRecord::from(&revocation);
-    if let Some(old) = record::read::<RevocationRecord>(txn, &row)? {
-        record.issued_until = record.issued_until.max(old.issued_until);
-        record.expires_at = record.expires_at.max(old.expires_at);
+impl Books {
+    /// Revokes, and forgets a device of the same user if one is named. A later revocation of the same target never refuses
+    /// less than the earlier one.
+    pub(super) fn revoke(
+        &mut self,
+        txn: &mut Txn,
+        revocation: Revocation,
+        forget: Option<DeviceId>,
+    ) -> Result<(), StoreError> {
+        let row = key::revocation(&revocation.target);
+        let mut record = RevocationRecord::from(&revocation);
+        if let Some(old) = record::read::<RevocationRecord>(txn, &row)? {
+            record.issued_until = record.issued_until.max(old.issued_until);
+            record.expires_at = record.expires_at.max(old.expires_at);
+        } else if let RevocationTarget::Device(user, _) = &revocation.target {
+            // These rows last for years, and a user may make up device ids.
+            let bound = limits::REVOKED_DEVICES_PER_USER_MAX;
+            if txn.range(Space::Revocations, &key::revoked_devices(user), Order::Ascending, bound)?.len() >= bound {
+                return Err(StoreError::TooManyRevoked);
+            }
+        }
+        if let Some(device) = forget {
+            self.forget_device(txn, revocation.target.user().clone(), device)?;
+        }
+        txn.put(&row, &record);
+        txn.changed(Change::Revoked(Revocation {
+            expires_at: record.expires_at,
+            issued_until: record.issued_until,
+            ..revocation
+        }));
+        Ok(())
     }
-    txn.put(&row, &record);
-    txn.changed(Change::Revoked(Revocation {
-        expires_at: record.expires_at,
-        issued_until: record.issued_until,
-        ..revocation
-    }));
-    Ok(())
 }
 
-/// Removes those that refuse nothing any more; what is over a commit's bound is left for the next time.
-pub(super) fn drop_expired(txn: &mut Txn, now_ms: i64) -> Result<(), StoreError> {
-    let mut span = key::all();
-    while txn.rows() < limits::COMMIT_ROWS_MAX {
-        let rows = txn.range(Space::Revocations, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
-        let Some((last, _)) = rows.last() else { break };
-        span = key::following(span, last);
-        for (key, value) in &rows {
-            if record::decode::<RevocationRecord>(key, value)?.expires_at <= now_ms {
-                txn.delete(Space::Revocations, key);
-            }
+/// Deletes those of the rows that refuse nothing any more: a later revocation of the same target may have prolonged one.
+pub(super) fn drop_expired(txn: &mut Txn, rows: &[Key], now_ms: i64) -> Result<(), StoreError> {
+    for row in rows {
+        if record::read::<RevocationRecord>(txn, row)?.is_some_and(|record| record.expires_at <= now_ms) {
+            txn.delete(Space::Revocations, row);
         }
     }
     Ok(())

@@ -85,14 +85,35 @@ fn lists_are_bounded_subscribers_and_blocks_apart() {
 fn a_revocation_never_gets_weaker_and_goes_when_it_has_expired() {
     let mut house = House::new();
     let revoke = |target: &RevocationTarget, issued_until, expires_at| {
-        Op::Revoke(Revocation { target: target.clone(), issued_until, expires_at })
+        Op::Revoke(Revocation { target: target.clone(), issued_until, expires_at }, None)
     };
     let (token, user) = (RevocationTarget::Token(eid("bob"), [1; 32]), RevocationTarget::User(eid("bob")));
     house.run(vec![revoke(&token, 0, 50), revoke(&user, 10, 100), revoke(&user, 7, 90)]);
     let (mut house, _) = house.restart();
-    let (valid, expired) = read::revocations(&*house.memory.view(), 50).unwrap();
-    assert_eq!(valid, [Revocation { target: user, issued_until: 10, expires_at: 100 }]);
-    assert!(expired);
-    house.one(Op::DropRevocations { expired_at: 50 }).unwrap();
+    let valid = read::revocations(&*house.memory.view(), 50).unwrap();
+    assert_eq!(valid, [Revocation { target: user.clone(), issued_until: 10, expires_at: 100 }]);
+    let rows = [&token, &user].map(key::revocation).to_vec();
+    house.one(Op::DropRevocations { rows, expired_at: 50 }).unwrap();
     assert_eq!(house.rows(Space::Revocations), 1);
+}
+
+#[test]
+fn so_many_devices_of_a_user_are_revoked_one_by_one_and_no_more() {
+    let mut house = House::new();
+    let revoke = |user: &str, name: &str| {
+        let target = RevocationTarget::Device(eid(user), device(name));
+        Op::Revoke(Revocation { target, issued_until: 10, expires_at: 100 }, Some(device(name)))
+    };
+    for number in 0..REVOKED_DEVICES_PER_USER_MAX {
+        house.one(revoke("bob", &format!("d{number}"))).unwrap();
+    }
+    house.open("bob", "more").unwrap();
+    assert_eq!(house.one(revoke("bob", "more")).unwrap_err(), StoreError::TooManyRevoked);
+    assert_eq!(house.rows(Space::Devices), 1, "neither is done");
+    house.one(revoke("bob", "d7")).unwrap();
+    // Of others, who are called nearly so, nothing is counted.
+    house.one(revoke("bo", "more")).unwrap();
+    house.one(revoke("bobb", "more")).unwrap();
+    let all = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 10, expires_at: 100 };
+    house.one(Op::Revoke(all, None)).unwrap();
 }

@@ -66,7 +66,7 @@ fn a_user_has_so_many_devices_and_a_forgotten_one_makes_room() {
     assert_eq!(house.open("bob", "more").unwrap_err(), StoreError::TooManyDevices);
     house.open("bob", "d0").unwrap();
     house.open("alice", "phone").unwrap();
-    house.one(Op::ForgetDevice(eid("bob"), device("d0"))).unwrap();
+    house.one(sign_out("bob", device("d0"))).unwrap();
     house.open("bob", "more").unwrap();
 }
 
@@ -75,11 +75,7 @@ fn a_forgotten_device_is_not_brought_back_by_what_was_under_way() {
     let mut house = House::new();
     house.open("bob", "phone").unwrap();
     let message = house.sent("alice", "bob", 1);
-    house.run(vec![
-        cursor("bob", "phone", 1),
-        Op::ForgetDevice(eid("bob"), device("phone")),
-        cursor("bob", "phone", 1),
-    ]);
+    house.run(vec![cursor("bob", "phone", 1), sign_out("bob", device("phone")), cursor("bob", "phone", 1)]);
     house.ack(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)).unwrap();
     assert_eq!(house.rows(Space::Devices), 0);
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::ZERO);

@@ -21,8 +21,8 @@ fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
         panic!("{:?}", committed.outcomes)
     };
     assert!(one.contains("messages") && other.contains("messages"), "{one}, {other}");
-    assert!(read::log(&*house.memory.view(), &eid("bob"), Sequence::ZERO, 1).is_err());
-    assert_eq!(read::log(&*house.memory.view(), &eid("bob"), Sequence::from(1), 9).unwrap().len(), 2);
+    assert!(read::log(&*house.memory.view(), &eid("bob"), Sequence::ZERO, 1, usize::MAX).is_err());
+    assert_eq!(read::log(&*house.memory.view(), &eid("bob"), Sequence::from(1), 9, usize::MAX).unwrap().len(), 2);
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn no_row_of_garbage_makes_anything_panic() {
     house.accept(text("bob", "alice", 2), false).unwrap();
     house.run(vec![
         put("bob", "alice"),
-        Op::Revoke(Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 }),
+        Op::Revoke(Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 }, None),
     ]);
     house.ack(ack("bob", up_to(1), AckStatus::Delivered, 1)).unwrap();
     let all = |space| house.memory.view().range(space, &key::all(), Order::Ascending, 100).unwrap();
@@ -47,12 +47,19 @@ fn no_row_of_garbage_makes_anything_panic() {
             memory.commit(vec![(space, key.clone(), Some(garbage.into()))], true).unwrap();
             let view = memory.view();
             for user in ["alice", "bob"] {
-                let _ = read::log(&*view, &eid(user), Sequence::ZERO, 9);
+                let _ = read::log(&*view, &eid(user), Sequence::ZERO, 9, usize::MAX);
                 let _ = read::contacts(&*view, &eid(user));
                 let _ = read::owners(&*view, &eid(user));
             }
             let _ = read::revocations(&*view, 0);
-            let query = HistoryQuery { reader: eid("bob"), peer: eid("alice"), before: None, after: None, limit: 9 };
+            let query = HistoryQuery {
+                reader: eid("bob"),
+                peer: eid("alice"),
+                before: None,
+                after: None,
+                limit: 9,
+                bytes_max: usize::MAX,
+            };
             let _ = read::history(&*view, &query);
             let Ok(mut ledger) = Ledger::open(Arc::new(memory), Instant::now(), drop) else { continue };
             ledger.run(
@@ -63,12 +70,14 @@ fn no_row_of_garbage_makes_anything_panic() {
                     Op::Acknowledge(ack("bob", up_to(3), AckStatus::Read, 1)),
                     Op::OpenDevice(eid("bob"), device("phone")),
                     block("bob", "alice", true),
-                    Op::Revoke(Revocation {
-                        target: RevocationTarget::User(eid("bob")),
-                        issued_until: 2,
-                        expires_at: 2,
-                    }),
-                    Op::DropRevocations { expired_at: 9 },
+                    Op::Revoke(
+                        Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 2, expires_at: 2 },
+                        Some(device("phone")),
+                    ),
+                    Op::DropRevocations {
+                        rows: vec![key::revocation(&RevocationTarget::User(eid("bob")))],
+                        expired_at: 9,
+                    },
                 ],
                 Instant::now(),
             );

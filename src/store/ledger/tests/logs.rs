@@ -20,7 +20,7 @@ fn sequences(entries: &[Arc<LogEntry>]) -> Vec<u64> {
 }
 
 fn read_after(house: &House, after: u64, limit: usize) -> Vec<u64> {
-    sequences(&read::log(&*house.memory.view(), &eid("bob"), Sequence::from(after), limit).unwrap())
+    sequences(&read::log(&*house.memory.view(), &eid("bob"), Sequence::from(after), limit, usize::MAX).unwrap())
 }
 
 /// Runs a pass of the retention to its end.
@@ -88,7 +88,7 @@ fn a_page_reads_the_rows_that_it_needs_and_not_one_by_one() {
     const PAGE: usize = 8 * LOG_ROW_ENTRIES_MAX;
     let ranges = |house: &House| {
         let view = Counted(house.memory.view(), RefCell::default());
-        assert_eq!(read::log(&view, &eid("bob"), Sequence::ZERO, PAGE).unwrap().len(), PAGE);
+        assert_eq!(read::log(&view, &eid("bob"), Sequence::ZERO, PAGE, usize::MAX).unwrap().len(), PAGE);
         view.1.into_inner()
     };
     let (mut full, mut single) = (House::new(), House::new());

@@ -1,12 +1,15 @@
 //! The ledger's promises, one commit at a time.
 
 use super::*;
-use crate::limits::{ACKNOWLEDGED_LOOK_MAX, ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, SUBSCRIBERS_PER_USER_MAX};
-use crate::store::kv::{Key, Slice, Span};
+use crate::limits::{
+    ACKNOWLEDGED_LOOK_MAX, ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, REVOKED_DEVICES_PER_USER_MAX,
+    SUBSCRIBERS_PER_USER_MAX,
+};
+use crate::store::kv::{Slice, Span};
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
 use crate::store::record::{ChatRecord, FloorRecord, LocalRecord, MarkRecord, MessageRecord};
-use crate::store::testing::{ack, contact, device, eid, kinds, text, told};
+use crate::store::testing::{ack, contact, device, eid, kinds, sign_out, text, told};
 use crate::store::types::{AcceptOutcome, AckTarget, Content, EntryBody, HistoryQuery, Message, RevocationTarget};
 use crate::wire::{AckStatus, ChatId, Version};
 
@@ -82,7 +85,7 @@ impl House {
     }
 
     fn log(&self, user: &str) -> Vec<Arc<LogEntry>> {
-        read::log(&*self.memory.view(), &eid(user), Sequence::ZERO, usize::MAX).unwrap()
+        read::log(&*self.memory.view(), &eid(user), Sequence::ZERO, usize::MAX, usize::MAX).unwrap()
     }
 
     fn kinds(&self, user: &str) -> Vec<&'static str> {
@@ -98,7 +101,14 @@ impl House {
     }
 
     fn states(&self) -> Vec<Option<(AckStatus, i64)>> {
-        let query = HistoryQuery { reader: eid("bob"), peer: eid("alice"), before: None, after: None, limit: 100 };
+        let query = HistoryQuery {
+            reader: eid("bob"),
+            peer: eid("alice"),
+            before: None,
+            after: None,
+            limit: 100,
+            bytes_max: usize::MAX,
+        };
         read::history(&*self.memory.view(), &query).unwrap().iter().map(|message| message.acknowledged).collect()
     }
 
