@@ -44,7 +44,8 @@ pub(super) const CONTROL_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 // --- bimip doctor: from where on something is worth a word ---------------------------------------------------------------
 
-/// A certificate with less time left should have been renewed: ACME clients renew at a third of its lifetime.
+/// A certificate with less time left should have been renewed: authorities' tools renew when a third of its lifetime is
+/// left.
 pub(super) const CERTIFICATE_WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How many syncs to disk are timed; the median is reported.
 pub(super) const DISK_SYNCS: usize = 21;
