@@ -1,4 +1,4 @@
-//! `bimip bench`: measurements that people can repeat.
+//! `bimip bench`: repeatable measurements.
 
 mod alarm;
 mod backlog;
