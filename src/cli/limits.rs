@@ -42,7 +42,7 @@ pub(super) const CONTROL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Longest answer over the control socket, without the backup that may follow it.
 pub(super) const CONTROL_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
-// --- bimip doctor: from where on something is worth a word ---------------------------------------------------------------
+// --- bimip doctor: thresholds of warnings and failures ---------------------------------------------------------------
 
 /// A certificate with less time left should have been renewed: authorities' tools renew when a third of its lifetime is
 /// left.

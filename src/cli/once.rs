@@ -16,7 +16,7 @@ use crate::wire::Lane;
 pub(super) struct Once {
     #[command(flatten)]
     connection: Connection,
-    /// Timeout [15]
+    /// Give up after this many seconds [15]
     #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
     timeout: Option<Duration>,
     /// Print JSON, one object a line

@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// The text, up to 16 KiB
     #[arg(long)]
     text: String,
-    /// Timeout [15]
+    /// Give up after this many seconds [15]
     #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
     timeout: Option<Duration>,
     /// Print the answer as a JSON object
