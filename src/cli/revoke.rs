@@ -15,7 +15,7 @@ use crate::wire::{DeviceId, Eid, Lane};
 pub(super) struct Args {
     #[command(flatten)]
     what: What,
-    /// User whose tokens to revoke; other users' take a token with the scope admin [the user who signs in]
+    /// User whose tokens to revoke; for another user, sign in with the scope admin [the user who signs in]
     #[arg(long, value_name = "EID")]
     user: Option<Eid>,
     #[command(flatten)]

@@ -28,7 +28,7 @@ impl Namespace {
     /// Makes a namespace with nothing in it but a loopback device that is up.
     ///
     /// # Errors
-    /// [`Error::Missing`] where the system does not allow it; [`Error::System`] if a thread cannot be started.
+    /// [`Error::Missing`] where the system does not allow it; [`Error::System`] if the new one cannot be entered.
     pub fn new() -> Result<Namespace, Error> {
         let made = on_a_thread(|| {
             sys::unshare_network()?;

@@ -45,10 +45,10 @@ fn buffer(name: &str, bytes: u64) -> Finding {
 
 fn drops(count: u64) -> Finding {
     match count {
-        0 => Finding::ok(BUFFERS, "no datagram was dropped for want of a buffer"),
+        0 => Finding::ok(BUFFERS, "no datagram was dropped because of a full buffer"),
         count => Finding::warn(
             BUFFERS,
-            format!("{count} datagrams were dropped for want of a buffer since the machine started, of all programs"),
+            format!("{count} datagrams of all programs were dropped because of full buffers since the machine started"),
             "if it grows while the server runs: larger buffers (above), or more CPU",
         ),
     }

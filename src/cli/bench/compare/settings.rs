@@ -18,9 +18,9 @@ use crate::link::{self, Counters, Path, Plan, Profile, Protocol, Way};
 /// Measure keep-alives, idle timeouts and windows on an emulated mobile network
 ///
 /// `keep-alive`: a phone is silent behind a NAT that forgets its mappings; then somebody writes to it. `tunnel`: the
-/// same in a tunnel whose end the phone is or is not told. `knock`: the phone itself has something to send in the
-/// tunnel. `window`: a backlog comes in, or an outbox goes out. Needs root or equivalent rights, as `compare` does, and
-/// exits with 77 where no network can be made.
+/// same in a tunnel; afterwards the application is told of it or not. `knock`: the phone itself has something to send
+/// in the tunnel. `window`: a backlog comes in, or an outbox goes out. Needs root or equivalent rights, as `compare`
+/// does, and exits with 77 where no network can be made.
 #[derive(clap::Args)]
 pub(in crate::cli::bench) struct Args {
     /// Measurements to run
