@@ -1,4 +1,4 @@
-//! `bimip backup`: everything that a store holds, in one file, whether or not the server runs.
+//! `bimip backup`: archives a whole store in one file, whether or not the server runs.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -15,15 +15,15 @@ use crate::config::Config;
 use crate::server::control::{Answer, Request};
 use crate::store::{self, Archived};
 
-/// Write everything that was acknowledged into one file, while the server runs or while it does not
+/// Write everything that was acknowledged to one file, whether or not the server runs
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     running: Running,
-    /// The file; it must not exist. It is made for your user alone: messages are in it as they were written
+    /// File to write; it must not exist. Only your user may read it, because it contains the messages in plain text
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Restore it into a temporary folder beside it too, and look whether everything fits together
+    /// Also restore it into a temporary folder beside it, and check that all rows fit together
     #[arg(long)]
     verify: bool,
 }
@@ -35,7 +35,7 @@ impl Args {
         if file.exists() {
             return Err(anyhow!("{} exists: give another name, or remove it", file.display()).into());
         }
-        // Under its own name once it is whole.
+        // The file gets its final name only when it is complete.
         let partial = beside(file, ".partial");
         let made = make(&config, &partial, self.verify.then(|| beside(file, ".verifying")));
         let archived = match made {
@@ -72,7 +72,7 @@ fn make(config: &Config, partial: &Path, verify: Option<PathBuf>) -> Result<Arch
     file.flush().with_context(|| cannot("write"))?;
     file.get_ref().sync_all().with_context(|| cannot("write"))?;
     drop(file);
-    // Read back: what is on the disk counts, and the server may have been cut off.
+    // Verify what is on the disk: the server may have been cut off in the middle.
     let read = || File::open(partial).map(BufReader::new).with_context(|| cannot("read"));
     let archived = store::verify(&mut read()?)?;
     if let Some(folder) = verify {

@@ -1,4 +1,4 @@
-//! `bimip block`: stop somebody from writing to a user and from seeing it, or no longer.
+//! `bimip block`: blocks or unblocks somebody. A blocked user can neither write to this user nor see their presence.
 
 use serde_json::json;
 
@@ -6,12 +6,12 @@ use super::once::Once;
 use super::{Failure, say};
 use crate::wire::{Eid, Lane};
 
-/// Stop somebody from writing to you and from seeing you
+/// Stop somebody from writing to you and from seeing your presence
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Who, local@domain
+    /// User to block, local@domain
     eid: Eid,
-    /// No longer
+    /// Unblock instead
     #[arg(long)]
     undo: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `bimip certs`: a development authority and a certificate that it issues.
+//! `bimip certs`: makes a development certificate authority and a server certificate issued by it.
 
 use std::path::PathBuf;
 
@@ -8,15 +8,15 @@ use super::options::ConfigFile;
 use super::{Failure, say};
 use crate::auth::dev::{self, Certificates};
 
-/// Make a development authority and a server certificate; what exists stays
+/// Make a development certificate authority and a server certificate; existing files are kept
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
-    /// Where to
+    /// Folder for the files
     #[arg(value_name = "DIR", default_value = "certs")]
     folder: PathBuf,
-    /// Host name or IP address to be valid for, besides localhost; may be given several times
+    /// Host name or IP address for the certificate, besides localhost; may be given several times
     #[arg(long = "name", value_name = "HOST", value_delimiter = ',')]
     names: Option<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! `bimip config`: prints the configuration in effect, or checks what it names.
+//! `bimip config`: prints the configuration in effect, or checks the files and ports that it names.
 
 use super::doctor::finding::{Finding, report};
 use super::doctor::{files, network, running};
@@ -6,18 +6,18 @@ use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
 use crate::config::Config;
 
-/// Print the configuration in effect as TOML, or look whether a server could start with it (--check)
+/// Print the configuration in effect as TOML, or check whether a server could start with it (--check)
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
     flags: ServerFlags,
-    /// Instead of printing it, look whether a server could start with it: certificate, keys, data directory, folder for
-    /// traces and ports; exits 1 if not
+    /// Instead of printing it, check whether a server could start with it: certificate, keys, data directory, folder
+    /// for traces and ports; exits 1 if not
     #[arg(long)]
     check: bool,
-    /// With --check: print JSON, one object for each check
+    /// With --check: print one JSON object per check
     #[arg(long, requires = "check")]
     json: bool,
 }
@@ -33,12 +33,13 @@ impl Args {
     }
 }
 
-/// What a start needs: with a failure, the server would not serve.
+/// Checks everything that a start needs. If one fails, a server would not serve.
 fn findings(config: &Config, running: bool, free_bytes: Option<u64>) -> Vec<Finding> {
     let mut findings = files::credentials(config, &[]);
     findings.push(files::data(config));
     findings.extend(files::traces(config));
-    // It starts with little room, and what retention removes makes some: to stay down would make none.
+    // At most a warning: a server with little room starts and lets retention free some; refusing to start would free
+    // none.
     findings.extend(free_bytes.map(|bytes| files::room(bytes).at_most_warn()));
     findings.extend(network::ports(config, running));
     findings

@@ -1,4 +1,5 @@
-//! How client commands find their server, an identity and a token: flags over `[client]` over the data directory.
+//! How client commands find the server, an identity and a token: flags override `[client]`, which overrides the data
+//! directory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::config::{ClientTransport, Config};
 use crate::transport::qlog::Traces;
 use crate::wire::{CloseCode, DeviceId, Eid};
 
-/// Who signs in where; in every client command.
+/// Where and as whom a client command signs in.
 #[derive(clap::Args)]
 pub(super) struct Connection {
     #[command(flatten)]
@@ -26,26 +27,27 @@ pub(super) struct Connection {
     /// User to sign in as, local@domain [client.as]
     #[arg(long = "as", value_name = "EID")]
     as_eid: Option<Eid>,
-    /// Device to sign in as; each has its own place in the user's log [client.device, else one for each command]
+    /// Device to sign in as; each has its own position in the user's log [client.device, else one for each command]
     #[arg(long, value_name = "ID")]
     device: Option<DeviceId>,
     /// The server [client.server, else localhost on the port of `listen`]
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
-    /// PEM file with the authority that vouches for the server [client.ca, else the data directory's certs/ca.pem]
+    /// PEM file with the authority that issued the server's certificate [client.ca, else the data directory's
+    /// certs/ca.pem]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// File with the token [client.token_file, else one is signed with the data directory's keys/token.key]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// What to connect over: quic or tcp alone, or auto, which takes TCP where QUIC stays silent [client.transport, else
+    /// Transport: quic or tcp alone, or auto, which falls back to TCP where QUIC gets no answer [client.transport, else
     /// auto]
     #[arg(long, value_name = "auto|quic|tcp", value_parser = ["auto", "quic", "tcp"], hide_possible_values = true)]
     transport: Option<String>,
-    /// Folder of a development server [bimip-data]
+    /// Data directory of a development server [bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Folder for a qlog trace of each connection [client.qlog_dir, else none are written]
+    /// Folder for a qlog trace of each connection [client.qlog_dir, else no traces]
     #[arg(long = "qlog", value_name = "DIR")]
     qlog_dir: Option<PathBuf>,
 }
@@ -68,13 +70,13 @@ struct ClientFlags {
     qlog_dir: Option<PathBuf>,
 }
 
-/// Everything that a device needs to sign in.
+/// Everything a device needs to sign in.
 pub(super) struct Account {
     pub(super) eid: Eid,
     pub(super) device: DeviceId,
-    /// As people know it.
+    /// The server's name in messages to the user.
     pub(super) server: String,
-    /// What is dialed, and the name that its certificate must be for, where that is not the host of `server`.
+    /// The address to dial, and the name that the certificate must have if it is not the host in that address.
     dial: (String, Option<&'static str>),
     ca: PathBuf,
     token: Token,
@@ -84,14 +86,15 @@ pub(super) struct Account {
 
 #[derive(Clone)]
 enum Token {
-    /// Read again for each sign-in: whoever renews it writes the file.
+    /// Read again for each sign-in, so that the file can be replaced by a renewed token.
     File(PathBuf),
     /// Signed anew for each sign-in.
     Signed(Arc<Signer>, Grant),
 }
 
 impl Connection {
-    /// `device` is the command's own: two commands of one user do not push each other out.
+    /// `device` is the command's default device id. It differs between commands, so that two commands of one user do
+    /// not replace each other's session.
     pub(super) fn account(self, device: &'static str) -> Result<Account, Failure> {
         let config = self.file.load(Flags {
             data_dir: self.data_dir,
@@ -126,7 +129,7 @@ impl Connection {
                 ));
             }
         };
-        // Once now, so that a wrong file is told before anything is dialed.
+        // Read it once now, to report a wrong file before dialing.
         token.read().map_err(|error| anyhow!(error))?;
 
         let ca = config.client.ca.clone().unwrap_or(files.ca);
@@ -153,8 +156,8 @@ impl Connection {
     }
 }
 
-/// The server's name, and what to dial. `localhost` has an address of each family on most machines, and a server that
-/// listens on one of them only: the family is taken from `listen`, so that nobody waits for the other one's silence.
+/// The server's name, and what to dial. On most machines `localhost` resolves to an IPv4 and an IPv6 address, but the
+/// server may listen on one of them only. So the family comes from `listen`, and no time is lost on the other address.
 fn server(config: &Config) -> Result<(String, (String, Option<&'static str>)), Failure> {
     if let Some(server) = &config.client.server {
         return Ok((server.clone(), (server.clone(), None)));
@@ -172,7 +175,7 @@ fn server(config: &Config) -> Result<(String, (String, Option<&'static str>)), F
 }
 
 impl Account {
-    /// A device of this account, to be completed and connected.
+    /// A builder for this account's device, for the caller to complete and connect.
     pub(super) fn builder(&self) -> Builder {
         let token = self.token.clone();
         let builder = Device::builder()
@@ -197,7 +200,7 @@ impl Account {
         }
     }
 
-    /// A session, or why there is none by `until`. Gives up early on what waiting does not mend.
+    /// Waits for a session until `until`. Returns early on failures that waiting cannot fix.
     pub(super) async fn reach(&self, device: &Device, until: Instant) -> Result<Session, Failure> {
         let mut state = device.state();
         let mut last = None;
@@ -218,7 +221,7 @@ impl Account {
         }
     }
 
-    /// Why there is no session, in one line and with what may help.
+    /// Why there is no session, in one line, with a hint where there is one.
     pub(super) fn failure(&self, reason: &CloseReason) -> Failure {
         let Account { server, device, .. } = self;
         let what = anyhow!("cannot reach {server}: {reason}");
@@ -270,7 +273,7 @@ impl Token {
     }
 }
 
-/// A time from a number of seconds on the command line, within `max`.
+/// Parses a number of seconds from the command line, at most `max`.
 pub(super) fn seconds(text: &str, max: Duration) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     match seconds.filter(|time| !time.is_zero() && *time <= max) {

@@ -1,4 +1,4 @@
-//! `bimip contacts`: who may see a user, and who is blocked.
+//! `bimip contacts`: who may see a user's presence, and who is blocked.
 
 use serde_json::{Value, json};
 
@@ -7,10 +7,10 @@ use super::{Failure, say};
 use crate::client::{Admission, Contact};
 use crate::wire::{Eid, Lane};
 
-/// The command's own device, whichever of its actions.
+/// The device id of this command, for all its actions.
 const DEVICE: &str = "cli-contacts";
 
-/// List, add or remove those who may see your presence
+/// List, add or remove the users who may see your presence
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
@@ -22,11 +22,11 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Print everybody who is admitted or blocked (what happens without a subcommand)
+    /// Print all subscribers and blocked users (the default)
     List(List),
-    /// Admit somebody, or change how
+    /// Let somebody see your presence, or change the settings of that
     Add(Add),
-    /// Withdraw it
+    /// No longer let somebody see your presence
     Remove(Remove),
 }
 
@@ -38,7 +38,7 @@ struct List {
 
 #[derive(clap::Args)]
 struct Add {
-    /// Who, local@domain
+    /// User to add, local@domain
     eid: Eid,
     /// Your name for them, at most 256 bytes
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -46,7 +46,7 @@ struct Add {
     /// Your group for them, at most 256 bytes
     #[arg(long, default_value = "", hide_default_value = true)]
     group: String,
-    /// They see your presence, but never where you are
+    /// Share your presence with them, but never your location
     #[arg(long)]
     no_location: bool,
     #[command(flatten)]
@@ -55,7 +55,7 @@ struct Add {
 
 #[derive(clap::Args)]
 struct Remove {
-    /// Who, local@domain
+    /// User to remove, local@domain
     eid: Eid,
     #[command(flatten)]
     once: Once,
@@ -124,7 +124,7 @@ fn as_json(contact: &Contact) -> Value {
     })
 }
 
-/// `bob@localhost "Bob" in friends, sees locations`.
+/// For example `bob@localhost "Bob" in friends, sees locations`.
 fn as_line(contact: &Contact) -> String {
     let mut line = contact.eid.to_string();
     if !contact.nickname.is_empty() {

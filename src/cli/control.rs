@@ -1,4 +1,4 @@
-//! What commands share that ask the server on this machine over its control socket.
+//! Shared by the commands that talk to the server on this machine over its control socket.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -13,7 +13,7 @@ use super::options::ConfigFile;
 use crate::config::{Config, ConfigError};
 use crate::server::control::{Answer, Request, socket};
 
-/// Which server.
+/// Selects the server.
 #[derive(clap::Args)]
 pub(super) struct Running {
     #[command(flatten)]
@@ -33,7 +33,7 @@ impl Running {
         self.file.load(Flags { data_dir: self.data_dir.clone() })
     }
 
-    /// The answer to a request.
+    /// Sends a request and returns the answer.
     pub(super) fn ask(&self, request: &Request) -> Result<Answer, Failure> {
         let config = self.config()?;
         match ask(&config, request)? {
@@ -53,17 +53,18 @@ impl Running {
     }
 }
 
-/// What connecting says where no server listens.
+/// Errors of connecting when no server listens.
 const NOBODY: [io::ErrorKind; 3] =
     [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::InvalidInput];
 
-/// The answer to a request, and what follows it; `None` if no server runs on the data directory.
+/// Sends a request; returns the answer and a reader for what follows it. `None` if no server runs on the data
+/// directory.
 pub(super) fn ask(config: &Config, request: &Request) -> Result<Option<(Answer, impl Read)>, Failure> {
     let path = socket(&config.data_dir);
     let failed = |error: io::Error| anyhow!("the server at {}: {error}", path.display());
     let mut stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
-        // An invalid path is one that is too long for a socket: a server there goes without.
+        // An invalid path is one too long for a socket; a server there has no control socket.
         Err(error) if NOBODY.contains(&error.kind()) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(Failure::new(failed(error), "run this as the user that the server runs as, or as root"));

@@ -1,4 +1,4 @@
-//! An event as one line: a JSON object for programs, or words for people.
+//! One line per event: a JSON object for programs, or words for people.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use crate::client::{
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{Author, AwarenessStatus, Sequence};
 
-/// An event with when it came, and what it took to come.
+/// An event and the time at which it came.
 pub(super) struct Line<'a> {
     pub(super) event: &'a Event,
-    /// Unix milliseconds.
+    /// When the event came, in Unix milliseconds.
     pub(super) at: i64,
-    /// Newest entry of the log when the session began: what is older waited for this device, and was not on its way.
+    /// The log's head when the session began. Older messages waited for this device; newer ones were delivered live.
     pub(super) head: Sequence,
 }
 
 impl Line<'_> {
-    /// One JSON object, without a line break.
+    /// The event as one JSON object, without a line break.
     pub(super) fn json(&self) -> String {
         let (name, mut fields) = match self.event {
             Event::Connected(session) => ("connected", connected(session)),
@@ -40,7 +40,7 @@ impl Line<'_> {
         Value::Object(object).to_string()
     }
 
-    /// For people.
+    /// The event in words.
     pub(super) fn words(&self) -> String {
         let (what, rest) = match self.event {
             Event::Connected(session) => {
@@ -97,7 +97,7 @@ impl Line<'_> {
             "acknowledgment": message.acknowledgment.name(),
             "created_at": message.created_at,
             "server_received_at": message.server_received_at,
-            // Whether it was on its way when it came, and did not wait for this device.
+            // False if the message waited for this device before it connected.
             "live": self.is_live(message),
             "delivery_ms": self.at - message.server_received_at,
             "end_to_end_ms": self.at - message.created_at,
@@ -122,26 +122,26 @@ impl Line<'_> {
     }
 }
 
-/// `[image] caption address`.
+/// For example `[image] caption address`.
 pub(super) fn media_words(media: &Media) -> String {
     let Media { kind, url, caption, .. } = media;
     let parts = [format!("[{}]", kind.name()), caption.clone(), url.clone()];
     parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
-/// Milliseconds to a microsecond.
+/// Milliseconds, with microsecond resolution.
 pub(super) fn ms(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
 }
 
-/// The time of day here.
+/// The local time of day.
 pub(super) fn clock(unix_ms: i64, exact: bool) -> String {
     let time = jiff::Timestamp::from_millisecond(unix_ms).unwrap_or_default();
     let local = time.to_zoned(jiff::tz::TimeZone::system());
     local.strftime(if exact { "%H:%M:%S%.3f" } else { "%H:%M" }).to_string()
 }
 
-/// The state of a contact in words.
+/// The name of a contact's status.
 pub(super) fn status(presence: &AwarenessNotification) -> &'static str {
     AwarenessStatus::from_code(presence.status).unwrap_or(AwarenessStatus::Unknown).name()
 }

@@ -1,4 +1,4 @@
-//! `bimip listen`: everything that happens to a device, one line each.
+//! `bimip listen`: prints one line for each event of a device.
 
 use std::future::pending;
 use std::io;
@@ -24,27 +24,27 @@ use crate::wire::{AckStatus, Author, Sequence};
 pub(super) struct Args {
     #[command(flatten)]
     connection: Connection,
-    /// How long [until interrupted]
+    /// How long to listen [until interrupted]
     #[arg(long = "for", value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
     duration: Option<Duration>,
     /// Stop after this many messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Acknowledge as read, too
+    /// Acknowledge messages as read, too
     #[arg(long)]
     read: bool,
-    /// One JSON object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
 }
 
-/// What ends it.
+/// Why listening ends.
 pub(super) enum End {
-    /// As asked for.
+    /// The requested time, number of messages or signal was reached.
     Done,
-    /// Nobody reads standard output any more, as under `head`.
+    /// Nobody reads standard output any more, as after `head` has ended.
     Unheard,
-    /// There will be no further event.
+    /// The connection is closed for good; no more events will come.
     Closed(CloseReason),
 }
 
@@ -73,12 +73,12 @@ struct Listener {
     account: Account,
     device: Device,
     reader: Option<Receipts>,
-    /// The newest.
+    /// The newest session.
     session: Option<Session>,
-    /// Whether it was told that there is none.
+    /// Whether the user was told that there is no connection.
     told: bool,
     json: bool,
-    /// Messages to come.
+    /// Messages left until the requested count is reached.
     left: Option<u64>,
 }
 
@@ -93,11 +93,11 @@ impl Listener {
                 }
             };
             tokio::select! {
-                // What has come already is told before what ends it.
+                // Events that have come already are printed before listening ends.
                 biased;
                 event = events.peek() => match event {
                     Some(event) if self.tell(&event)? => {
-                        // Acknowledged only now: what could not be told comes again to whoever listens next.
+                        // Take the event only now: one that could not be printed comes again to the next listener.
                         let _ = events.try_next();
                         self.taken(event);
                     }
@@ -124,7 +124,7 @@ impl Listener {
         self.leave(end).await
     }
 
-    /// Whether somebody reads it.
+    /// Prints an event; false if nobody reads standard output any more.
     fn tell(&mut self, event: &Event) -> Result<bool, Failure> {
         if let Event::Connected(session) = event {
             self.session = Some(session.clone());
@@ -134,7 +134,7 @@ impl Listener {
         Ok(is_heard(&if self.json { line.json() } else { line.words() })?)
     }
 
-    /// What follows once somebody does.
+    /// Handles an event after it was printed.
     fn taken(&mut self, event: Event) {
         match event {
             Event::Connected(_) => {
@@ -152,7 +152,7 @@ impl Listener {
         }
     }
 
-    /// Before the first session a person wants to know why nothing happens; later the events tell.
+    /// Before the first session, tells the user why nothing happens; later the events do so.
     fn look(&mut self, state: &State) -> Result<(), Failure> {
         let State::Waiting { reason, .. } = state else { return Ok(()) };
         if self.session.is_some() || self.told {
@@ -188,12 +188,12 @@ impl Listener {
     }
 }
 
-/// The end of the time, a signal, or that nobody reads standard output any more, as under `head`.
+/// The end of listening: the time is over, a signal came, or nobody reads standard output any more.
 pub(super) struct Stop {
     until: Option<Instant>,
     interrupt: Signal,
     terminate: Signal,
-    /// Standard output; `None`: a file, which has no reader that could go.
+    /// Standard output if it can be watched for a closed reader; `None` for a file, which has no reader.
     out: Option<pipe::Sender>,
 }
 
@@ -207,7 +207,7 @@ impl Stop {
         })
     }
 
-    /// Which of them it is. Cancel safe.
+    /// Waits for the first of them. Cancel safe.
     pub(super) async fn wanted(&mut self) -> End {
         let time = async {
             match self.until {

@@ -1,15 +1,15 @@
-//! `bimip log`: what a running server logs.
+//! `bimip log`: shows or changes the log filter of a running server.
 
 use super::control::Running;
 use super::{Failure, say};
 use crate::server::control::{Answer, Request};
 
-/// Show or change what the running server logs, until it ends
+/// Show or change the log filter of the running server; a change lasts until it stops
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     running: Running,
-    /// A level (error, warn, info, debug, trace), or levels by module, as in info,bimip::session=debug
+    /// A level (error, warn, info, debug, trace), or levels per module, as in info,bimip::session=debug
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
 }

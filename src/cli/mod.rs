@@ -1,4 +1,4 @@
-//! The command line: one file per command; here is what they share, the parser and how failures are told.
+//! The command line: one file per command. This file has the parser, error reporting and what the commands share.
 
 mod backup;
 mod bench;
@@ -38,11 +38,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigError;
 
-/// Exit code of what was asked for wrongly, on the command line or in the configuration.
+/// Exit code for wrong usage, on the command line or in the configuration.
 const USAGE: u8 = 2;
-/// Exit code of what was asked for rightly and did not work.
+/// Exit code for a correct command that failed.
 const FAILURE: u8 = 1;
-/// Exit code of what cannot be done on this machine, as an emulated network without the right to make one.
+/// Exit code for what this machine does not support, such as an emulated network without the privileges for one.
 #[cfg(target_os = "linux")]
 const MISSING: u8 = 77;
 
@@ -60,7 +60,7 @@ struct Cli {
     command: Command,
 }
 
-// Parsed once in a process: its size is nobody's concern.
+// Parsed once per process, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 #[derive(Subcommand)]
 enum Command {
@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Why a command failed, and what may help.
+/// Why a command failed, and a hint.
 #[derive(Debug)]
 struct Failure {
     reason: anyhow::Error,
@@ -133,7 +133,8 @@ impl Failure {
         Failure { reason: reason.into(), hint: Some(hint.into()) }
     }
 
-    /// The reason with its causes, each once: most of ours already say theirs.
+    /// The reason with its causes. A cause that the text before already ends with is left out, as most of our errors
+    /// name theirs.
     fn text(&self) -> String {
         self.reason.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
             () if text.is_empty() => cause,
@@ -151,7 +152,7 @@ impl Failure {
     }
 }
 
-/// What the command line lacks and clap cannot know, as the configuration might have given it.
+/// A missing argument that clap cannot detect, because the configuration could have provided it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(&'static str);
@@ -162,12 +163,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Writes a line to standard output. That nobody reads on, as under `head`, is no failure.
+/// Writes a line to standard output. A closed reader, as after `head` has ended, is not a failure.
 fn say(line: &str) -> io::Result<()> {
     is_heard(line).map(drop)
 }
 
-/// The same for a command that goes on until it is told to stop: whether somebody reads on.
+/// As [`say`], for a command that runs until it is told to stop; false if the reader is closed.
 fn is_heard(line: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
@@ -178,14 +179,14 @@ fn is_heard(line: &str) -> io::Result<bool> {
 
 fn complain(reason: &str, hint: Option<&str>) {
     let mut err = io::stderr().lock();
-    // Where standard error is gone there is nobody left to tell.
+    // If standard error is closed, there is nobody to tell.
     let _ = writeln!(err, "bimip: {}", reason.replace('\n', " "));
     if let Some(hint) = hint {
         let _ = writeln!(err, "hint: {hint}");
     }
 }
 
-/// Help and version as clap has them; its errors, which are paragraphs, as one line and a hint.
+/// Prints help and version as clap does, but clap's errors, which span paragraphs, as one line and a hint.
 fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {

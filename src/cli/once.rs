@@ -1,4 +1,4 @@
-//! What commands share that sign in, ask something, print the answer and leave.
+//! Shared by the commands that sign in, make one request, print the answer and leave.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use super::{Failure, Usage};
 use crate::client::{Device, RequestError};
 use crate::wire::Lane;
 
-/// Options of such a command.
+/// The options of these commands.
 #[derive(clap::Args)]
 pub(super) struct Once {
     #[command(flatten)]
     connection: Connection,
-    /// After how long to give up [15]
+    /// Give up after this many seconds [15]
     #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
     timeout: Option<Duration>,
     /// Print JSON, one object a line
@@ -24,11 +24,11 @@ pub(super) struct Once {
     pub(super) json: bool,
 }
 
-/// Why an answer is none: from the server, or before it was asked.
+/// An answer, or why there is none: from the server, or before it was asked.
 pub(super) type Asked<T> = Result<T, RequestError>;
 
 impl Once {
-    /// Signs in as the command's own device and asks.
+    /// Signs in with the command's own device id and makes the request.
     pub(super) fn ask<T>(
         self,
         name: &'static str,
@@ -40,7 +40,7 @@ impl Once {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let until = Instant::now() + within;
-            // What comes meanwhile is for whoever listens as this device: it is not taken here.
+            // Messages are left for whoever listens as this device: this command does not take them.
             let (device, events) = account.builder().lanes(lanes).auto_sync(false).connect()?;
             drop(events);
             account.reach(&device, until).await?;
@@ -58,7 +58,7 @@ impl Once {
     }
 }
 
-/// Why the server did not do it, in one line.
+/// Why the server refused or failed, in one line.
 pub(super) fn refused(account: &Account, error: RequestError) -> Failure {
     match error {
         RequestError::Invalid(what) => Usage(what).into(),

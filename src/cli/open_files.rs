@@ -1,9 +1,9 @@
-//! How many files and sockets this process may have open.
+//! The limit on this process's open files and sockets.
 
-/// Raises the limit as far as the process may itself. The lower one that systems begin with, mostly 1,024, is for programs that
-/// cannot handle more; a server has a socket for each device over TCP.
+/// Raises the soft limit to the hard limit. Systems start with a lower soft limit, mostly 1,024, for programs that
+/// cannot handle more descriptors; a server has one socket for each device over TCP.
 ///
-/// Where it cannot, it stays as it is: `doctor` and the metric `process_max_fds` tell how far it reaches.
+/// On failure the limit stays as it is: `doctor` and the metric `process_max_fds` show it.
 #[allow(unsafe_code)]
 pub(super) fn raise_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

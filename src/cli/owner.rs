@@ -1,4 +1,4 @@
-//! Whose a folder of the store is: what root makes in it, the server's user cannot use.
+//! Checks who owns a store's folder: the server's user cannot use files that root makes in it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,12 +8,11 @@ use anyhow::anyhow;
 
 use super::Failure;
 
-/// Refuses to go on as root in a folder of somebody else: opening a store may write to it (what a crash left in
-/// its journal, a torn commit), and the server of that user
-/// would not start any more. Of a folder that is not there it has nothing to say.
+/// Refuses to run as root in a folder of another user. Opening a store may write to it (after a crash, to repair the
+/// journal), and the owner's server could not start any more. A folder that does not exist is accepted.
 pub(super) fn not_as_root_in(folder: &Path) -> Result<(), Failure> {
     let Ok(there) = fs::metadata(folder) else { return Ok(()) };
-    // SAFETY: it takes nothing and cannot fail.
+    // SAFETY: the call takes no arguments and cannot fail.
     let user = unsafe { libc::geteuid() };
     if !harms(user, there.uid()) {
         return Ok(());
@@ -29,7 +28,7 @@ fn harms(user: u32, owner: u32) -> bool {
     user == 0 && owner != 0
 }
 
-/// As sudo takes it.
+/// The user's name, or `#` and the number, as sudo accepts it.
 fn name(passwd: &str, owner: u32) -> String {
     let known = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,4 +1,4 @@
-//! `bimip presence`: set one's own, ask for another's, watch everybody's.
+//! `bimip presence`: sets one's own presence, asks for another user's, or watches everybody's.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::wire::{AwarenessStatus, Eid, Lane, Sequence};
 pub(super) struct Args {
     #[command(flatten)]
     connection: Connection,
-    /// What others see from now on; all but online and idle hold on all your devices until one says online
+    /// What others see from now on; all but online and idle apply to all your devices until one of them sets online
     #[arg(long, value_name = "STATUS")]
     set: Option<Own>,
-    /// Where you are, for those whom you let see it: degrees; with --set
+    /// Your location in degrees, shown to subscribers who may see it; with --set
     #[arg(long, value_name = "LAT,LON", requires = "set", allow_hyphen_values = true, value_parser = location)]
     location: Option<(f64, f64)>,
     /// Whose presence to print [your own]
     #[arg(long, value_name = "EID")]
     of: Option<Eid>,
-    /// Print every change that you may see, as it comes, and stay online meanwhile
+    /// Print every change that you may see, as it comes; you are online meanwhile
     #[arg(long)]
     watch: bool,
     /// How long to watch [until interrupted]
@@ -55,7 +55,7 @@ impl Args {
         let account = self.connection.account("cli-presence")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            // Its cursor stays: messages are for whoever listens as this device.
+            // Do not move the cursor: messages are for whoever listens as this device.
             let lanes = [Lane::Control, Lane::Presence];
             let (device, events) = account.builder().lanes(&lanes).auto_sync(false).connect()?;
             let until = Instant::now() + ASK_WITHIN;
@@ -65,7 +65,7 @@ impl Args {
                 if let Some(set) = self.set {
                     device.set_presence(set.status(), true, self.location).await?;
                 }
-                // Behind it on the same lane: the answer says that the server has taken it.
+                // On the same lane behind the change, so that the answer shows that the server has applied it.
                 device.presence_of(&about).await
             };
             if !self.watch || self.of.is_some() || self.set.is_some() {

@@ -1,4 +1,5 @@
-//! Receipts for whole conversations: one request on its way, whatever was reached meanwhile in the next one.
+//! Receipts for whole conversations. One request is under way at a time; the next one covers all progress made
+//! meanwhile.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -10,15 +11,15 @@ use crate::clock::Now;
 use crate::wire::proto::AcknowledgmentRequest;
 use crate::wire::{AckStatus, ChatId, Eid, Payload, Version};
 
-/// What was received or read, and not yet said so. As many entries as conversations that the device has seen.
+/// Receipts that are still to be sent. It has at most one entry for each conversation of the device.
 pub(super) struct Receipts {
     device: Device,
     status: AckStatus,
     due: HashMap<ChatId, (Eid, Version)>,
-    /// Newest of each that is due or was said.
+    /// Per conversation, the newest version that is due, under way or acknowledged.
     said: HashMap<ChatId, Version>,
     under_way: Option<UnderWay>,
-    /// The connection went away with the last one; what is due waits for the next.
+    /// The connection was lost during the last request; what is due waits for the next connection.
     paused: bool,
 }
 
@@ -30,12 +31,12 @@ struct UnderWay {
 }
 
 impl Receipts {
-    /// Receipts of one kind.
+    /// Makes an empty set of receipts of one kind.
     pub(super) fn new(device: Device, status: AckStatus) -> Receipts {
         Receipts { device, status, due: HashMap::new(), said: HashMap::new(), under_way: None, paused: false }
     }
 
-    /// Everything in this chat with this peer got there, up to a version.
+    /// Notes that this chat with this peer was received or read up to a version.
     pub(super) fn reached(&mut self, chat: ChatId, peer: &Eid, version: Version) {
         if self.said.get(&chat).is_some_and(|said| *said >= version) {
             return;
@@ -45,13 +46,13 @@ impl Receipts {
         self.next();
     }
 
-    /// There is a connection (again).
+    /// Continues after a connection was made.
     pub(super) fn resume(&mut self) {
         self.paused = false;
         self.next();
     }
 
-    /// Waits for the request on its way, and makes the next. Cancel safe.
+    /// Waits for the request under way and then sends the next one. Cancel safe.
     pub(super) async fn turn(&mut self) {
         let answer = match &mut self.under_way {
             Some(request) => (&mut request.answer).await,
@@ -65,7 +66,7 @@ impl Receipts {
         self.next();
     }
 
-    /// Waits until everything was said, or the connection is gone.
+    /// Waits until all receipts are sent, or the connection is lost.
     pub(super) async fn finish(&mut self) {
         while self.under_way.is_some() {
             self.turn().await;

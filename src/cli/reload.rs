@@ -1,10 +1,10 @@
-//! `bimip reload`: has a running server read its certificate and token keys again, and says whether it took them.
+//! `bimip reload`: makes a running server read its certificate and token keys again, and reports whether it uses them.
 
 use super::control::Running;
 use super::{Failure, say};
 use crate::server::control::Request;
 
-/// Have the running server read its certificate and token keys again; fails if it keeps the former ones
+/// Make the running server read its certificate and token keys again; fails if it keeps the former ones
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `bimip restore`: a store from a backup, in a data directory that has none.
+//! `bimip restore`: makes a store from a backup in a data directory that has none.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -10,12 +10,12 @@ use super::control::Running;
 use super::{Failure, owner, say};
 use crate::store;
 
-/// Make the store of a data directory that has none from a backup, and look whether everything fits together
+/// Make a store from a backup, in a data directory that has none, and check that all rows fit together
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     running: Running,
-    /// What `bimip backup` has written
+    /// File that `bimip backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `bimip revoke`: one token, one device's or all of a user's are refused from now on.
+//! `bimip revoke`: makes the server refuse one token, all of a device or all of a user.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::wire::{DeviceId, Eid, Lane};
 pub(super) struct Args {
     #[command(flatten)]
     what: What,
-    /// Whose: somebody else's take a token with the scope admin [the user who signs in]
+    /// User whose tokens to revoke; for another user, sign in with the scope admin [the user who signs in]
     #[arg(long, value_name = "EID")]
     user: Option<Eid>,
     #[command(flatten)]
@@ -25,13 +25,13 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct What {
-    /// The token in this file; not the one to sign in with, which is --token-file
+    /// Revoke the token in this file; the token to sign in with is --token-file
     #[arg(long = "token", value_name = "FILE")]
     token: Option<PathBuf>,
-    /// Every token of this device until now; not the one to sign in as, which is --device
+    /// Revoke every token issued for this device until now; the device to sign in as is --device
     #[arg(long, value_name = "ID")]
     of_device: Option<DeviceId>,
-    /// Every token of the user until now
+    /// Revoke every token of the user issued until now
     #[arg(long)]
     all: bool,
 }

@@ -1,4 +1,4 @@
-//! `bimip send`: one text, and what the server said to it.
+//! `bimip send`: sends one text and prints the server's answer.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use super::{Failure, Usage, say};
 use crate::client::{Content, Device, SendError, Sent};
 use crate::wire::{Eid, Lane};
 
-/// Send a text; done once the server has it
+/// Send a text; returns once the server has it on disk
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     connection: Connection,
-    /// Who receives it, local@domain
+    /// Recipient, local@domain
     #[arg(long, value_name = "EID")]
     to: Eid,
-    /// What it says: up to 16 KiB
+    /// The text, up to 16 KiB
     #[arg(long)]
     text: String,
-    /// After how long to give up [15]
+    /// Give up after this many seconds [15]
     #[arg(long, value_name = "SECONDS", value_parser = |text: &str| seconds(text, WAIT_MAX))]
     timeout: Option<Duration>,
     /// Print the answer as a JSON object
@@ -44,7 +44,7 @@ impl Args {
 
 async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Result<Sent, Failure> {
     let until = Instant::now() + within;
-    // What comes meanwhile is for whoever listens as this device: it is neither taken nor acknowledged here.
+    // Messages are left for whoever listens as this device: this command neither takes nor acknowledges them.
     let (device, events) = account.builder().lanes(&[Lane::Control, Lane::Chat]).auto_sync(false).connect()?;
     drop(events);
     account.reach(&device, until).await?;

@@ -1,4 +1,4 @@
-//! `bimip serve`: the server, until a signal ends it.
+//! `bimip serve`: runs the server until a signal ends it.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ impl Args {
         open_files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(serve(config));
-        // A thread that waits for a file, as for a certificate on a network file system, may do so for ever.
+        // A thread that reads a file, such as a certificate on a network file system, may hang forever.
         runtime.shutdown_timeout(if served.is_ok() { DRAIN_WITHIN } else { Duration::ZERO });
         served
     }
@@ -46,10 +46,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let server = Server::start(config).await?;
     let tcp = server.tcp_address.map(|address| format!(" tcp={address}")).unwrap_or_default();
     say(&format!("bimip ready quic={} metrics={}{tcp}", server.quic_address, server.metrics_address))?;
-    // Beside the wait for an end, which a file that cannot be read must not hold up.
+    // Runs beside the wait for a signal, so that a file that cannot be read does not block the shutdown.
     let reloads = async {
         while hang_up.recv().await.is_some() {
-            // The log has said what came of it.
+            // The result is in the log.
             server.reload().await;
         }
         std::future::pending::<()>().await;

@@ -1,10 +1,10 @@
-//! `bimip status`: how the server on this machine is.
+//! `bimip status`: prints the state of the server on this machine.
 
 use super::control::Running;
 use super::{Failure, say};
 use crate::server::control::{Answer, Request};
 
-/// Tell how the server is that runs on a data directory
+/// Print the state of the server that runs on a data directory
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -17,16 +17,16 @@ use crate::wire::{DeviceId, Eid};
 pub(super) struct Args {
     #[command(flatten)]
     file: ConfigFile,
-    /// Folder in which `bimip serve --dev` made the key [bimip-data]
+    /// Data directory in which `bimip serve --dev` made the key [bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// User to sign in as, local@domain [client.as]
+    /// User of the token, local@domain [client.as]
     #[arg(long, value_name = "EID")]
     eid: Option<Eid>,
-    /// The only device that may use it [client.device, else any]
+    /// The only device that may use the token [client.device, else any]
     #[arg(long, value_name = "ID")]
     device: Option<DeviceId>,
-    /// How long it lasts: a number and s, m, h or d [24h]
+    /// Lifetime: a number and s, m, h or d [24h]
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
     /// Scopes, separated by spaces: admin may revoke any user's tokens

@@ -1,7 +1,7 @@
-//! What the kernel says of UDP on this machine.
+//! The kernel's UDP counters on this machine.
 
-/// Datagrams that the kernel has thrown away since it started, of all programs, for want of room in a socket's buffer:
-/// lost, to those who talk. `None` where it does not tell.
+/// Datagrams that the kernel has dropped since it started, for all programs, because a socket's receive buffer was
+/// full. `None` where the kernel does not report it.
 pub(super) fn dropped() -> Option<u64> {
     parsed(&std::fs::read_to_string("/proc/net/snmp").ok()?)
 }

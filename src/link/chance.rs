@@ -1,25 +1,25 @@
-//! What becomes of each packet by chance: the same seed and the same number of packets, the same fates.
+//! The random decisions for each packet: the same seed and the same number of packets give the same decisions.
 
 use std::time::Duration;
 
 use super::profile::{Conditions, Loss};
 use crate::random::Random;
 
-/// What chance has in store for one packet.
+/// The random decisions for one packet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Fate {
     pub(super) lost: bool,
-    /// From nothing to twice the jitter: what to add to the delay less the jitter.
+    /// From zero to twice the configured jitter; added to the delay minus the jitter.
     pub(super) jitter: Duration,
     pub(super) held_up: bool,
     pub(super) doubled: bool,
 }
 
-/// Chance of one direction.
+/// The random generator of one direction.
 #[derive(Debug)]
 pub(super) struct Chance {
     random: Random,
-    /// In the bad state of Gilbert–Elliott.
+    /// Whether the Gilbert–Elliott model is in its bad state.
     bad: bool,
 }
 
@@ -28,16 +28,16 @@ impl Chance {
         Chance { random, bad: false }
     }
 
-    /// The next packet's. It takes the same number of draws whatever the conditions are, so that a change of one of
-    /// them, or of the time at which packets come, leaves the others' fates as they would have been.
+    /// Decides for the next packet. It always takes the same number of random draws, so that a change of one condition,
+    /// or of the times at which packets come, does not change the decisions about the others.
     pub(super) fn fate(&mut self, conditions: &Conditions) -> Fate {
         let [loss, jitter, reordering, duplication] = std::array::from_fn(|_| self.random.share());
         let lost = match conditions.loss {
             Loss::None => false,
             Loss::Random(probability) => loss < probability,
             Loss::Bursty { mean, burst } => {
-                // With r to leave the bad state and p to enter it the bursts last 1 / r packets and p / (p + r) of all
-                // are lost.
+                // If r is the probability of leaving the bad state and p that of entering it, bursts last 1 / r packets
+                // on average and a share of p / (p + r) is lost.
                 let leave = 1.0 / burst;
                 let enter = if mean < 1.0 { leave * mean / (1.0 - mean) } else { 1.0 };
                 self.bad = if self.bad { loss >= leave } else { loss < enter };
@@ -80,7 +80,7 @@ mod tests {
         fates.iter().filter(|fate| fate.lost).count() as f64 / ends as f64
     }
 
-    // Bounds are about ten standard deviations wide, and the seeds are fixed.
+    // The tolerances are about ten standard deviations wide, and the seeds are fixed.
 
     #[test]
     fn random_loss_is_as_asked_and_remembers_nothing() {
@@ -123,7 +123,7 @@ mod tests {
         }
         assert!((share(&fates, |fate| fate.held_up) - 0.1).abs() < 0.006);
         assert!((share(&fates, |fate| fate.doubled) - 0.2).abs() < 0.007);
-        // They have nothing to do with each other.
+        // The decisions are independent of each other.
         assert!((share(&fates, |fate| fate.held_up && fate.doubled) - 0.02).abs() < 0.003);
         assert!((share(&fates, |fate| fate.lost && fate.doubled) - 0.01).abs() < 0.002);
     }

@@ -1,4 +1,4 @@
-//! The handle that changes a network while it runs, and the other end of it in the link's thread.
+//! The handle that changes a network while it runs, and its receiving end in the link's thread.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use super::router::Router;
 use super::routes::Routes;
 use super::{Error, Profile, sys};
 
-/// Changes a network while it runs, and reads its counters. Each call returns when the change is in effect, within a
-/// millisecond, with the instant at which it took effect. Clones are the same handle; it may outlive the network, and
-/// then every call says that the link has ended.
+/// Changes a network while it runs, and reads its counters. Each call returns within a millisecond, once the change is
+/// in effect, with the instant at which it took effect. Clones share one link. A handle may outlive the network; every
+/// call then fails with [`Error::Ended`].
 #[derive(Debug, Clone)]
 pub struct Control {
     orders: SyncSender<Order>,
@@ -25,14 +25,14 @@ pub struct Control {
 /// A handover under way.
 #[derive(Debug)]
 pub struct Handover {
-    /// From then on the old path carries nothing.
+    /// From this instant on the old path carries nothing.
     pub dead_at: Instant,
-    /// From then on the new path does.
+    /// From this instant on the new path carries packets.
     pub works_at: Instant,
     switched: oneshot::Receiver<Instant>,
 }
 
-/// What the thread is to do; nothing is to stop.
+/// Work for the link's thread; `None` tells it to stop.
 type Order = Option<Box<dyn FnOnce(&mut Router, &mut Switch, Instant) + Send>>;
 
 impl Control {
@@ -40,21 +40,21 @@ impl Control {
         Control { orders, wake }
     }
 
-    /// Changes what a path does to packets that come from now on; those on their way keep their time, and so does the
-    /// line what it had begun.
+    /// Changes a path's profile for packets sent from now on. Packets already on the way keep their arrival times, and
+    /// the line keeps its backlog.
     ///
     /// # Errors
-    /// [`Error::Profile`] for one that contradicts itself.
+    /// [`Error::Profile`] for a profile that contradicts itself; [`Error::Ended`] when the link has ended.
     pub fn set_profile(&self, path: Path, profile: Profile) -> Result<Instant, Error> {
         profile.check()?;
         self.change(move |router| router.set_profile(path, profile))
     }
 
-    /// Turns the phone's radio on a path off, as in a tunnel, or on again. Dark, it loses what the phone sends at once,
-    /// and what comes to the phone at the time at which it would arrive.
+    /// Turns the phone's radio on a path off, as in a tunnel, or on again. While it is off, packets from the phone are
+    /// lost at once, and packets to the phone are lost at the time they would arrive.
     ///
     /// # Errors
-    /// When the link has ended; so for all others here.
+    /// [`Error::Ended`] when the link has ended.
     pub fn black_out(&self, path: Path, dark: bool) -> Result<Instant, Error> {
         self.change(move |router| router.black_out(path, dark))
     }
@@ -62,26 +62,26 @@ impl Control {
     /// Drops all UDP on both paths, as some networks do, or lets it pass again.
     ///
     /// # Errors
-    /// When the link has ended.
+    /// [`Error::Ended`] when the link has ended.
     pub fn block_udp(&self, blocked: bool) -> Result<Instant, Error> {
         self.change(move |router| router.block_udp(blocked))
     }
 
-    /// Makes the NAT of a path forget its mappings. The phone's next packets appear from other ports; what the server
-    /// sends to the old ones before is dropped. TCP does not survive it, as with carriers.
+    /// Makes a path's NAT forget its mappings. The phone's next packets come from other ports, and what the server
+    /// sends to the old ports is dropped. TCP connections do not survive it, as with real carriers.
     ///
     /// # Errors
-    /// When the link has ended.
+    /// [`Error::Ended`] when the link has ended.
     pub fn rebind_nat(&self, path: Path) -> Result<Instant, Error> {
         self.change(move |router| router.rebind_nat(path))
     }
 
-    /// Moves the phone to a path: the one in use is dead from now on, this one works after the gap, and the phone's
-    /// default route changes then. Returns at once; [`Handover::wait`] and [`Handover::switched`] wait for the route.
-    /// The phone's sockets are told nothing. With the path that is in use it is a gap, and a new start of nothing.
+    /// Moves the phone to a path. The path in use is dead from now on; the new path works after the gap, and then the
+    /// phone's default route changes. Returns at once; [`Handover::wait`] and [`Handover::switched`] wait for the
+    /// route. The phone's sockets are not notified. A handover to the path in use is just a gap in it.
     ///
     /// # Errors
-    /// When the link has ended.
+    /// [`Error::Ended`] when the link has ended.
     pub fn hand_over(&self, to: Path, gap: Duration) -> Result<Handover, Error> {
         self.order(move |router, switch, now| {
             let works_at = router.hand_over(to, gap, now);
@@ -91,11 +91,12 @@ impl Control {
         })
     }
 
-    /// Makes TCP connections that begin from now on, on both sides, use this congestion control, as in `cubic` or `bbr`.
-    /// Before, it is the machine's default.
+    /// Sets the congestion control, such as `cubic` or `bbr`, of TCP connections that either side makes from now on.
+    /// Until this is called, they use the machine's default.
     ///
     /// # Errors
-    /// [`Error::System`] where the kernel does not have it; `net.ipv4.tcp_available_congestion_control` is what it has.
+    /// [`Error::System`] if the kernel does not have it (`net.ipv4.tcp_available_congestion_control` lists what it
+    /// has); [`Error::Ended`] when the link has ended.
     pub fn set_congestion_control(&self, algorithm: &str) -> Result<(), Error> {
         let algorithm = algorithm.to_owned();
         self.order(move |_, switch, _| {
@@ -104,15 +105,15 @@ impl Control {
         })?
     }
 
-    /// All that was counted so far; subtract an earlier one.
+    /// Everything counted so far; subtract earlier counters to get an interval.
     ///
     /// # Errors
-    /// When the link has ended.
+    /// [`Error::Ended`] when the link has ended.
     pub fn counters(&self) -> Result<Counters, Error> {
         self.order(|router, _, now| router.counters(now))
     }
 
-    /// Tells the thread to end, if it has not.
+    /// Tells the thread to stop, if it still runs.
     pub(super) fn stop(&self) {
         if self.orders.send(None).is_ok() {
             self.wake();
@@ -132,7 +133,7 @@ impl Control {
     ) -> Result<T, Error> {
         let (answer, answered) = sync_channel(1);
         let order: Order = Some(Box::new(move |router, switch, now| {
-            // Who asked waits for it, or has given up.
+            // The caller waits for the answer, or has given up.
             let _ = answer.send(order(router, switch, now));
         }));
         let ended = || Error::Ended("its network was dropped, or its log says why".to_owned());
@@ -145,40 +146,40 @@ impl Control {
     }
 
     fn wake(&self) {
-        // It fails only where the counter is full, and then the thread is being woken already.
+        // The write fails only if the counter is full, and then the thread has a wake-up pending already.
         let _ = sys::write(self.wake.as_fd(), &1u64.to_ne_bytes());
     }
 }
 
 impl Handover {
-    /// Waits until the phone's route goes by the new path, and tells when. It blocks.
+    /// Blocks until the phone's default route uses the new path, and returns the instant of that.
     ///
     /// # Errors
-    /// [`Error::Interrupted`].
+    /// [`Error::Interrupted`] if another handover began or the network was dropped.
     ///
     /// # Panics
-    /// In asynchronous code, which is not to block.
+    /// If called in asynchronous code, which must not block.
     pub fn wait(self) -> Result<Instant, Error> {
         self.switched.blocking_recv().map_err(|_| Error::Interrupted)
     }
 
-    /// The same for asynchronous code.
+    /// As [`Handover::wait`], for asynchronous code.
     ///
     /// # Errors
-    /// [`Error::Interrupted`].
+    /// [`Error::Interrupted`] if another handover began or the network was dropped.
     pub async fn switched(self) -> Result<Instant, Error> {
         self.switched.await.map_err(|_| Error::Interrupted)
     }
 }
 
-/// The thread's end: orders that come, and the change of route that is due.
+/// The receiving end in the link's thread: pending orders, and the pending change of route.
 pub(super) struct Orders {
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
     switch: Switch,
 }
 
-/// The routes of both sides, and where the phone's will go.
+/// The routes of both sides, and the phone's pending change of route.
 pub(super) struct Switch {
     phone: Routes,
     server: Routes,
@@ -191,14 +192,14 @@ impl Orders {
         Orders { orders, wake: control.wake.clone(), switch }
     }
 
-    /// Can be read when an order waits.
+    /// Readable when an order waits.
     pub(super) fn wake(&self) -> &OwnedFd {
         &self.wake
     }
 
-    /// Carries out what waits; false when it is to stop.
+    /// Executes all pending orders; false if one of them is to stop.
     pub(super) fn take(&mut self, router: &mut Router) -> bool {
-        // What is read is a number of orders; they are counted by the channel.
+        // The value read is how often the thread was woken; the channel holds the orders themselves.
         let _ = sys::read(self.wake.as_fd(), &mut [0; 8]);
         for order in self.orders.try_iter() {
             match order {
@@ -213,11 +214,11 @@ impl Orders {
         self.switch.pending.as_ref().map(|(due, ..)| *due)
     }
 
-    /// Changes the phone's route if its time has come.
+    /// Changes the phone's route if the time has come.
     pub(super) fn fall_due(&mut self, now: Instant) -> Result<(), Error> {
         let Some((_, to, done)) = self.switch.pending.take_if(|(due, ..)| *due <= now) else { return Ok(()) };
         self.switch.phone.go_by(to.name())?;
-        // Whoever handed over need not wait for it.
+        // The caller may have dropped its `Handover`.
         let _ = done.send(Instant::now());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What was counted on the way, per path, direction and protocol.
+//! What the link counts, per path, direction and protocol.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Instant;
@@ -11,9 +11,9 @@ use super::packet::Protocol;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Path {
-    /// The one that the phone begins with.
+    /// The path that the phone starts on.
     Wifi,
-    /// The other.
+    /// The other path.
     Lte,
 }
 
@@ -27,40 +27,40 @@ pub enum Way {
     Down,
 }
 
-/// Packets, and their bytes with the IP header.
+/// A number of packets, and their bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
     #[allow(missing_docs)]
     pub packets: u64,
-    /// IP headers included.
+    /// Bytes, IP headers included.
     pub bytes: u64,
 }
 
-/// What became of packets. `offered + doubled` is the sum of all others and [`Tally::in_flight`].
+/// What happened to packets. `offered + doubled` is the sum of all other fields and [`Tally::in_flight`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
-    /// Sent into the link: what a data plan counts for the sender.
+    /// Sent into the link: what a data plan would count for the sender.
     pub offered: Count,
-    /// Came out of the link.
+    /// Delivered at the other end of the link.
     pub delivered: Count,
-    /// Lost by chance on the way (random or bursty).
+    /// Lost at random on the way (single losses or bursts).
     pub lost: Count,
     /// Dropped because the line's queue was full.
     pub queue_full: Count,
-    /// Lost in a black-out, or on the dead side of a handover.
+    /// Lost in a blackout, or on the dead side of a handover.
     pub blacked_out: Count,
-    /// UDP dropped because UDP was blocked.
+    /// UDP dropped while UDP was blocked.
     pub blocked: Count,
-    /// Had no place in the NAT: from the server to a mapping that is gone, from the phone with an address of its other
-    /// path, or all mappings are taken.
+    /// Dropped by the NAT: from the server to a mapping that is gone, from the phone with the address of its other
+    /// path, or because all mappings are taken.
     pub unmapped: Count,
-    /// Lost to the link's own bounds or to a device that did not take it. Anything but 0 spoils a measurement.
+    /// Lost to the link's own bounds, or because a device did not accept it. Anything but 0 invalidates a measurement.
     pub overrun: Count,
-    /// Second copies that chance made.
+    /// Second copies of duplicated packets.
     pub doubled: Count,
 }
 
-/// All tallies at one instant. The difference of two is what happened between them.
+/// All tallies at one instant. The difference of two is what happened in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// When they were read.
@@ -68,15 +68,15 @@ pub struct Counters {
     pub at: Instant,
     /// By path, direction and protocol.
     tallies: [[[Tally; 2]; 2]; 2],
-    /// What is neither TCP nor UDP over IPv4, or goes neither to the server nor to the phone: not carried.
+    /// Packets that are not TCP or UDP over IPv4, or that are not between phone and server: not carried.
     pub not_carried: Count,
 }
 
 impl Path {
-    /// Both.
+    /// Both paths.
     pub const BOTH: [Path; 2] = [Path::Wifi, Path::Lte];
 
-    /// As the phone's device is called.
+    /// The name of the phone's device for this path.
     pub fn name(self) -> &'static str {
         match self {
             Path::Wifi => "wifi",
@@ -84,7 +84,7 @@ impl Path {
         }
     }
 
-    /// The one that it is not.
+    /// The other path.
     pub fn other(self) -> Path {
         match self {
             Path::Wifi => Path::Lte,
@@ -98,10 +98,10 @@ impl Path {
 }
 
 impl Way {
-    /// Both.
+    /// Both directions.
     pub const BOTH: [Way; 2] = [Way::Up, Way::Down];
 
-    /// In a word.
+    /// The direction in one word.
     pub fn name(self) -> &'static str {
         match self {
             Way::Up => "up",
@@ -111,7 +111,7 @@ impl Way {
 }
 
 impl Protocol {
-    /// Both.
+    /// Both protocols.
     pub const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 }
 
@@ -120,7 +120,7 @@ impl Counters {
         Counters { at, tallies: Default::default(), not_carried: Count::default() }
     }
 
-    /// Of one protocol in one direction of one path.
+    /// The tally of one protocol in one direction of one path.
     pub fn of(&self, path: Path, way: Way, protocol: Protocol) -> Tally {
         self.tallies[path.index()][usize::from(way == Way::Down)][usize::from(protocol == Protocol::Udp)]
     }
@@ -129,22 +129,22 @@ impl Counters {
         &mut self.tallies[path.index()][usize::from(way == Way::Down)][usize::from(protocol == Protocol::Udp)]
     }
 
-    /// Of all paths and directions.
+    /// The tally of a protocol over all paths and directions.
     pub fn protocol(&self, protocol: Protocol) -> Tally {
         self.sum(|_, _, of| of == protocol)
     }
 
-    /// Of both protocols in one direction of all paths.
+    /// The tally of a direction over both protocols and all paths.
     pub fn way(&self, way: Way) -> Tally {
         self.sum(|_, of, _| of == way)
     }
 
-    /// Of both protocols and directions of one path.
+    /// The tally of a path over both protocols and directions.
     pub fn path(&self, path: Path) -> Tally {
         self.sum(|of, _, _| of == path)
     }
 
-    /// Of everything.
+    /// The tally of everything.
     pub fn total(&self) -> Tally {
         self.sum(|_, _, _| true)
     }
@@ -163,8 +163,8 @@ impl Counters {
 }
 
 impl Tally {
-    /// On their way when this was counted. Of a difference of two tallies: how many more than at its beginning, which
-    /// must not be fewer.
+    /// Packets on the way when this was counted. For a difference of two tallies: how many more there are at its end
+    /// than at its start; if there are fewer, it is wrong, as differences stop at 0.
     pub fn in_flight(&self) -> Count {
         let ended =
             [self.delivered, self.lost, self.queue_full, self.blacked_out, self.blocked, self.unmapped, self.overrun];
@@ -185,7 +185,7 @@ impl Tally {
         ]
     }
 
-    /// The same of each field of both.
+    /// Combines each field of both tallies.
     fn with(mut self, mut other: Tally, of: impl Fn(Count, Count) -> Count) -> Tally {
         for (field, other) in self.fields().into_iter().zip(other.fields()) {
             *field = of(*field, *other);
@@ -214,7 +214,7 @@ impl AddAssign for Count {
     }
 }
 
-/// Of a later count and an earlier one; what would be negative is 0.
+/// A later count minus an earlier one; a negative result becomes 0.
 impl Sub for Count {
     type Output = Count;
 
@@ -246,7 +246,7 @@ impl Sub for Tally {
     }
 }
 
-/// What was counted from the second to the first; `at` is the first's.
+/// What was counted between `other` and `self`; `at` is that of `self`.
 impl Sub for Counters {
     type Output = Counters;
 

@@ -1,4 +1,4 @@
-//! TUN devices: made in a namespace, read and written from the link's thread.
+//! TUN devices: made in a namespace, read and written by the link's thread.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Error, Missing, Namespace, sys};
 
-/// A TUN device; it is gone when this is dropped.
+/// A TUN device; dropping it removes the device.
 #[derive(Debug)]
 pub(super) struct Device {
     tun: OwnedFd,
@@ -23,18 +23,18 @@ impl Device {
         Ok(Device { tun })
     }
 
-    /// The next packet that somebody sends through it, if one waits.
+    /// The next packet sent through the device, if one waits.
     pub(super) fn read<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         match sys::read(self.tun.as_fd(), buffer) {
             Ok(length) => Ok(Some(&buffer[..length])),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            // It is called again.
+            // The caller tries again.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Hands a packet to its namespace, which may not take it.
+    /// Hands a packet to the device's namespace; false if it did not accept the packet.
     pub(super) fn write(&self, packet: &[u8]) -> bool {
         sys::write(self.tun.as_fd(), packet).is_ok_and(|written| written == packet.len())
     }
@@ -44,12 +44,12 @@ impl Device {
     }
 }
 
-/// Packets that devices of a namespace dropped because nobody read them in time, or took in error.
+/// Packets that the devices of a namespace dropped, because nobody read them in time or because of an error.
 pub(super) fn dropped(namespace: &Namespace) -> Result<u64, Error> {
     let failed = |error| Error::system("read the devices' counters", error);
     let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?.map_err(failed)?;
-    // Two lines of heading; then a name and its columns: eight received, eight sent; the third and fourth of each are
-    // errors and drops.
+    // Two heading lines. Then per device the name, eight columns received and eight sent; columns three and four of
+    // each are errors and drops.
     let of_device = |line: &str| {
         let (_, columns) = line.split_once(':')?;
         let columns: Vec<u64> = columns.split_whitespace().map_while(|column| column.parse().ok()).collect();

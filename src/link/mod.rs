@@ -1,9 +1,10 @@
 //! An emulated mobile network in user space, for experiments and tests: a phone with two paths, a server, and between
-//! them delay, loss, narrow lines, black-outs, NATs and handovers. Linux only, feature `link`.
+//! them delay, loss, limited bandwidth, blackouts, NATs and handovers. Linux only, feature `link`.
 //!
-//! Phone and server are network namespaces in this process. Each path is a TUN device in the phone's; the server has
-//! one. A thread reads IP packets from one side and writes them to the other when, and if, they arrive. Kernel TCP and
-//! QUIC cross it unchanged and are treated alike: it looks at addresses and ports only.
+//! Phone and server are network namespaces in this process. Each path is a TUN device in the phone's namespace; the
+//! server's namespace has one TUN device. A thread reads IP packets from one side, decides whether and when each
+//! arrives, and writes it to the other side. Kernel TCP and QUIC pass through unchanged and are treated alike: the
+//! thread looks at addresses and ports only.
 //!
 //! ```text
 //! phone ── wifi ── radio, line, loss ── NAT ──┐
@@ -26,8 +27,9 @@
 //! # }
 //! ```
 //!
-//! What it does not do: IPv6, ICMP, fragments (counted as [`Counters::not_carried`]); a change of network is not told
-//! to the phone's sockets, which Android for one does to TCP's: whoever compares tells both sides alike.
+//! Limits: the link carries no IPv6, no ICMP and no fragments (it counts them in [`Counters::not_carried`]). It does
+//! not notify the phone's sockets of a change of network, as Android does for TCP. A fair comparison therefore notifies
+//! both transports or neither.
 
 mod chance;
 mod check;
@@ -59,16 +61,16 @@ pub use network::{Network, Plan};
 pub use packet::Protocol;
 pub use profile::{Conditions, Loss, PROFILES, Profile, Rate, Reordering};
 
-/// Why there is no link, or no longer.
+/// Why the link could not be made, or stopped working.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// This machine, or who runs this, cannot have one.
+    /// The machine, or the user that runs this process, cannot have a link.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// A profile that cannot be; it says why.
+    /// The profile contradicts itself; the text says how.
     #[error("there can be no such path: {0}")]
     Profile(&'static str),
-    /// The system refused something that it should not have.
+    /// A system call failed unexpectedly.
     #[error("could not {what}: {reason}")]
     System {
         /// What was tried.
@@ -79,7 +81,7 @@ pub enum Error {
     /// The link's thread has ended; an earlier error, or its log, says why.
     #[error("the link has ended: {0}")]
     Ended(String),
-    /// A handover that did not come to its end.
+    /// The handover was cut short.
     #[error("the handover was cut short: another one began, or the network was dropped")]
     Interrupted,
 }
@@ -113,10 +115,10 @@ impl Error {
     }
 }
 
-/// Whether a link is possible here: makes one, and lets it go.
+/// Tests whether a link can be made here, by making one and dropping it.
 ///
 /// # Errors
-/// What is missing, and how to get it.
+/// [`Missing`]: what is missing, and how to get it.
 pub fn available() -> Result<(), Missing> {
     match Network::start(Plan { wifi: Profile::CLEAN, lte: Profile::CLEAN, seed: 0 }) {
         Ok(_) => Ok(()),

@@ -1,4 +1,4 @@
-//! Network namespaces without names: nothing is left of them when the last descriptor, thread and child is gone.
+//! Unnamed network namespaces: the kernel removes one when its last descriptor, thread and child process is gone.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -15,20 +15,20 @@ use tokio::task::JoinHandle;
 
 use super::{Error, Missing, sys};
 
-/// Where a thread finds the network namespace that it is in.
+/// The network namespace of the reading thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// A network namespace: devices, addresses, routes and settings of its own. A clone is the same one.
+/// A network namespace with its own devices, addresses, routes and settings. Clones refer to the same namespace.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     file: Arc<File>,
 }
 
 impl Namespace {
-    /// A new one, with nothing in it but a loopback device that is up.
+    /// Makes a namespace with nothing in it but a loopback device that is up.
     ///
     /// # Errors
-    /// [`Error::Missing`] where the system does not allow it.
+    /// [`Error::Missing`] where the system does not allow it; [`Error::System`] if the new one cannot be entered.
     pub fn new() -> Result<Namespace, Error> {
         let made = on_a_thread(|| {
             sys::unshare_network()?;
@@ -41,14 +41,14 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Runs a closure on a thread in it and waits for its end. Sockets that it makes belong to the namespace for ever,
-    /// wherever they go.
+    /// Runs a closure on a new thread inside the namespace and waits for it. Sockets that the closure opens stay in the
+    /// namespace for good, whichever thread uses them later.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// [`Error::System`] if the thread cannot be started or cannot enter the namespace.
     ///
     /// # Panics
-    /// When the closure does.
+    /// If the closure panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         on_a_thread(|| {
             self.enter()?;
@@ -56,10 +56,10 @@ impl Namespace {
         })
     }
 
-    /// A runtime of so many workers, all of whose threads are in it.
+    /// Builds a tokio runtime with `workers` worker threads; all its threads are in the namespace.
     ///
     /// # Errors
-    /// When it cannot be built.
+    /// [`Error::System`] if the runtime cannot be built.
     pub fn runtime(&self, workers: usize) -> Result<Runtime, Error> {
         let namespace = self.clone();
         let enter = move || namespace.enter().expect("the process that made a namespace may enter it");
@@ -69,12 +69,12 @@ impl Namespace {
         Ok(Runtime { runtime, namespace: self.clone() })
     }
 
-    /// A program that will run in it. It also fits `tokio::process::Command::from`.
+    /// A command whose process will run in the namespace. `tokio::process::Command::from` accepts it too.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let file = self.file.clone();
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec it makes one system call on a descriptor that the child has, and allocates
-        // nothing.
+        // SAFETY: between fork and exec the closure makes one system call on a descriptor that the child has, and
+        // allocates nothing.
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(move || sys::enter_network(file.as_fd()));
@@ -82,20 +82,21 @@ impl Namespace {
         command
     }
 
-    /// Sets a `net.` parameter in it, as in `set("net.ipv4.tcp_slow_start_after_idle", "0")`. The machine's own is left alone.
+    /// Sets a `net.` parameter of the namespace, as in `set("net.ipv4.tcp_slow_start_after_idle", "0")`. The machine's
+    /// own parameter does not change.
     ///
     /// # Errors
-    /// When there is no such parameter here, or it does not take the value; the message says which.
+    /// [`Error::System`], naming the parameter, if the namespace has no such parameter or the kernel refuses the value.
     pub fn set(&self, parameter: &str, value: &str) -> Result<(), Error> {
         let path = format!("/proc/sys/{}", parameter.replace('.', "/"));
         let failed = |error| Error::system(format!("set {parameter} to {value}"), error);
         self.run(|| fs::write(path, value))?.map_err(failed)
     }
 
-    /// The value of a `net.` parameter in it.
+    /// Reads a `net.` parameter of the namespace.
     ///
     /// # Errors
-    /// When there is no such parameter here.
+    /// [`Error::System`] if the namespace has no such parameter.
     pub fn get(&self, parameter: &str) -> Result<String, Error> {
         let path = format!("/proc/sys/{}", parameter.replace('.', "/"));
         let read = self.run(|| fs::read_to_string(path))?;
@@ -107,7 +108,7 @@ impl Namespace {
     }
 }
 
-/// A tokio runtime in a namespace. Whatever it runs has its sockets there.
+/// A tokio runtime whose threads, and so whose sockets, are in a namespace.
 #[derive(Debug)]
 pub struct Runtime {
     runtime: runtime::Runtime,
@@ -115,7 +116,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Runs it on a worker.
+    /// Spawns a future on a worker.
     pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
@@ -123,11 +124,11 @@ impl Runtime {
         self.runtime.spawn(future)
     }
 
-    /// Runs a future to its end on a thread in the namespace, unlike tokio's, which would run it on the caller's, and
-    /// its sockets would be the caller's.
+    /// Runs a future to completion on a thread in the namespace. Tokio's own `block_on` would poll it on the caller's
+    /// thread, and its sockets would be in the caller's namespace.
     ///
     /// # Panics
-    /// When the future does.
+    /// If the future panics.
     pub fn block_on<F>(&self, future: F) -> F::Output
     where
         F: Future<Output: Send> + Send,
@@ -136,19 +137,19 @@ impl Runtime {
         done.expect("the process that made a namespace may enter it")
     }
 
-    /// For `spawn` and `spawn_blocking` from elsewhere. Its `block_on` would run on the caller's thread and so in the
-    /// caller's network: do not use that.
+    /// A handle for `spawn` and `spawn_blocking` from other threads. Do not use the handle's `block_on`: it polls on
+    /// the caller's thread and so opens sockets in the caller's namespace.
     pub fn handle(&self) -> &runtime::Handle {
         self.runtime.handle()
     }
 
-    /// Ends it without waiting for blocking work.
+    /// Shuts the runtime down without waiting for blocking work.
     pub fn shut_down(self) {
         self.runtime.shutdown_background();
     }
 }
 
-/// A thread of its own, as a namespace is for ever the thread's.
+/// Runs work on a new thread, because a thread that has entered a namespace stays in it.
 fn on_a_thread<T: Send, E: Send + From<ThreadError>>(work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("link-namespace".to_owned()).spawn_scoped(scope, work);

@@ -1,5 +1,5 @@
-//! The address translation of one path, as a carrier has it: mapping and filtering independent of the other end
-//! (RFC 4787), no time-out of its own.
+//! The NAT of one path, as a carrier's: endpoint-independent mapping and filtering (RFC 4787), and no timeout of its
+//! own.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,19 +13,19 @@ pub(super) struct Nat {
     public: Ipv4Addr,
     outward: HashMap<(Protocol, SocketAddrV4), u16>,
     inward: HashMap<(Protocol, u16), SocketAddrV4>,
-    /// Tried first for the next mapping. It goes once around before a port comes again.
+    /// The first candidate for the next mapping. All ports are used once before one is reused.
     next_port: u16,
 }
 
 impl Nat {
-    /// Shows everything behind it as this address.
+    /// A NAT whose public address is `public`.
     pub(super) fn new(public: Ipv4Addr, mut random: Random) -> Nat {
         let span = u64::from(NAT_PORTS.1 - NAT_PORTS.0) + 1;
         let next_port = NAT_PORTS.0 + (random.number() % span) as u16;
         Nat { public, outward: HashMap::new(), inward: HashMap::new(), next_port }
     }
 
-    /// How a sender behind it appears: as before, or from a port of its own; not at all when mappings have run out.
+    /// The public address and port of a sender: its existing mapping, or a new one. `None` if all mappings are taken.
     pub(super) fn outward(&mut self, protocol: Protocol, inside: SocketAddrV4) -> Option<SocketAddrV4> {
         if let Some(port) = self.outward.get(&(protocol, inside)) {
             return Some(SocketAddrV4::new(self.public, *port));
@@ -33,7 +33,7 @@ impl Nat {
         if self.outward.len() >= NAT_MAPPINGS_MAX {
             return None;
         }
-        // Fewer mappings than ports: one is free.
+        // There are fewer mappings than ports, so one is free.
         while self.inward.contains_key(&(protocol, self.next_port)) {
             self.advance();
         }
@@ -44,12 +44,12 @@ impl Nat {
         Some(SocketAddrV4::new(self.public, port))
     }
 
-    /// Who is meant by this public port, if anybody.
+    /// The inside address and port that a public port maps to, if there is a mapping.
     pub(super) fn inward(&self, protocol: Protocol, port: u16) -> Option<SocketAddrV4> {
         self.inward.get(&(protocol, port)).copied()
     }
 
-    /// Forgets all mappings, as after an idle time or a restart: what follows appears from other ports.
+    /// Drops all mappings, as a NAT does after an idle timeout or a restart: later packets get other ports.
     pub(super) fn rebind(&mut self) {
         self.outward.clear();
         self.inward.clear();

@@ -1,4 +1,4 @@
-//! The network as a whole: two namespaces, three devices, and the thread that carries packets between them.
+//! The whole emulated network: two namespaces, three devices, and the thread that carries packets between them.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
@@ -16,27 +16,28 @@ use super::router::{Addresses, Exit, Router};
 use super::routes::Routes;
 use super::{Error, Namespace, Profile, sys};
 
-/// From a range that no network outside has to do with: nothing leaves the namespaces.
+/// The range does not matter to networks outside, as nothing leaves the namespaces.
 const ADDRESSES: Addresses = Addresses {
     server: Ipv4Addr::new(10, 77, 0, 1),
     phone: [Ipv4Addr::new(10, 77, 1, 2), Ipv4Addr::new(10, 77, 2, 2)],
     public: [Ipv4Addr::new(10, 77, 101, 1), Ipv4Addr::new(10, 77, 102, 1)],
 };
-/// The server's device.
+/// The name of the server's device.
 const SERVER_DEVICE: &str = "internet";
 
-/// What a network is made of.
+/// The profiles and the seed of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Plan {
-    /// The path that the phone begins with.
+    /// The path that the phone starts on.
     pub wifi: Profile,
-    /// The other.
+    /// The other path.
     pub lte: Profile,
-    /// All chance comes from it: the same seed and the same packets in the same order, the same fates.
+    /// Seeds all random decisions: the same seed and the same packets in the same order give the same losses and
+    /// delays.
     pub seed: u64,
 }
 
-/// A phone, a server and what is between them, until it is dropped. Several can be at once, also with the same plan.
+/// A phone, a server and the network between them, until it is dropped. Several can exist at once, also from one plan.
 #[derive(Debug)]
 pub struct Network {
     phone: Namespace,
@@ -50,16 +51,18 @@ impl Network {
     /// Makes the namespaces and devices and starts to carry packets.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there can be none, [`Error::Profile`] for one that contradicts itself.
+    /// [`Error::Missing`] where the machine cannot have a link, [`Error::Profile`] for a profile that contradicts
+    /// itself, [`Error::System`] if a system call fails, [`Error::Ended`] if the thread does not start.
     pub fn start(plan: Plan) -> Result<Network, Error> {
         plan.wifi.check()?;
         plan.lte.check()?;
         let (phone, server) = (Namespace::new()?, Namespace::new()?);
         for namespace in [&phone, &server] {
-            // A phone with two ways out is asked on one about the other's address.
+            // With two ways out, the phone receives packets on one device for the other device's address.
             namespace.set("net.ipv4.conf.all.rp_filter", "0")?;
             namespace.set("net.ipv4.conf.default.rp_filter", "0")?;
-            // The link does not carry it; without addresses nothing tries. A kernel without IPv6 has nothing to set.
+            // The link does not carry IPv6; without addresses nothing tries it. A kernel without IPv6 has no such
+            // parameter.
             let _ = namespace.set("net.ipv6.conf.default.disable_ipv6", "1");
         }
         let paths = [Device::new(&phone, Path::Wifi.name())?, Device::new(&phone, Path::Lte.name())?];
@@ -78,7 +81,7 @@ impl Network {
         let orders = Orders::new(receiver, &control, routes, back);
         let (started, starts) = sync_channel(1);
         let carry = move || {
-            // A receiver that is gone has lost interest, and its network will be gone at once.
+            // If the receiver is gone, its network is about to be dropped.
             let _ = started.send(sys::become_real_time().is_ok());
             let carrier = Carrier { paths, internet, router, orders };
             if let Err(error) = carrier.carry() {
@@ -91,47 +94,47 @@ impl Network {
         Ok(Network { phone, server, control, is_real_time, thread: Some(thread) })
     }
 
-    /// Where the phone's sockets belong.
+    /// The phone's namespace.
     pub fn phone(&self) -> &Namespace {
         &self.phone
     }
 
-    /// Where the server's sockets belong.
+    /// The server's namespace.
     pub fn server(&self) -> &Namespace {
         &self.server
     }
 
-    /// What the phone connects to.
+    /// The address that the phone connects to.
     pub fn server_address(&self) -> IpAddr {
         ADDRESSES.server.into()
     }
 
-    /// What the phone's sockets have on a path.
+    /// The phone's own address on a path.
     pub fn phone_address(&self, path: Path) -> IpAddr {
         ADDRESSES.phone[path.index()].into()
     }
 
-    /// How the server sees the phone on a path.
+    /// The address at which the server sees the phone on a path.
     pub fn public_address(&self, path: Path) -> IpAddr {
         ADDRESSES.public[path.index()].into()
     }
 
-    /// The handle that changes it while it runs, and counts.
+    /// The handle that changes the network while it runs and reads its counters.
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// Whether its thread runs before all others when its time has come, which takes CAP_SYS_NICE. Without, delays on a
-    /// busy machine are longer than asked for.
+    /// Whether the link's thread has real-time priority, which takes CAP_SYS_NICE. Without it, delays on a busy machine
+    /// are longer than configured.
     pub fn is_real_time(&self) -> bool {
         self.is_real_time
     }
 
-    /// Packets that the kernel dropped at the devices because the link's thread did not come to read them. Anything but
-    /// 0 spoils a measurement.
+    /// Packets that the kernel dropped at the devices because the link's thread did not read them in time. Anything but
+    /// 0 invalidates a measurement.
     ///
     /// # Errors
-    /// When the kernel's counters cannot be read.
+    /// [`Error::System`] if the kernel's counters cannot be read.
     pub fn missed(&self) -> Result<u64, Error> {
         Ok(device::dropped(&self.phone)? + device::dropped(&self.server)?)
     }
@@ -141,13 +144,13 @@ impl Drop for Network {
     fn drop(&mut self) {
         self.control.stop();
         if let Some(thread) = self.thread.take() {
-            // That it panicked has been told already.
+            // A panic has been reported already.
             let _ = thread.join();
         }
     }
 }
 
-/// What the thread has.
+/// What the link's thread owns.
 struct Carrier {
     paths: [Device; 2],
     internet: Device,
@@ -156,13 +159,13 @@ struct Carrier {
 }
 
 impl Carrier {
-    /// Carries packets and takes orders until it is told to stop.
+    /// Carries packets and executes orders until it is told to stop.
     fn carry(mut self) -> Result<(), Error> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error| Error::system(what, error)
         };
-        // One byte more than fits, to see what is too long; the devices' MTU rules it out.
+        // One byte more than the largest packet, to detect a longer one; the devices' MTU rules that out.
         let mut buffer = [0; MTU + 1];
         loop {
             let now = Instant::now();

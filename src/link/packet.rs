@@ -1,16 +1,16 @@
-//! The little of an IPv4 packet that a carrier looks at: addresses, ports, and the checksums over them.
+//! The parts of an IPv4 packet that the link reads and rewrites: addresses, ports, and the checksums over them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
 
-/// What a packet carries.
+/// The protocol that a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// Kernel TCP.
+    /// TCP, as the kernel speaks it.
     Tcp,
-    /// UDP, and in it QUIC.
+    /// UDP, including QUIC.
     Udp,
 }
 
@@ -21,22 +21,22 @@ pub(super) struct Packet {
     pub(super) protocol: Protocol,
     pub(super) source: SocketAddrV4,
     pub(super) destination: SocketAddrV4,
-    /// Where the header of TCP or UDP begins.
+    /// Offset of the TCP or UDP header.
     transport: usize,
 }
 
-/// Where in the IP header.
+/// Offsets in the IP header.
 const IP_CHECKSUM: usize = 10;
 const IP_SOURCE: usize = 12;
 const IP_DESTINATION: usize = 16;
-/// Where in the header of TCP and UDP.
+/// Offsets in the TCP and UDP header.
 const SOURCE_PORT: usize = 0;
 const DESTINATION_PORT: usize = 2;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
 impl Packet {
-    /// Nothing for what is not whole IPv4 with TCP or UDP: other protocols, fragments, IPv6.
+    /// `None` for anything but a whole IPv4 packet with TCP or UDP: other protocols, fragments, IPv6.
     pub(super) fn parse(bytes: &[u8]) -> Option<Packet> {
         let header = bytes.first_chunk::<20>()?;
         let transport = usize::from(header[0] & 0x0f) * 4;
@@ -58,24 +58,24 @@ impl Packet {
         Some(Packet { protocol, source, destination, transport, bytes: bytes.to_vec() })
     }
 
-    /// As it goes out to a device.
+    /// The packet's bytes, for a device.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Writes another source into it, as a NAT does.
+    /// Rewrites the source address and port, as a NAT does.
     pub(super) fn set_source(&mut self, source: SocketAddrV4) {
         self.source = source;
         self.rewrite(IP_SOURCE, SOURCE_PORT, source);
     }
 
-    /// Writes another destination into it.
+    /// Rewrites the destination address and port.
     pub(super) fn set_destination(&mut self, destination: SocketAddrV4) {
         self.destination = destination;
         self.rewrite(IP_DESTINATION, DESTINATION_PORT, destination);
     }
 
-    /// The address is in the checksum of IP, and with the port in that of TCP or UDP.
+    /// The IP checksum covers the address; the TCP or UDP checksum covers address and port.
     fn rewrite(&mut self, address: usize, port: usize, to: SocketAddrV4) {
         let transport_sum = self.transport
             + match self.protocol {
@@ -88,7 +88,7 @@ impl Packet {
             (address + 2, [ip[2], ip[3]], true),
             (self.transport + port, to.port().to_be_bytes(), false),
         ];
-        // A UDP checksum of zero says that there is none (RFC 768).
+        // A UDP checksum of zero means that there is none (RFC 768).
         let unchecked = self.protocol == Protocol::Udp && self.word(transport_sum) == 0;
         for (at, new, is_address) in words {
             let (old, new) = (self.word(at), u16::from_be_bytes(new));
@@ -113,7 +113,7 @@ impl Packet {
     }
 }
 
-/// A checksum after one word under it changed (RFC 1624, equation 3).
+/// The checksum after one word that it covers changed (RFC 1624, equation 3).
 fn updated(sum: u16, old: u16, new: u16) -> u16 {
     let mut sum = u32::from(!sum) + u32::from(!old) + u32::from(new);
     while sum > 0xffff {

@@ -1,4 +1,5 @@
-//! One direction of one path: when each packet arrives, or why it does not. Time and chance come in from outside.
+//! One direction of one path: decides when each packet arrives, or why it does not. The caller provides time and
+//! randomness.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -8,38 +9,38 @@ use super::chance::Chance;
 use super::limits::FLIGHT_BYTES_MAX;
 use super::profile::{Conditions, Rate};
 
-/// Packets on their way, of a type that it does not look into.
+/// Packets on their way. The pipe does not look into them.
 #[derive(Debug)]
 pub(super) struct Pipe<P> {
     conditions: Conditions,
     chance: Chance,
-    /// When all that was taken will have been sent.
+    /// When the line will have sent everything accepted so far.
     line_free: Option<Instant>,
-    /// The latest arrival of a packet that was not held up: later ones come no earlier.
+    /// The latest arrival of a packet that was not held up; later packets arrive no earlier.
     latest: Option<Instant>,
     flight: BinaryHeap<Reverse<Flying<P>>>,
     flight_bytes: usize,
     taken: u64,
 }
 
-/// What becomes of a packet that was offered.
+/// The outcome of offering a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Offered {
     Taken,
-    /// It will arrive twice.
+    /// The packet will arrive twice.
     Doubled,
-    /// Lost by chance, on the way.
+    /// The packet is lost at random on the way.
     Lost,
-    /// The queue was full.
+    /// The line's queue was full.
     QueueFull,
-    /// More was on its way than is kept ([`FLIGHT_BYTES_MAX`]).
+    /// More bytes were on the way than the pipe keeps ([`FLIGHT_BYTES_MAX`]).
     TooMuch,
 }
 
 #[derive(Debug)]
 struct Flying<P> {
     due: Instant,
-    /// Order among those that are due at once.
+    /// Orders packets that are due at the same time.
     number: u64,
     bytes: usize,
     packet: P,
@@ -51,12 +52,12 @@ impl<P: Clone> Pipe<P> {
         Pipe { conditions, chance, line_free: None, latest: None, flight, flight_bytes: 0, taken: 0 }
     }
 
-    /// For packets from now on; those on their way keep their time.
+    /// Applies to packets offered from now on; those on their way keep their arrival times.
     pub(super) fn set(&mut self, conditions: Conditions) {
         self.conditions = conditions;
     }
 
-    /// Takes a packet of so many bytes, or loses it.
+    /// Accepts or drops a packet of `bytes` bytes.
     pub(super) fn offer(&mut self, now: Instant, bytes: usize, packet: P) -> Offered {
         let fate = self.chance.fate(&self.conditions);
         let mut sent = now;
@@ -103,7 +104,7 @@ impl<P: Clone> Pipe<P> {
         self.flight.peek().map(|Reverse(next)| next.due)
     }
 
-    /// The next packet that has arrived by now.
+    /// Removes and returns the next packet that has arrived by now.
     pub(super) fn arrived(&mut self, now: Instant) -> Option<P> {
         if self.due()? > now {
             return None;
@@ -114,13 +115,13 @@ impl<P: Clone> Pipe<P> {
     }
 }
 
-/// How long the line takes for so many bytes, to the nanosecond above.
+/// Time to send so many bytes, rounded up to a nanosecond.
 fn time_of(rate: Rate, bytes: usize) -> Duration {
     let nanoseconds = (bytes as u128 * 8 * 1_000_000_000).div_ceil(u128::from(rate.bits_per_second));
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
 
-/// Bytes that the line sends in that time, begun ones included.
+/// Bytes that the line sends in that time, rounded up.
 fn bytes_in(rate: Rate, time: Duration) -> u64 {
     let bits = (time.as_nanos() * u128::from(rate.bits_per_second)).div_ceil(1_000_000_000);
     u64::try_from(bits.div_ceil(8)).unwrap_or(u64::MAX)
@@ -158,7 +159,7 @@ mod tests {
         (Pipe::new(conditions, Chance::new(Random::new(1))), Instant::now())
     }
 
-    /// All that arrives, with its time.
+    /// Everything that arrives, with the time since `begin`.
     fn arrivals(pipe: &mut Pipe<usize>, begin: Instant) -> Vec<(usize, Duration)> {
         let mut all = Vec::new();
         while let Some(due) = pipe.due() {
@@ -180,17 +181,17 @@ mod tests {
 
     #[test]
     fn the_line_sends_one_after_the_other_and_a_full_queue_drops_the_newest() {
-        // A byte a microsecond; three packets of 1,000 bytes.
+        // One byte per microsecond; the queue holds three packets of 1,000 bytes.
         let rate = Some(Rate { bits_per_second: 8_000_000, queue_bytes: 3_000 });
         let (mut pipe, begin) = pipe(Conditions { rate, ..Conditions::delayed(20 * MS) });
         let offered: Vec<_> = (0..5).map(|n| pipe.offer(begin, 1_000, n)).collect();
         let (taken, full) = (Offered::Taken, Offered::QueueFull);
         assert_eq!(offered, [taken, taken, taken, full, full]);
-        // Half a packet's place is none; a whole one's is.
+        // Space for half a packet is not enough; space for a whole one is.
         assert_eq!(pipe.offer(begin + MS / 2, 1_000, 5), full);
         assert_eq!(pipe.offer(begin + MS, 1_000, 6), taken);
         assert_eq!(arrivals(&mut pipe, begin), [(0, 21 * MS), (1, 22 * MS), (2, 23 * MS), (6, 24 * MS)]);
-        // An idle line takes what is larger than the queue, and begins when it comes.
+        // An idle line accepts a packet larger than its queue and starts to send it on arrival.
         assert_eq!(pipe.offer(begin + 10 * MS, 9_000, 7), taken);
         assert_eq!(arrivals(&mut pipe, begin), [(7, 39 * MS)]);
     }
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn jitter_changes_times_within_its_bounds_but_not_the_order() {
-        // Close together, where one waits for the other, and far apart.
+        // Close together, where packets wait for each other, and far apart.
         for spacing in [MS, 40 * MS] {
             let (mut pipe, begin) = pipe(Conditions { jitter: 15 * MS, ..Conditions::delayed(20 * MS) });
             for n in 0..1_000 {

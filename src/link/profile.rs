@@ -1,4 +1,4 @@
-//! What a path does to packets: conditions of each direction, and the named profiles with their figures.
+//! What a path does to packets: the conditions of each direction, and the named profiles with their figures.
 
 use std::time::Duration;
 
@@ -6,32 +6,33 @@ use serde::{Serialize, Serializer};
 
 use super::Error;
 
-/// What one direction of a path does to packets, whatever they carry.
+/// What one direction of a path does to packets. It applies to all protocols alike.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Conditions {
-    /// From the end of sending to arrival: one way.
+    /// One-way delay, from the end of sending to arrival.
     #[serde(rename = "delay_ms", serialize_with = "in_milliseconds")]
     pub delay: Duration,
-    /// Each packet's delay differs from `delay` by up to this, either way, all differences alike likely; at most `delay`.
-    /// No packet overtakes another by it: one that would waits, so that dense traffic is on the slow side.
+    /// Each packet's delay differs from `delay` by up to this, either way, uniformly distributed; at most `delay`.
+    /// Jitter does not reorder: a packet that would overtake another waits for it, so dense traffic is slower on
+    /// average.
     #[serde(rename = "jitter_ms", serialize_with = "in_milliseconds")]
     pub jitter: Duration,
-    /// Packets that later ones overtake.
+    /// Packets that are held up, so that later ones overtake them.
     pub reordering: Option<Reordering>,
-    /// What is lost on the way, after it had its place on the line.
+    /// Loss on the way. A lost packet has already used its time on the line.
     pub loss: Loss,
-    /// The line's rate and what waits for it; without, sending takes no time and nothing waits.
+    /// The line's rate and queue. With `None`, sending takes no time and nothing queues.
     pub rate: Option<Rate>,
-    /// Share of packets that arrive twice, 0 to 1.
+    /// Share of packets that are duplicated, 0 to 1.
     pub duplication: f64,
 }
 
 /// Packets that are held up, so that others overtake them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Reordering {
-    /// Share of packets, 0 to 1.
+    /// Share of packets held up, 0 to 1.
     pub share: f64,
-    /// How much longer than the others they take.
+    /// Extra delay of a packet that is held up.
     #[serde(rename = "by_ms", serialize_with = "in_milliseconds")]
     pub by: Duration,
 }
@@ -40,41 +41,41 @@ pub struct Reordering {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
-    /// None are.
+    /// No packet is lost.
     None,
-    /// Each with this probability, 0 to 1, whatever happened to others.
+    /// Each packet is lost with this probability, 0 to 1, independently of others.
     Random(f64),
-    /// In bursts (Gilbert–Elliott): a good state that loses nothing and a bad one that loses all, changed between at
-    /// each packet.
+    /// Losses come in bursts (Gilbert–Elliott): a good state loses nothing, a bad state loses everything, and each
+    /// packet may change the state.
     Bursty {
-        /// Share of packets, 0 to 1.
+        /// Share of packets lost in the long run, 0 to 1.
         mean: f64,
         /// Mean number of consecutive packets lost, at least 1.
         burst: f64,
     },
 }
 
-/// A line with a queue before it.
+/// A line with a queue in front of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rate {
-    /// Of IP packets, headers included.
+    /// Rate for IP packets, headers included.
     pub bits_per_second: u64,
-    /// Bytes of IP packets that may wait for the line or be on it; a packet that does not fit is dropped (drop-tail). An
-    /// idle line always takes one.
+    /// Bytes of IP packets that may wait for the line or be on it. A packet that does not fit is dropped (drop-tail);
+    /// an idle line accepts a packet of any size.
     pub queue_bytes: u64,
 }
 
 /// Both directions of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Profile {
-    /// From the phone.
+    /// Conditions from phone to server.
     pub up: Conditions,
-    /// To the phone.
+    /// Conditions from server to phone.
     pub down: Conditions,
 }
 
 impl Conditions {
-    /// Nothing but a delay.
+    /// Conditions with a delay and nothing else.
     pub const fn delayed(delay: Duration) -> Conditions {
         Conditions { delay, jitter: Duration::ZERO, reordering: None, loss: Loss::None, rate: None, duplication: 0.0 }
     }
@@ -93,7 +94,7 @@ impl Conditions {
         }
         match self.loss {
             Loss::Random(probability) if !share(probability) => refused("a loss is between 0 and 1"),
-            // From the good state to the bad one with more than certainty: as bursty and as lossy it cannot be.
+            // A higher loss at this burst length would need a probability above 1 of entering the bad state.
             Loss::Bursty { mean, burst }
                 if !share(mean) || burst.is_nan() || burst < 1.0 || mean > burst / (burst + 1.0) =>
             {
@@ -116,7 +117,7 @@ impl Loss {
 }
 
 impl Profile {
-    /// The same in both directions.
+    /// A profile with the same conditions in both directions.
     pub const fn both(conditions: Conditions) -> Profile {
         Profile { up: conditions, down: conditions }
     }
@@ -127,45 +128,45 @@ impl Profile {
         Profile::both(conditions)
     }
 
-    /// The named profile.
+    /// Looks up a named profile.
     pub fn named(name: &str) -> Option<Profile> {
         PROFILES.iter().find(|(known, ..)| *known == name).map(|(.., profile)| *profile)
     }
 
-    /// Whether there can be such a path.
+    /// Checks that the profile's figures do not contradict each other.
     ///
     /// # Errors
-    /// [`Error::Profile`], which says what contradicts itself.
+    /// [`Error::Profile`], which says what is wrong.
     pub fn check(&self) -> Result<(), Error> {
         self.up.check()?;
         self.down.check()
     }
 
-    /// 40 ms there and back, and nothing else.
+    /// A round trip of 40 ms, and nothing else.
     pub const CLEAN: Profile = Profile::lossy(Loss::None);
-    /// The same with 1 % lost, in each direction.
+    /// As [`Profile::CLEAN`], with 1 % loss in each direction.
     pub const LOSS_1: Profile = Profile::lossy(Loss::Random(0.01));
-    /// With 2 %.
+    /// As [`Profile::CLEAN`], with 2 % loss in each direction.
     pub const LOSS_2: Profile = Profile::lossy(Loss::Random(0.02));
-    /// With 5 %.
+    /// As [`Profile::CLEAN`], with 5 % loss in each direction.
     pub const LOSS_5: Profile = Profile::lossy(Loss::Random(0.05));
-    /// With 3 % lost in bursts of 5 packets in the mean.
+    /// As [`Profile::CLEAN`], with 3 % loss in each direction, in bursts of 5 packets on average.
     pub const BURSTY_3: Profile = Profile::lossy(Loss::Bursty { mean: 0.03, burst: 5.0 });
-    /// 150 ms there and back, 1.5 Mbit/s each way behind 200 ms of queue, 2 % lost.
+    /// A round trip of 150 ms, 1.5 Mbit/s each way with a queue of 200 ms, 2 % loss in each direction.
     pub const THIRD_GENERATION: Profile = {
         let mut conditions = Conditions::delayed(Duration::from_millis(75));
         conditions.loss = Loss::Random(0.02);
         conditions.rate = Some(Rate { bits_per_second: 1_500_000, queue_bytes: 37_500 });
         Profile::both(conditions)
     };
-    /// A good Wi-Fi: 20 ms there and back, ± 1 ms each way, 50 Mbit/s behind 50 ms of queue.
+    /// Good Wi-Fi: a round trip of 20 ms, ± 1 ms each way, 50 Mbit/s with a queue of 50 ms.
     pub const WIFI: Profile = {
         let mut conditions = Conditions::delayed(Duration::from_millis(10));
         conditions.jitter = Duration::from_millis(1);
         conditions.rate = Some(Rate { bits_per_second: 50_000_000, queue_bytes: 312_500 });
         Profile::both(conditions)
     };
-    /// A good LTE: 50 ms there and back, ± 3 ms each way, 10 Mbit/s up and 30 down behind 100 ms of queue.
+    /// Good LTE: a round trip of 50 ms, ± 3 ms each way, 10 Mbit/s up and 30 down with a queue of 100 ms.
     pub const LTE: Profile = {
         let mut conditions = Conditions::delayed(Duration::from_millis(25));
         conditions.jitter = Duration::from_millis(3);
@@ -176,8 +177,8 @@ impl Profile {
     };
 }
 
-/// Every named profile: its name, what it is in words, its figures. **Loss is per direction**, as a radio loses either
-/// way: with 2 % a question and its answer both come through in 96 % of all cases. Delays in words are there and back.
+/// Every named profile: its name, a description, its figures. **Loss is per direction**, as radio loses packets either
+/// way: with 2 % a request and its response both arrive in 96 % of all cases. Descriptions give round-trip delays.
 pub const PROFILES: [(&str, &str, Profile); 8] = [
     ("clean", "40 ms", Profile::CLEAN),
     ("loss1", "40 ms, 1 % lost", Profile::LOSS_1),

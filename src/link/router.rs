@@ -1,5 +1,5 @@
-//! The network between phone and server: which packet goes where, and what black-outs, blocks and the NATs do to it.
-//! Packets and time come in, packets come out; it has no device.
+//! The network between phone and server: routes packets, and applies blackouts, UDP blocking and the NATs. It takes
+//! packets and the time, and returns packets; it does no I/O.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use super::pipe::{Offered, Pipe};
 use super::profile::Profile;
 use crate::random::Random;
 
-/// The addresses of all ends.
+/// The addresses of phone, server and NATs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Addresses {
     pub(super) server: Ipv4Addr,
-    /// Of the phone on each path.
+    /// The phone's address on each path.
     pub(super) phone: [Ipv4Addr; 2],
-    /// How the server sees the phone on each path.
+    /// The address at which the server sees the phone on each path.
     pub(super) public: [Ipv4Addr; 2],
 }
 
@@ -48,7 +48,7 @@ enum Dark {
     Until(Instant),
 }
 
-/// Where a packet that arrived comes out.
+/// Where a packet that crossed the link leaves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Server,
@@ -56,7 +56,7 @@ pub(super) enum Exit {
 }
 
 impl Router {
-    /// Chance of each direction is its own, so that what happens in one does not depend on another.
+    /// Each direction gets its own random generator, so that traffic in one does not change the outcome in another.
     pub(super) fn new(addresses: Addresses, profiles: [Profile; 2], seed: u64, now: Instant) -> Router {
         let mut random = Random::new(seed);
         let paths = [0, 1].map(|index| Route {
@@ -74,8 +74,8 @@ impl Router {
         route.down.set(profile.down);
     }
 
-    /// Turns the phone's radio on that path off or on. What comes up is lost at once; what comes down is lost when it
-    /// would arrive, so that what was sent shortly before the end still does.
+    /// Turns the phone's radio on that path off or on. Uplink packets are lost when they are offered. Downlink packets
+    /// are lost at the time they would arrive, so those that arrive before the blackout begins are still delivered.
     pub(super) fn black_out(&mut self, path: Path, dark: bool) {
         self.paths[path.index()].dark = if dark { Dark::Yes } else { Dark::No };
     }
@@ -88,7 +88,7 @@ impl Router {
         self.paths[path.index()].nat.rebind();
     }
 
-    /// The path in use dies now, this one works after the gap; returns when.
+    /// Kills the path in use now and makes `to` usable after the gap; returns when that will be.
     pub(super) fn hand_over(&mut self, to: Path, gap: Duration, now: Instant) -> Instant {
         let works_at = now + gap;
         self.paths[self.active.index()].dark = Dark::Yes;
@@ -103,7 +103,7 @@ impl Router {
         counters
     }
 
-    /// A packet out of the phone's device.
+    /// Takes a packet that the phone sent through a device.
     pub(super) fn phone_sends(&mut self, path: Path, bytes: &[u8], now: Instant) {
         let Some(packet) = Packet::parse(bytes).filter(|packet| *packet.destination.ip() == self.addresses.server)
         else {
@@ -112,7 +112,7 @@ impl Router {
         self.offer(path, Way::Up, packet, now);
     }
 
-    /// A packet out of the server's device: the public address says to which path.
+    /// Takes a packet that the server sent; its destination, a public address, selects the path.
     pub(super) fn server_sends(&mut self, bytes: &[u8], now: Instant) {
         let packet = Packet::parse(bytes);
         let to = |packet: &Packet| {
@@ -136,7 +136,7 @@ impl Router {
             Way::Up if *packet.source.ip() != self.addresses.phone[path.index()] => return tally.unmapped.one(bytes),
             Way::Up if route.dark.is(now) => return tally.blacked_out.one(bytes),
             Way::Up => {}
-            // The NAT stands at the far end of the radio: what it does not know does not go on the air.
+            // The NAT is at the network's end of the radio link, so a packet without a mapping never reaches the radio.
             Way::Down => match route.nat.inward(packet.protocol, packet.destination.port()) {
                 Some(inside) => packet.set_destination(inside),
                 None => return tally.unmapped.one(bytes),
@@ -155,12 +155,12 @@ impl Router {
         }
     }
 
-    /// When the next packet arrives somewhere.
+    /// When the next packet arrives at either end.
     pub(super) fn due(&self) -> Option<Instant> {
         self.paths.iter().flat_map(|route| [route.up.due(), route.down.due()]).flatten().min()
     }
 
-    /// Brings what has arrived by now to its end, which says whether it took it.
+    /// Passes every packet that has arrived by now to `out`, which returns whether the device accepted it.
     pub(super) fn deliver(&mut self, now: Instant, mut out: impl FnMut(Exit, &[u8]) -> bool) {
         for path in Path::BOTH {
             let route = &mut self.paths[path.index()];
@@ -218,7 +218,7 @@ mod tests {
     };
     const SERVER: SocketAddrV4 = SocketAddrV4::new(ADDRESSES.server, 443);
 
-    /// A router and what came out of it.
+    /// A router and its clock.
     struct Net {
         router: Router,
         now: Instant,
@@ -239,7 +239,7 @@ mod tests {
             self.router.server_sends(&packet(protocol, SERVER, to, b"down"), self.now);
         }
 
-        /// What comes out until some time has passed.
+        /// Advances the clock and returns what comes out of the router.
         fn pass(&mut self, time: Duration) -> Vec<(Exit, Packet)> {
             self.now += time;
             let mut all = Vec::new();
@@ -250,7 +250,7 @@ mod tests {
             all
         }
 
-        /// How the server sees the phone, which sends something for it.
+        /// The address and port at which the server sees the phone; sends one packet to find out.
         fn public(&mut self, path: Path, protocol: Protocol) -> SocketAddrV4 {
             self.phone_sends(path, protocol);
             let out = self.pass(20 * MS);

@@ -1,4 +1,4 @@
-//! Addresses and routes of one namespace, set over sockets that belong to it, from whichever thread.
+//! Addresses and routes of one namespace, set over sockets that belong to it, so that any thread can do it.
 
 use std::fmt::Display;
 use std::io;
@@ -8,22 +8,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::limits::{DEVICE_QUEUE_PACKETS, MTU};
 use super::{Error, Namespace, sys};
 
-/// Of the default route that is used; lower ones win.
+/// Metric of the default route in use; lower metrics win.
 const METRIC: u32 = 10;
-/// Of the first route for sockets that are bound to a device; each device's is its own.
+/// Metric of the first device's route for sockets that are bound to it; each further device's is one higher.
 const METRIC_OF_BOUND: u32 = 1_000;
 
 #[derive(Debug)]
 pub(super) struct Routes {
-    /// Takes requests about devices.
+    /// Socket for ioctl requests about devices.
     devices: OwnedFd,
-    /// Takes messages about routes.
+    /// Netlink socket for routes.
     routes: OwnedFd,
-    /// Indices of the devices that are up.
+    /// Interface indices of the devices that are up.
     up: Vec<u32>,
-    /// Of the default route.
+    /// Interface index of the default route.
     used: Option<u32>,
-    /// What new TCP connections use, where it is not the system's.
+    /// Congestion control of new TCP connections; `None` is the system's default.
     congestion_control: Option<String>,
 }
 
@@ -34,7 +34,7 @@ impl Routes {
         Ok(Routes { devices, routes, up: Vec::new(), used: None, congestion_control: None })
     }
 
-    /// Gives a device its address, its MTU and its queue, brings it up, and adds the route for sockets bound to it.
+    /// Sets a device's MTU, queue and address, brings it up, and adds the route for sockets bound to it.
     pub(super) fn bring_up(&mut self, device: &str, address: Ipv4Addr) -> Result<(), Error> {
         let socket = self.devices.as_fd();
         let set = || {
@@ -49,21 +49,21 @@ impl Routes {
         self.write()
     }
 
-    /// Makes everything that is bound to no device leave by this one. There is a route at every moment.
+    /// Sends everything that is not bound to a device through this one. There is a route at every moment.
     pub(super) fn go_by(&mut self, device: &str) -> Result<(), Error> {
         let index = sys::index(self.devices.as_fd(), device);
         self.used = Some(index.map_err(failed(format!("find the device {device}")))?);
         self.write()
     }
 
-    /// Makes TCP connections from now on use this algorithm. The namespace's own default can only be one that the whole
-    /// machine allows to everybody; a route may name any.
+    /// Sets the congestion control of TCP connections made from now on. It is set per route, because the namespace's
+    /// default accepts only algorithms that the machine allows to everybody.
     pub(super) fn set_congestion_control(&mut self, algorithm: &str) -> Result<(), Error> {
         let old = self.congestion_control.replace(algorithm.to_owned());
         self.write().inspect_err(|_| self.congestion_control = old)
     }
 
-    /// Writes all routes as they should be.
+    /// Writes all routes in their present state.
     fn write(&self) -> Result<(), Error> {
         let bound = self.up.iter().zip(METRIC_OF_BOUND..).map(|(device, metric)| (*device, metric));
         for (device, metric) in bound.chain(self.used.map(|device| (device, METRIC))) {
@@ -73,12 +73,12 @@ impl Routes {
         Ok(())
     }
 
-    /// Sends a message and takes the answer to it.
+    /// Sends a netlink message and reads its answer.
     fn ask(&self, message: &[u8]) -> io::Result<()> {
         sys::write(self.routes.as_fd(), message)?;
         let mut answer = [0; 256];
         let length = sys::read(self.routes.as_fd(), &mut answer)?;
-        // A header, and the error's number, negative; 0 is none.
+        // The answer is a header and then the negative error number; 0 means success.
         let number = answer[..length].get(16..20).and_then(|number| number.first_chunk());
         match number.map(|number| i32::from_ne_bytes(*number)) {
             Some(0) => Ok(()),
@@ -92,7 +92,7 @@ fn failed(what: impl Display) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::system(what, error)
 }
 
-/// A message that puts a default route through a device in the place of the one with this metric.
+/// A netlink message that sets the default route of this metric to a device, replacing an earlier one.
 fn default_route(device: u32, metric: u32, congestion_control: Option<&str>) -> Vec<u8> {
     let mut body = vec![libc::AF_INET as u8, 0, 0, 0];
     body.extend([libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST]);
@@ -106,10 +106,10 @@ fn default_route(device: u32, metric: u32, congestion_control: Option<&str>) -> 
     message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body)
 }
 
-/// A message that lets so many packets wait in a device. The request for it over a plain socket would take rights
-/// outside of the namespace.
+/// A netlink message that sets a device's queue length in packets. The ioctl for this would need privileges outside the
+/// namespace.
 fn queue(device: u32, packets: u32) -> Vec<u8> {
-    // Family and kind do not matter; the index; no change of flags.
+    // Address family and device type do not matter; then the index; no change of flags.
     let mut body = vec![0; 4];
     body.extend(device.to_ne_bytes());
     body.extend([0; 8]);
@@ -117,12 +117,12 @@ fn queue(device: u32, packets: u32) -> Vec<u8> {
     message(libc::RTM_NEWLINK, 0, &body)
 }
 
-/// A message of rtnetlink(7) that is to be answered.
+/// An rtnetlink(7) message that asks for an answer.
 fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
     let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend(kind.to_ne_bytes());
     message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16).to_ne_bytes());
-    // A number of the asker's choice, and the asker, which the kernel knows.
+    // Sequence number, which the sender may choose, and port id, which the kernel knows.
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -131,7 +131,7 @@ fn message(kind: u16, flags: i32, body: &[u8]) -> Vec<u8> {
 /// Congestion control among a route's metrics (linux/rtnetlink.h).
 const RTAX_CC_ALGO: u16 = 16;
 
-/// Length, kind and value, filled up to four bytes.
+/// A netlink attribute: length, type and value, padded to four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());

@@ -8,19 +8,20 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Takes the calling thread, alone of its process, into a network namespace of its own.
+/// Moves the calling thread, and no other of its process, into a new network namespace.
 pub(super) fn unshare_network() -> io::Result<()> {
     // SAFETY: no pointers; it changes the calling thread's namespace only.
     done(unsafe { libc::unshare(libc::CLONE_NEWNET) })
 }
 
-/// Takes the calling thread into that network namespace. Async-signal-safe, as a child needs it before its program.
+/// Moves the calling thread into an existing network namespace. Async-signal-safe, as a child process calls it before
+/// exec.
 pub(super) fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open while it is borrowed.
     done(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })
 }
 
-/// Makes a TUN device in the calling thread's namespace; it ends with the descriptor, which does not block.
+/// Makes a TUN device in the calling thread's namespace. The descriptor does not block; closing it removes the device.
 pub(super) fn make_tun(name: &str) -> io::Result<OwnedFd> {
     let path = c"/dev/net/tun";
     // SAFETY: the path is a C string, the descriptor is checked before it is owned, and nobody else has it.
@@ -30,19 +31,19 @@ pub(super) fn make_tun(name: &str) -> io::Result<OwnedFd> {
         OwnedFd::from_raw_fd(fd)
     };
     let mut request = request(name)?;
-    // No prefix of its own before a packet; no offloads, so that the kernel cuts what is larger than the MTU and fills
-    // in checksums before it hands a packet over.
+    // No extra header before a packet. No offloads, so that the kernel splits what is larger than the MTU and fills in
+    // checksums before it hands a packet over.
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
     control(tun.as_raw_fd(), libc::TUNSETIFF as c_ulong, &request)?;
     Ok(tun)
 }
 
-/// A socket through which devices of the calling thread's namespace are set, from whichever thread.
+/// A socket that configures devices of the calling thread's namespace; any thread may use it.
 pub(super) fn control_socket() -> io::Result<OwnedFd> {
     socket(libc::AF_INET, libc::SOCK_DGRAM, 0)
 }
 
-/// A socket that takes messages about routes of the calling thread's namespace, from whichever thread.
+/// A netlink socket for routes of the calling thread's namespace; any thread may use it.
 pub(super) fn route_socket() -> io::Result<OwnedFd> {
     socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)
 }
@@ -56,7 +57,7 @@ fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives a device its address; a point-to-point device, as TUN is, has no others on it.
+/// Sets a device's address. A TUN device is point-to-point, so the address brings no subnet with it.
 pub(super) fn set_address(socket: BorrowedFd<'_>, device: &str, address: Ipv4Addr) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_addr = socket_address(address);
@@ -69,14 +70,14 @@ pub(super) fn set_mtu(socket: BorrowedFd<'_>, device: &str, bytes: usize) -> io:
     control(socket.as_raw_fd(), libc::SIOCSIFMTU, &request).map(drop)
 }
 
-/// Brings a device up, without ARP, broadcasts and multicasts: there are only two ends.
+/// Brings a device up without ARP, broadcast and multicast, as it connects two ends only.
 pub(super) fn set_up(socket: BorrowedFd<'_>, device: &str) -> io::Result<()> {
     let mut request = request(device)?;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as i16;
     control(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request).map(drop)
 }
 
-/// The number by which routes know a device.
+/// The interface index that routes use for a device.
 pub(super) fn index(socket: BorrowedFd<'_>, device: &str) -> io::Result<u32> {
     let request = control(socket.as_raw_fd(), libc::SIOCGIFINDEX, &request(device)?)?;
     // SAFETY: the request that succeeded wrote this field of the union.
@@ -91,12 +92,12 @@ pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: as for reading.
+    // SAFETY: as for `read`.
     let written = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// A counter that wakes whoever polls it: any write of eight bytes does.
+/// An eventfd: any write of eight bytes wakes a thread that polls it.
 pub(super) fn event() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is checked before it is owned, and nobody else has it.
     unsafe {
@@ -106,7 +107,7 @@ pub(super) fn event() -> io::Result<OwnedFd> {
     }
 }
 
-/// Waits until one of these can be read, at most so long; a signal ends it as well.
+/// Waits until one of the descriptors is readable or the timeout has passed; a signal ends the wait, too.
 pub(super) fn wait<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
     // SAFETY: all zeros is a valid value of this plain structure.
@@ -123,7 +124,7 @@ pub(super) fn wait<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Dur
     }
 }
 
-/// Makes the calling thread the first to run when its time has come, and its timers exact.
+/// Gives the calling thread real-time priority and exact timers.
 pub(super) fn become_real_time() -> io::Result<()> {
     // SAFETY: the parameters live to the end of the call; both calls change the calling thread only.
     unsafe {
@@ -134,8 +135,8 @@ pub(super) fn become_real_time() -> io::Result<()> {
     }
 }
 
-/// Gives a socket a receive buffer beyond what the system allows others; as far as it allows, to who is not root
-/// outside.
+/// Sets a socket's receive buffer. Root outside the namespace may exceed the system's limit; other users get as much as
+/// the limit allows.
 pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: usize) -> io::Result<()> {
     let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
     let set = |option| {
@@ -146,7 +147,7 @@ pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: usize) -> io::Result
     set(libc::SO_RCVBUFFORCE).or_else(|_| set(libc::SO_RCVBUF))
 }
 
-/// An `ioctl` about a device; returns the request as the kernel left it.
+/// An `ioctl` about a device; returns the request as the kernel changed it.
 fn control(fd: c_int, request: c_ulong, argument: &libc::ifreq) -> io::Result<libc::ifreq> {
     let mut argument = *argument;
     // SAFETY: all requests made here take this structure; the copy may be written to.
@@ -172,7 +173,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     // SAFETY: all zeros is a valid value of this plain structure.
     let mut socket: libc::sockaddr = unsafe { mem::zeroed() };
     socket.sa_family = libc::AF_INET as libc::sa_family_t;
-    // The port, and then the address.
+    // The port comes first, then the address.
     for (to, from) in socket.sa_data[2..6].iter_mut().zip(address.octets()) {
         *to = from as c_char;
     }

@@ -1,10 +1,10 @@
-//! Packets for tests, with checksums as a kernel makes them.
+//! Packets for tests, with the checksums that a kernel would compute.
 
 use std::net::SocketAddrV4;
 
 use super::Protocol;
 
-/// The whole sum, as RFC 1071 has it.
+/// The Internet checksum before its complement (RFC 1071).
 fn sum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let total: u32 = words.map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
@@ -17,13 +17,13 @@ fn pseudo_header(bytes: &[u8]) -> Vec<u8> {
     [&bytes[12..20], &[0, bytes[9]], &length.to_be_bytes()].concat()
 }
 
-/// Whether both checksums hold.
+/// Whether the IP checksum and the TCP or UDP checksum are right.
 pub(super) fn is_sound(bytes: &[u8]) -> bool {
     let unchecked = bytes[9] == 17 && bytes[26..28] == [0, 0];
     sum(&[&bytes[..20]]) == 0xffff && (unchecked || sum(&[&pseudo_header(bytes), &bytes[20..]]) == 0xffff)
 }
 
-/// A packet with right checksums.
+/// A packet with correct checksums.
 pub(super) fn packet(protocol: Protocol, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let (number, header, at) = match protocol {
         Protocol::Tcp => (6, 20, 16),

@@ -1,7 +1,8 @@
-//! A clock for what is sent by a schedule.
+//! A timer for messages that are sent by a schedule.
 //!
-//! tokio's timers go off at whole milliseconds, and what is due within one goes off together: a message would be late by half of one
-//! before the server had it, and would find the others beside it. On Linux a schedule has a timer of the kernel's instead.
+//! Tokio's timers fire at whole milliseconds, and all that are due within one fire together. A message would be half a
+//! millisecond late on average before the server got it, and would arrive together with others. On Linux a schedule
+//! uses a timer of the kernel instead.
 
 use std::io;
 use std::pin::Pin;
@@ -9,30 +10,30 @@ use std::time::Instant;
 
 use tokio::time::{Sleep, sleep_until};
 
-/// Goes off once at the time that it is set to.
+/// Fires once at the time to which it is set.
 pub(super) struct Alarm {
-    /// `None`: it has gone off.
+    /// `None` once it has fired.
     at: Option<Instant>,
     timer: Timer,
 }
 
 enum Timer {
-    /// To the millisecond.
+    /// Millisecond resolution.
     Coarse(Pin<Box<Sleep>>),
     #[cfg(target_os = "linux")]
     Fine(fine::Timer),
 }
 
 impl Alarm {
-    /// For what need not be exact.
+    /// An alarm that need not be exact.
     pub(super) fn coarse(at: Instant) -> Alarm {
         Alarm { at: Some(at), timer: Timer::Coarse(Box::pin(sleep_until(at.into()))) }
     }
 
-    /// As exact as the system has it. Costs a file descriptor.
+    /// An alarm with the best resolution of the system. It uses a file descriptor.
     ///
     /// # Errors
-    /// There is none left.
+    /// If no file descriptor is left.
     pub(super) fn fine(at: Instant) -> io::Result<Alarm> {
         #[cfg(target_os = "linux")]
         return Ok(Alarm { at: Some(at), timer: Timer::Fine(fine::Timer::new(at)?) });
@@ -40,7 +41,7 @@ impl Alarm {
         return Ok(Alarm::coarse(at));
     }
 
-    /// Sets it to another time. One that is past goes off at once.
+    /// Sets the alarm to another time. A time in the past fires at once.
     pub(super) fn set(&mut self, at: Instant) -> io::Result<()> {
         if self.at.replace(at) == Some(at) {
             return Ok(());
@@ -53,7 +54,7 @@ impl Alarm {
         Ok(())
     }
 
-    /// Once it goes off. May be dropped while it waits, and asked again.
+    /// Waits until the alarm fires. Cancel safe.
     pub(super) async fn rung(&mut self) -> io::Result<()> {
         match &mut self.timer {
             Timer::Coarse(sleep) => sleep.as_mut().await,
@@ -77,7 +78,7 @@ mod fine {
     use tokio::io::Interest;
     use tokio::io::unix::AsyncFd;
 
-    /// Readable from the time that it is set to.
+    /// Readable once the time to which it is set has come.
     pub(super) struct Timer(AsyncFd<OwnedFd>);
 
     impl Timer {
@@ -92,7 +93,7 @@ mod fine {
         }
 
         pub(super) fn set(&mut self, at: Instant) -> io::Result<()> {
-            // Zero would be never.
+            // Zero would disarm the timer.
             let left = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
             let once = Timespec { tv_sec: 0, tv_nsec: 0 };
             let it_value = Timespec::try_from(left).map_err(io::Error::other)?;
@@ -137,7 +138,7 @@ mod tests {
             alarm.set(now).unwrap();
             alarm.rung().await.unwrap();
             alarm.set(now).unwrap();
-            // It has gone off, and nobody has heard it.
+            // It has fired, but nobody has awaited it.
             alarm.set(now + never).unwrap();
             let at_once = std::future::poll_fn(|cx| {
                 let rung = std::pin::pin!(alarm.rung());

@@ -1,4 +1,4 @@
-//! `bimip bench backlog`: a device comes back to messages that waited for it, while others go on talking.
+//! `bimip bench backlog`: a device returns to messages that waited for it, while others keep talking.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::wire::{Eid, Payload};
 
-/// Texts that the sender has under way while the backlog is made.
+/// Texts that the sender has in flight while the backlog is made.
 const IN_FLIGHT: usize = 256;
-/// For as long others talk alone first.
+/// How long others are measured alone first.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Messages that waited for a device: how fast it gets them, and who notices
+/// A device returns to a backlog: how fast it gets the messages, and what others notice
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Messages that wait
+    /// Messages in the backlog
     #[arg(long, default_value_t = 10_000)]
     messages: usize,
-    /// Times that the device comes back to all of them: as long as that takes, others are looked at
+    /// How often the device returns to the whole backlog; others are measured for as long as that takes
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     returns: u32,
     /// Bytes of text
@@ -42,7 +42,7 @@ impl Args {
         let to = Eid::parse(&format!("{receiver}@localhost"))?;
         let mut sender = target.device(&format!("writer-{run}"), true).await?;
 
-        // The live rate of the same pair, in the same run, is what the backlog's is compared with.
+        // The backlog's rate is compared with the live rate of the same pair in the same run.
         let mut live = target.device(&receiver, true).await?;
         let began = Instant::now();
         let (_, seen) =
@@ -60,7 +60,8 @@ impl Args {
         let returned = async {
             let began = Instant::now();
             for _ in 0..self.returns {
-                // The stored cursor is still at the log's start: everything comes, the live half first.
+                // The stored cursor is still at the log's start, so all messages are delivered, those received live
+                // first.
                 let mut device = target.device(&receiver, true).await?;
                 receive(&mut device, 0, 2 * self.messages).await?;
                 device.connection.close();
@@ -81,7 +82,7 @@ impl Args {
     }
 }
 
-/// Sends texts and waits until all are accepted.
+/// Sends texts and waits until the server has accepted all of them.
 async fn send(sender: &mut Device, to: &Eid, count: usize, size: usize) -> anyhow::Result<()> {
     let from = sender.eid.clone();
     let run = crate::clock::Now::system().unix_ms;
@@ -106,7 +107,7 @@ async fn send(sender: &mut Device, to: &Eid, count: usize, size: usize) -> anyho
     Ok(())
 }
 
-/// Receives messages, checking that versions come one after the other.
+/// Receives messages and checks that their versions have no gap.
 async fn receive(device: &mut Device, after: i64, count: usize) -> anyhow::Result<()> {
     let (_, messages) = device.chat.as_mut().context("the chat lane")?;
     let mut version = after;
@@ -121,7 +122,7 @@ async fn receive(device: &mut Device, after: i64, count: usize) -> anyhow::Resul
     Ok(())
 }
 
-/// Two devices exchange one text at a time, for as long as asked; the latencies of each.
+/// Two devices exchange one text at a time for the given time; returns the latencies.
 pub(super) async fn talk(pair: (Device, Device), time: Duration) -> anyhow::Result<((Device, Device), Histogram<u64>)> {
     let (pair, latencies, ()) = talk_during(pair, async {
         tokio::time::sleep(time).await;
@@ -131,7 +132,7 @@ pub(super) async fn talk(pair: (Device, Device), time: Duration) -> anyhow::Resu
     Ok((pair, latencies))
 }
 
-/// The same for as long as something else takes, and what that came to.
+/// As [`talk`], for as long as other work takes; returns its result, too.
 async fn talk_during<T>(
     pair: (Device, Device),
     work: impl Future<Output = anyhow::Result<T>>,
@@ -160,7 +161,7 @@ async fn talk_until(
         one.chat.as_mut().context("the chat lane")?.0.send(frame).await?;
         next_message(&mut other.chat.as_mut().context("the chat lane")?.1).await?;
         record(&mut latencies, began.elapsed());
-        // What was accepted is read too, so that nothing piles up.
+        // Read the answers for accepted messages, so that they do not pile up.
         while one.chat.as_mut().context("the chat lane")?.1.ready()?.is_some() {}
         std::mem::swap(&mut one, &mut other);
     }

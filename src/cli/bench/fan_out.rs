@@ -1,4 +1,4 @@
-//! `bimip bench fan-out`: an owner's presence changes, and everybody who may see it is told.
+//! `bimip bench fan-out`: an owner's presence changes, and all subscribers are notified.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,15 @@ use crate::cli::{Failure, say};
 use crate::wire::proto::{AwarenessNotification, SubscriberAddRequest};
 use crate::wire::{AwarenessStatus, Eid, Lane, Payload, encode_frame, envelope};
 
-/// Sign-ins at once.
+/// Concurrent sign-ins.
 const CONCURRENT: usize = 64;
-/// For one change to reach everybody.
+/// Timeout for one change to reach all subscribers.
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Presence changes of one user, told to many
+/// Presence changes of one user, sent to many subscribers
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Who may see the owner, and is connected
+    /// Connected subscribers, who may see the owner
     #[arg(long, default_value_t = 5_000)]
     subscribers: usize,
     /// Changes to measure, half a second apart
@@ -79,7 +79,7 @@ impl Args {
             });
         }
         drop(joining);
-        // The snapshot: everybody sees the owner on line.
+        // The snapshot: each subscriber sees the owner online.
         for _ in 0..self.subscribers {
             tokio::time::timeout(WITHIN, tellings.recv()).await?.context("a snapshot")?;
         }

@@ -1,4 +1,4 @@
-//! `bimip bench growth`: what gets slower as one user's log gets longer: starting up, tailing, history, retention.
+//! `bimip bench growth`: what gets slower as one user's log grows: start-up, tailing, history, retention.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,32 +19,32 @@ use crate::store::{Content, Embedded, LogEntry, LogObserver, NewMessage, Options
 use crate::wire::proto::HistoryRequest;
 use crate::wire::{DeviceId, Eid, LocalId, MessageScheme, Payload, encode_frame, envelope};
 
-/// Messages handed to the store at once while a log is filled.
+/// Concurrent store operations while a log is filled.
 const FILLING_AT_ONCE: usize = 1024;
-/// Entries read back in one go, and trimmed in one go; a quarter of a log that is too short for that.
+/// Entries read back, or trimmed, at a time; a quarter of the log if that is less.
 const PART_MAX: u64 = 10_000;
-/// The shortest log: its quarters are longer than a page.
+/// The shortest log: a quarter of it is longer than a page of history.
 const ENTRIES_MIN: u64 = 400;
-/// Pages asked for, one after the other.
+/// Number of pages requested, one after the other.
 const PAGES: usize = 200;
-/// How long one text after the other is timed.
+/// How long texts are timed, one after the other.
 const TALK_FOR: Duration = Duration::from_secs(2);
-/// Between two tries to sign in at a server that starts.
+/// Pause between two attempts to sign in at a server that is starting.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// A user's log that gets longer: starting up, tailing, history, retention
+/// A growing log of one user: start-up, tailing, history, retention
 ///
-/// Fills stores of its own through the store's interface, then measures a server on each.
+/// Fills its own stores through the store's interface, then measures a server on each.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Lengths of the log
+    /// Lengths of the log, in entries
     #[arg(long, value_delimiter = ',', default_values_t = [20_000, 200_000, 2_000_000], value_parser = clap::value_parser!(u64).range(ENTRIES_MIN..))]
     entries: Vec<u64>,
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
-    /// What the devices connect over
+    /// Transport of the devices
     #[arg(long, value_enum, default_value_t = Transport::Quic)]
     transport: Transport,
     /// Print JSON
@@ -52,22 +52,22 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What was measured of one length.
+/// The figures for one length.
 struct Figures {
     entries: u64,
     filled_per_second: f64,
     store_bytes: u64,
-    /// From the start of the process to the first accepted session: after a clean end, and after a kill.
+    /// Time from the start of the process to the first accepted session: after a clean shutdown, and after a kill.
     start: Duration,
     start_after_kill: Duration,
-    /// Entries a second, from the middle of the log and its end.
+    /// Entries per second, read from the middle of the log and from near its end.
     tail_middle: f64,
     tail_end: f64,
     live: Histogram<u64>,
     history_newest: Histogram<u64>,
     history_middle: Histogram<u64>,
     history_oldest: Histogram<u64>,
-    /// A pass that trims a part of both logs: the first of a process, and the next one.
+    /// Duration of a retention pass that trims a part of both logs: the first one of a process, and the next one.
     first_pass: Duration,
     next_pass: Duration,
 }
@@ -117,7 +117,7 @@ impl Args {
 
         progress.note(&format!("measuring {entries} over the wire"));
         let began = Instant::now();
-        // Nothing may be trimmed meanwhile.
+        // Retention must not trim anything meanwhile.
         let settings = Settings { limited: false, entries_per_user: Some(10 * entries) };
         let mut subject = Subject::start(folder, settings, self.transport)?;
         let target = Target::new(&subject)?;
@@ -173,7 +173,7 @@ impl Args {
         })
     }
 
-    /// Messages of one user to another, durable; both logs have as many entries then.
+    /// Stores messages of one user to another; afterwards both logs have this many entries.
     async fn fill(&self, data_dir: &Path, entries: u64) -> anyhow::Result<(Eid, Eid)> {
         let (writer, reader) = (Eid::parse("growth-writer@localhost")?, Eid::parse("growth-reader@localhost")?);
         let (device, content) = (DeviceId::parse("bench")?, Content::Text("x".repeat(self.size)));
@@ -219,7 +219,7 @@ impl Figures {
     }
 }
 
-/// Nobody is connected while a log is filled.
+/// The observer while a log is filled: nobody is connected.
 struct Nobody;
 
 impl LogObserver for Nobody {
@@ -249,7 +249,7 @@ fn sign_in_at<'a>(user: &'a Eid, after: i64) -> SignIn<'a> {
     SignIn { name, device: "bench", pipelined: true, resume_from: Some(after) }
 }
 
-/// Signs in as soon as the server lets anybody.
+/// Signs in as soon as the server accepts anybody.
 async fn first_session(target: &Target, user: &Eid, after: i64) -> anyhow::Result<Device> {
     let until = Instant::now() + START_WITHIN;
     loop {
@@ -261,7 +261,7 @@ async fn first_session(target: &Target, user: &Eid, after: i64) -> anyhow::Resul
     }
 }
 
-/// Entries a second that a returning device gets, sign-in included, which versions one after the other.
+/// Entries per second that a returning device gets, sign-in included; checks that versions have no gap.
 async fn tail(target: &Target, user: &Eid, after: u64, part: u64) -> anyhow::Result<f64> {
     let began = Instant::now();
     let mut sign_in = sign_in_at(user, after as i64);
@@ -280,7 +280,7 @@ async fn tail(target: &Target, user: &Eid, after: u64, part: u64) -> anyhow::Res
     Ok(per_second)
 }
 
-/// Pages of 50, one after the other, that end before a version; 0: the newest.
+/// Requests pages of 50 messages before a version, one after the other; 0 for the newest page.
 async fn history(device: &mut Device, peer: &Eid, before_version: i64) -> anyhow::Result<Histogram<u64>> {
     let mut latencies = histogram();
     let (lane, answers) = device.chat.as_mut().context("the chat lane")?;

@@ -1,4 +1,4 @@
-//! `bimip bench idle`: what a signed-in device that does nothing costs.
+//! `bimip bench idle`: the cost of signed-in devices that do nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::process::{SubjectFlags, Usage};
 use crate::cli::{Failure, say};
 use crate::wire::Lane;
 
-/// Sign-ins at once.
+/// Concurrent sign-ins.
 const CONCURRENT: usize = 64;
 
 /// Memory and CPU of idle sessions
@@ -21,13 +21,13 @@ pub(super) struct Args {
     /// Sessions to open
     #[arg(long, default_value_t = 1000)]
     sessions: usize,
-    /// Contacts of each: it admits so many of the others, and opens its presence lane
+    /// Contacts of each user: it adds that many others as subscribers, and opens its presence lane
     #[arg(long, default_value_t = 0)]
     contacts: usize,
-    /// Afterwards, sign-ins with a bad token, to compare their cost
+    /// Sign-ins with a bad token afterwards, to compare their cost
     #[arg(long, default_value_t = 0)]
     refused: usize,
-    /// Seconds to watch them for
+    /// Seconds to measure the idle sessions
     #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
     seconds: u64,
     #[command(flatten)]
@@ -37,17 +37,17 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What the sessions cost the server.
+/// The cost of the sessions for the server.
 struct Cost {
     sign_in_cpu_us: f64,
     bytes: f64,
     cpu_share: f64,
-    /// All that it has at the end.
+    /// The server's usage at the end.
     after: Usage,
 }
 
 impl Args {
-    /// Everybody admits the ones that follow.
+    /// Adds to each user's list the `contacts` users that follow.
     async fn befriend(&self, target: &Target) -> anyhow::Result<()> {
         if self.contacts == 0 {
             return Ok(());
@@ -67,7 +67,7 @@ impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let subject = self.subject.find()?;
         let target = Target::new(&subject)?;
-        // What the first session allocates for good is not the sessions' cost.
+        // Exclude what the server allocates once, for its first session.
         let first = target.device("first", true).await?;
         self.befriend(&target).await?;
         let pings = Arc::new(AtomicU64::new(0));
@@ -109,7 +109,7 @@ impl Args {
         tokio::time::sleep(Duration::from_secs(self.seconds)).await;
         let after = subject.usage();
         let lost = devices.iter().filter(|device| device.is_finished()).count();
-        // A server whose process was not named shows none of these.
+        // There are no figures if the server's process is not known.
         let cost = before.zip(signed_in).zip(after).map(|((before, signed_in), after)| Cost {
             sign_in_cpu_us: (signed_in.cpu_seconds - before.cpu_seconds) * 1e6 / self.sessions as f64,
             bytes: after.resident_bytes.saturating_sub(before.resident_bytes) as f64 / self.sessions as f64,

@@ -1,4 +1,4 @@
-//! `bimip bench link`: whether the emulated network does what is asked of it, before anything is compared over it.
+//! `bimip bench link`: checks that the emulated network behaves as configured, before anything is measured over it.
 
 use std::time::Duration;
 
@@ -7,57 +7,58 @@ use anyhow::Context;
 use crate::cli::{Failure, Usage, say};
 use crate::link::{self, Conditions, Loss, PROFILES, Profile, Rate, Reordering, Report, Row, Way};
 
-/// Check the emulated network against what is asked of it
+/// Check that the emulated network behaves as configured
 ///
-/// Makes two network namespaces with a link between them, measures it with probes each way, and compares. Exits with 1
-/// where a figure does not hold, and with 77 where there can be no link: it takes root or the like, and /dev/net/tun.
+/// Makes two network namespaces with a link between them, measures the link with probes each way, and compares the
+/// results with the profile. Exits with 1 if a figure does not hold, and with 77 where no link can be made: it needs
+/// root or equivalent rights, and /dev/net/tun.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A named profile; without it or figures of your own, all of them one after the other
+    /// Profile to check; without it, and without figures of your own, all profiles one after the other
     #[arg(long, value_name = "NAME", value_parser = PROFILES.map(|(name, ..)| name))]
     profile: Option<String>,
-    /// All chance comes from it
+    /// Random seed
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     seed: u64,
     /// Probes each way that measure loss
     #[arg(long, default_value_t = 20_000, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     probes: u32,
-    /// Figures as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     own: Own,
 }
 
-/// Figures of one's own, for both directions; the rest is the profile's, or `clean`'s.
+/// Figures from the command line, for both directions; others come from the profile, or `clean`.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Figures of your own, for each direction")]
 struct Own {
-    /// One way
+    /// One-way delay
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     delay: Option<Duration>,
-    /// More or less than the delay, at most
+    /// Largest deviation from the delay, either way
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     jitter: Option<Duration>,
-    /// Lost packets
+    /// Packets lost
     #[arg(long, value_name = "PERCENT")]
     loss: Option<f64>,
-    /// Mean length of a burst of losses; without it losses have nothing to do with each other
+    /// Mean length of a burst of losses; without it losses are independent of each other
     #[arg(long, value_name = "PACKETS", requires = "loss")]
     burst: Option<f64>,
-    /// Packets that others overtake
+    /// Packets held up, so that others overtake them
     #[arg(long, value_name = "PERCENT")]
     reordering: Option<f64>,
-    /// How long these are held up
+    /// How long these packets are held up
     #[arg(long, value_name = "MS", value_parser = milliseconds, default_value = "5")]
     reordering_by: Duration,
-    /// Packets that arrive twice
+    /// Packets that are duplicated
     #[arg(long, value_name = "PERCENT")]
     duplication: Option<f64>,
     /// The line's rate; needs a queue
     #[arg(long, value_name = "KBIT/S", requires = "queue")]
     rate: Option<u64>,
-    /// What may wait for the line
+    /// Size of the queue in front of the line
     #[arg(long, value_name = "BYTES", requires = "rate")]
     queue: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! `bimip bench`: measurements that people can repeat.
+//! `bimip bench`: repeatable measurements.
 
 mod alarm;
 mod backlog;
@@ -59,10 +59,10 @@ impl Args {
         {
             let lost = after - before;
             let reason =
-                format!("{lost} datagrams were lost meanwhile, of all programs here, for want of a socket's buffer");
+                format!("{lost} datagrams of all programs here were dropped meanwhile because of full socket buffers");
             complain(
                 &reason,
-                Some("the figures are of a network that loses packets; bimip doctor tells what to raise"),
+                Some("the figures are those of a lossy network; `bimip doctor` says which limit to raise"),
             );
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! `bimip bench neighbours`: what others notice of a device that does not read, and of a burst of media metadata.
+//! `bimip bench neighbours`: how a device that does not read, and bursts of media metadata, affect others.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::cli::{Failure, say};
 use crate::wire::proto::PingPong;
 use crate::wire::{Eid, Lane, Payload, encode_frame, envelope};
 
-/// Texts of the writer to the device that does not read: more than every buffer on the way.
+/// Text size of the writer to the device that does not read: large enough to fill all buffers on the way.
 const FLOOD_TEXT_BYTES: usize = 8 * 1024;
-/// Media messages written at once.
+/// Media messages sent at a time.
 const ALBUM: usize = 100;
-/// Between two albums of a person in a hurry.
+/// Pause between two albums, for a person in a hurry.
 const ALBUM_EVERY: Duration = Duration::from_millis(500);
 
-/// What others notice of a device that does not read, and of media bursts
+/// How a device that does not read, and bursts of media messages, affect others
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Seconds for each measurement
@@ -41,7 +41,8 @@ impl Args {
         let (pair, quiet) = talk(pair, time).await?;
         say(&format!("others alone                    {}", percentiles(&quiet)))?;
 
-        // The same writing to somebody who reads, or the comparison would show only that somebody writes.
+        // The baseline is the same flood to a device that reads; without it, the comparison would show the cost of the
+        // writing.
         let reads = target.device(&format!("reads-{run}"), true).await?;
         let to = reads.eid.clone();
         let reading = tokio::spawn(read_all(reads));
@@ -68,11 +69,12 @@ impl Args {
         let pings = |device: Device| ping(device, time);
         let (mut device, alone) = pings(target.device(&format!("pings-{run}"), true).await?).await?;
         say(&format!("pings alone                     {}", percentiles(&alone)))?;
-        // The media messages' version updates come on its chat lane; one that does not read them is not read either.
+        // The media messages' VersionUpdates come on this device's chat lane; the server would stop reading if they
+        // were not read.
         let updates = tokio::spawn(read_lane(device.chat.take()));
         let (mut lane, _answers) = device.open(Lane::Media).await?;
         let to = Eid::parse(&format!("album-{run}@localhost"))?;
-        // As a phone does it, an album at once and then a while nothing; and as fast as the server takes it.
+        // First albums with pauses, as a phone sends them; then as fast as the server accepts them.
         let (mut device, mut pair) = (device, pair.0);
         for (name, pause) in [("albums", ALBUM_EVERY), ("flat out", Duration::ZERO)] {
             let from = device.eid.clone();
@@ -90,7 +92,7 @@ impl Args {
     }
 }
 
-/// Sends albums, one every `pause`; returns how many media messages that were.
+/// Sends an album every `pause`; returns the number of media messages.
 async fn albums(lane: &mut Writer, from: &Eid, to: &Eid, pause: Duration, time: Duration) -> anyhow::Result<u64> {
     let run = crate::clock::Now::system().unix_ms;
     let until = Instant::now() + time;
@@ -106,7 +108,7 @@ async fn albums(lane: &mut Writer, from: &Eid, to: &Eid, pause: Duration, time: 
     Ok(n)
 }
 
-/// Writes long texts to somebody, as fast as they are accepted.
+/// Sends long texts to a user, each as soon as the one before is accepted.
 async fn flood(mut writer: Device, to: &Eid, time: Duration) -> anyhow::Result<Device> {
     let from = writer.eid.clone();
     let run = crate::clock::Now::system().unix_ms;
@@ -132,7 +134,7 @@ async fn read_lane(lane: Option<(Writer, Reader)>) -> anyhow::Result<()> {
     }
 }
 
-/// Pings ten times a second and measures the answers.
+/// Pings ten times a second and records the round trips.
 async fn ping(mut device: Device, time: Duration) -> anyhow::Result<(Device, Histogram<u64>)> {
     let mut latencies = histogram();
     let (until, mut tick) = (Instant::now() + time, tokio::time::interval(Duration::from_millis(100)));

@@ -1,4 +1,4 @@
-//! `bimip bench overload`: more messages than the server can take, and how those fare who send few.
+//! `bimip bench overload`: sends more messages than the server can handle, and measures pairs that send few.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,40 +15,40 @@ use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, Usage as WrongUsage, say};
 use crate::wire::CloseCode;
 
-/// Pairs that measure the maximum, each with so many messages on their way.
+/// Pairs that measure the maximum; below, the messages that each has in flight.
 const MAXIMUM_PAIRS: usize = 20;
 const MAXIMUM_IN_FLIGHT: usize = 64;
 const MAXIMUM_WARM_UP: Duration = Duration::from_secs(1);
 const MAXIMUM_FOR: Duration = Duration::from_secs(5);
-/// Before the pairs beside are measured alone.
+/// Warm-up before the pairs beside are measured alone.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Between two looks at the server's memory.
+/// Interval between two readings of the server's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Latencies are as before the flood once they are within this multiple.
+/// The server has recovered when p95 is at most this multiple of p95 before the flood.
 const RECOVERED_WITHIN: f64 = 2.0;
 
-/// Twice what the server can take, and pairs beside that send few
+/// Twice the load that the server can handle, beside pairs that send few messages
 ///
-/// Pairs within their limits are measured alone, then while others send at a rate above the maximum, then after. What is
-/// refused is counted; everything that was acknowledged has to arrive.
+/// Pairs within their limits are measured alone, then while others send at a rate above the maximum, then afterwards.
+/// Refused messages are counted; every acknowledged message must arrive.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Messages a second that the server can take [default: measured first, on a server of its own]
+    /// Messages a second that the server can handle [default: measured first, on a server of its own]
     #[arg(long, value_name = "RATE")]
     maximum: Option<u64>,
-    /// So many times that is sent
+    /// Rate of the flood, as a multiple of that
     #[arg(long, default_value_t = 2.0, value_name = "TIMES")]
     times: f64,
-    /// Pairs that send it
+    /// Pairs that send the flood
     #[arg(long, default_value_t = 20, value_name = "PAIRS", value_parser = clap::value_parser!(u32).range(1..))]
     flooders: u32,
-    /// Pairs beside, within their limits
+    /// Pairs beside it, within their limits
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// Messages a second of each of these
+    /// Messages a second of each pair beside
     #[arg(long, default_value_t = 5.0, value_name = "RATE")]
     pair_rate: f64,
-    /// Start the server without its limits on users, so that nothing is left but its own capacity
+    /// Start the server without limits on users, so that only its own capacity limits the flood
     #[arg(long, conflicts_with = "server")]
     unlimited: bool,
     /// Seconds before the flood
@@ -57,7 +57,7 @@ pub(super) struct Args {
     /// Seconds of the flood
     #[arg(long = "for", default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Seconds after it
+    /// Seconds after the flood
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     after: u64,
     #[command(flatten)]
@@ -67,18 +67,18 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What came of it.
+/// The result of a run.
 struct Outcome {
     maximum: f64,
     flood: Tally,
-    /// Of the flood's messages that arrived in its time, a second.
+    /// Messages a second of the flood that arrived while it lasted.
     flood_delivered: f64,
-    /// From the end of the flood until the last of its messages had arrived.
+    /// Time from the end of the flood until its last message had arrived.
     drained: Duration,
     beside: Tally,
-    /// Deliveries of the pairs beside: before, during and after.
+    /// Latencies of the pairs beside: before, during and after the flood.
     phases: [Histogram<u64>; 3],
-    /// From the end of the flood to the first second in which they are as before.
+    /// Time from the end of the flood to the first second in which latencies are as before.
     recovered: Option<Duration>,
     before: Option<Usage>,
     most_resident: u64,
@@ -276,7 +276,7 @@ impl Args {
     }
 }
 
-/// What the protocol calls a close code.
+/// The protocol's name of a close code.
 fn close_name(code: Option<u64>) -> String {
     let Some(code) = code else { return "no code".to_owned() };
     CloseCode::from_quic(code).map_or_else(|| code.to_string(), |known| known.name().to_owned())

@@ -1,4 +1,4 @@
-//! The server under test: its process, what it costs, and one of our own where none was named.
+//! The server under test: its process, its usage, and how to start one if none was named.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,34 +11,34 @@ use anyhow::{Context, bail};
 use super::connection::Transport;
 use crate::auth::dev::DevFiles;
 
-/// Which server to measure.
+/// Selects the server to measure.
 #[derive(clap::Args)]
 #[command(next_help_heading = "The server")]
 pub(super) struct SubjectFlags {
     /// A running server; without it one is started
     #[arg(long, value_name = "ADDR:PORT")]
     server: Option<SocketAddr>,
-    /// Its data directory, for its development certificate and token key
+    /// The server's data directory, for its development certificate and token key
     #[arg(long, value_name = "DIR", requires = "server")]
     data_dir: Option<PathBuf>,
-    /// What its certificate is checked against, instead of the data directory's
+    /// Certificate authority of the server, instead of the data directory's
     #[arg(long, value_name = "FILE", requires = "server")]
     ca: Option<PathBuf>,
-    /// Private key that tokens are signed with, instead of the data directory's
+    /// Private key to sign tokens with, instead of the data directory's
     #[arg(long, value_name = "FILE", requires = "server")]
     token_key: Option<PathBuf>,
-    /// The name that its certificate is for
+    /// The name in the server's certificate
     #[arg(long, value_name = "NAME", requires = "server", default_value = "localhost")]
     server_name: String,
-    /// Its process, for CPU and memory
+    /// The server's process id, for CPU and memory
     #[arg(long, requires = "server")]
     pid: Option<u32>,
-    /// What the devices connect over
+    /// Transport of the devices
     #[arg(long, value_enum, default_value_t = Transport::Quic)]
     transport: Transport,
 }
 
-/// A server to measure, and its process if that can be seen.
+/// A server to measure, and its process id if it is known.
 pub(super) struct Subject {
     pub(super) server: SocketAddr,
     pub(super) ca: PathBuf,
@@ -46,21 +46,21 @@ pub(super) struct Subject {
     pub(super) server_name: String,
     pub(super) transport: Transport,
     pub(super) pid: Option<u32>,
-    /// Ended and deleted with the subject.
+    /// A server that was started for this; it ends with the subject, and its data are deleted.
     own: Option<(Running, Settings, tempfile::TempDir)>,
 }
 
-/// How a server of one's own is started.
+/// Settings for a server that is started here.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Settings {
-    /// With the limits on users and addresses that a server has by default. Without them it is measured at its own.
+    /// Keep the default limits on users and addresses. Without them, the server's own capacity is measured.
     pub(super) limited: bool,
-    /// Entries that the retention keeps of one user's log; `None`: the default.
+    /// Entries that the retention keeps of one user's log; `None` for the default.
     pub(super) entries_per_user: Option<u64>,
 }
 
 impl SubjectFlags {
-    /// Whether a server of one's own is measured.
+    /// Whether the server is started here.
     pub(super) fn is_own(&self) -> bool {
         self.server.is_none()
     }
@@ -69,13 +69,13 @@ impl SubjectFlags {
         self.transport
     }
 
-    /// The server that was named, or a process of this program with a temporary directory beside the working one: a
-    /// temporary file system in memory would make the disk look too good.
+    /// The server that was named, or a new process of this program. Its data directory is temporary, in the working
+    /// directory, because on an in-memory file system the disk would seem too fast.
     pub(super) fn find(&self) -> anyhow::Result<Subject> {
         self.find_or_start(Settings::default())
     }
 
-    /// The same, where an own server is started so.
+    /// As [`SubjectFlags::find`], with settings for a server that is started.
     pub(super) fn find_or_start(&self, settings: Settings) -> anyhow::Result<Subject> {
         let Some(server) = self.server else {
             return Subject::start(own_folder()?, settings, self.transport);
@@ -94,13 +94,13 @@ impl SubjectFlags {
     }
 }
 
-/// A temporary directory beside the working one.
+/// A temporary folder in the working directory.
 pub(super) fn own_folder() -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix("bimip-bench-").tempdir_in(".")?)
 }
 
 impl Subject {
-    /// A server of one's own, on a data directory that goes with it.
+    /// Starts a server on this data directory, which is removed with it.
     pub(super) fn start(
         folder: tempfile::TempDir,
         settings: Settings,
@@ -119,7 +119,7 @@ impl Subject {
         })
     }
 
-    /// Kills an own server and starts it again on the same address and data; returns when it was started.
+    /// Kills the own server and starts it again with the same address and data; returns when the start began.
     pub(super) fn restart(&mut self) -> anyhow::Result<Instant> {
         let (running, settings, folder) = self.own.as_mut().context("only a server of one's own is restarted")?;
         running.end();
@@ -129,13 +129,13 @@ impl Subject {
         Ok(began)
     }
 
-    /// Kills an own server; its data are left.
+    /// Kills the own server; returns its data directory.
     pub(super) fn end(mut self) -> anyhow::Result<tempfile::TempDir> {
         let (_running, _, folder) = self.own.take().context("only a server of one's own is ended")?;
         Ok(folder)
     }
 
-    /// What its process has used so far, where that can be seen.
+    /// What the server's process has used so far, if its process id is known.
     pub(super) fn usage(&self) -> Option<Usage> {
         self.pid.and_then(Usage::of)
     }
@@ -152,7 +152,7 @@ impl Running {
         command.args(["serve", "--dev", "--metrics-listen", "127.0.0.1:0", "--listen", &listen.to_string()]);
         command.arg("--data-dir").arg(data_dir);
         if !settings.limited {
-            // What is measured is the server at its limit, not its limits on one user or address.
+            // Measure the server's capacity, not its limits on a user or an address.
             let limits = ["FRAMES", "MESSAGES", "AWARENESS", "SIGN_INS"];
             command.envs(limits.map(|limit| (format!("BIMIP_LIMITS__{limit}__PER_SECOND"), "0")));
             command.env("BIMIP_LIMITS__CONNECTIONS_PER_ADDRESS", "0");
@@ -172,7 +172,7 @@ impl Running {
 
 impl Running {
     fn end(&mut self) {
-        // It is a measurement's own server; nobody misses what it stored.
+        // The server was started for a measurement; its data are not needed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -194,20 +194,20 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// From `/proc`; `None` where that cannot be read.
+    /// Reads `/proc`; `None` where that cannot be read.
     pub(super) fn of(pid: u32) -> Option<Usage> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command's name, which may hold anything, ends at the last parenthesis.
+        // The command's name may contain anything; it ends at the last parenthesis.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kibibytes: u64 = resident.split_whitespace().next()?.parse().ok()?;
-        // USER_HZ is 100 on every Linux that anybody runs.
+        // USER_HZ is 100 on all common Linux systems.
         Some(Usage {
             cpu_seconds: ticks as f64 / 100.0,
             resident_bytes: kibibytes * 1024,
-            // Another user's process does not show them.
+            // The descriptors of another user's process are not visible.
             descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |open| open.count() as u64),
         })
     }

@@ -1,24 +1,24 @@
-//! How far a measurement is, on a terminal: one line of standard error that is written over.
+//! The progress of a measurement on a terminal: one line on standard error that is overwritten.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// From one picture to the next.
+/// Interval between two updates.
 const EVERY: Duration = Duration::from_millis(250);
 const BAR: usize = 30;
 
-/// A line that shows how far it is; nothing where nobody looks.
+/// The progress line; shows nothing if standard error is not a terminal.
 pub(super) struct Progress {
     shown: bool,
 }
 
 impl Progress {
-    /// Shown on a terminal, unless a program reads the figures.
+    /// Shown on a terminal, unless JSON output is requested.
     pub(super) fn new(json: bool) -> Progress {
         Progress { shown: !json && std::io::stderr().is_terminal() }
     }
 
-    /// Until it is dropped: the share of the time that is over, and what `figure` says.
+    /// Shows the share of time elapsed and the result of `figure`, until the future is dropped.
     pub(super) async fn run(&self, (from, until): (Instant, Instant), figure: impl Fn() -> String) {
         if !self.shown {
             return std::future::pending().await;
@@ -32,7 +32,7 @@ impl Progress {
         }
     }
 
-    /// Says what is being done, until something else is said.
+    /// Shows a text until the next one.
     pub(super) fn note(&self, what: &str) {
         if self.shown {
             self.draw(what);
@@ -40,7 +40,7 @@ impl Progress {
     }
 
     fn draw(&self, line: &str) {
-        // That nobody sees it is no failure of the measurement.
+        // A failed write does not affect the measurement.
         let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
         let _ = std::io::stderr().flush();
     }

@@ -1,18 +1,18 @@
-//! Figures as a person reads them, and as JSON.
+//! Latency figures for people, and as JSON.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The longest latency that is told from longer ones: nothing here waits for so long.
+/// The longest latency that the histogram can represent; nothing here waits for so long.
 pub(super) const LATENCY_MAX: Duration = Duration::from_secs(86_400);
 
-/// Latencies in microseconds, to three digits.
+/// A histogram of latencies in microseconds, with three significant digits.
 pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_MAX.as_micros() as u64, 3).expect("the bounds are in order")
 }
 
-/// Records, cutting off at the histogram's bounds.
+/// Records a latency, clamped to the histogram's bounds.
 pub(super) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
 }
@@ -30,7 +30,7 @@ pub(super) fn percentiles(histogram: &Histogram<u64>) -> String {
     )
 }
 
-/// The same as JSON, in microseconds.
+/// The percentiles as JSON, in microseconds.
 pub(super) fn json(histogram: &Histogram<u64>) -> serde_json::Value {
     serde_json::json!({
         "count": histogram.len(),

@@ -1,4 +1,4 @@
-//! `bimip bench storm`: a whole fleet signs in at the same moment, as after an outage or a restart of the server.
+//! `bimip bench storm`: many devices sign in at the same moment, as after an outage or a restart of the server.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,25 +12,25 @@ use super::report::{LATENCY_MAX, histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::client::limits::SILENCE_MAX;
 
-/// Before a device that was not served tries again, longer by as much each time, spread by its number.
+/// Pause before a failed device tries again. It grows by as much with each attempt and varies with the device's number.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// Seconds; far below the longest latency that a report tells from longer ones.
+/// In seconds; well below the longest latency that a report can represent.
 const WITHIN_MAX: u64 = LATENCY_MAX.as_secs() / 2;
 
-/// A fleet signs in all at once, is cut off, and comes back all at once
+/// Many devices sign in at once, disconnect, and come back at once
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Devices
+    /// Number of devices
     #[arg(long, default_value_t = 5_000)]
     devices: usize,
-    /// Times that all of them come
+    /// How often all devices sign in
     #[arg(long, default_value_t = 2)]
     waves: usize,
-    /// Seconds within which each has to be served
+    /// Seconds within which each device must be signed in
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=WITHIN_MAX))]
     within: u64,
-    /// Kill the server under them before each further wave, and start it again
+    /// Kill the server before each further wave, and start it again
     #[arg(long, conflicts_with = "server")]
     restart: bool,
     #[command(flatten)]
@@ -47,7 +47,7 @@ impl Args {
         let run = crate::clock::Now::system().unix_ms;
         let mut connected: Vec<Device> = Vec::new();
         for wave in 1..=self.waves {
-            // Killed under its devices, and started again: the time runs from when it was gone.
+            // The time counts from when the server was gone.
             let began = if self.restart && wave > 1 { subject.restart()? } else { Instant::now() };
             connected.drain(..).for_each(|device| device.connection.close());
             let before = if self.restart && wave > 1 { Some(Usage::default()) } else { subject.usage() };
@@ -59,7 +59,8 @@ impl Args {
                 dialing.spawn(async move {
                     let name = format!("storm-{run}-{n}");
                     for attempt in 1u32.. {
-                        // As long as the client library bears silence, which is more than a server gives a handshake.
+                        // The client library's timeout for a silent server, which is longer than a server's for a
+                        // handshake.
                         let tried = tokio::time::timeout(SILENCE_MAX, target.device(&name, true)).await;
                         match tried.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {SILENCE_MAX:?}"))) {
                             Ok(device) => return Ok((device, Instant::now())),

@@ -1,4 +1,4 @@
-//! What the chat knows and decides: keys and events go in, effects come out. No terminal, no network, no clock.
+//! The chat's state machine: key presses and events go in, effects come out. No terminal, no network, no clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::client::{Accepted, Acknowledged, CloseReason, Content, Event, Message
 use crate::wire::proto::{AwarenessNotification, Subscriber};
 use crate::wire::{AckStatus, Author, AwarenessStatus, CloseCode, DeviceId, Eid, LocalId, Version};
 
-/// What happened.
+/// An input to the state machine.
 pub(super) enum Happening {
     Key(KeyEvent),
     Pasted(String),
     Event(Event),
     State(State),
-    /// A message that was handed over has this local id now.
+    /// A message was handed to the device under this local id.
     Composed {
         to: Eid,
         local_id: LocalId,
@@ -40,18 +40,18 @@ pub(super) enum Happening {
     Contacts(Vec<Subscriber>),
     RoundTrip(Duration),
     Notice(String),
-    /// What was drawn: lines of the open conversation, and how many fit.
+    /// The frame was drawn: lines of the open conversation, and how many of them fit.
     Drawn {
         lines: usize,
         height: usize,
     },
 }
 
-/// What is to be done about it.
+/// An output of the state machine.
 #[derive(Debug, PartialEq)]
 pub(super) enum Effect {
     Send(Eid, Content),
-    /// The page of history before this version, or the newest.
+    /// Ask for the page of history before this version, or the newest page.
     History(Eid, Option<Version>),
     Acknowledge(Eid, AckStatus, Version),
     Contacts,
@@ -61,7 +61,7 @@ pub(super) enum Effect {
     Quit,
 }
 
-/// How it stands with the server.
+/// The state of the connection to the server.
 #[derive(Debug, PartialEq)]
 pub(super) enum Connection {
     Connecting,
@@ -70,21 +70,21 @@ pub(super) enum Connection {
     Closed { reason: String },
 }
 
-/// The whole state.
+/// The state of the chat.
 pub(super) struct App {
     pub(super) own: Eid,
     pub(super) device: DeviceId,
     pub(super) connection: Connection,
     pub(super) round_trip: Option<Duration>,
-    /// The most recently active first.
+    /// Ordered by last activity, newest first.
     pub(super) conversations: Vec<Conversation>,
     open: Option<Eid>,
     presence: HashMap<Eid, AwarenessStatus>,
     pub(super) input: Input,
-    /// Something to tell, until the next key.
+    /// A message to the user, shown until the next key press.
     pub(super) notice: Option<String>,
     pub(super) help: bool,
-    /// Lines that fit, and lines that there are.
+    /// Lines that fit on the screen, and lines of the open conversation.
     height: usize,
     lines: usize,
 }
@@ -158,7 +158,7 @@ impl App {
                 let online = self.is_online();
                 let conversation = self.conversation(&peer, &mut effects);
                 conversation.loading = false;
-                // Asking again at once would fail again. After a reconnect it is asked for by itself.
+                // A repeat at once would fail again. After a reconnect the history is requested anew.
                 conversation.complete = online;
                 if online {
                     self.notice = Some(format!("no history of {peer}: {reason}"));
@@ -243,7 +243,7 @@ impl App {
         }
     }
 
-    /// To the next conversation, or the one before.
+    /// Opens the next conversation or the one before.
     fn step(&mut self, by: isize) {
         let count = self.conversations.len();
         if count == 0 {
@@ -258,9 +258,9 @@ impl App {
         self.help = false;
     }
 
-    /// By pages, upwards; `isize::MIN` is all the way down.
+    /// Scrolls up by pages; `isize::MIN` scrolls all the way down.
     fn scroll(&mut self, pages: isize, effects: &mut Vec<Effect>) {
-        // One line of the page before stays, for the eye.
+        // Keep one line of the previous page in view, for orientation.
         let page = self.height.saturating_sub(1).max(1);
         let (lines, height) = (self.lines, self.height);
         let Some(conversation) = self.opened_mut() else { return };
@@ -275,7 +275,7 @@ impl App {
         }
     }
 
-    /// Keeps the view within what there is, and fetches what it is about to show.
+    /// Keeps the scroll position valid and requests the history that is about to be shown.
     fn drawn(&mut self, lines: usize, height: usize, effects: &mut Vec<Effect>) {
         (self.lines, self.height) = (lines, height);
         let online = self.is_online();
@@ -293,7 +293,7 @@ impl App {
             Event::Connected(_) => {
                 effects.push(Effect::Contacts);
                 for conversation in &mut self.conversations {
-                    // What was asked for on the connection before is not answered any more.
+                    // A request from the previous connection will not be answered any more.
                     conversation.loading = !conversation.fetched;
                     if conversation.loading {
                         effects.push(Effect::History(conversation.peer.clone(), None));
@@ -304,7 +304,7 @@ impl App {
             Event::Message(message) => self.message(message, effects),
             Event::Acknowledged(receipt) => self.receipt(&receipt, effects),
             Event::Presence(presence) => self.told(&presence, effects),
-            // Of an earlier run of this device: history has its text.
+            // Sent by an earlier run of this device; history has its text.
             Event::Accepted(Accepted { .. }) => {}
             Event::Refused(refused) => self.notice = Some(format!("refused: {}", refused.refusal)),
         }
@@ -350,7 +350,7 @@ impl App {
     fn state(&mut self, state: State) {
         self.connection = match state {
             State::Connecting => match &self.connection {
-                // Between two attempts; the reason stays in sight.
+                // Between two attempts: keep the reason visible.
                 Connection::Waiting { reason, .. } => Connection::Waiting { seconds: 0, reason: reason.clone() },
                 _ => Connection::Connecting,
             },
@@ -370,7 +370,7 @@ impl App {
 
     // --- Within -----------------------------------------------------------------------------------------------------
 
-    /// What is in sight counts as read.
+    /// Marks received messages as read if they are visible.
     fn read(&mut self, effects: &mut Vec<Effect>) {
         if self.help {
             return;
@@ -386,7 +386,7 @@ impl App {
         self.conversations.iter_mut().find(|conversation| conversation.peer == *open)
     }
 
-    /// A conversation that is new gets its newest page of history, which has the states of its messages.
+    /// Finds or makes a conversation. A new one requests its newest page of history, which has its messages' states.
     fn conversation(&mut self, peer: &Eid, effects: &mut Vec<Effect>) -> &mut Conversation {
         let index = match self.conversations.iter().position(|conversation| conversation.peer == *peer) {
             Some(index) => index,
@@ -396,7 +396,7 @@ impl App {
                     self.conversations.remove(quiet.unwrap_or(CHAT_CONVERSATIONS_MAX - 1));
                 }
                 let mut conversation = Conversation::new(peer.clone());
-                // Without a connection it is asked for once there is one.
+                // Without a connection it is requested after the next one is made.
                 conversation.loading = self.is_online();
                 if conversation.loading {
                     effects.push(Effect::History(peer.clone(), None));

@@ -1,9 +1,9 @@
-//! What a line means: a message, or a command.
+//! Parses an entered line as a message or a command.
 
 use crate::client::{Content, Media};
 use crate::wire::{AwarenessStatus, Eid, MediaType};
 
-/// A line that was entered.
+/// An entered line.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
     Nothing,
@@ -16,7 +16,7 @@ pub(super) enum Line {
     Quit,
 }
 
-/// Commands and what they do, for `/help`.
+/// Commands and keys with their meanings, for `/help`.
 pub(super) const HELP: [(&str, &str); 17] = [
     ("/to bob@localhost", "open a conversation"),
     ("/media URL [caption]", "send a picture or file by its address"),
@@ -38,7 +38,7 @@ pub(super) const HELP: [(&str, &str); 17] = [
 ];
 
 impl Line {
-    /// Why it means nothing, if it does not.
+    /// Parses a line; an error says why it is not valid.
     pub(super) fn parse(text: &str) -> Result<Line, String> {
         let Some(command) = text.strip_prefix('/') else {
             let blank = text.trim().is_empty();
@@ -59,7 +59,7 @@ impl Line {
             "reconnect" => Ok(Line::Reconnect),
             "help" => Ok(Line::Help),
             "quit" | "q" | "exit" => Ok(Line::Quit),
-            // As in other chats: a message that begins with a slash.
+            // As in other chats, a double slash begins a message that starts with a slash.
             _ if name.starts_with('/') => Ok(Line::Say(Content::Text(command.to_owned()))),
             _ => Err(format!("there is no /{name}: see /help")),
         }

@@ -1,4 +1,4 @@
-//! One conversation: its messages by version, what is still on its way, and how far each got.
+//! One conversation: its messages by version, those not yet accepted, and the progress of each.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,20 +6,20 @@ use super::super::limits::CHAT_MESSAGES_MAX;
 use crate::client::{AckTarget, Content, Message, Sent};
 use crate::wire::{AckStatus, Author, Eid, LocalId, MessageId, Version};
 
-/// How far a message got. Only forward.
+/// How far a message got. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Progress {
-    /// Own: the server has not answered yet.
+    /// An own message that the server has not answered yet.
     Waiting,
-    /// The server has it.
+    /// The server has the message.
     Sent,
     Delivered,
     Read,
-    /// The server will not take it.
+    /// The server refused the message.
     Refused,
 }
 
-/// A message as it is shown.
+/// A message as the screen shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry {
     pub(super) own: bool,
@@ -37,21 +37,21 @@ pub(super) struct Conversation {
     entries: BTreeMap<Version, Entry>,
     /// Own messages without a version yet, or refused, in the order in which they were written.
     unnumbered: Vec<(LocalId, Entry)>,
-    /// Receipts of own messages whose version is not known yet. Empty when nothing is on its way.
+    /// Receipts for own messages whose version is not known yet. Cleared when no own message is waiting.
     early: HashMap<MessageId, Progress>,
-    /// Own messages up to here were delivered, or read.
+    /// Own messages up to these versions were delivered, or read.
     reached: [(Progress, Version); 2],
-    /// Everything received up to here was read, on any device.
+    /// Received messages up to here were read, on any device.
     read_up_to: Version,
-    /// Nothing older is at the server, as far as is known.
+    /// As far as is known, the server has nothing older.
     pub(super) complete: bool,
-    /// The newest page of history was here.
+    /// The newest page of history has arrived.
     pub(super) fetched: bool,
-    /// A page of history is on its way.
+    /// A page of history was requested.
     pub(super) loading: bool,
     /// Lines between the bottom and what is shown.
     pub(super) scroll: usize,
-    /// When something happened in it last, Unix milliseconds.
+    /// Time of the last activity, in Unix milliseconds.
     pub(super) active: i64,
 }
 
@@ -73,12 +73,12 @@ impl Conversation {
         }
     }
 
-    /// As people call it.
+    /// The name shown for this conversation.
     pub(super) fn name(&self) -> &str {
         if self.nickname.is_empty() { self.peer.as_str() } else { &self.nickname }
     }
 
-    /// A copy from the log or from a page of history.
+    /// Adds a copy from the log or from a page of history.
     pub(super) fn message(&mut self, message: Message) {
         let own = message.author == Author::Sender;
         let progress = match message.acknowledgment {
@@ -87,7 +87,7 @@ impl Conversation {
             AckStatus::Sent | AckStatus::Unread => Progress::Sent,
         };
         if own {
-            // Sent by an earlier connection, whose answer was lost.
+            // It was sent over an earlier connection, and its answer was lost.
             self.unnumbered.retain(|(local_id, _)| Some(local_id) != message.local_id.as_ref());
         } else if progress == Progress::Read {
             self.read_up_to = self.read_up_to.max(message.version);
@@ -98,7 +98,7 @@ impl Conversation {
         self.insert(version, entry);
     }
 
-    /// A page of history, in answer to a request for what is older than the floor.
+    /// Adds a page of history, requested for messages older than the floor.
     pub(super) fn page(&mut self, messages: Vec<Message>, complete: bool) {
         let before = self.floor();
         for message in messages {
@@ -106,22 +106,22 @@ impl Conversation {
         }
         self.loading = false;
         self.fetched = true;
-        // A page that brings nothing older is the last, whatever it says: the same request would bring it again.
+        // A page with nothing older is the last one, even if it does not say so: the same request would bring it again.
         if complete || self.floor() == before {
             self.complete = true;
-            // What lies below a gap that the server cannot close is not shown.
+            // Messages below a gap that the server cannot fill are not shown.
             self.entries = self.entries.split_off(&self.floor().unwrap_or(Version::ZERO));
         }
     }
 
-    /// A message of one's own sets out.
+    /// Adds an own message that was handed to the device.
     pub(super) fn compose(&mut self, local_id: LocalId, content: Content, at: i64) {
         self.active = self.active.max(at);
         self.scroll = 0;
         self.unnumbered.push((local_id, Entry { own: true, content, at, progress: Progress::Waiting, id: None }));
     }
 
-    /// The server has numbered it.
+    /// The server accepted the message and gave it a version.
     pub(super) fn sent(&mut self, sent: &Sent) {
         let Some(index) = self.unnumbered.iter().position(|(local_id, _)| *local_id == sent.local_id) else { return };
         let (_, entry) = self.unnumbered.remove(index);
@@ -132,14 +132,14 @@ impl Conversation {
         }
     }
 
-    /// The server will not take it.
+    /// The server refused the message.
     pub(super) fn refused(&mut self, local_id: &LocalId) {
         if let Some((_, entry)) = self.unnumbered.iter_mut().find(|(known, _)| known == local_id) {
             entry.progress = Progress::Refused;
         }
     }
 
-    /// The peer has received or read messages of one's own.
+    /// The peer received or read own messages.
     pub(super) fn reached(&mut self, target: AckTarget, progress: Progress) {
         match target {
             AckTarget::Message(id) => match self.entries.values_mut().rev().find(|entry| entry.id == Some(id)) {
@@ -148,7 +148,7 @@ impl Conversation {
                     let early = self.early.entry(id).or_insert(progress);
                     *early = (*early).max(progress);
                 }
-                // Older than what is shown: history will tell.
+                // Older than what is shown: history will have its state.
                 None => {}
             },
             AckTarget::UpTo(_, version) => {
@@ -164,7 +164,7 @@ impl Conversation {
         }
     }
 
-    /// Read here or on another device.
+    /// Received messages were read, here or on another device.
     pub(super) fn read(&mut self, target: AckTarget) {
         let version = match target {
             AckTarget::UpTo(_, version) => Some(version),
@@ -175,7 +175,7 @@ impl Conversation {
         self.read_up_to = self.read_up_to.max(version.unwrap_or(Version::ZERO));
     }
 
-    /// Newest received message that was not read; from here on it counts as read.
+    /// The newest received message if it is unread; marks it as read.
     pub(super) fn take_unread(&mut self) -> Option<Version> {
         let newest = self.entries.iter().rev().find(|(_, entry)| !entry.own).map(|(version, _)| *version)?;
         let unread = newest > self.read_up_to;
@@ -192,7 +192,7 @@ impl Conversation {
         self.entries.iter().rev().find(|(_, entry)| !entry.own).map(|(version, _)| *version)
     }
 
-    /// Oldest version below which something is missing: what is shown begins there.
+    /// The version at which the newest stretch without a gap begins; what is shown starts there.
     pub(super) fn floor(&self) -> Option<Version> {
         let mut floor = None;
         for version in self.entries.keys().rev() {
@@ -204,7 +204,7 @@ impl Conversation {
         floor
     }
 
-    /// Whether the server may have something older than what is shown.
+    /// Whether the server may have messages older than what is shown.
     pub(super) fn has_older(&self) -> bool {
         match self.floor() {
             Some(floor) => floor > Version::from(1) && !(self.complete && self.is_whole()),
@@ -212,7 +212,7 @@ impl Conversation {
         }
     }
 
-    /// What is shown, oldest first, without a gap.
+    /// The messages shown: oldest first, without a gap.
     pub(super) fn shown(&self) -> impl Iterator<Item = &Entry> {
         let floor = self.floor().unwrap_or(Version::ZERO);
         self.entries.range(floor..).map(|(_, entry)| entry).chain(self.unnumbered.iter().map(|(_, entry)| entry))

@@ -1,4 +1,4 @@
-//! The line that is being written: editing, and recalling what was written before.
+//! The input line: editing, and recalling earlier lines.
 
 use std::collections::VecDeque;
 
@@ -11,9 +11,9 @@ use super::super::limits::CHAT_RECALL_MAX;
 pub(super) struct Input {
     text: Vec<char>,
     cursor: usize,
-    /// What was entered, newest last.
+    /// Entered lines, newest last.
     entered: VecDeque<String>,
-    /// Steps back into it.
+    /// How many lines back the recall is; 0 is the line being written.
     back: usize,
 }
 
@@ -30,7 +30,7 @@ impl Input {
         self.text.is_empty()
     }
 
-    /// Takes the line, which can be recalled.
+    /// Takes the line and adds it to those that can be recalled.
     pub(super) fn take(&mut self) -> String {
         let text = self.text();
         self.set("");
@@ -44,7 +44,7 @@ impl Input {
         text
     }
 
-    /// Pasted text; a message has lines, and control characters say nothing.
+    /// Inserts pasted text. Keeps line breaks, as a message may have several lines; drops other control characters.
     pub(super) fn insert(&mut self, text: &str) {
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
         for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {
@@ -53,7 +53,7 @@ impl Input {
         }
     }
 
-    /// Whether the key was one for editing.
+    /// Handles a key; false if it is not an editing key.
     pub(super) fn key(&mut self, key: KeyEvent) -> bool {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         let alt = key.modifiers.contains(KeyModifiers::ALT);

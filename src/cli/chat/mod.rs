@@ -1,5 +1,5 @@
-//! `bimip chat`: conversations in the terminal. Here are the terminal, the keyboard and the device; what follows from
-//! them is decided in `app` and drawn in `ui`.
+//! `bimip chat`: conversations in the terminal. This file connects terminal, keyboard and device; `app` decides and
+//! `ui` draws.
 
 mod app;
 mod command;
@@ -34,12 +34,12 @@ use crate::client::{Content, Device, Event, Events, Message, RequestError};
 use crate::wire::proto::{AwarenessNotification, HistoryRequest, SubscriberAddRequest, SubscriberListRequest};
 use crate::wire::{AckStatus, AwarenessStatus, ChatId, Eid, Payload, Sequence, Version};
 
-/// Talk in the terminal
+/// Chat in the terminal
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     connection: Connection,
-    /// Whom to talk to first, local@domain
+    /// User to open a conversation with, local@domain
     #[arg(long, value_name = "EID")]
     to: Option<Eid>,
 }
@@ -52,7 +52,7 @@ impl Args {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let _entered = runtime.enter();
-        // From the log's start: the conversations are in it.
+        // Read the log from its start, because it holds the conversations.
         let (device, events) = account.builder().resume_from(Some(Sequence::ZERO)).connect()?;
         let app = App::new(account.eid.clone(), account.device.clone());
         let (answers, answered) = mpsc::channel(CHAT_QUEUE_MAX);
@@ -65,14 +65,14 @@ impl Args {
             answers,
             over: false,
         };
-        // Sets the terminal back when something panics, too.
+        // `try_init` also restores the terminal after a panic.
         let terminal = ratatui::try_init()?;
         let _ = execute!(io::stdout(), EnableBracketedPaste);
         let result = runtime.block_on(chat.run(terminal, events, answered, self.to));
         let _ = execute!(io::stdout(), DisableBracketedPaste);
         ratatui::restore();
         runtime.block_on(device.close());
-        // The keyboard's thread looks up a last time and ends.
+        // The keyboard's thread ends after its current poll.
         Ok(result?)
     }
 }
@@ -82,7 +82,7 @@ struct Chat {
     app: App,
     delivered: Receipts,
     read: Receipts,
-    /// Pages of history that may be on their way at once.
+    /// Limits concurrent requests for pages of history.
     histories: Arc<Semaphore>,
     answers: mpsc::Sender<Happening>,
     over: bool,
@@ -121,7 +121,7 @@ impl Chat {
                 Some(answer) = answered.recv() => self.happened(answer),
                 Some(event) = events.next() => {
                     self.event(event);
-                    // A long log is not drawn message by message.
+                    // So that a long log is not drawn message by message.
                     for _ in 0..CHAT_EVENTS_PER_DRAW {
                         let Some(event) = events.try_next() else { break };
                         self.event(event);
@@ -148,7 +148,7 @@ impl Chat {
         match event {
             TerminalEvent::Key(key) if key.kind != KeyEventKind::Release => self.happened(Happening::Key(key)),
             TerminalEvent::Paste(text) => self.happened(Happening::Pasted(text)),
-            // Anything else, such as another size, is seen by drawing anew.
+            // Other events, such as a resize, only need a redraw.
             _ => {}
         }
     }
@@ -191,7 +191,7 @@ impl Chat {
 
     // --- What is asked of the device --------------------------------------------------------------------------------
 
-    /// Handed over in the order of writing; the answer comes when there is one.
+    /// Submits messages in the order of writing; each answer comes back as a [`Happening`].
     fn send(&mut self, to: Eid, content: Content) {
         let draft = self.device.draft(&to, content);
         let composed = Happening::Composed {
@@ -218,7 +218,7 @@ impl Chat {
     fn history(&self, peer: Eid, before: Option<Version>) {
         let histories = self.histories.clone();
         self.answer(|device| async move {
-            // Never closed.
+            // The semaphore is never closed.
             let _permit = histories.acquire_owned().await.ok()?;
             let request = HistoryRequest {
                 peer: Some(peer.identity()),
@@ -244,7 +244,7 @@ impl Chat {
             let list = device.request(Payload::SubscriberListRequest(SubscriberListRequest { owner })).await;
             match list {
                 Ok(Payload::SubscriberList(list)) => Some(Happening::Contacts(list.entries)),
-                // Conversations are there without it, and a reconnect asks again.
+                // Conversations work without the list, and a reconnect requests it again.
                 _ => None,
             }
         });
@@ -268,7 +268,7 @@ impl Chat {
             let notification =
                 AwarenessNotification { from, status: status.code(), ..AwarenessNotification::default() };
             let told = Happening::Notice(format!("you are {}", status.name().replace('_', " ")));
-            // The server answers a refusal alone; silence until the bound is consent.
+            // The server answers a refused status only; no answer within the timeout means that it was accepted.
             let asked = device.request(Payload::AwarenessNotification(notification));
             Some(match tokio::time::timeout(CHAT_CONSENT_AFTER, asked).await {
                 Ok(Err(error)) => Happening::Notice(format!("you are not: {error}")),
@@ -281,13 +281,13 @@ impl Chat {
         let (device, answers) = (self.device.clone(), self.answers.clone());
         tokio::spawn(async move {
             if let Ok(time) = device.ping().await {
-                // The chat is over.
+                // If the send fails, the chat is over.
                 let _ = answers.send(Happening::RoundTrip(time)).await;
             }
         })
     }
 
-    /// Asks in the background; the answer comes back as something that happened.
+    /// Runs a request in the background; its result comes back as a [`Happening`].
     fn answer<F>(&self, ask: impl FnOnce(Device) -> F)
     where
         F: Future<Output = Option<Happening>> + Send + 'static,
@@ -296,14 +296,14 @@ impl Chat {
         let asked = ask(self.device.clone());
         tokio::spawn(async move {
             if let Some(happening) = asked.await {
-                // The chat is over.
+                // If the send fails, the chat is over.
                 let _ = answers.send(happening).await;
             }
         });
     }
 }
 
-/// Keys and other news of the terminal, read on a thread of its own until nobody wants them.
+/// Reads key presses and other terminal events on a separate thread until the receiver is dropped.
 fn keyboard() -> mpsc::Receiver<TerminalEvent> {
     let (sender, keys) = mpsc::channel(CHAT_QUEUE_MAX);
     std::thread::spawn(move || {
@@ -313,7 +313,7 @@ fn keyboard() -> mpsc::Receiver<TerminalEvent> {
                 Ok(true) => event::read(),
                 Err(error) => Err(error),
             };
-            // A terminal that is gone ends the chat.
+            // The chat ends if its terminal is gone.
             let Ok(news) = news else { break };
             if sender.blocking_send(news).is_err() {
                 break;

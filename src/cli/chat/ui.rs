@@ -1,4 +1,4 @@
-//! How the chat looks: the state goes in, cells of a terminal come out.
+//! Draws the chat: takes the state, fills the cells of the terminal.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -16,13 +16,13 @@ use super::conversation::{Conversation, Entry, Progress};
 use crate::client::Content;
 use crate::wire::AwarenessStatus;
 
-/// Narrower terminals show the open conversation alone.
+/// Narrower terminals show only the open conversation.
 const WITH_LIST_FROM: u16 = 64;
 const LIST_WIDTH: u16 = 26;
 const OWN: Color = Color::Green;
 const READ: Color = Color::LightBlue;
 
-/// What was drawn of the open conversation.
+/// The size of the open conversation as drawn.
 pub(super) struct Drawn {
     pub(super) lines: usize,
     pub(super) height: usize,
@@ -130,7 +130,7 @@ fn help(frame: &mut Frame, area: Rect) -> Drawn {
     Drawn { lines: 0, height: usize::from(area.height) }
 }
 
-/// The newest at the bottom, from there upwards by the conversation's scroll.
+/// Draws the newest message at the bottom, or earlier ones if the conversation is scrolled.
 fn history(frame: &mut Frame, area: Rect, conversation: &Conversation, zone: &TimeZone) -> Drawn {
     let (width, height) = (usize::from(area.width), usize::from(area.height));
     let mut lines = Vec::new();
@@ -155,7 +155,7 @@ fn history(frame: &mut Frame, area: Rect, conversation: &Conversation, zone: &Ti
     let scroll = conversation.scroll.min(total.saturating_sub(height));
     let end = total - scroll;
     let shown: Vec<_> = lines.drain(end.saturating_sub(height)..end).collect();
-    // Fewer than fit stand at the bottom, next to where one writes.
+    // If there are fewer lines than fit, they are at the bottom, next to the input line.
     let top = area.height.saturating_sub(u16::try_from(shown.len()).unwrap_or(area.height));
     let at = Rect { y: area.y + top, height: area.height - top, ..area };
     frame.render_widget(Paragraph::new(shown), at);
@@ -168,7 +168,7 @@ fn history(frame: &mut Frame, area: Rect, conversation: &Conversation, zone: &Ti
     Drawn { lines: total, height }
 }
 
-/// Own messages on the right with their progress, others on the left.
+/// Own messages are on the right with their progress, others on the left.
 fn bubble(lines: &mut Vec<Line<'static>>, entry: &Entry, at: &str, width: usize) {
     let (text, style) = match &entry.content {
         Content::Text(text) => (text.clone(), Style::new()),
@@ -202,7 +202,7 @@ fn progress(progress: Progress) -> Span<'static> {
     }
 }
 
-/// Lines of at most `width` cells, broken between words where there are any.
+/// Breaks text into lines of at most `width` cells, between words where possible.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.split('\n') {
@@ -236,7 +236,7 @@ fn line_input(frame: &mut Frame, area: Rect, app: &App) {
     frame.render_widget(block, area);
     let room = usize::from(inner.width.saturating_sub(4));
     let before = visible(&app.input.before_cursor());
-    // The cursor stays in sight: what does not fit leaves on the left.
+    // Keep the cursor visible: text that does not fit is cut off on the left.
     let mut skip = before.width().saturating_sub(room);
     let text: String = visible(&app.input.text())
         .chars()
@@ -255,7 +255,7 @@ fn line_input(frame: &mut Frame, area: Rect, app: &App) {
     frame.set_cursor_position(Position::new(inner.x + 3 + cursor, inner.y));
 }
 
-/// Line breaks as a sign in the one line that there is.
+/// Shows line breaks as a symbol, because the input has one line.
 fn visible(text: &str) -> String {
     text.replace('\n', "⏎")
 }

@@ -1,4 +1,4 @@
-//! What was said and what arrived where: the demo's memory, and its judgement.
+//! The demo's record of what was sent and what arrived where, and its check that everything is right.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -7,22 +7,22 @@ use super::timeline::Who;
 use crate::client::{AckTarget, Acknowledged, Message, Sent};
 use crate::wire::{AckStatus, LocalId, MessageId, Version};
 
-/// A message on its way, and later numbered.
+/// A sent message; it has an id and a version once the server has answered.
 struct Said {
     by: Who,
     at: Instant,
     numbered: Option<(MessageId, Version)>,
 }
 
-/// A copy that came to a device.
+/// A copy that a device received.
 struct Arrival {
     local_id: Option<LocalId>,
     version: Version,
-    /// From the sender's call to this device's event, if the device was there all the while.
+    /// From the sender's call to this device's event; `None` if the message waited for the device.
     latency: Option<Duration>,
 }
 
-/// Everything that the demo knows.
+/// Everything the demo has recorded.
 #[derive(Default)]
 pub(super) struct Ledger {
     said: HashMap<LocalId, Said>,
@@ -33,14 +33,14 @@ pub(super) struct Ledger {
     losses: HashMap<Who, u32>,
 }
 
-/// How it went, in numbers.
+/// The results in numbers.
 pub(super) struct Figures {
     pub(super) sent: usize,
     pub(super) copies: usize,
     pub(super) copies_due: usize,
     pub(super) delivered_receipts: usize,
     pub(super) read_receipts: usize,
-    /// Ascending.
+    /// In ascending order.
     pub(super) latencies: Vec<Duration>,
 }
 
@@ -63,7 +63,7 @@ impl Ledger {
         *self.losses.entry(who).or_default() += 1;
     }
 
-    /// The latency, if the message did not wait for the device.
+    /// Records an arrival; returns the latency unless the message waited for the device.
     pub(super) fn arrived(&mut self, who: Who, message: &Message, live: bool) -> Option<Duration> {
         let said = message.local_id.as_ref().and_then(|local_id| self.said.get(local_id));
         let latency = said.filter(|_| live).map(|said| message.received.saturating_duration_since(said.at));
@@ -94,12 +94,12 @@ impl Ledger {
         self.presence.get(&who).copied()
     }
 
-    /// Whether everything that was said to this device, or by another one of its user, is there.
+    /// Whether the device has every message that another device sent.
     pub(super) fn is_complete(&self, who: Who) -> bool {
         self.arrivals_at(who) >= self.due_at(who).count()
     }
 
-    /// Whether each sender knows that its messages arrived.
+    /// Whether each sender has a receipt for each of its messages.
     pub(super) fn is_receipted(&self) -> bool {
         self.said.values().all(|said| {
             let known = self.receipts.get(&said.by).map_or(&[][..], Vec::as_slice);
@@ -125,7 +125,7 @@ impl Ledger {
 
     // --- Judgement --------------------------------------------------------------------------------------------------
 
-    /// What is wrong with what a device has: nothing, if every message is there once and in the order of versions.
+    /// What is wrong at a device; `None` if every message is there once and in the order of versions.
     pub(super) fn complaint(&self, who: Who) -> Option<String> {
         let mut due: Vec<_> =
             self.due_at(who).map(|(local_id, said)| (said.numbered.map(|(_, version)| version), local_id)).collect();

@@ -1,4 +1,4 @@
-//! `bimip demo`: alice, bob and bob's tablet on a server of their own, over real QUIC, for a newcomer to watch.
+//! `bimip demo`: shows alice, bob and bob's tablet on a server of their own, over real QUIC.
 
 mod ledger;
 mod stage;
@@ -21,15 +21,15 @@ use crate::wire::{AckStatus, AwarenessStatus, Eid, Payload};
 #[derive(clap::Args)]
 pub(super) struct Args {}
 
-/// What was measured on the way.
+/// What the demo measured.
 #[derive(Default)]
 struct Measured {
-    /// From the tablet's return to its last missed message, and how many there were.
+    /// Time from the tablet's return to its last missed message, and the number of missed messages.
     catch_up: Duration,
     missed: usize,
-    /// From each change of address to the first answer on the new one.
+    /// Time from each change of address to the first answer on the new address.
     moves: Vec<Duration>,
-    /// Whether alice's session lived through them.
+    /// Whether alice kept her session through the changes.
     one_session: bool,
 }
 
@@ -65,7 +65,7 @@ async fn play() -> anyhow::Result<()> {
     verdict
 }
 
-/// Texts both ways, their copies and their receipts.
+/// Texts both ways, with their copies and receipts.
 async fn talk(stage: &mut Stage, alice: &Device, bob: &Device) -> anyhow::Result<()> {
     stage.timeline.scene("They talk: each message goes to every device of both")?;
     stage.say(alice, Who::AlicePhone, "Hey Bob!").await?;
@@ -78,7 +78,7 @@ async fn talk(stage: &mut Stage, alice: &Device, bob: &Device) -> anyhow::Result
     stage.until("the read receipt", |ledger| ledger.has_receipt(Who::AlicePhone, AckStatus::Read)).await
 }
 
-/// A device leaves, misses messages, and comes back.
+/// A device disconnects, misses messages, and comes back.
 async fn tunnel(stage: &mut Stage, alice: &Device, tablet: Device, measured: &mut Measured) -> anyhow::Result<Device> {
     stage.timeline.scene("Bob's tablet goes offline; the talk goes on")?;
     let before = stage.ledger.arrivals_at(Who::BobTablet);
@@ -99,14 +99,14 @@ async fn tunnel(stage: &mut Stage, alice: &Device, tablet: Device, measured: &mu
     Ok(tablet)
 }
 
-/// The address under a device changes, twice, in the middle of a conversation.
+/// A device's address changes twice in the middle of a conversation.
 async fn travel(stage: &mut Stage, alice: &Device, bob: &Device, measured: &mut Measured) -> anyhow::Result<()> {
     stage.timeline.scene("Alice's phone changes networks in mid-conversation")?;
     let session_before = session(alice).context("alice is not connected")?.session_id;
     let losses = stage.ledger.losses_of(Who::AlicePhone);
     stage.say(alice, Who::AlicePhone, "Leaving the train's Wi-Fi.").await?;
 
-    // Another host address where the system has all of 127.0.0.0/8, another port where it has one.
+    // Another host address where the system has all of 127.0.0.0/8 on loopback; otherwise another port.
     let street = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 0));
     let home = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let first = match alice.rebind(street).await {
@@ -137,7 +137,7 @@ async fn travel(stage: &mut Stage, alice: &Device, bob: &Device, measured: &mut 
     Ok(())
 }
 
-/// Alice lets bob see her, and is away.
+/// Alice lets bob see her presence and sets it to away.
 async fn presence(stage: &mut Stage, alice: &Device) -> anyhow::Result<()> {
     stage.timeline.scene("Alice lets Bob see her presence")?;
     let own = alice.eid().device_identity(alice.device_id());
@@ -154,7 +154,7 @@ async fn presence(stage: &mut Stage, alice: &Device) -> anyhow::Result<()> {
     let notification = AwarenessNotification { from: Some(own), status: away, ..AwarenessNotification::default() };
     stage.timeline.line(Who::AlicePhone, "is away from now on")?;
     let device = alice.clone();
-    // Nothing answers it but bob's devices.
+    // The server does not reply to it; only bob's devices show that it worked.
     let told = tokio::spawn(async move { device.request(Payload::AwarenessNotification(notification)).await });
     let bob_knows = |ledger: &ledger::Ledger| {
         [Who::BobPhone, Who::BobTablet].iter().all(|who| ledger.presence_at(*who) == Some(away))
@@ -164,12 +164,12 @@ async fn presence(stage: &mut Stage, alice: &Device) -> anyhow::Result<()> {
     seen
 }
 
-/// Waits until every device has everything.
+/// Waits until every device has every message.
 async fn everywhere(stage: &mut Stage) -> anyhow::Result<()> {
     stage.until("a message", |ledger| Who::DEVICES.iter().all(|who| ledger.is_complete(*who))).await
 }
 
-/// The figures, and an error unless everything arrived.
+/// Prints the figures; an error unless everything arrived.
 fn summary(stage: &Stage, measured: &Measured, commits: u64) -> anyhow::Result<()> {
     let Stage { timeline, ledger, .. } = stage;
     let Figures { sent, copies, copies_due, delivered_receipts, read_receipts, latencies } = ledger.figures();

@@ -1,4 +1,4 @@
-//! The demo's stage: a server of its own, devices on it, and a director who waits for what must happen.
+//! The demo's stage: a server of its own, its devices, and functions that wait for the expected events.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -27,22 +27,22 @@ use crate::config::Config;
 use crate::server::Server;
 use crate::wire::{AckStatus, Author, DeviceId, Eid, MessageId, Sequence};
 
-/// Everything that the play needs.
+/// The state of the demo.
 pub(super) struct Stage {
     server: Server,
     files: DevFiles,
     signer: Arc<Signer>,
     news: mpsc::Receiver<News>,
     reporter: mpsc::Sender<News>,
-    /// By device: newest entry of the log when its session began.
+    /// Per device, the head of the log when its session began.
     heads: HashMap<Who, Sequence>,
-    /// What each text was, for receipts that name it.
+    /// The text of each message, for receipts that refer to it.
     texts: HashMap<MessageId, String>,
-    /// The newest message of each device, to be read.
+    /// The newest message of each device, for a read receipt.
     newest: HashMap<Who, Message>,
     pub(super) ledger: Ledger,
     pub(super) timeline: Timeline,
-    /// Removed with the stage.
+    /// The temporary directory; removed when the stage is dropped.
     _directory: TempDir,
 }
 
@@ -53,7 +53,7 @@ struct News {
 }
 
 impl Stage {
-    /// Starts a server on free ports in a folder that goes away.
+    /// Starts a server on free ports with a temporary data directory.
     pub(super) async fn build() -> anyhow::Result<Stage> {
         let timeline = Timeline::begin();
         let directory = tempfile::Builder::new().prefix("bimip-demo-").tempdir().context("no temporary directory")?;
@@ -87,7 +87,7 @@ impl Stage {
         })
     }
 
-    /// Signs a device in, as an application would, and waits for its session.
+    /// Connects a device, as an application would, and waits for its session.
     pub(super) async fn sign_in(&mut self, who: Who) -> anyhow::Result<Device> {
         let (eid, device) = (Eid::parse(who.user())?, DeviceId::parse(who.device())?);
         let (signer, ca): (_, PathBuf) = (self.signer.clone(), self.files.ca.clone());
@@ -113,7 +113,7 @@ impl Stage {
         Ok(device)
     }
 
-    /// Says something, and waits until the server has it.
+    /// Sends a text and waits for the server's answer.
     pub(super) async fn say(&mut self, device: &Device, by: Who, text: &str) -> anyhow::Result<Sent> {
         let to = if by == Who::AlicePhone { Who::BobPhone } else { Who::AlicePhone };
         let draft = device.draft(&Eid::parse(to.user())?, Content::Text(text.to_owned()));
@@ -128,7 +128,7 @@ impl Stage {
         Ok(sent)
     }
 
-    /// Says that the newest message was read.
+    /// Sends a read receipt for the newest message.
     pub(super) async fn read_newest(&mut self, device: &Device, who: Who) -> anyhow::Result<()> {
         let message = self.newest.get(&who).cloned().context("there is nothing to read")?;
         let reading = async { device.acknowledge(message.message_id, &message.from, AckStatus::Read).await };
@@ -137,7 +137,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until what is known says so, telling what happens meanwhile.
+    /// Waits until the ledger meets a condition, and prints events meanwhile.
     pub(super) async fn until(&mut self, what: &str, enough: impl Fn(&Ledger) -> bool) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + DEMO_STEP_WITHIN;
         while !enough(&self.ledger) {
@@ -148,7 +148,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits for something, telling what happens meanwhile.
+    /// Waits for a future, and prints events meanwhile.
     pub(super) async fn meanwhile<T>(&mut self, what: &str, wanted: impl Future<Output = T>) -> anyhow::Result<T> {
         let deadline = tokio::time::Instant::now() + DEMO_STEP_WITHIN;
         let mut wanted = pin!(wanted);
@@ -164,7 +164,7 @@ impl Stage {
         }
     }
 
-    /// Durable commits of the store so far, as the server's metrics have them.
+    /// The number of durable commits of the store so far, from the server's metrics.
     pub(super) async fn commits(&self) -> anyhow::Result<u64> {
         let exchange = async {
             let mut http = TcpStream::connect(self.server.metrics_address).await?;
@@ -196,7 +196,7 @@ impl Stage {
             Event::Message(message) => self.message(who, message),
             Event::Acknowledged(receipt) => {
                 self.ledger.acknowledged(who, receipt);
-                // The recipient's other devices hear of it, too; on the timeline that would be noise.
+                // The recipient's other devices get the receipt, too; it would clutter the timeline.
                 if receipt.sender.as_str() != who.user() {
                     return Ok(());
                 }
@@ -232,7 +232,7 @@ impl Stage {
     }
 }
 
-/// The session that a device has, if it has one.
+/// The session of a device, if it is connected.
 pub(super) fn session(device: &Device) -> Option<Session> {
     match &*device.state().borrow() {
         State::Connected(session) => Some(session.clone()),

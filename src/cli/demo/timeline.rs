@@ -1,4 +1,4 @@
-//! What a person sees of the demo: who did what, and when.
+//! The demo's output: who did what, and when.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::say;
 
-/// Who takes part.
+/// A participant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Who {
     Server,
@@ -53,7 +53,7 @@ impl Who {
     }
 }
 
-/// Writes to standard output, in colour where that is a terminal.
+/// Writes to standard output, in colour if that is a terminal.
 pub(super) struct Timeline {
     began: Instant,
     coloured: bool,
@@ -71,7 +71,7 @@ impl Timeline {
         say(&self.paint("1", title))
     }
 
-    /// Something that happened now.
+    /// A line for something that happened now.
     pub(super) fn line(&self, who: Who, what: impl Display) -> io::Result<()> {
         let at = format!("{:>9.1}", self.began.elapsed().as_secs_f64() * 1e3);
         say(&format!(
@@ -91,7 +91,7 @@ impl Timeline {
         say(&self.paint(if good { "1;32" } else { "1;31" }, text))
     }
 
-    /// Of lesser weight.
+    /// Text in a fainter colour.
     pub(super) fn faint(&self, text: impl Display) -> String {
         self.paint("90", &text.to_string())
     }
@@ -105,7 +105,7 @@ impl Timeline {
     }
 }
 
-/// A latency for people.
+/// A latency, formatted for people.
 pub(super) fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }

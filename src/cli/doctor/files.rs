@@ -1,4 +1,4 @@
-//! The files that a server starts from: certificate, keys, and the data directory with its disk.
+//! Checks the files that a server starts from: certificate, keys, and the data directory with its disk.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -30,7 +30,8 @@ const DATA: &str = "data";
 const TRACES: &str = "traces";
 const DISK: &str = "disk";
 
-/// Certificate, token keys and the balancer's key, as the server would read them. Makes nothing, also not with `dev`.
+/// Checks certificate, token keys and the balancer's key as the server would read them. Makes no files, even with
+/// `dev`.
 pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Finding> {
     let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
     let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
@@ -107,7 +108,7 @@ fn validity(facts: &CertificateFacts, now: i64) -> Finding {
     }
 }
 
-/// Whether each certificate of the chain comes from the next.
+/// Checks that each certificate of the chain was issued by the next one.
 fn issued(chain: &[CertificateDer<'_>], first: &CertificateFacts) -> Finding {
     let facts: Option<Vec<_>> = chain.iter().map(CertificateFacts::read).collect();
     let in_order = facts.is_some_and(|facts| facts.windows(2).all(|pair| pair[0].issuer == pair[1].subject));
@@ -121,7 +122,7 @@ fn issued(chain: &[CertificateDer<'_>], first: &CertificateFacts) -> Finding {
     }
 }
 
-/// Whether a client that knows the authority takes it for this name.
+/// Checks that a client that trusts the authority accepts the chain for this name.
 fn trusted(chain: &[CertificateDer<'_>], ca: &Path, name: &str) -> Finding {
     let Some((first, rest)) = chain.split_first() else {
         return Finding::fail(CERTIFICATE, "the chain is empty", "give a PEM file with a certificate");
@@ -148,7 +149,7 @@ fn trusted(chain: &[CertificateDer<'_>], ca: &Path, name: &str) -> Finding {
     }
 }
 
-/// The same without an authority to ask.
+/// As `trusted`, when there is no authority to check against.
 fn named(facts: &CertificateFacts, name: &str) -> Finding {
     if facts.names.iter().any(|known| covers(known, name)) {
         return Finding::ok(CERTIFICATE, format!("it is for {name}"));
@@ -157,7 +158,7 @@ fn named(facts: &CertificateFacts, name: &str) -> Finding {
     Finding::fail(CERTIFICATE, found, "clients refuse it: have it issued for the names that they dial")
 }
 
-/// A wildcard stands for one label (RFC 6125, 6.4.3).
+/// A wildcard matches exactly one label (RFC 6125, 6.4.3).
 fn covers(known: &str, name: &str) -> bool {
     match known.strip_prefix("*.") {
         Some(domain) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
@@ -165,7 +166,7 @@ fn covers(known: &str, name: &str) -> bool {
     }
 }
 
-/// Whether the data directory can be written, and by whom it can be read.
+/// Checks that the data directory can be written, and that only its owner can read it.
 pub(in crate::cli) fn data(config: &Config) -> Finding {
     let folder = nearest(&config.data_dir);
     match syncs(&folder, 1) {
@@ -177,14 +178,14 @@ pub(in crate::cli) fn data(config: &Config) -> Finding {
 
 fn unwritable(folder: &Path, error: &io::Error) -> Finding {
     let advice = match error.kind() {
-        // A server would start and stop at its first message for good.
+        // A server would start, but stop writing for good at its first message.
         io::ErrorKind::StorageFull => "the disk is full to the last byte: make room",
         _ => "give it to the user that the server runs as, and run this as that user",
     };
     Finding::fail(DATA, format!("{} cannot be written: {error}", folder.display()), advice)
 }
 
-/// Whether the folder for traces can be used, if there is to be one.
+/// Checks that the folder for traces can be used, if one is configured.
 pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
     let folder = config.quic.qlog_dir.as_ref()?;
     let there = nearest(folder);
@@ -208,7 +209,7 @@ pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
     })
 }
 
-/// How long the disk takes to make something durable: each message waits for that.
+/// Measures how long the disk takes to sync: each message waits for that.
 pub(super) fn disk(config: &Config) -> Option<Finding> {
     let mut times = syncs(&nearest(&config.data_dir), DISK_SYNCS).ok()?;
     times.sort();
@@ -231,12 +232,12 @@ fn access(folder: &Path) -> Finding {
     }
 }
 
-/// What is left on its disk.
+/// Free bytes on the data directory's disk.
 pub(in crate::cli) fn free_bytes(config: &Config) -> Option<u64> {
     super::machine::free_bytes(&nearest(&config.data_dir))
 }
 
-/// Whether that is enough.
+/// Checks that this is enough free space.
 pub(in crate::cli) fn room(bytes: u64) -> Finding {
     let found = format!("{} MiB free", bytes / (1024 * 1024));
     let advice =
@@ -248,12 +249,12 @@ pub(in crate::cli) fn room(bytes: u64) -> Finding {
     }
 }
 
-/// The folder, or the one that it will be made in; or what is in its way.
+/// The folder itself if it exists, else its nearest existing ancestor (which may be a file).
 fn nearest(folder: &Path) -> PathBuf {
     folder.ancestors().find(|folder| fs::symlink_metadata(folder).is_ok()).unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Makes a few kilobytes durable, so often, in a file that is gone afterwards.
+/// Writes and syncs a few kilobytes `times` times, in a file that is removed afterwards.
 fn syncs(folder: &Path, times: usize) -> io::Result<Vec<Duration>> {
     let path = folder.join(format!(".bimip-doctor-{}", std::process::id()));
     let measure = |mut file: File| {

@@ -1,4 +1,5 @@
-//! What a check has found, how bad that is, and what to do: for people in lines, for programs in JSON.
+//! The result of a check: what was found, how bad it is and what to do. Printed as lines for people or JSON for
+//! programs.
 
 use anyhow::anyhow;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use crate::cli::{Failure, say};
 pub(in crate::cli) enum Grade {
     /// Nothing to do.
     Ok,
-    /// It works, and may not for long, or not for many.
+    /// It works, but may not for long or under load.
     Warn,
     /// It does not work.
     Fail,
@@ -20,7 +21,7 @@ pub(in crate::cli) enum Grade {
 /// One line of the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(in crate::cli) struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub(in crate::cli) check: &'static str,
     pub(in crate::cli) grade: Grade,
     /// What was found.
@@ -43,13 +44,13 @@ impl Finding {
         Finding { check, grade: Grade::Fail, found: found.into(), advice: Some(advice.into()) }
     }
 
-    /// The same, where nothing fails for it.
+    /// The same finding, as a warning if it was a failure.
     pub(in crate::cli) fn at_most_warn(self) -> Finding {
         Finding { grade: self.grade.min(Grade::Warn), ..self }
     }
 }
 
-/// Prints them all; a failure if one of them is.
+/// Prints all findings; an error if one of them is a failure.
 pub(in crate::cli) fn report(findings: &[Finding], json: bool) -> Result<(), Failure> {
     for finding in findings {
         if json {

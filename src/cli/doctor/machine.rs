@@ -1,4 +1,4 @@
-//! What the machine gives a server: socket buffers, file descriptors, a clock.
+//! Checks the machine: UDP socket buffers, limit of open files, clock.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ const BUFFERS: &str = "udp buffers";
 const FILES: &str = "open files";
 const CLOCK: &str = "clock";
 
-/// Nothing is said about what this system does not tell. `server`: the process of one that runs.
+/// Leaves out what this system does not report. `server` is the process id of a running server.
 pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).ok();
     let number = |path: &str| read(path)?.trim().parse().ok();
@@ -25,7 +25,7 @@ pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
     findings.extend(udp::dropped().map(drops));
     let (whose, limits, of) = match server {
         Some(process) => ("the running server", format!("/proc/{process}/limits"), Limit::Soft),
-        // To which a server raises its own.
+        // A server raises its soft limit to the hard limit.
         None => ("a server from this shell, not from systemd", "/proc/self/limits".to_owned(), Limit::Hard),
     };
     let limit = read(&limits).as_deref().and_then(|limits| open_files(limits, of));
@@ -45,25 +45,25 @@ fn buffer(name: &str, bytes: u64) -> Finding {
 
 fn drops(count: u64) -> Finding {
     match count {
-        0 => Finding::ok(BUFFERS, "no datagram was dropped for want of a buffer"),
+        0 => Finding::ok(BUFFERS, "no datagram was dropped because of a full buffer"),
         count => Finding::warn(
             BUFFERS,
-            format!("{count} datagrams were dropped for want of a buffer since the machine started, of all programs"),
+            format!("{count} datagrams of all programs were dropped because of full buffers since the machine started"),
             "if it grows while the server runs: larger buffers (above), or more CPU",
         ),
     }
 }
 
-/// Which of a process's two limits.
+/// One of a process's two limits.
 #[derive(Clone, Copy)]
 enum Limit {
-    /// That holds.
+    /// The limit in effect.
     Soft,
-    /// That it may raise it to.
+    /// The limit up to which the process may raise it.
     Hard,
 }
 
-/// `None`: no limit, or not known.
+/// `None` if there is no limit or it is not known.
 fn open_files(limits: &str, of: Limit) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     let mut both = line.split_whitespace();
@@ -84,7 +84,7 @@ fn files(limit: u64, whose: &str, config: &Config) -> Finding {
     }
 }
 
-/// Tokens and certificates are judged by it.
+/// Checks the clock, which decides whether tokens and certificates are valid.
 fn clock(now: SystemTime, newest: Option<SystemTime>, synchronized: Option<bool>) -> Finding {
     let ahead = newest.and_then(|newest| newest.duration_since(now).ok()).filter(|by| *by > Duration::from_secs(1));
     match (ahead, synchronized) {
@@ -109,7 +109,7 @@ fn newest(store: &Path) -> Option<SystemTime> {
     entries.filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok()).max()
 }
 
-/// Whether something keeps the kernel's clock right; `None`: not known here.
+/// Whether something keeps the kernel's clock synchronized; `None` if this system does not report it.
 #[cfg(target_os = "linux")]
 fn synchronized() -> Option<bool> {
     let mut timex = std::mem::MaybeUninit::<libc::timex>::zeroed();
@@ -125,7 +125,7 @@ fn synchronized() -> Option<bool> {
     None
 }
 
-/// What is left for this process on a folder's file system.
+/// Bytes on a folder's file system that this process may still use.
 pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let folder = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
@@ -136,7 +136,7 @@ pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
     }
     // SAFETY: the call has succeeded.
     let figures = unsafe { figures.assume_init() };
-    // Their types differ from system to system.
+    // The field types differ between systems.
     #[allow(clippy::unnecessary_cast)]
     Some((figures.f_bavail as u64).saturating_mul(figures.f_frsize as u64))
 }

@@ -1,4 +1,4 @@
-//! `bimip doctor`: what is wrong with this machine or this server, and what to do about it.
+//! `bimip doctor`: finds what is wrong with this machine or this server, and says what to do about it.
 
 pub(super) mod files;
 pub(super) mod finding;
@@ -16,7 +16,7 @@ use crate::auth::dev::DevFiles;
 use crate::config::Config;
 use crate::server::control::{Answer, Request, Status};
 
-/// Look for what keeps a server from serving well, and say what to change
+/// Check what keeps a server from serving well, and say what to change
 #[derive(clap::Args)]
 #[command(
     after_help = "Run it as the user that the server runs as: root may write where that one may not.\nExits 1 if a check \
@@ -28,19 +28,19 @@ pub(super) struct Args {
     /// Data directory of the server [data_dir of --config, else bimip-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// It is a development server: what is missing of certificate and keys is made at its start
+    /// The server is a development server: it makes missing certificates and keys when it starts
     #[arg(long)]
     dev: bool,
-    /// Also make a handshake with this server, as its clients do
+    /// Also make a handshake with this server, as a client does
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
-    /// PEM file with the authority that vouches for it [client.ca, else the data directory's certs/ca.pem]
+    /// PEM file with the authority that issued its certificate [client.ca, else the data directory's certs/ca.pem]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Look at that server alone, and not at this machine
+    /// Check only that server, not this machine
     #[arg(long, requires = "server")]
     remote: bool,
-    /// Print JSON, one object for each check
+    /// Print one JSON object per check
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +87,7 @@ impl Args {
     }
 }
 
-/// The server that runs on the data directory, if one does.
+/// The status of the server that runs on the data directory, if there is one.
 pub(super) fn running(config: &Config) -> Result<Option<Status>, Failure> {
     match ask(config, &Request::Status)? {
         Some((Answer::Status(status), _)) => Ok(Some(status)),
@@ -95,7 +95,7 @@ pub(super) fn running(config: &Config) -> Result<Option<Status>, Failure> {
     }
 }
 
-/// The host of `host:port`, an IPv6 address without its brackets.
+/// The host of `host:port`; an IPv6 address without its brackets.
 fn host(server: &str) -> Result<String, Usage> {
     let host = server.rsplit_once(':').map(|(host, _)| host).unwrap_or_default();
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);

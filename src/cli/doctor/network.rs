@@ -1,4 +1,4 @@
-//! Whether the ports are free, whether datagrams reach the server, and whether a handshake with it works.
+//! Checks that the ports are free, that datagrams reach the server, and that a handshake with it works.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -23,7 +23,7 @@ const UDP: &str = "udp";
 const QUIC: &str = "quic";
 const TCP: &str = "tcp";
 
-/// Whether the server could listen; `running`: it does already.
+/// Checks that the server could listen; `running` if it does already.
 pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
     if running {
         return vec![Finding::ok(PORTS, format!("a server runs on {}, and has them", config.data_dir.display()))];
@@ -45,7 +45,7 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
         Ok(_) => Finding::ok(PORTS, format!("UDP {listen} is free")),
         Err(error) => taken("UDP", listen, error),
     });
-    // Held until all are looked at: two of them may want the same.
+    // Keep each listener open until all are checked, because two of the addresses may be the same.
     let mut held = Vec::new();
     for (what, address) in [("TCP", config.tcp.enabled.then_some(listen)), ("metrics", Some(config.metrics_listen))] {
         let Some(address) = address else { continue };
@@ -60,7 +60,7 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
     findings
 }
 
-/// Whether a server that serves at an address answers; without one, whether datagrams pass on this machine at all.
+/// Checks that the running server answers over UDP; without one, that datagrams pass on this machine at all.
 pub(super) fn udp(listen: SocketAddr, serving: Option<SocketAddr>) -> Finding {
     let (outcome, good, bad) = match serving.map(near) {
         Some(server) => {
@@ -81,7 +81,7 @@ pub(super) fn udp(listen: SocketAddr, serving: Option<SocketAddr>) -> Finding {
     }
 }
 
-/// The address by which this machine reaches itself.
+/// The address at which this machine reaches its own listener.
 fn near(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -108,7 +108,7 @@ fn echo(listen: SocketAddr) -> std::io::Result<()> {
     Err(ErrorKind::TimedOut.into())
 }
 
-/// Asks for a version of QUIC that nobody has: any server says which it has (RFC 9000, 6.1), and remembers nothing.
+/// Offers a QUIC version that does not exist: any server answers with its versions (RFC 9000, 6.1) and keeps no state.
 fn negotiate(server: SocketAddr) -> std::io::Result<()> {
     let socket = UdpSocket::bind(SocketAddr::new(
         if server.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) },
@@ -116,7 +116,7 @@ fn negotiate(server: SocketAddr) -> std::io::Result<()> {
     ))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(PROBE_WITHIN))?;
-    // A long header, a version of those that are never used (15), and two connection ids; as long as a first packet.
+    // A long header, a version reserved for this (15), and two connection ids; as long as a first packet.
     let mut packet = vec![0; 1200];
     packet[..5].copy_from_slice(&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a]);
     packet[5] = 8;
@@ -127,7 +127,7 @@ fn negotiate(server: SocketAddr) -> std::io::Result<()> {
         socket.send(&packet)?;
         let mut answer = [0; 256];
         match socket.recv(&mut answer) {
-            // Version zero, and our own id as the destination.
+            // Version zero means version negotiation; our own id is the destination.
             Ok(length) if length > 14 && answer[1..5] == [0; 4] && &answer[6..14] == b"asksonly" => return Ok(()),
             Ok(_) => {}
             Err(error) if is_timeout(&error) => {}
@@ -141,7 +141,7 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// A handshake with a server, as a client has it: over QUIC, and whether the fallback's port is open.
+/// Makes a QUIC handshake with a server as a client does, and checks that the fallback's TCP port is open.
 pub(super) async fn server(server: &str, name: &str, ca: &Path) -> Vec<Finding> {
     let config = match client(ca) {
         Ok(config) => config,

@@ -1,27 +1,27 @@
-//! What a train of probes tells, as pure arithmetic.
+//! What can be computed from a train of probes, without I/O.
 
 use std::time::Instant;
 
 use super::super::{Loss, Tally};
 
-/// A train of probes that has come to its end.
+/// A completed train of probes.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// When each was sent.
+    /// When each probe was sent.
     pub(super) sent: Vec<Instant>,
-    /// Number and time of each that arrived, in the order of arrival.
+    /// Number and time of each probe that arrived, in the order of arrival.
     pub(super) arrived: Vec<(usize, Instant)>,
     /// What the link itself counted meanwhile.
     pub(super) tally: Tally,
 }
 
 impl Stream {
-    /// One way, of each that arrived.
+    /// The one-way delay of each probe that arrived, in milliseconds.
     pub(super) fn delays_ms(&self) -> Vec<f64> {
         self.delays_ms_after(0.0)
     }
 
-    /// Of those that were sent so many seconds after the first, or later.
+    /// The delays of the probes sent `seconds` or more after the first one, in milliseconds.
     pub(super) fn delays_ms_after(&self, seconds: f64) -> Vec<f64> {
         let sent = self.arrived.iter().map(|(number, at)| (self.sent[*number], *at));
         let late_enough = |sent: Instant| (sent - self.sent[0]).as_secs_f64() >= seconds;
@@ -29,7 +29,7 @@ impl Stream {
         sent.filter(|(sent, _)| late_enough(*sent)).map(delay).collect()
     }
 
-    /// Of each that was sent, whether it did not arrive.
+    /// For each probe sent, whether it was lost.
     pub(super) fn lost(&self) -> Vec<bool> {
         let mut lost = vec![true; self.sent.len()];
         for (number, _) in &self.arrived {
@@ -38,7 +38,7 @@ impl Stream {
         lost
     }
 
-    /// How many arrived after one that was sent later. A second copy is none.
+    /// How many probes arrived after one that was sent later. Second copies do not count.
     pub(super) fn overtaken(&self) -> usize {
         let (mut seen, mut latest, mut overtaken) = (vec![false; self.sent.len()], 0, 0);
         for (number, _) in &self.arrived {
@@ -49,14 +49,14 @@ impl Stream {
         overtaken
     }
 
-    /// How many arrived besides the first copy of each.
+    /// How many arrivals were not the first copy of a probe.
     pub(super) fn doubled(&self) -> usize {
         let distinct = self.lost().iter().filter(|lost| !**lost).count();
         self.arrived.len() - distinct
     }
 
-    /// Packets that neither arrived nor were counted as lost, or were and arrived: sent and not offered, lost between
-    /// the link and the receiver, or of somebody else.
+    /// Packets for which the probes and the link's counters disagree: sent but not offered, delivered but not received,
+    /// received but not delivered, or somebody else's. Those with no place in a check (blocked, overrun, …) are added.
     pub(super) fn unaccounted(&self) -> f64 {
         let tally = &self.tally;
         let offered = self.sent.len().abs_diff(tally.offered.packets as usize);
@@ -65,19 +65,19 @@ impl Stream {
         (offered + delivered) as f64 + other.packets as f64
     }
 
-    /// Seconds from the first one's sending to the last arrival.
+    /// Seconds from the first probe's sending to the last arrival.
     pub(super) fn span(&self) -> f64 {
         let ends = self.sent.first().zip(self.arrived.last());
         ends.map_or(f64::NAN, |(first, (_, last))| (*last - *first).as_secs_f64())
     }
 
-    /// Seconds from the first one's sending to the last one's.
+    /// Seconds from the first probe's sending to the last one's.
     pub(super) fn sending(&self) -> f64 {
         self.sent.first().zip(self.sent.last()).map_or(f64::NAN, |(first, last)| (*last - *first).as_secs_f64())
     }
 }
 
-/// The value below which this share of all is; no number of none.
+/// The value below which this share of the values lies; NaN if there are none.
 pub(super) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -90,12 +90,12 @@ pub(super) fn bursts(lost: &[bool]) -> Vec<usize> {
     lost.split(|lost| !lost).map(<[bool]>::len).filter(|length| *length > 0).collect()
 }
 
-/// Standard deviation of the share of losses among so many packets.
+/// Standard deviation of the share of losses among `packets` packets.
 pub(super) fn loss_deviation(loss: Loss, packets: usize) -> f64 {
     let mean = loss.mean();
     let alike = match loss {
-        // Neighbours share their fate: n of them tell less than n others would. Of a chain with two states this is by
-        // (1 + λ) / (1 - λ), with λ = 1 - enter - leave.
+        // In a burst, neighbours are lost together, so n packets say less than n independent ones. For a Markov chain
+        // with two states the variance grows by (1 + λ) / (1 - λ), where λ = 1 - enter - leave.
         Loss::Bursty { mean, burst } if mean < 1.0 => {
             let lambda = 1.0 - 1.0 / burst - mean / (1.0 - mean) / burst;
             (1.0 + lambda) / (1.0 - lambda)
@@ -105,9 +105,9 @@ pub(super) fn loss_deviation(loss: Loss, packets: usize) -> f64 {
     (mean * (1.0 - mean) / packets as f64 * alike).sqrt()
 }
 
-/// Mean and standard deviation of a burst's length.
+/// Mean and standard deviation of a burst's length, in packets.
 pub(super) fn burst_of(loss: Loss) -> (f64, f64) {
-    // A burst goes on with the same probability whatever its length.
+    // A burst continues with the same probability whatever its length (geometric distribution).
     let goes_on = match loss {
         Loss::Bursty { burst, .. } => 1.0 - 1.0 / burst,
         other => other.mean(),
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
-    /// Sent a millisecond apart; arrivals as number and milliseconds after the beginning.
+    /// Probes sent a millisecond apart; `arrived` holds number and milliseconds after the start.
     fn stream(sent: usize, arrived: &[(usize, u64)]) -> Stream {
         let begin = Instant::now();
         let after = |ms| begin + Duration::from_millis(ms);

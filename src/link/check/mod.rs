@@ -1,5 +1,5 @@
-//! The self-check: whether a link does what was asked for, measured with probes of its own that know nothing of how it
-//! does it.
+//! The self-check: measures with its own probes, which know nothing of the link's implementation, whether the link
+//! behaves as configured.
 
 mod measure;
 mod probe;
@@ -13,63 +13,63 @@ use super::{Conditions, Error, Network, Plan, Profile, Way};
 use measure::Stream;
 use probe::{Ends, PROBE_BYTES, Train};
 
-/// IP bytes of the packets that fill the line.
+/// IP bytes of the packets that saturate the line.
 const LOAD_BYTES: usize = 1_400;
-/// Load offered to a line without a rate, bit/s: beyond what it must carry.
+/// Load offered to a line without a rate, in bit/s; more than it must carry.
 const UNSHAPED_OFFER: f64 = 150e6;
 /// What a line without a rate must carry, bit/s.
 const UNSHAPED_LEAST: f64 = 100e6;
-/// Rates above it are not checked, and the check says so and fails: two cores do not offer so much more.
+/// Rates above this are not checked: the check says so and fails. Two cores cannot offer much more.
 const RATE_MAX: u64 = 300_000_000;
-/// Probes that measure delay and jitter.
+/// Number of probes that measure delay and jitter.
 const SPARSE_PROBES: usize = 400;
-/// How much later than asked for the median packet may arrive, in ms. None may arrive earlier.
+/// How many milliseconds later than configured the median packet may arrive. None may arrive earlier.
 const LATE_MS: f64 = 1.0;
 
-/// What was asked for and what was measured.
+/// The configured and the measured figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// One figure each.
+    /// One figure per row.
     pub rows: Vec<Row>,
-    /// Probes of each direction that measured loss.
+    /// Number of probes per direction that measured loss.
     pub probes: usize,
     /// Whether the link's thread had real-time priority ([`Network::is_real_time`]).
     pub real_time: bool,
 }
 
-/// One figure of one direction.
+/// One figure, of one direction or of both.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// Nothing for both together.
+    /// The direction; `None` for both together.
     pub way: Option<Way>,
-    /// As in `delay`.
+    /// What was measured, such as `delay`.
     pub what: &'static str,
-    /// As in `ms`.
+    /// Its unit, such as `ms`.
     pub unit: &'static str,
-    /// What the profile says.
+    /// The configured value.
     pub asked: f64,
-    /// What the probes say.
+    /// The measured value.
     pub measured: f64,
-    /// The least and the most that may be measured. Where chance decides, 4 standard deviations for this number of
-    /// probes to either side.
+    /// The smallest and largest acceptable value. Where the value is random: 4 standard deviations either way for this
+    /// number of probes.
     pub allowed: (f64, f64),
-    /// Whether it was within.
+    /// Whether the measured value is acceptable.
     pub holds: bool,
 }
 
 impl Report {
-    /// Whether everything was as asked for.
+    /// Whether all figures are acceptable.
     pub fn holds(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.holds)
     }
 }
 
-/// Makes a network whose first path has this profile, sends so many probes each way through it, and then more than its
-/// lines carry. It takes half a minute at most for named profiles and 20,000 probes.
+/// Makes a network with this profile, sends `probes` probes each way, and then more than the lines carry. It takes half
+/// a minute at most for the named profiles and 20,000 probes.
 ///
 /// # Errors
-/// As [`Network::start`], and what keeps probes from being sent. That a figure does not hold is no error but in the
-/// report.
+/// The errors of [`Network::start`], and errors in sending probes. A figure that does not hold is not an error; the
+/// report shows it.
 pub fn check(profile: &Profile, seed: u64, probes: usize) -> Result<Report, Error> {
     let net = Network::start(Plan { wifi: *profile, lte: *profile, seed })?;
     let ends = Ends::meet(&net)?;
@@ -108,20 +108,20 @@ fn conditions(profile: &Profile, way: Way) -> &Conditions {
     }
 }
 
-/// Probes so far apart that none waits for another, and jitter moves each freely.
+/// Probes so far apart that none waits for another, so that jitter can move each freely.
 fn sparse(conditions: &Conditions, count: usize) -> Train {
     let spacing = 2 * conditions.jitter + Duration::from_millis(3);
     Train { count, spacing: spacing.max(2 * time_on_line(conditions, PROBE_BYTES)), bytes: PROBE_BYTES }
 }
 
-/// Probes as dense as half of the line takes, and dense enough to overtake one that is held up.
+/// Probes that fill half of the line, close enough for some to overtake one that is held up.
 fn dense(conditions: &Conditions, count: usize) -> Train {
     let spacing = Duration::from_micros(250).max(2 * time_on_line(conditions, PROBE_BYTES));
     let overtaking = conditions.reordering.map_or(spacing, |reordering| reordering.by / 4);
     Train { count, spacing: spacing.min(overtaking), bytes: PROBE_BYTES }
 }
 
-/// Half more than the line carries, until its queue is full and a while longer.
+/// One and a half times the line's rate, until its queue is full and a while longer.
 fn load(conditions: &Conditions) -> Train {
     let (rate, queue) = conditions.rate.map_or((UNSHAPED_OFFER / 1.5, 0.0), |rate| {
         (rate.bits_per_second.min(RATE_MAX) as f64, rate.queue_bytes as f64 * 8.0)
@@ -139,7 +139,7 @@ fn time_on_line(conditions: &Conditions, bytes: usize) -> Duration {
 fn times(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
     let delays = stream.delays_ms();
     let on_time: Vec<_> = match conditions.reordering {
-        // Those that were held up are the slowest, and of no use for the others' delay.
+        // Packets that were held up are the slowest; they say nothing about the delay of the others.
         Some(reordering) => {
             let held_up = reordering.by.as_secs_f64() * 500.0 + conditions.jitter.as_secs_f64() * 1000.0;
             let limit = conditions.delay.as_secs_f64() * 1000.0 + held_up;
@@ -149,11 +149,11 @@ fn times(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
     };
     let asked = (conditions.delay + time_on_line(conditions, PROBE_BYTES)).as_secs_f64() * 1000.0;
     let jitter = conditions.jitter.as_secs_f64() * 1000.0;
-    // A quantile q of n values spread evenly over 2 j has the deviation 2 j √(q (1 - q) / n).
+    // A quantile q of n values uniform over 2 j has the standard deviation 2 j √(q (1 - q) / n).
     let deviation = |q: f64| 2.0 * jitter * (q * (1.0 - q) / on_time.len() as f64).sqrt();
     let early = 4.0 * deviation(0.5);
     rows.within("delay", "ms", asked, measure::quantile(&on_time, 0.5), (asked - early, asked + early + LATE_MS));
-    // Half of all are within half of the jitter: the middle half spans the jitter.
+    // Half of all values lie within half of the jitter, so the middle half spans the jitter.
     let spread = measure::quantile(&on_time, 0.75) - measure::quantile(&on_time, 0.25);
     let wide = 4.0 * 2.0 * deviation(0.25);
     rows.within("jitter ±", "ms", jitter, spread, ((jitter - wide).max(0.0), jitter + wide + LATE_MS));
@@ -185,7 +185,8 @@ fn chances(rows: &mut Rows<'_>, conditions: &Conditions, stream: &Stream) {
 fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Stream) {
     const MEGABIT: f64 = 1e6;
     let kilobytes = |bits: f64| bits / 8e3;
-    // The line was never idle: what it took, in the time from the first packet's sending to the last one's end.
+    // The line was never idle: what it accepted, divided by the time from the first packet's sending to the end of the
+    // last.
     let taken = stream.tally.offered.packets - stream.tally.queue_full.packets;
     let busy = stream.span() - conditions.delay.as_secs_f64();
     let bits = (LOAD_BYTES * 8) as f64;
@@ -207,7 +208,7 @@ fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Str
                 measured / MEGABIT,
                 (0.97 * asked / MEGABIT, 1.03 * asked / MEGABIT),
             );
-            // Each that was taken when the queue was full waited for all of it, itself included.
+            // Each packet accepted at a full queue waited for all of the queue, itself included.
             let filled = 3.0 * queue / asked;
             let waited =
                 measure::quantile(&stream.delays_ms_after(filled), 0.5) / 1000.0 - conditions.delay.as_secs_f64();
@@ -235,14 +236,14 @@ fn line(rows: &mut Rows<'_>, conditions: &Conditions, train: Train, stream: &Str
     rows.exact("unaccounted under load", "packets", 0.0, stream.unaccounted());
 }
 
-/// Rows of one direction, as they are judged.
+/// Collects and judges the rows of one direction.
 struct Rows<'a> {
     way: Option<Way>,
     rows: &'a mut Vec<Row>,
 }
 
 impl Rows<'_> {
-    /// What could not be measured is no number, and holds nowhere.
+    /// A value that could not be measured is NaN, which is never acceptable.
     fn within(&mut self, what: &'static str, unit: &'static str, asked: f64, measured: f64, allowed: (f64, f64)) {
         let holds = measured >= allowed.0 && measured <= allowed.1;
         self.rows.push(Row { way: self.way, what, unit, asked, measured, allowed, holds });
@@ -270,7 +271,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// What a train would find on a pipe, with nothing between.
+    /// What a train would measure on a pipe, with nothing in between.
     fn run(conditions: &Conditions, train: Train) -> Stream {
         let mut pipe = Pipe::new(*conditions, Chance::new(Random::new(1)));
         let (begin, mut tally) = (Instant::now(), Tally::default());
@@ -294,7 +295,7 @@ mod tests {
         Stream { sent, arrived, tally }
     }
 
-    /// What does not hold of a pipe that was made so, when so was asked for.
+    /// The figures that are not acceptable when the pipe has the conditions `made` and the check expects `asked`.
     fn wrong(made: &Conditions, asked: &Conditions) -> Vec<&'static str> {
         let mut all = Vec::new();
         let mut rows = Rows { way: Some(Way::Up), rows: &mut all };

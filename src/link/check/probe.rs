@@ -9,32 +9,31 @@ use std::time::{Duration, Instant};
 use super::super::{Error, Namespace, Network, Path, Protocol, Tally, Way, sys};
 use super::measure::Stream;
 
-/// IP bytes of the smallest probe: headers, and a number.
+/// IP bytes of the smallest probe: headers and the number.
 pub(super) const PROBE_BYTES: usize = HEADER_BYTES + NUMBER_BYTES;
-/// Of IPv4 and UDP.
+/// Headers of IPv4 and UDP.
 const HEADER_BYTES: usize = 28;
 const NUMBER_BYTES: usize = 8;
-/// What a receiver that the scheduler forgot for a moment has waiting: half a second of small probes, as the kernel
-/// counts them.
+/// Holds what arrives while the receiver is not scheduled: half a second of small probes, by the kernel's accounting.
 const RECEIVE_BUFFER: usize = 64 * 1024 * 1024;
-/// How long a receiver waits for a packet before it looks whether all have come.
+/// How long a receiver waits for a packet before it checks whether the train has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The phone's first packets, which open the NAT, may be lost; so often and so long it tries.
+/// How often, and for how long, the phone sends first packets to open the NAT; some may be lost.
 const MEET_EVERY: Duration = Duration::from_millis(50);
 const MEET_WITHIN: Duration = Duration::from_secs(20);
-/// Longest time from the last probe's sending to the end of all.
+/// Longest wait, after the last probe was sent, until none is in flight.
 const END_WITHIN: Duration = Duration::from_secs(60);
 
-/// Probes to send.
+/// A number of probes to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Train {
     pub(super) count: usize,
     pub(super) spacing: Duration,
-    /// Of each, with the IP header.
+    /// IP bytes of each probe, header included.
     pub(super) bytes: usize,
 }
 
-/// A socket on each side, known to each other.
+/// A socket on each side; each can reach the other.
 pub(super) struct Ends {
     phone: UdpSocket,
     server: UdpSocket,
@@ -42,7 +41,7 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// Makes them and opens the NAT.
+    /// Makes the sockets and opens the NAT.
     pub(super) fn meet(net: &Network) -> Result<Ends, Error> {
         let phone = socket(net.phone(), (net.phone_address(Path::Wifi), 0).into())?;
         let server = socket(net.server(), (net.server_address(), 0).into())?;
@@ -60,13 +59,13 @@ impl Ends {
         };
         server.set_read_timeout(Some(LOOK_EVERY)).map_err(failed)?;
         phone.set_read_timeout(Some(LOOK_EVERY)).map_err(failed)?;
-        // Until nothing of it is left, so that no later train finds something on its way.
+        // Drain the first packets, so that no later train receives them.
         settle(net, Way::Up)?;
         while server.recv_from(&mut [0; NUMBER_BYTES]).is_ok() {}
         Ok(Ends { phone, server, phone_from_outside })
     }
 
-    /// Sends a train one way and waits until nothing of it is under way.
+    /// Sends a train one way and waits until none of it is in flight.
     pub(super) fn send(&self, net: &Network, way: Way, train: Train) -> Result<Stream, Error> {
         let (from, to, at) = match way {
             Way::Up => (&self.phone, &self.server, self.server.local_addr()),
@@ -112,12 +111,12 @@ fn send(socket: &UdpSocket, to: SocketAddr, train: Train) -> Result<Vec<Instant>
     Ok(sent)
 }
 
-/// Takes what arrives until all has ended and nothing waits.
+/// Receives until the train has ended and nothing waits in the socket.
 fn receive(socket: &UdpSocket, count: usize, ended: &AtomicBool) -> Result<Vec<(usize, Instant)>, Error> {
     let mut arrived = Vec::with_capacity(count);
     let mut buffer = [0; super::super::MTU];
     loop {
-        // Before the wait: what came between the wait's end and the look would be missed.
+        // Read before the wait: a packet that came between the end of the wait and a later read would be missed.
         let last = ended.load(Ordering::Relaxed);
         match socket.recv(&mut buffer) {
             Ok(length) => {
@@ -137,7 +136,7 @@ fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-/// Waits until nothing is under way.
+/// Waits until nothing is in flight.
 fn settle(net: &Network, way: Way) -> Result<(), Error> {
     let begin = Instant::now();
     while tally(net, way)?.in_flight().packets > 0 {

@@ -1,8 +1,8 @@
-//! What was said and what arrived, and what that makes: latencies, losses, repeats, and how the talk came back.
+//! Records what was sent and what arrived, and computes latencies, losses, repeats and recovery times from it.
 
 use std::time::{Duration, Instant};
 
-/// A one-way stream of numbered messages: they must arrive once each and in order.
+/// A one-way stream of numbered messages; each must arrive once and in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stream {
     TextUp,
@@ -13,27 +13,27 @@ pub(super) enum Stream {
 
 impl Stream {
     const ALL: [Stream; 4] = [Stream::TextUp, Stream::TextDown, Stream::MediaUp, Stream::MediaDown];
-    /// Texts, by which the report goes.
+    /// The texts, on which the report is based.
     pub(super) const TEXTS: [Stream; 2] = [Stream::TextUp, Stream::TextDown];
 }
 
-/// Times of all messages of one trial.
+/// The times of all messages of one trial.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    /// When each was to be said, whatever kept it from being said then.
+    /// When each message was due, even if it was sent later.
     said: [Vec<Instant>; 4],
     arrived: [Vec<(usize, Instant)>; 4],
-    /// When each ping was to be sent, and how long its answer took from then.
+    /// When each ping was due, and how long its answer took from then.
     pub(super) pings: Vec<(Instant, Duration)>,
-    /// Pings that the connection's end left without an answer.
+    /// Pings without an answer because the connection ended.
     pub(super) pings_failed: usize,
     pub(super) presence_heard: usize,
-    /// Sessions of the phone, and those of them that began with 0-RTT.
+    /// Sessions of the phone; `early` counts those that began with 0-RTT.
     pub(super) sessions: usize,
     pub(super) early: usize,
 }
 
-/// Messages that did not arrive as they should.
+/// Messages that were lost, doubled or out of order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wrong {
     pub(super) lost: usize,
@@ -41,25 +41,25 @@ pub(super) struct Wrong {
     pub(super) disordered: usize,
 }
 
-/// How the talk came back after the network did.
+/// Recovery times after the network came back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recovery {
-    /// Until the first text arrived, from the phone or to it.
+    /// Until the first text arrived, in either direction.
     pub(super) first: Duration,
-    /// Until one had arrived each way.
+    /// Until a text had arrived in each direction.
     pub(super) both: Duration,
-    /// Until all had arrived that were said before the network's return.
+    /// Until all texts due before the network's return had arrived.
     pub(super) caught_up: Duration,
 }
 
 impl Book {
-    /// The number of the message that is said next.
+    /// Records a message and returns its number.
     pub(super) fn say(&mut self, stream: Stream, due: Instant) -> usize {
         self.said[stream as usize].push(due);
         self.said[stream as usize].len() - 1
     }
 
-    /// It could not be said after all.
+    /// Removes the last message, which could not be sent.
     pub(super) fn unsay(&mut self, stream: Stream) {
         self.said[stream as usize].pop();
     }
@@ -68,7 +68,7 @@ impl Book {
         self.arrived[stream as usize].push((number, at));
     }
 
-    /// Whether nothing is missing.
+    /// Whether no message is missing.
     pub(super) fn is_complete(&self) -> bool {
         self.wrong().lost == 0
     }
@@ -91,12 +91,12 @@ impl Book {
         wrong
     }
 
-    /// Messages that arrived, of all streams, between two instants.
+    /// Number of messages of all streams that arrived between two instants.
     pub(super) fn arrivals(&self, from: Instant, until: Instant) -> usize {
         self.arrived.iter().flatten().filter(|(_, at)| (from..until).contains(at)).count()
     }
 
-    /// Of texts that were due in this time: when, and how long they took.
+    /// The texts that were due between two instants, each with its due time and its latency.
     pub(super) fn deliveries(&self, from: Instant, until: Instant) -> Vec<(Instant, Duration)> {
         let texts = Stream::TEXTS.into_iter().flat_map(|stream| {
             let said = &self.said[stream as usize];
@@ -106,7 +106,8 @@ impl Book {
         due.map(|(due, at)| (due, at.saturating_duration_since(due))).collect()
     }
 
-    /// After the network works again; `since`: what was said before may still have been on its way and does not count.
+    /// Recovery times from `works_at` on. Texts due before `since` do not count as the first message, because they may
+    /// have been on the way already.
     pub(super) fn recovery(&self, since: Instant, works_at: Instant) -> Option<Recovery> {
         let after = |stream: Stream| {
             let said = &self.said[stream as usize];
@@ -158,7 +159,7 @@ mod tests {
         }
         let works_at = began + MS * 15;
         assert!(book.recovery(began, works_at).is_none());
-        // Said before the network went, and under way: does not count, with `since` later than it.
+        // Due before the network went and still on the way: it does not count, as `since` is later.
         book.arrive(Stream::TextUp, 0, works_at + MS);
         book.arrive(Stream::TextUp, 1, works_at + MS * 30);
         book.arrive(Stream::TextDown, 0, works_at - MS);

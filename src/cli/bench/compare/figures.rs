@@ -1,4 +1,4 @@
-//! All trials of a scenario and carrier in figures: medians over the seeds with their ranges, as a table and as JSON.
+//! All trials of a scenario and carrier as figures: medians over the seeds with their ranges, as a table and as JSON.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use super::book::Wrong;
 use super::scenario::{Event, Scenario};
 use super::trial::{Carrier, Outcome};
 
-/// The trials of one scenario over one carrier, one for each seed.
+/// The trials of one scenario over one carrier, one per seed.
 pub(super) struct Cell {
     pub(super) scenario: Scenario,
     pub(super) carrier: Carrier,
     pub(super) trials: Vec<Outcome>,
 }
 
-/// A figure of each seed: their median, the lowest and the highest.
+/// The median, lowest and highest of a figure over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Spread {
     median: f64,
@@ -55,7 +55,7 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// The value below which this share lies, by the nearest rank.
+/// The value below which this share lies, by the nearest-rank method.
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()
@@ -69,17 +69,17 @@ fn sorted(latencies: impl Iterator<Item = Duration>) -> Vec<f64> {
 
 type Samples = fn(&Outcome) -> &[(f64, Duration)];
 
-/// What latencies there are: their name, and where they are.
+/// The kinds of latency: name, and where an outcome has the samples.
 const LATENCIES: [(&str, Samples); 2] =
     [("ping", |outcome| &outcome.pings), ("delivery", |outcome| &outcome.deliveries)];
 const SHARES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
-/// Later than so many round trips of the path: something was lost, or waited for something that was.
+/// Beyond this many round trips of the path, a packet was lost or the message waited for one that was.
 const LATE_TRIPS: f64 = 1.5;
-/// Of all seeds together: one seed has too few for it.
+/// Computed over all seeds together, as one seed has too few samples.
 const RARE: (&str, f64) = ("p99.9", 0.999);
 
 impl Cell {
-    /// Milliseconds of all seeds, ascending.
+    /// The latencies of all seeds together in milliseconds, ascending.
     pub(super) fn pooled(&self, samples: Samples) -> Vec<f64> {
         sorted(self.trials.iter().flat_map(samples).map(|(_, took)| *took))
     }
@@ -89,7 +89,7 @@ impl Cell {
         Spread::of(self.trials.iter().filter_map(of_each))
     }
 
-    /// Percent of them that took longer than [`LATE_TRIPS`].
+    /// Percentage of samples that took longer than [`LATE_TRIPS`].
     fn late(&self, samples: Samples) -> Option<Spread> {
         let bound = ms(self.scenario.round_trip()) * LATE_TRIPS;
         let share = |trial: &Outcome| {
@@ -107,7 +107,7 @@ impl Cell {
         Spread::of(self.trials.iter().flat_map(|trial| &trial.recoveries).map(|recovery| ms(which(recovery))))
     }
 
-    /// Median and range of the time to the first message after the event, in milliseconds.
+    /// Time to the first message after the event, in milliseconds: lowest, median and highest.
     pub(super) fn first(&self) -> Option<(f64, f64, f64)> {
         self.recoveries(|recovery| recovery.first).map(|spread| (spread.low, spread.median, spread.high))
     }
@@ -166,7 +166,7 @@ impl Cell {
     }
 }
 
-/// Everything as Markdown.
+/// All figures as Markdown.
 pub(super) fn markdown(cells: &[Cell]) -> String {
     let mut text = String::new();
     let steady: Vec<&Cell> = cells.iter().filter(|cell| cell.scenario.event == Event::Nothing).collect();
@@ -250,7 +250,7 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
     text
 }
 
-/// The scenario's name and words, once for its carriers.
+/// The scenario's name, with its description for the first of its carriers.
 fn place(cell: &Cell) -> String {
     if cell.carrier == Carrier::Quic {
         format!("**{}**: {}", cell.scenario.name, cell.scenario.words)
@@ -259,7 +259,7 @@ fn place(cell: &Cell) -> String {
     }
 }
 
-/// The goals, each with its figure; nothing is said of what was not measured.
+/// The goals, each with its figure; leaves out what was not measured.
 pub(super) fn goals(cells: &[Cell]) -> String {
     let find = |name: &str, carrier| cells.iter().find(|cell| cell.scenario.name == name && cell.carrier == carrier);
     let met = |met: bool| if met { "met" } else { "MISSED" };

@@ -1,4 +1,5 @@
-//! `bimip bench compare`: QUIC against TLS over TCP, the same server, client and frames over the same emulated network.
+//! `bimip bench compare`: QUIC against TLS over TCP, with the same server, client and frames over the same emulated
+//! network.
 
 mod book;
 mod figures;
@@ -24,39 +25,39 @@ use crate::link::{self, PROFILES, Profile};
 
 /// Compare QUIC with TLS over TCP over an emulated mobile network
 ///
-/// A phone talks with a peer as phones do (pings, presence, 10 texts a second each way with their receipts, bursts of media
-/// metadata), over QUIC and over TLS on TCP (cubic and bbr), by the same client and server, over lossy and slow paths and
-/// through handovers, NATs and tunnels. Writes tables, JSON and plots. It takes root or the like, and /dev/net/tun; where
-/// there can be no link it exits with 77.
+/// A phone and a peer exchange what phones do (pings, presence, 10 texts a second each way with receipts, bursts of
+/// media metadata). The same client and server use QUIC and TLS on TCP (cubic and bbr), over lossy and slow paths and
+/// through handovers, NATs and tunnels. Writes tables, JSON and plots. Needs root or equivalent rights, and
+/// /dev/net/tun; exits with 77 where no link can be made.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Only these; without it all
+    /// Scenarios to run [all]
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = SCENARIOS.map(|scenario| scenario.name))]
     scenario: Vec<String>,
-    /// Trials of each scenario and transport, each with chances of its own
+    /// Trials of each scenario and transport, each with its own random seed
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// How long the talk is measured where nothing happens to the network
+    /// Length of the measurement in scenarios in which nothing happens to the network
     #[arg(long, default_value_t = 40, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
     seconds: u64,
-    /// Only these transports
+    /// Transports to compare
     #[arg(long, value_enum, value_name = "TRANSPORT", value_delimiter = ',', default_values_t = Carrier::ALL)]
     transport: Vec<Carrier>,
-    /// Trials at once, each in networks of its own; they are idle most of the time
+    /// Concurrent trials, each in a network of its own; they are idle most of the time
     #[arg(long, default_value_t = 6, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
     at_once: u8,
-    /// Where report.md, report.json and the plots go
+    /// Folder for report.md, report.json and the plots
     #[arg(long, default_value = "compare", value_name = "DIR")]
     out: PathBuf,
-    /// Also write QUIC traces of the phone and the server there, a folder for each trial, with the phone's pings
+    /// Also write QUIC traces of phone and server to this folder, with the phone's pings, in one folder per trial
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
 }
 
-/// Probes each way that measure loss: enough to see a profile that is not what it says, in seconds.
+/// Probes each way that measure loss: enough to find a wrong profile within seconds.
 const PROBES: usize = 3_000;
 
-/// Whether the emulated network does what the scenarios ask of it; what was measured, in a sentence.
+/// Checks that the emulated network behaves as the scenarios require; returns the result in a sentence.
 fn check_link(scenarios: &[Scenario]) -> Result<String, Failure> {
     let used = |profile: Profile| scenarios.iter().any(|scenario| [scenario.wifi, scenario.lte].contains(&profile));
     let profiles = PROFILES.into_iter().filter(|(.., profile)| used(*profile));

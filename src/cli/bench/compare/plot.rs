@@ -1,5 +1,5 @@
-//! The comparison in pictures, each as SVG and as PNG: latency distributions, the time line of a handover, and how soon
-//! the first message comes after each event.
+//! Plots of the comparison as SVG and PNG: latency distributions, the timeline of a handover, and the time to the first
+//! message after each event.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::figures::Cell;
 use super::scenario::Event;
 use super::trial::{Carrier, Outcome};
 
-/// Fonts that machines have; the first that is there is taken.
+/// Common fonts; the first that exists is used.
 const FONTS: [&str; 4] = [
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
     "/usr/share/fonts/TTF/DejaVuSans.ttf",
@@ -21,7 +21,7 @@ const FONTS: [&str; 4] = [
     "/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf",
 ];
 
-/// Told apart also by who sees no colours: blue, vermilion, and a light orange (after Okabe and Ito).
+/// Colours that colour-blind readers can distinguish, too: blue, vermilion and a light orange (after Okabe and Ito).
 fn colour(carrier: Carrier) -> RGBColor {
     match carrier {
         Carrier::Quic => RGBColor(0, 114, 178),
@@ -30,11 +30,11 @@ fn colour(carrier: Carrier) -> RGBColor {
     }
 }
 
-/// Draws what there are figures for.
+/// Draws each plot for which there are figures.
 pub(super) fn draw(cells: &[Cell], folder: &Path) -> anyhow::Result<()> {
     let font = FONTS.iter().find_map(|path| std::fs::read(path).ok());
     let font = font.context("plots need a font: install DejaVu Sans (Debian's fonts-dejavu-core)")?;
-    // Once in a process, for its whole life.
+    // Registered once per process, so it may live as long.
     let font: &'static [u8] = font.leak();
     register_font("sans-serif", FontStyle::Normal, font).map_err(|_| anyhow!("the font cannot be read"))?;
 
@@ -64,7 +64,7 @@ pub(super) fn draw(cells: &[Cell], folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is drawn, on either of the two: a closure cannot be generic, so it takes what both can be made into.
+/// A canvas of either format. A closure cannot be generic, so it takes this enum of both.
 enum Canvas<'a> {
     Svg(DrawingArea<SVGBackend<'a>, Shift>),
     Png(DrawingArea<BitMapBackend<'a>, Shift>),
@@ -110,7 +110,7 @@ fn failed<E: std::fmt::Display>(error: E) -> anyhow::Error {
     anyhow!("drawing: {error}")
 }
 
-/// Round milliseconds, for a logarithmic axis.
+/// An axis label, for round milliseconds.
 fn time(ms: &f64) -> String {
     if *ms >= 1000.0 { format!("{} s", ms / 1000.0) } else { format!("{ms} ms") }
 }
@@ -197,7 +197,7 @@ fn time_line_on<B: DrawingBackend>(
             .label_style(("sans-serif", 14))
             .draw()
             .map_err(failed)?;
-        // The gap, in which there is no network.
+        // Shade the gap in which there is no network.
         chart
             .draw_series([Rectangle::new([(-0.3, 5.0), (0.0, 30_000.0)], BLACK.mix(0.12).filled())])
             .map_err(failed)?;

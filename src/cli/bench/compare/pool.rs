@@ -1,18 +1,19 @@
-//! Runs trials, some at once.
+//! Runs several trials at a time.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// From the beginning of one trial to that of the next: the moments that are measured are short, and trials of one kind
-/// would otherwise reach theirs together and wait for the processor.
+/// Delay between the starts of the first trials. What is measured takes moments; without the delay, trials of one kind
+/// would reach these moments together and compete for the processor.
 pub(super) const APART: Duration = Duration::from_millis(400);
 
-/// Each job with what came of it, begun at least so far `apart` at first, in the order in which they ended.
+/// Runs each job and returns it with its outcome, in the order of completion. The first jobs start `apart` from each
+/// other.
 ///
 /// # Errors
 ///
-/// The first that a job gave. No further job is begun then.
+/// The first error of a job. No further job is started then.
 pub(super) fn run<J: Send, O: Send>(
     jobs: impl IntoIterator<Item = J>,
     at_once: u8,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::link::Profile;
 
-/// The gap of a handover: between the last packet on the old path and the first on the new one.
+/// The gap of a handover: the time between the last packet on the old path and the first on the new one.
 const GAP: Duration = Duration::from_millis(300);
 
 /// One row of the comparison.
@@ -20,26 +20,26 @@ pub(super) struct Scenario {
 /// What happens while the phone talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Nothing but the profile.
+    /// The profile alone.
     Nothing,
-    /// From Wi-Fi to LTE. `hinted`: the application learns of it when the route has changed, as from a phone's operating
-    /// system, and calls `network_changed`; otherwise nobody tells it.
+    /// From Wi-Fi to LTE. If `hinted`, the application calls `network_changed` once the route has changed, as after a
+    /// notice of a phone's operating system; otherwise it is not told.
     HandOver { gap: Duration, hinted: bool },
-    /// The NAT forgets its mappings; nobody tells the phone.
+    /// The NAT forgets its mappings; the phone is not told.
     Rebinding,
-    /// The radio is off for a while; the application learns that it is back.
+    /// The radio is off for a while; the application is told when it is back.
     Tunnel(Duration),
-    /// A device that has never been here connects with a full outbox.
+    /// A device that has never connected before starts with a full outbox.
     ColdStart,
 }
 
 impl Event {
-    /// How often in a trial, and how long the talk goes on after each.
+    /// How often the event happens in a trial, and how long the talk goes on after each time.
     pub(super) fn repeats(self) -> (u32, Duration) {
         match self {
             Event::Nothing => (0, Duration::ZERO),
             Event::HandOver { hinted: true, .. } | Event::Rebinding => (3, Duration::from_secs(6)),
-            // As long as a silent path may take to be given up, and then some.
+            // Longer than it may take to give up a silent path.
             Event::HandOver { hinted: false, .. } => (1, Duration::from_secs(24)),
             Event::Tunnel(_) => (1, Duration::from_secs(8)),
             Event::ColdStart => (4, Duration::ZERO),
@@ -58,7 +58,7 @@ const fn moving(name: &'static str, words: &'static str, event: Event) -> Scenar
     Scenario { name, words, wifi: Profile::WIFI, lte: Profile::LTE, event }
 }
 
-/// All of them, in the order of the report.
+/// All scenarios, in the order of the report.
 pub(super) const SCENARIOS: [Scenario; 13] = [
     LOSSY,
     lossy("loss1", "40 ms, 1 % lost each way", Profile::LOSS_1),
@@ -83,7 +83,7 @@ pub(super) const SCENARIOS: [Scenario; 13] = [
 ];
 
 impl Scenario {
-    /// Round trip of the path on which the phone is after the event, without queues.
+    /// The round trip of the path in use after the event, without queues.
     pub(super) fn round_trip(&self) -> Duration {
         let profile = match self.event {
             Event::HandOver { .. } => self.lte,

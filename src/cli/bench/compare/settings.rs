@@ -1,4 +1,4 @@
-//! `bimip bench settings`: what keep-alives, idle time-outs and windows do for a phone, on the emulated network.
+//! `bimip bench settings`: the effect of keep-alives, idle timeouts and windows on a phone, over the emulated network.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,23 +15,24 @@ use crate::client::{Content, Device, Event, Events};
 use crate::config::QuicConfig;
 use crate::link::{self, Counters, Path, Plan, Profile, Protocol, Way};
 
-/// Measure keep-alives, idle time-outs and windows on an emulated mobile network
+/// Measure keep-alives, idle timeouts and windows on an emulated mobile network
 ///
-/// `keep-alive`: a phone says nothing behind a NAT that forgets; then somebody writes to it. `tunnel`: the same in a
-/// tunnel of which nobody tells the phone. `knock`: it has something to say itself there. `window`: a backlog comes in, or an outbox goes out. Like `compare` it takes root
-/// or the like, and exits with 77 where there can be no network.
+/// `keep-alive`: a phone is silent behind a NAT that forgets its mappings; then somebody writes to it. `tunnel`: the
+/// same in a tunnel; afterwards the application is told of it or not. `knock`: the phone itself has something to send
+/// in the tunnel. `window`: a backlog comes in, or an outbox goes out. Needs root or equivalent rights, as `compare`
+/// does, and exits with 77 where no network can be made.
 #[derive(clap::Args)]
 pub(in crate::cli::bench) struct Args {
-    /// Only these
+    /// Measurements to run
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',', default_values_t = What::ALL)]
     what: Vec<What>,
-    /// Trials of each row, each with chances of its own
+    /// Trials of each row, each with its own random seed
     #[arg(long, default_value_t = 3, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// How long a phone says nothing behind a NAT
+    /// How long the phone is silent behind the NAT
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(30..=3600))]
     silence: u64,
-    /// Trials at once of those in which little happens; windows are measured one by one
+    /// Concurrent trials, where little happens; windows are measured one at a time
     #[arg(long, default_value_t = 12, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=64))]
     at_once: u8,
 }
@@ -44,16 +45,16 @@ enum What {
     Window,
 }
 
-/// Longer than any way back out of a tunnel.
+/// Longer than any recovery after a tunnel takes.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(180);
-/// How often the NAT's mappings are looked at.
+/// How often the NAT checks whether the phone was silent long enough.
 const NAT_LOOK: Duration = Duration::from_millis(50);
 /// By how much the ends of tunnels differ from seed to seed.
 const KNOCK_PHASE: Duration = Duration::from_millis(190);
-/// After sign-in, until all that follows it is over.
+/// Time after sign-in until all traffic that follows it has ended.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// One row of a table: a setting, under a condition.
+/// One row of a table: a setting under a condition.
 #[derive(Clone, Copy, Debug)]
 enum Row {
     KeepAlive { every: Option<u64>, nat: u64 },
@@ -62,16 +63,16 @@ enum Row {
     Window { kib: u32, path: &'static str, up: bool },
 }
 
-/// What one trial of a row found.
+/// The result of one trial of a row.
 struct Found {
-    /// Until the message was there, or the last of them.
+    /// Until the message had arrived, or the last of them.
     after: Duration,
-    /// Sessions that the phone began in the meantime.
+    /// Sessions that the phone began meanwhile.
     sessions: usize,
-    /// Up and down while nothing was said.
+    /// Packets in both directions while nothing was said; `bytes` are theirs.
     packets: u64,
     bytes: u64,
-    /// How long that was.
+    /// How long nothing was said.
     quiet: Duration,
 }
 
@@ -87,7 +88,7 @@ impl Args {
         Ok(())
     }
 
-    /// What each trial of each row found.
+    /// Runs all trials and returns their results by row.
     fn work(&self, rows: &[Row], at_once: u8) -> anyhow::Result<Vec<Vec<Found>>> {
         let jobs = (1..=self.seeds).flat_map(|seed| (0..rows.len()).map(move |index| (index, seed)));
         let done = pool::run(jobs, at_once, pool::APART, |(index, seed)| {
@@ -179,7 +180,7 @@ impl What {
     }
 }
 
-/// Median (lowest–highest).
+/// The median and the range: `median (lowest–highest)`.
 fn spread(found: &[Found], figure: impl Fn(&Found) -> f64) -> String {
     let mut figures: Vec<f64> = found.iter().map(figure).collect();
     figures.sort_by(f64::total_cmp);
@@ -217,7 +218,7 @@ fn text(number: usize, bytes: usize) -> Content {
     Content::Text(format!("{number:.<bytes$}"))
 }
 
-/// Until the phone or the peer has the text of this number; sessions begun on the way.
+/// Waits until the device gets the text of this number; returns the number of sessions begun meanwhile.
 async fn heard(events: &mut Events, number: usize) -> anyhow::Result<usize> {
     let mut sessions = 0;
     let hearing = async {
@@ -238,7 +239,7 @@ async fn heard(events: &mut Events, number: usize) -> anyhow::Result<usize> {
     Ok(sessions)
 }
 
-/// Both signed in and at rest.
+/// Waits until phone and peer are signed in and idle.
 fn rest(stage: &Stage, phone: &Device, events: &mut Events, peer: &Device) -> anyhow::Result<()> {
     stage.phone_side.block_on(connected(phone))?;
     stage.server_side.block_on(connected(peer))?;
@@ -264,7 +265,7 @@ fn keep_alive(every: Option<Duration>, nat: Duration, silence: Duration, seed: u
     let control = stage.net.control().clone();
     let over = AtomicBool::new(false);
     let found = std::thread::scope(|scope| {
-        // Only what the phone sends keeps a mapping (RFC 4787, REQ-6).
+        // Only packets from the phone refresh a mapping (RFC 4787, REQ-6).
         let forgetting = scope.spawn(|| {
             let (mut sent, mut since, mut forgotten) = (0, Instant::now(), false);
             while !over.load(Ordering::Relaxed) {
@@ -323,7 +324,7 @@ fn tunnel(idle: Duration, length: Duration, told: bool, seed: u64) -> anyhow::Re
     Ok(found)
 }
 
-/// A phone that waits for an answer in the dark asks for life, as nobody tells it when that ends.
+/// A phone that waits for an answer in the dark knocks (protocol.md §1), because it is not told when the tunnel ends.
 fn knock(length: Duration, seed: u64) -> anyhow::Result<Found> {
     let mut stage = stage(Profile::LTE, seed, QuicConfig::default())?;
     let builder = stage.device("phone", "pocket")?;
@@ -334,7 +335,7 @@ fn knock(length: Duration, seed: u64) -> anyhow::Result<Found> {
     let before = control.counters()?;
     control.black_out(Path::Wifi, true)?;
     phone.submit(phone.draft(&eid("peer")?, text(1, 80)))?;
-    // So that trials end at other moments between two knocks.
+    // Trials end at different moments between two knocks.
     sleep(length + KNOCK_PHASE * seed as u32);
     let (packets, bytes) = counted(&before, &control.counters()?);
     let light = control.black_out(Path::Wifi, false)?;
@@ -375,7 +376,7 @@ fn coming_in(profile: Profile, kib: u32, texts: usize, seed: u64) -> anyhow::Res
     Ok(found)
 }
 
-/// A full outbox of a phone.
+/// Texts in a phone's full outbox.
 fn going_out(profile: Profile, kib: u32, texts: usize, seed: u64) -> anyhow::Result<Found> {
     let quic = QuicConfig {
         stream_receive_window: kib * 1024,
@@ -390,7 +391,7 @@ fn going_out(profile: Profile, kib: u32, texts: usize, seed: u64) -> anyhow::Res
     let builder = stage.device("phone", "pocket")?;
     let (phone, _phone_events) = stage.phone_side.block_on(async { builder.connect() })?;
     for number in 1..=texts {
-        // Its task takes some commands at a time.
+        // The device's command queue is bounded.
         while let Err(error) = phone.submit(phone.draft(&to, text(number, 2_000))) {
             ensure!(began.elapsed() < ARRIVES_WITHIN, "the outbox takes no more: {error}");
             sleep(Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! What a trial leaves for who wants to know why: QUIC traces of both sides, and the phone's pings on its trace's clock.
+//! Files of a trial for later analysis: QUIC traces of both sides, and the phone's pings on the clock of its trace.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::transport::qlog::Traces;
 pub(super) struct Tracing {
     folder: PathBuf,
     phone: Traces,
-    /// When each trace of the phone began.
+    /// When each of the phone's traces began.
     began: Arc<Mutex<Vec<Instant>>>,
 }
 
@@ -34,13 +34,14 @@ impl Tracing {
         builder.qlog(move || {
             let mut began = began.lock().unwrap_or_else(PoisonError::into_inner);
             let trace = traces.begin(&format!("{:04}", began.len()))?;
-            // quinn's clock of a trace begins right after this.
+            // The clock of quinn's trace starts right after this.
             began.push(Instant::now());
             Some(Box::new(trace))
         })
     }
 
-    /// `pings.csv`: when each was due, in seconds of the phone's last trace, and its round trip in milliseconds.
+    /// Writes `pings.csv`: when each ping was due, in seconds of the phone's last trace, and its round trip in
+    /// milliseconds.
     pub(super) fn keep_pings(&self, pings: &[(Instant, Duration)]) -> anyhow::Result<()> {
         let Some(began) = self.began.lock().unwrap_or_else(PoisonError::into_inner).last().copied() else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! One trial: a server, a phone and a peer of its own over an emulated network of its own.
+//! One trial: its own server, phone and peer over its own emulated network.
 
 use std::future::Future;
 use std::path::Path;
@@ -21,24 +21,24 @@ use crate::link::{Network, Path as LinkPath, Plan, Runtime, Way};
 use crate::server::Server;
 use crate::wire::{Author, AwarenessStatus, DeviceId, Eid, Lane, MediaType};
 
-/// The talk before anything is measured: sign-ins, slow start, the presence of both.
+/// Talk before the measurement starts: covers sign-ins, slow start and the presence of both.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// Between two texts of a side, and two pings.
+/// Time between two texts of a side; below, between two pings.
 const TEXT_EVERY: Duration = Duration::from_millis(100);
 const PING_EVERY: Duration = Duration::from_millis(200);
-/// Between two bursts of media metadata, and their length.
+/// Time between two bursts of media metadata; below, messages in a burst.
 const MEDIA_EVERY: Duration = Duration::from_secs(5);
 const MEDIA_BURST: usize = 10;
 const PRESENCE_EVERY: Duration = Duration::from_secs(5);
-/// A text as people write them.
+/// A typical length of a text.
 const TEXT_BYTES: usize = 80;
-/// What waits in the outbox of a device that starts.
+/// Texts in the outbox of a device that starts.
 const OUTBOX: usize = 100;
-/// What was said arrives by then, or is lost.
+/// A message that has not arrived within this time is lost.
 const SETTLED_WITHIN: Duration = Duration::from_secs(45);
 const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What carries the phone's connection.
+/// The transport of the phone's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Carrier {
     Quic,
@@ -73,12 +73,12 @@ impl Carrier {
     }
 }
 
-/// What one trial found. Times on the time line are seconds since its first event, or since the measuring began.
+/// The result of one trial. Its times are seconds since the first event, or since the measurement began.
 #[derive(Debug)]
 pub(super) struct Outcome {
     /// When each ping was due, and its round trip.
     pub(super) pings: Vec<(f64, Duration)>,
-    /// When each text was due, and how long it took to the other side's application.
+    /// When each text was due, and its latency to the application at the other side.
     pub(super) deliveries: Vec<(f64, Duration)>,
     pub(super) recoveries: Vec<Recovery>,
     pub(super) wrong: Wrong,
@@ -86,12 +86,12 @@ pub(super) struct Outcome {
     pub(super) sessions: usize,
     pub(super) early: usize,
     pub(super) presence_heard: usize,
-    /// Both directions, IP headers included, for each message that arrived meanwhile.
+    /// Packets of both directions for each message that arrived meanwhile; bytes include IP headers.
     pub(super) packets_per_message: f64,
     pub(super) bytes_per_message: f64,
-    /// Of the packets offered, those that the link lost.
+    /// Share of the offered packets that the link lost.
     pub(super) lost_packets: f64,
-    /// Nothing spoiled it: packets that the link itself was too slow for.
+    /// Packets that the link itself was too slow for; anything but 0 invalidates the trial.
     pub(super) overrun: u64,
 }
 
@@ -109,7 +109,8 @@ pub(super) struct Stage {
     _data: tempfile::TempDir,
 }
 
-/// Runs it; `steady`: how long the talk is measured where nothing happens; `traces`: a folder for those of QUIC.
+/// Runs a trial. `steady` is the length of the measurement if nothing happens to the network, `traces` a folder for
+/// QUIC traces.
 pub(super) fn run(
     scenario: &Scenario,
     carrier: Carrier,
@@ -131,7 +132,7 @@ impl Stage {
             net.control().set_congestion_control(algorithm)?;
         }
         let (phone_side, server_side) = (net.phone().runtime(1)?, net.server().runtime(2)?);
-        // Beside the working directory: a file system in memory would make commits look too good.
+        // In the working directory, because commits on an in-memory file system would be too fast.
         let data = tempfile::Builder::new().prefix("bimip-compare-").tempdir_in(".")?;
         let unlimited = Rate::default();
         let config = Config {
@@ -165,7 +166,7 @@ impl Stage {
         })
     }
 
-    /// The phone, which starts over the emulated network.
+    /// The phone, connected over the emulated network.
     fn phone(&self, device: &str) -> anyhow::Result<(Device, Events)> {
         let mut builder = self.device("phone", device)?.transports(Transports::Only(self.carrier.transport()));
         if let Some(traces) = &self.traces {
@@ -175,7 +176,7 @@ impl Stage {
         Ok(started?)
     }
 
-    /// Whom it talks to: beside the server, without a network between them, over QUIC.
+    /// The phone's peer: in the server's namespace, with no network in between, over QUIC.
     pub(super) fn peer(&self) -> anyhow::Result<(Device, Events)> {
         let builder = self.device("peer", "desk")?;
         Ok(self.server_side.block_on(async { builder.connect() })?)
@@ -224,7 +225,7 @@ impl Stage {
         let (repeats, after) = scenario.event.repeats();
         for number in 0..repeats {
             if number == 0 {
-                // A little of what it was like before, for the time line.
+                // Keep some of the time before the event, for the timeline.
                 sleep(Duration::from_secs(2));
             }
             events.push(self.happen(scenario.event, number, &phone)?);
@@ -236,7 +237,7 @@ impl Stage {
         while !self.book().is_complete() && Instant::now() < settled_by {
             sleep(Duration::from_millis(20));
         }
-        // Whatever comes twice has time to.
+        // Give second copies time to arrive.
         sleep(Duration::from_millis(500));
 
         let wire = counted - before;
@@ -251,7 +252,7 @@ impl Stage {
         Ok(outcome)
     }
 
-    /// Lets it happen; from when on what is said counts, and when the network worked again.
+    /// Makes the event happen. Returns from when on messages count, and when the network worked again.
     fn happen(&self, event: Happening, number: u32, phone: &Device) -> anyhow::Result<(Instant, Instant)> {
         let control = self.net.control();
         match event {
@@ -355,7 +356,7 @@ impl Stage {
         locked(&self.book)
     }
 
-    /// Writes down what a side hears.
+    /// Records the events of one side.
     fn hear(&self, side: &Runtime, mut events: Events, text: Stream, media: Stream) {
         let book = self.book.clone();
         let is_phone = text == Stream::TextDown;
@@ -363,7 +364,7 @@ impl Stage {
             while let Some(event) = events.next().await {
                 let mut book = locked(&book);
                 match event {
-                    // Of what the user's other devices have said there are copies too.
+                    // Skip copies of what the user's own devices have sent.
                     Event::Message(message) if message.author == Author::Receiver => {
                         let (stream, words) = match &message.content {
                             Content::Text(words) => (text, words),
@@ -397,7 +398,7 @@ pub(super) async fn connected(device: &Device) -> anyhow::Result<()> {
     session.map(drop).map_err(|reason| anyhow::anyhow!("no session: {reason}"))
 }
 
-/// At each beat; one that comes late is made up for, as people do not wait for each other's networks.
+/// Acts at each beat. Missed beats are made up for, as people do not wait for each other's networks.
 async fn at_each<F: Future<Output = ()>>(beat: Duration, mut act: impl FnMut(Instant) -> F) {
     let mut beats = interval_at(tokio::time::Instant::now() + beat, beat);
     beats.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -407,7 +408,7 @@ async fn at_each<F: Future<Output = ()>>(beat: Duration, mut act: impl FnMut(Ins
     }
 }
 
-/// Says a message if there is room for it.
+/// Sends a message if the device's queue has room.
 fn say(device: &Device, to: &Eid, stream: Stream, book: &Mutex<Book>, due: Instant) {
     let mut book = locked(book);
     let number = book.say(stream, due);
@@ -448,7 +449,7 @@ async fn presence(device: Device) {
     at_each(PRESENCE_EVERY, |_| {
         away = !away;
         let (device, status) = (device.clone(), if away { AwarenessStatus::Away } else { AwarenessStatus::Online });
-        // Without a connection it is told with the next one.
+        // Without a connection, the next one announces it.
         async move { drop(device.set_presence(status, true, None).await) }
     })
     .await;
@@ -457,7 +458,7 @@ async fn presence(device: Device) {
 async fn pings(device: Device, book: Arc<Mutex<Book>>) {
     at_each(PING_EVERY, |due| {
         let (device, book) = (device.clone(), book.clone());
-        // None waits for the one before.
+        // Pings do not wait for each other.
         tokio::spawn(async move {
             let answer = device.ping().await;
             let mut book = locked(&book);

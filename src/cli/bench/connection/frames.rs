@@ -1,4 +1,4 @@
-//! Frames that devices under measurement send.
+//! The frames that measured devices send.
 
 use bytes::Bytes;
 
@@ -6,12 +6,12 @@ use crate::clock::Now;
 use crate::wire::proto::{AcknowledgmentRequest, MediaPayloadRequest, TextPayloadRequest, VersionUpdate};
 use crate::wire::{AckStatus, Eid, MessageScheme, Payload, encode_frame, envelope};
 
-/// A text's frame.
+/// A frame with a text.
 pub(in crate::cli::bench) fn text(from: &Eid, to: &Eid, local_id: &str, content: &str) -> Bytes {
     numbered_text(from, to, local_id, content, 0)
 }
 
-/// The same with a request id, which an error names; 0: none.
+/// As [`text`], with a request id for errors to refer to; 0 for none.
 pub(in crate::cli::bench) fn numbered_text(
     from: &Eid,
     to: &Eid,
@@ -30,7 +30,7 @@ pub(in crate::cli::bench) fn numbered_text(
     encode_frame(&MessageScheme { request_id, ..envelope(Payload::TextPayloadRequest(text)) })
 }
 
-/// A media message's frame.
+/// A frame with the metadata of a media message.
 pub(in crate::cli::bench) fn media(from: &Eid, to: &Eid, local_id: &str) -> Bytes {
     let media = MediaPayloadRequest {
         from: Some(from.identity()),
@@ -47,7 +47,7 @@ pub(in crate::cli::bench) fn media(from: &Eid, to: &Eid, local_id: &str) -> Byte
     encode_frame(&envelope(Payload::MediaPayloadRequest(media)))
 }
 
-/// `reader` has received a message of `sender`.
+/// A frame by which `reader` acknowledges a message of `sender` as delivered.
 pub(in crate::cli::bench) fn receipt(reader: &Eid, sender: &Eid, message_id: String, request_id: i64) -> Bytes {
     let receipt = AcknowledgmentRequest {
         from: Some(reader.identity()),
@@ -60,7 +60,7 @@ pub(in crate::cli::bench) fn receipt(reader: &Eid, sender: &Eid, message_id: Str
     encode_frame(&MessageScheme { request_id, ..envelope(Payload::AcknowledgmentRequest(receipt)) })
 }
 
-/// A sender's answer to a VersionUpdate, which releases the message where the session is not pipelined.
+/// A frame with the sender's answer to a VersionUpdate, which releases the message if the session is not pipelined.
 pub(in crate::cli::bench) fn answer(update: VersionUpdate) -> Bytes {
     encode_frame(&envelope(Payload::VersionUpdate(VersionUpdate { r#type: 2, status: 2, ..update })))
 }

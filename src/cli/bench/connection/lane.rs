@@ -1,4 +1,4 @@
-//! One lane of a device, over either transport: frames out, queued so that writing never keeps from reading, and frames in.
+//! One lane of a device, over either transport. Outgoing frames are queued, so that writing never blocks reading.
 
 use std::collections::VecDeque;
 
@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use super::FRAME_BYTES_MAX;
 use crate::wire::{FrameDecoder, Lane, MessageScheme, open_envelope};
 
-/// Frames that go out at once.
+/// Frames written at a time.
 const BATCH_MAX: usize = 64;
 
-/// Frames of one lane, on their way out.
+/// The sending half of a lane.
 pub(in crate::cli::bench) struct Writer {
     queue: VecDeque<Bytes>,
     way: WayOut,
@@ -21,7 +21,7 @@ pub(in crate::cli::bench) struct Writer {
 
 enum WayOut {
     Quic(SendStream),
-    /// To the task that writes the one stream of all lanes; whole frames, each behind its lane's byte.
+    /// Sends to the task that writes the shared stream: whole frames, each after its lane's byte.
     Tcp(Lane, mpsc::Sender<Bytes>),
 }
 
@@ -34,17 +34,17 @@ impl Writer {
         Writer { queue: VecDeque::new(), way: WayOut::Tcp(lane, frames) }
     }
 
-    /// Adds a frame; [`Writer::advance`] takes it along.
+    /// Queues a frame for [`Writer::advance`].
     pub(in crate::cli::bench) fn queue(&mut self, frame: Bytes) {
         self.queue.push_back(frame);
     }
 
-    /// Frames that wait.
+    /// Number of queued frames.
     pub(in crate::cli::bench) fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// Writes as much of the queue as the connection takes now, once it takes any. Cut off, it has done nothing.
+    /// Waits until the connection accepts data, then writes as much of the queue as it accepts. Cancel safe.
     pub(in crate::cli::bench) async fn advance(&mut self) -> anyhow::Result<()> {
         match &mut self.way {
             WayOut::Quic(send) => {
@@ -67,7 +67,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes all of the queue.
+    /// Writes the whole queue.
     pub(in crate::cli::bench) async fn flush(&mut self) -> anyhow::Result<()> {
         while !self.queue.is_empty() {
             self.advance().await?;
@@ -75,14 +75,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes one frame, and what waited before it.
+    /// Writes the queue and then one more frame.
     pub(in crate::cli::bench) async fn send(&mut self, frame: Bytes) -> anyhow::Result<()> {
         self.queue(frame);
         self.flush().await
     }
 }
 
-/// Frames of one lane, as they come.
+/// The receiving half of a lane.
 pub(in crate::cli::bench) struct Reader(WayIn);
 
 enum WayIn {
@@ -99,7 +99,7 @@ impl Reader {
         Reader(WayIn::Tcp(frames))
     }
 
-    /// The next envelope. Cut off, it has lost nothing.
+    /// Receives the next envelope. Cancel safe.
     pub(in crate::cli::bench) async fn next(&mut self) -> anyhow::Result<MessageScheme> {
         loop {
             if let Some(scheme) = self.ready()? {

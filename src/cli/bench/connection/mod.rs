@@ -1,5 +1,5 @@
-//! The load generator's device: one signed-in connection with its control and chat lanes, as thin as can be, so that
-//! what is measured is the server.
+//! The load generator's device: one signed-in connection with its control and chat lanes, as thin as possible, so that
+//! the measurement shows the server.
 
 mod frames;
 mod lane;
@@ -24,22 +24,22 @@ use crate::transport::quic::roomy_socket;
 use crate::wire::proto::{PingPong, SessionAccept, SessionOpen, SubscriberAddRequest};
 use crate::wire::{ALPN, DeviceId, Eid, Lane, Payload, encode_frame, envelope};
 
-/// Frames over this are the server's fault.
+/// A longer frame is an error of the server.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// A server that has ended its lanes closes the connection by then.
+/// How long after its lanes the server may take to close the connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-/// What carries the devices' connections.
+/// The transport of the devices' connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Transport {
-    /// A stream for each lane
+    /// QUIC, a stream for each lane
     Quic,
     /// TLS on TCP, one stream for all lanes
     Tcp,
 }
 
-/// How to reach the server and sign in there.
+/// How to reach the server and sign in.
 pub(super) struct Target {
     endpoint: Endpoint,
     pub(super) server: SocketAddr,
@@ -49,18 +49,18 @@ pub(super) struct Target {
     signer: crate::auth::Signer,
 }
 
-/// Who signs in, and how.
+/// Who signs in, and with which options.
 pub(super) struct SignIn<'a> {
-    /// Of `name@localhost`.
+    /// The local part of `name@localhost`.
     pub(super) name: &'a str,
     pub(super) device: &'a str,
     pub(super) pipelined: bool,
-    /// The log's entries after it are delivered; `None`: those after the stored cursor.
+    /// Log entries after this sequence are delivered; with `None`, those after the stored cursor.
     pub(super) resume_from: Option<i64>,
 }
 
 impl Target {
-    /// One UDP socket for all devices of QUIC.
+    /// Opens one UDP socket, which all QUIC devices share.
     pub(super) fn new(subject: &Subject) -> anyhow::Result<Target> {
         let mut roots = rustls::RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(&subject.ca);
@@ -87,11 +87,11 @@ impl Target {
         })
     }
 
-    /// Signs in with a token that nobody signed, and waits to be closed.
+    /// Tries to sign in with a forged token and waits until the server closes the connection.
     pub(super) async fn refused(&self, name: &str) -> anyhow::Result<()> {
         let who = SignIn { name, device: "bench", pipelined: true, resume_from: None };
         let (_, mut open) = self.session_open(&who)?;
-        // Well-formed, so that its signature is really looked at.
+        // Well-formed, so that the server does verify its signature.
         open.token = forged(&open.token);
         let connection = self.dial().await?;
         let (mut control, mut answers) = connection.open(Lane::Control).await?;
@@ -104,7 +104,7 @@ impl Target {
         Ok(())
     }
 
-    /// Connects, opens control and chat, and signs in: the user's only device.
+    /// Connects, opens control and chat, and signs in as the user's only device.
     pub(super) async fn device(&self, name: &str, pipelined: bool) -> anyhow::Result<Device> {
         self.sign_in(SignIn { name, device: "bench", pipelined, resume_from: None }).await
     }
@@ -149,7 +149,8 @@ impl Target {
     }
 }
 
-/// One UDP socket for many connections. What does not fit into its buffer is lost, which would be the measuring's fault.
+/// One UDP socket for many connections. Its buffer is large, because packets that it dropped would be the fault of the
+/// measurement.
 pub(super) fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<Endpoint> {
     Endpoint::new(EndpointConfig::default(), server, roomy_socket(address)?, Arc::new(TokioRuntime))
 }
@@ -165,7 +166,7 @@ fn forged(token: &str) -> String {
     }
 }
 
-/// A connection of either kind.
+/// A connection over either transport.
 pub(super) enum Connection {
     Quic(quinn::Connection),
     Tcp(tcp::Connection),
@@ -181,14 +182,14 @@ impl Connection {
             }
             Connection::Tcp(connection) => connection.open(lane)?,
         };
-        // A frame of no length opens a lane and says nothing else; control's first frame has to be the sign-in.
+        // An empty frame opens a lane (protocol.md §1). The first frame on control must be the sign-in.
         if lane != Lane::Control {
             writer.send(bytes::Bytes::from_static(&[0])).await?;
         }
         Ok((writer, reader))
     }
 
-    /// Cuts the device off: what is on the way is lost.
+    /// Drops the connection: data in flight are lost.
     pub(super) fn close(&self) {
         match self {
             Connection::Quic(connection) => connection.close(0u8.into(), b"done"),
@@ -196,10 +197,10 @@ impl Connection {
         }
     }
 
-    /// With which code the server closed it, once a lane has ended; `None` where that cannot be seen.
+    /// The code with which the server closed the connection, once a lane has ended; `None` if it is not visible.
     pub(super) async fn closed_with(&self) -> Option<u64> {
         let Connection::Quic(connection) = self else { return None };
-        // Lanes end first.
+        // Lanes end before the connection is closed.
         match tokio::time::timeout(CLOSE_WITHIN, connection.closed()).await {
             Ok(quinn::ConnectionError::ApplicationClosed(closed)) => Some(closed.error_code.into_inner()),
             _ => None,
@@ -210,16 +211,16 @@ impl Connection {
 /// A signed-in device.
 pub(super) struct Device {
     pub(super) eid: Eid,
-    /// What the server said at sign-in.
+    /// The server's answer to the sign-in.
     pub(super) accept: SessionAccept,
     pub(super) connection: Connection,
     pub(super) control: (Writer, Reader),
-    /// Taken by whoever drives the chat lane.
+    /// Taken by the code that drives the chat lane.
     pub(super) chat: Option<(Writer, Reader)>,
 }
 
 impl Device {
-    /// Admits these users of `localhost` to see this one.
+    /// Adds these users of `localhost` as subscribers, who may see this user's presence.
     pub(super) async fn admit(&mut self, names: impl Iterator<Item = String>) -> anyhow::Result<()> {
         let mut asked = 0;
         for name in names {
@@ -241,13 +242,13 @@ impl Device {
         Ok(())
     }
 
-    /// Opens a further lane.
+    /// Opens another lane.
     pub(super) async fn open(&self, lane: Lane) -> anyhow::Result<(Writer, Reader)> {
         self.connection.open(lane).await
     }
 }
 
-/// Answers the server's pings on a control lane for as long as the connection lasts; `answered` is told of each.
+/// Answers the server's pings on a control lane until the connection ends; calls `answered` for each.
 pub(super) async fn answer_pings(mut control: (Writer, Reader), answered: impl Fn()) -> anyhow::Result<()> {
     loop {
         if let Some(Payload::PingpongMessage(ping)) = control.1.next().await?.payload

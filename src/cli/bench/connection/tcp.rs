@@ -1,4 +1,4 @@
-//! All lanes over one TLS stream: a task that writes what the lanes hand over, and one that deals out what comes.
+//! All lanes over one TLS stream: one task writes what the lanes send, another distributes what is received.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,17 +17,17 @@ use super::FRAME_BYTES_MAX;
 use super::lane::{Reader, Writer};
 use crate::wire::{Lane, LaneFrameDecoder};
 
-/// Batches of frames that wait for the stream.
+/// Batches of frames queued for the stream.
 const BATCHES_MAX: usize = 4;
-/// Frames of one lane that nobody has read yet; more hold up all lanes, as TCP does.
+/// Unread frames of one lane; more block all lanes, as is usual over TCP.
 const FRAMES_MAX: usize = 256;
-/// Bytes read at once.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// One connection; it ends when it is dropped.
 pub(in crate::cli::bench) struct Connection {
     out: mpsc::Sender<Bytes>,
-    /// What comes on each lane, until somebody opens it.
+    /// The received frames of each lane, until the lane is opened.
     lanes: Mutex<[Option<mpsc::Receiver<Bytes>>; Lane::ALL.len()]>,
     tasks: [AbortHandle; 2],
 }
@@ -53,7 +53,7 @@ impl Connection {
         Ok(Connection { out, lanes, tasks })
     }
 
-    /// A lane's two ends. The server takes it for open with its first frame.
+    /// Opens a lane. For the server it is open with its first frame.
     pub(super) fn open(&self, lane: Lane) -> anyhow::Result<(Writer, Reader)> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let frames = lanes[lane.index()].take().context("a lane is opened once")?;
@@ -99,7 +99,7 @@ async fn deal_out(
         decoder.feed(&chunk[..read]);
         while let Some((lane, frame)) = decoder.next_frame().map_err(|(_, error)| error)? {
             let lane = lanes.get_mut(usize::from(lane)).context("a lane that does not exist")?;
-            // Who dropped a lane's reader does not want its frames.
+            // If a lane's reader was dropped, its frames are discarded.
             let _ = lane.send(frame).await;
         }
     }

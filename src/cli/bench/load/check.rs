@@ -1,4 +1,4 @@
-//! What was sent, what became of it, and whether each device got all of it once and in order.
+//! Records what was sent and what happened to it, and checks that each device got all of it once and in order.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,28 +6,28 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{bail, ensure};
 use tokio::sync::watch;
 
-/// A message's number among those of one user to another: 0, 1, 2 …
+/// A message's number among those from one user to another: 0, 1, 2 …
 pub(super) type Index = usize;
-/// From one user to another.
+/// The direction of a message: from one user to another.
 pub(super) type Way = (usize, usize);
 
-/// What became of a message.
+/// What happened to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Sent, or about to be.
+    /// Sent or about to be sent, without an answer yet.
     Waiting,
-    /// Acknowledged, with this version.
+    /// Accepted by the server, with this version.
     Accepted(i64),
-    /// Answered with an error.
+    /// Refused with an error.
     Refused,
-    /// The connection ended before the answer: it may arrive or not.
+    /// The connection ended before the answer: the message may or may not arrive.
     Uncertain,
 }
 
-/// What all devices tell each other about the end of a run.
+/// Shared by all devices: the fates of all messages, at the end of a run.
 pub(super) struct Board {
     fates: Mutex<HashMap<Way, Vec<Fate>>>,
-    /// Senders whose messages' fates are not all known.
+    /// Senders whose messages do not all have a known fate.
     open: watch::Sender<usize>,
 }
 
@@ -36,10 +36,10 @@ impl Board {
         Board { fates: Mutex::default(), open: watch::Sender::new(senders) }
     }
 
-    /// A sender has done, and this became of its messages.
+    /// Publishes the fates of a sender's messages, once it is done.
     pub(super) fn publish(&self, sender: usize, fates: impl Iterator<Item = (usize, Vec<Fate>)>) {
         self.fates().extend(fates.map(|(recipient, fates)| ((sender, recipient), fates)));
-        // Nobody is woken before the last.
+        // Wake the waiters only after the last sender.
         self.open.send_if_modified(|open| {
             *open -= 1;
             *open == 0
@@ -54,18 +54,18 @@ impl Board {
         self.fates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many messages met this end.
+    /// Counts the messages with this fate.
     pub(super) fn count(&self, of: impl Fn(Fate) -> bool) -> u64 {
         self.fates().values().flatten().filter(|fate| of(**fate)).count() as u64
     }
 }
 
-/// What one device has got.
+/// What one device received.
 pub(super) struct Inbox {
     user: usize,
-    /// Gets copies of what the user's first device sends.
+    /// Whether the device gets copies of what the user's first device sends.
     copies: bool,
-    /// Messages may be missing between others: their senders were refused some.
+    /// Whether messages may be missing in between, because the server refused some.
     gaps: bool,
     arrived: HashMap<Way, Vec<bool>>,
     chats: HashMap<usize, Versions>,
@@ -94,10 +94,10 @@ impl Inbox {
         Inbox { user, copies, gaps, arrived: HashMap::new(), chats: HashMap::new() }
     }
 
-    /// A message came.
+    /// Records a received message.
     ///
     /// # Errors
-    /// It came before, or out of its order, or is not this user's to see.
+    /// If the message came before, is out of order, or is not this user's to see.
     pub(super) fn arrive(&mut self, (from, to): Way, index: Index, version: i64) -> anyhow::Result<()> {
         let peer = match () {
             () if to == self.user => from,
@@ -117,10 +117,10 @@ impl Inbox {
         chat.see(version)
     }
 
-    /// A message of this device's own was accepted, with this version in the chat with `peer`.
+    /// Records that a message of this device was accepted, with this version in the chat with `peer`.
     ///
     /// # Errors
-    /// Another message had that version.
+    /// If another message had that version.
     pub(super) fn accepted(&mut self, peer: usize, version: i64) -> anyhow::Result<()> {
         self.chats.entry(peer).or_default().see(version)
     }
@@ -129,7 +129,7 @@ impl Inbox {
         to == self.user || self.copies && from == self.user
     }
 
-    /// The last message of each way that is to come, once all senders have done.
+    /// The last message due from each sender to each recipient, once all senders are done.
     pub(super) fn last_due(&self, board: &Board) -> Vec<(Way, Index)> {
         let accepted = |fates: &[Fate]| fates.iter().rposition(|fate| matches!(fate, Fate::Accepted(_)));
         let all = board.fates();
@@ -137,12 +137,12 @@ impl Inbox {
         ways.filter_map(|(way, fates)| Some((*way, accepted(fates)?))).collect()
     }
 
-    /// Whether the last ones have come. As all come in order, nothing comes after them.
+    /// Whether these last messages have arrived. All messages arrive in order, so none comes after them.
     pub(super) fn has(&self, last_due: &[(Way, Index)]) -> bool {
         last_due.iter().all(|(way, last)| self.arrived.get(way).is_some_and(|arrived| arrived.len() > *last))
     }
 
-    /// How many accepted messages have not come, once all senders have done.
+    /// How many accepted messages have not arrived, once all senders are done.
     pub(super) fn missing(&self, board: &Board) -> usize {
         let mut missing = 0;
         for (way, fates) in board.fates().iter().filter(|(way, _)| self.is_for_it(**way)) {
@@ -153,14 +153,14 @@ impl Inbox {
         missing
     }
 
-    /// After the last message: everything that was accepted is there, and each chat's versions are.
+    /// After the last message: checks that all accepted messages and all versions of each chat have arrived.
     ///
     /// # Errors
-    /// Something is not.
+    /// If something is missing.
     pub(super) fn close(&self, board: &Board) -> anyhow::Result<()> {
         let missing = self.missing(board);
         ensure!(missing == 0, "{missing} accepted messages never came to {}", self.user);
-        // What became of a refused message's number cannot be told where answers were lost.
+        // Where answers were lost, it is not known whether a refused message took a version.
         for (peer, chat) in self.chats.iter().filter(|_| !self.gaps) {
             if let Some(place) = chat.seen.iter().position(|seen| !seen) {
                 bail!("version {} of the chat of {} and {peer} never came", place + 1, self.user);

@@ -1,4 +1,4 @@
-//! One device of a run: it sends what is due, reads what comes, is cut off where that is planned, and checks all of it.
+//! One device of a run: it sends what is due, reads what arrives, disconnects as planned, and checks everything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ use crate::random::Random;
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, ErrorMessage, VersionUpdate, chat_message};
 use crate::wire::{Lane, MessageScheme, Payload};
 
-/// Frames gathered before they are written.
+/// Frames collected before they are written.
 const BATCH_MAX: usize = 64;
-/// Frames that a device holds ready which the connection does not take; further ones are not sent, where that may be.
+/// Frames queued while the connection accepts none; if the run allows it, further ones are not sent.
 const HELD_MAX: usize = 512;
-/// How long the last answers may take once sending has stopped, and after them the last messages.
+/// Timeout for the last answers once sending has stopped, and again for the last messages.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
-/// A device that was cut off stays away for so long at most.
+/// Longest time that a device stays disconnected.
 const AWAY_MAX: Duration = Duration::from_secs(1);
-/// Before a device that was not let in tries again.
+/// Delay before a device whose sign-in failed tries again.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// Why a device stopped talking.
+/// Why a device left its connection.
 enum Left {
-    /// Everything is done.
+    /// All messages are sent and received.
     Done,
-    /// It was to be cut off.
+    /// A disconnect was due.
     Cut,
-    /// The connection ended.
+    /// The connection failed.
     Lost(anyhow::Error),
 }
 
@@ -45,22 +45,22 @@ struct Phone {
     course: Arc<Course>,
     user: usize,
     number: usize,
-    /// Of a sender's first device.
+    /// Only the first device of a sender has one.
     outbox: Option<Outbox>,
-    /// What became of the outbox is known to all.
+    /// Whether the fates of the outbox's messages are published.
     published: bool,
     inbox: Inbox,
-    /// What has to come, once all senders have done.
+    /// The last messages to arrive, once all senders are done.
     last_due: Option<Vec<(Way, Index)>>,
     /// Receipts without an answer, by request id.
     receipts: BTreeMap<i64, Bytes>,
     receipts_sent: i64,
-    /// The newest entry of the log that was handled.
+    /// Sequence of the newest log entry that was handled.
     handled: i64,
     next_cut: Option<Instant>,
 }
 
-/// Drives a signed-in device until everything is done.
+/// Drives a signed-in device to the end of the run.
 pub(super) async fn run(course: Arc<Course>, user: usize, number: usize, device: Device) -> anyhow::Result<()> {
     let mut phone = Phone::new(course, user, number);
     let name = format!("{}, {}", phone.course.plan.user(user), device_name(number));
@@ -90,7 +90,7 @@ impl Phone {
         let mut away = Random::new(((self.user as u64) << 8) + self.number as u64);
         loop {
             let chat = device.chat.take().context("the chat lane")?;
-            // They end with the connection.
+            // These tasks end with the connection.
             let mut beside = JoinSet::new();
             if self.course.plan.presence.is_some() {
                 let lane = device.open(Lane::Presence).await?;
@@ -111,7 +111,7 @@ impl Phone {
                 Left::Lost(_) if self.course.plan.sheds => {
                     let code = connection.closed_with().await;
                     *self.course.tally(self.user).lost.entry(code).or_default() += 1;
-                    // Sent once more, they would come behind others that were accepted meanwhile.
+                    // A repeat would arrive behind other messages that were accepted meanwhile.
                     self.outbox.iter_mut().for_each(Outbox::forget_waiting);
                     AGAIN_AFTER
                 }
@@ -145,11 +145,11 @@ impl Phone {
         self.course.clock.until + 2 * SETTLE_WITHIN
     }
 
-    /// Until the connection ends, is to end, or everything is done.
+    /// Runs until the connection ends, a disconnect is due, or everything is done.
     async fn talk(&mut self, (mut writer, mut reader): (Writer, Reader)) -> anyhow::Result<Left> {
         let course = self.course.clone();
         let (plan, clock) = (&course.plan, &course.clock);
-        // What an earlier connection left without an answer.
+        // Repeat what has no answer from an earlier connection.
         let again = self.outbox.iter().flat_map(|outbox| outbox.again(&course));
         again.chain(self.receipts.values().cloned()).for_each(|frame| writer.queue(frame));
 
@@ -198,7 +198,7 @@ impl Phone {
                 place = course.places[self.user].acquire(), if has_room => {
                     place?.forget();
                     self.send(Instant::now(), &mut writer);
-                    // Whatever else has a place goes with it.
+                    // Send also for all other permits that are available now.
                     while writer.queued() < BATCH_MAX && let Ok(place) = course.places[self.user].try_acquire() {
                         place.forget();
                         self.send(Instant::now(), &mut writer);
@@ -210,22 +210,22 @@ impl Phone {
         }
     }
 
-    /// When there is something to do even if nothing comes.
+    /// When to wake up if nothing arrives.
     fn wake(&self, now: Instant) -> Instant {
         let until = self.course.clock.until;
         let due = self.outbox.as_ref().and_then(|outbox| outbox.due(&self.course)).filter(|due| *due < until);
-        // One that is due already waits for room.
+        // A text that is overdue already waits for room in the queue.
         let due = due.filter(|due| *due > now);
         let end = if now < until { until } else { self.give_up() };
         [due, self.next_cut, self.settled_by().filter(|at| *at > now)].into_iter().flatten().fold(end, Instant::min)
     }
 
-    /// When a sender waits no longer for answers.
+    /// When a sender stops waiting for answers.
     fn settled_by(&self) -> Option<Instant> {
         (self.outbox.is_some() && !self.published).then(|| self.course.clock.until + SETTLE_WITHIN)
     }
 
-    /// Queues the texts that are due by the schedule, as far as there is room.
+    /// Queues the texts that are due by the schedule, as long as there is room.
     fn send_due(&mut self, now: Instant, writer: &mut Writer) {
         let course = self.course.clone();
         while let Some(outbox) = &mut self.outbox
@@ -250,7 +250,7 @@ impl Phone {
         }
     }
 
-    /// Tells all what became of this user's messages, once that is certain.
+    /// Publishes the fates of this user's messages once they are final.
     fn publish_once_settled(&mut self, now: Instant) -> anyhow::Result<()> {
         let course = &self.course;
         let Some(outbox) = self.outbox.as_mut().filter(|_| !self.published) else { return Ok(()) };
@@ -294,7 +294,7 @@ impl Phone {
         }
     }
 
-    /// An entry of the log came, which is not to come again.
+    /// Records a log entry; it must not come again.
     fn handle(&mut self, sequence: i64) -> anyhow::Result<()> {
         ensure!(sequence > self.handled, "entry {sequence} of the log came after {}", self.handled);
         self.handled = sequence;
@@ -336,7 +336,7 @@ impl Phone {
         Ok(())
     }
 
-    /// One of a sender's messages has arrived, or has its receipt: there is a place for another.
+    /// A message of this sender was delivered or receipted, so it may send another one.
     fn count_done(&self, sender: usize) {
         self.course.done.fetch_add(1, Ordering::Relaxed);
         if self.course.plan.rate == 0.0 {

@@ -1,4 +1,4 @@
-//! All devices of a run: signed in, started together, and waited for.
+//! All devices of a run: signs them in, starts them together and waits for them.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,29 +14,30 @@ use super::tally::Tally;
 use crate::cli::bench::connection::{Device, SignIn, Target};
 use crate::wire::{Eid, Identity};
 
-/// Sign-ins at once.
+/// Concurrent sign-ins.
 const CONCURRENT: usize = 64;
-/// Tallies, so that devices seldom meet at one. Each device's own would take half a megabyte.
+/// Number of tallies; several, so that devices rarely contend for one. One per device would take half a megabyte each.
 const TALLIES: usize = 8;
 
-/// A run, as all of its devices see it.
+/// The shared state of a run.
 pub(in crate::cli::bench) struct Course {
     pub(in crate::cli::bench) plan: Plan,
     pub(in crate::cli::bench) clock: Clock,
     pub(super) target: Arc<Target>,
     pub(super) eids: Vec<Eid>,
     pub(super) board: Board,
-    /// Of each user, for messages on their way.
+    /// Per user, permits for messages in flight.
     pub(super) places: Vec<Semaphore>,
-    /// The last change of each user's state: microseconds after the start, twice, and one more if it is AWAY; 0: none.
+    /// Each user's last change of status: microseconds since the start, shifted left by one bit, with the lowest bit
+    /// set for AWAY; 0 if there was none.
     pub(super) changes: Vec<AtomicU64>,
-    /// Messages that were delivered, or receipted where that is asked for.
+    /// Messages that were delivered, or receipted if receipts are on.
     pub(in crate::cli::bench) done: AtomicU64,
     tallies: Vec<Mutex<Tally>>,
 }
 
 impl Course {
-    /// Which of the run's users that is.
+    /// The index of a user of this run.
     pub(super) fn user_of(&self, identity: Option<&Identity>) -> Option<usize> {
         let name = identity?.eid.strip_prefix(&self.plan.name)?.strip_prefix('-')?;
         let user = name.split_once('@')?.0.parse().ok()?;
@@ -52,7 +53,7 @@ impl Course {
 pub(in crate::cli::bench) struct Fleet {
     plan: Plan,
     target: Arc<Target>,
-    /// With their users and numbers.
+    /// Each device with its user and number.
     devices: Vec<(usize, usize, Device)>,
 }
 
@@ -61,7 +62,7 @@ pub(super) fn device_name(device: usize) -> String {
 }
 
 impl Fleet {
-    /// Signs all devices in, and puts contacts on the lists of those whose presence will be seen.
+    /// Signs all devices in, and adds subscribers for the users who will change their presence.
     pub(in crate::cli::bench) async fn sign_in(plan: Plan, target: Arc<Target>) -> anyhow::Result<Fleet> {
         let all = (0..plan.users).flat_map(|user| (0..plan.devices).map(move |device| (user, device)));
         let (plan_of, target_of) = (&plan, &target);
@@ -87,7 +88,7 @@ impl Fleet {
         Ok(Fleet { plan, target, devices })
     }
 
-    /// Lets all of them go.
+    /// Starts all devices.
     pub(in crate::cli::bench) fn start(self, clock: Clock) -> anyhow::Result<Running> {
         let Fleet { plan, target, devices } = self;
         let course = Arc::new(Course {
@@ -109,17 +110,17 @@ impl Fleet {
     }
 }
 
-/// Devices under way.
+/// Devices that run.
 pub(in crate::cli::bench) struct Running {
     pub(in crate::cli::bench) course: Arc<Course>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
 impl Running {
-    /// Waits until each device has got everything, and says what was counted.
+    /// Waits until each device has received everything, and returns the sum of all tallies.
     ///
     /// # Errors
-    /// A message was lost, doubled or out of order, or a device could not go on; the others are then ended.
+    /// If a message was lost, doubled or out of order, or a device failed; the other devices are then stopped.
     pub(in crate::cli::bench) async fn join(mut self) -> anyhow::Result<Tally> {
         while let Some(ended) = self.tasks.join_next().await {
             ended??;

@@ -1,7 +1,7 @@
-//! `bimip bench load`: users who write to each other, at a given rate or as fast as it goes.
+//! `bimip bench load`: users write to each other, at a given rate or as fast as possible.
 //!
-//! With a rate, latency counts from the time at which a message was due, whether or not the generator was late (no
-//! coordinated omission). Every message is checked to arrive at every device once, and in order in its chat.
+//! With a rate, latency counts from the time at which a message was due, even if the generator was late (no coordinated
+//! omission). The run checks that every message arrives at every device once, and in order in its chat.
 
 mod check;
 mod device;
@@ -29,61 +29,61 @@ use super::process::{Subject, SubjectFlags};
 use super::progress::Progress;
 use crate::cli::{Failure, Usage};
 
-/// Sign-ins of the idle fleet at once.
+/// Concurrent sign-ins of the idle devices.
 const CONCURRENT: usize = 64;
 
 /// Texts between users: rate, latency, CPU, memory
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Pairs of users; one of each sends
+    /// Pairs of users; one user of each pair sends
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// Who writes to whom: pairs, or all to all, of whom some are more popular
+    /// Who writes to whom: pairs, or everybody to everybody, with some users more popular than others
     #[arg(long, value_enum, default_value_t = Shape::Pairs)]
     contacts: Shape,
-    /// Users, all of whom send; with --contacts zipf [default: two for each pair]
+    /// Number of users, who all send; with --contacts zipf [default: two per pair]
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
     users: Option<u32>,
-    /// With --contacts zipf: the k-th user gets a share in proportion to 1 / k^EXPONENT
+    /// With --contacts zipf: the k-th user gets a share of the messages in proportion to 1 / k^EXPONENT
     #[arg(long, default_value_t = 1.0, value_name = "EXPONENT", value_parser = exponent)]
     exponent: f64,
-    /// Devices of each user; the first one sends, and all are checked to get everything
+    /// Devices of each user; the first one sends, and all must get everything
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     devices: u32,
-    /// Messages a second over all users; 0: as fast as it goes, with --in-flight
+    /// Messages a second over all users; 0 for as fast as possible, with --in-flight
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// Messages of a sender on their way at once, where there is no rate
+    /// Messages of a sender in flight, if there is no rate
     #[arg(long, default_value_t = 16)]
     in_flight: usize,
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
-    /// Recipients acknowledge each, and a message counts once its sender has the receipt
+    /// Recipients acknowledge each message, and it counts once its sender has the receipt
     #[arg(long)]
     receipts: bool,
-    /// The senders answer each VersionUpdate instead of pipelining
+    /// Senders answer each VersionUpdate instead of pipelining
     #[arg(long)]
     answering: bool,
-    /// Share of the devices that are cut off again and again, and come back within a second
+    /// Share of the devices that disconnect repeatedly and come back within a second
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     reconnects: f64,
-    /// Each of these so often
+    /// Interval of these disconnects, for each device
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
     reconnect_every: f64,
-    /// Share of the users who change their state, while all watch their contacts
+    /// Share of the users who change their presence, while all watch their contacts
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     presence: f64,
-    /// Each of these so often; the server passes a contact's changes on twice a second at most
+    /// Interval of these changes, for each user; the server passes a contact's changes on twice a second at most
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
     presence_every: f64,
-    /// Signed-in devices beside, which only answer pings
+    /// Additional signed-in devices, which only answer pings
     #[arg(long, default_value_t = 0, value_name = "DEVICES")]
     idle: usize,
     /// Seconds to measure
     #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Seconds before that
+    /// Seconds of warm-up before that
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     warm_up: u64,
     #[command(flatten)]
@@ -96,9 +96,9 @@ pub(super) struct Args {
 /// Who writes to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Shape {
-    /// One of a pair to the other
+    /// One user of a pair to the other
     Pairs,
-    /// All to all, by Zipf's law
+    /// Everybody to everybody, by Zipf's law
     Zipf,
 }
 
@@ -133,7 +133,7 @@ impl Args {
         let cuts = Cuts { share: self.reconnects, every: every(self.reconnect_every) };
         let presence = Presence { share: self.presence, every: every(self.presence_every) };
         Plan {
-            // A run against a server that has seen others must not meet their messages.
+            // A run against a used server must not meet messages of an earlier run.
             name: format!("load-{}", crate::clock::Now::system().unix_ms),
             users,
             contacts: match self.contacts {
@@ -161,7 +161,7 @@ impl Args {
         let target = Arc::new(Target::new(&subject)?);
         let progress = Progress::new(self.json);
         progress.note("signing in");
-        // What the first session allocates for good is not the sessions' cost.
+        // Exclude what the server allocates once, for its first session.
         let first = target.device(&format!("first-{}", crate::clock::Now::system().unix_ms), true).await?;
         let before = subject.usage();
         let idle = idle(&target, self.idle).await?;
@@ -175,7 +175,7 @@ impl Args {
             let figure = || format!("{:.0} messages a second", count() / clock.start.elapsed().as_secs_f64());
             progress.run((clock.start, clock.until), figure).await;
         };
-        // A check that fails ends it at once.
+        // A failed check ends the run at once.
         let measured =
             async { tokio::try_join!(running.join(), async { Ok(measure(&subject, &course, clock).await) }) };
         let (tally, (messages, [at_first, at_last])) = tokio::select! {
@@ -193,7 +193,7 @@ impl Args {
 
 type Usages = [Option<super::process::Usage>; 2];
 
-/// How many messages there were in the measured time, and what the server had used at both ends of it.
+/// The number of messages in the measured time, and the server's usage at its start and end.
 async fn measure(subject: &Subject, course: &Course, clock: Clock) -> (u64, Usages) {
     let look = || (course.done.load(Ordering::Relaxed), subject.usage());
     tokio::time::sleep_until(clock.measure_from.into()).await;
@@ -203,7 +203,7 @@ async fn measure(subject: &Subject, course: &Course, clock: Clock) -> (u64, Usag
     (after - before, [usage_before, usage_after])
 }
 
-/// Signs devices in that only answer pings.
+/// Signs in devices that only answer pings.
 async fn idle(target: &Target, devices: usize) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     let run = crate::clock::Now::system().unix_ms;
     let mut signing_in = stream::iter((0..devices).map(|n| async move {
@@ -222,7 +222,7 @@ async fn idle(target: &Target, devices: usize) -> anyhow::Result<JoinSet<anyhow:
     Ok(idle)
 }
 
-/// None of them was cut off.
+/// Checks that no idle device lost its connection.
 fn check_idle(mut idle: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     let mut lost = 0;
     while idle.try_join_next().is_some() {

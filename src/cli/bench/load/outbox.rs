@@ -1,4 +1,4 @@
-//! What one user sends: its texts, each with its place in the run, and what became of each.
+//! The texts that one user sends, and what happened to each.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -16,35 +16,35 @@ pub(super) struct Outbox {
     user: usize,
     schedule: Schedule,
     sent: HashMap<usize, Vec<Sent>>,
-    /// Messages that were sent, over all recipients.
+    /// Number of messages sent, over all recipients.
     pub(super) count: u64,
-    /// Without an answer yet.
+    /// Number of messages without an answer yet.
     pub(super) waiting: usize,
-    /// To whom each request id went; kept only where the server may refuse.
+    /// The message of each request id; kept only if the server may refuse messages.
     requests: HashMap<i64, (usize, Index)>,
-    /// Accepted messages without a receipt, by `message_id`; kept only with receipts.
+    /// Accepted messages without a receipt, by `message_id`, with their due time; kept only if receipts are on.
     unreceipted: HashMap<String, u64>,
 }
 
 #[derive(Clone, Copy)]
 struct Sent {
     fate: Fate,
-    /// Microseconds after the start.
+    /// When the text was due, in microseconds since the start.
     due: u64,
-    /// Among all of this user's.
+    /// Its number among all texts of this user.
     number: u64,
 }
 
-/// What a text says of itself. It is in the text, so that each device that gets it can check and time it alone.
+/// The data inside a text, with which each receiving device can check and time it without help.
 pub(super) struct Stamp {
     pub(super) from: usize,
     pub(super) index: Index,
-    /// Microseconds after the start.
+    /// When the text was due, in microseconds since the start.
     pub(super) due: u64,
 }
 
 impl Stamp {
-    /// The text, of `size` bytes where the stamp leaves room.
+    /// The text: the stamp, padded to `size` bytes.
     fn text(&self, size: usize) -> String {
         let mut text = format!("{} {} {} ", self.from, self.index, self.due);
         text.extend(std::iter::repeat_n('x', size.saturating_sub(text.len())));
@@ -71,17 +71,17 @@ impl Outbox {
         }
     }
 
-    /// When the next text is due; `None`: when there is a place for it.
+    /// When the next text is due; `None` if it is sent as soon as there is a permit.
     pub(super) fn due(&self, course: &Course) -> Option<Instant> {
         self.schedule.due(course.clock.start)
     }
 
-    /// The next text is not sent at all.
+    /// Skips the next text.
     pub(super) fn skip(&mut self, course: &Course) {
         self.schedule.draw(&course.plan.contacts);
     }
 
-    /// The next text's frame.
+    /// Takes the next text and returns its frame.
     pub(super) fn next(&mut self, course: &Course, due: Instant) -> Bytes {
         let recipient = self.schedule.draw(&course.plan.contacts);
         let sent = Sent { fate: Fate::Waiting, due: course.clock.microseconds(due), number: self.count };
@@ -103,10 +103,10 @@ impl Outbox {
         numbered_text(from, to, &format!("{recipient}-{index}"), &text, request_id)
     }
 
-    /// A text was accepted: to whom it goes and when it was due, unless that was known.
+    /// Records that a text was accepted. Returns its recipient and when it was due; `None` if that was known already.
     ///
     /// # Errors
-    /// It was never sent, or had another version before.
+    /// If it was never sent, or was accepted with another version or refused before.
     pub(super) fn accept(&mut self, update: &VersionUpdate, receipts: bool) -> anyhow::Result<Option<(usize, u64)>> {
         let local = update
             .message_id_local
@@ -122,7 +122,7 @@ impl Outbox {
                 return Ok(None);
             }
             Fate::Waiting => self.waiting -= 1,
-            // The log says it after all.
+            // The connection ended before the answer, but the log shows that the text was accepted.
             Fate::Uncertain => {}
             Fate::Refused => anyhow::bail!("text {index} to {recipient} was refused, then accepted"),
         }
@@ -133,15 +133,15 @@ impl Outbox {
         Ok(Some((recipient, due)))
     }
 
-    /// A recipient has acknowledged a text: when that was due.
+    /// Records a receipt; returns when its text was due.
     ///
     /// # Errors
-    /// It was never sent, or has been acknowledged.
+    /// If the text was never sent, or has a receipt already.
     pub(super) fn receipt(&mut self, message_id: &str) -> anyhow::Result<u64> {
         self.unreceipted.remove(message_id).context("a receipt came twice, or of what was never sent")
     }
 
-    /// The request was answered with an error.
+    /// Records that a request was refused.
     pub(super) fn refuse(&mut self, request_id: i64) {
         let Some((recipient, index)) = self.requests.remove(&request_id) else { return };
         if let Some(sent) = self.sent.get_mut(&recipient).and_then(|texts| texts.get_mut(index))
@@ -152,7 +152,7 @@ impl Outbox {
         }
     }
 
-    /// What has no answer will get none.
+    /// Marks all texts without an answer as uncertain.
     pub(super) fn forget_waiting(&mut self) {
         self.requests.clear();
         self.waiting = 0;
@@ -160,7 +160,7 @@ impl Outbox {
         all.for_each(|sent| sent.fate = Fate::Uncertain);
     }
 
-    /// What has no answer, once more and in order.
+    /// The frames of all texts without an answer, in their original order.
     pub(super) fn again(&self, course: &Course) -> Vec<Bytes> {
         let mut again = Vec::with_capacity(self.waiting);
         for (recipient, texts) in &self.sent {
@@ -171,12 +171,12 @@ impl Outbox {
         again.into_iter().map(|(_, recipient, index, sent)| self.frame(course, recipient, index, sent)).collect()
     }
 
-    /// Whether each text that was accepted has its receipt, where receipts are asked for.
+    /// Whether each accepted text has its receipt; always true if receipts are off.
     pub(super) fn is_receipted(&self) -> bool {
         self.unreceipted.is_empty()
     }
 
-    /// What became of all of it, by recipient.
+    /// The fates of all texts, by recipient.
     pub(super) fn fates(&self) -> impl Iterator<Item = (usize, Vec<Fate>)> {
         self.sent.iter().map(|(recipient, texts)| (*recipient, texts.iter().map(|sent| sent.fate).collect()))
     }

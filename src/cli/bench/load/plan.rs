@@ -1,24 +1,24 @@
-//! Who writes to whom and when: everything about a run that is settled before it begins.
+//! Who writes to whom and when: everything that is decided before a run begins.
 
 use std::time::{Duration, Instant};
 
 use crate::random::Random;
 use crate::wire::Eid;
 
-/// Users that one user admits to see its presence.
+/// Subscribers of one user, who may see its presence.
 const PRESENCE_CONTACTS: usize = 10;
 
 /// A run's settings.
 pub(in crate::cli::bench) struct Plan {
-    /// Names of its users begin so; no other run has the same.
+    /// Prefix of the users' names; unique to the run.
     pub(in crate::cli::bench) name: String,
     pub(in crate::cli::bench) users: usize,
     pub(in crate::cli::bench) contacts: Contacts,
-    /// Of each user; the first one sends.
+    /// Devices of each user; the first one sends.
     pub(in crate::cli::bench) devices: usize,
-    /// Messages a second over all users; 0: as fast as it goes.
+    /// Messages a second over all users; 0 for as fast as possible.
     pub(in crate::cli::bench) rate: f64,
-    /// Messages of a sender on their way at once, where there is no rate.
+    /// Messages of a sender in flight, if there is no rate.
     pub(in crate::cli::bench) in_flight: usize,
     /// Bytes of text.
     pub(in crate::cli::bench) size: usize,
@@ -26,32 +26,33 @@ pub(in crate::cli::bench) struct Plan {
     pub(in crate::cli::bench) receipts: bool,
     /// Senders answer each VersionUpdate instead of pipelining.
     pub(in crate::cli::bench) answering: bool,
-    /// What the server refuses, or does not take in time, is counted and not sent again; else it is a failure.
+    /// If true, messages that the server refuses or does not take in time are counted and not repeated; if false, they
+    /// are failures.
     pub(in crate::cli::bench) sheds: bool,
-    /// Each delivery is kept with its time.
+    /// Keep each delivery with its time.
     pub(in crate::cli::bench) keeps_timeline: bool,
     pub(in crate::cli::bench) cuts: Option<Cuts>,
     pub(in crate::cli::bench) presence: Option<Presence>,
 }
 
-/// Devices that are cut off and come back.
+/// Devices that disconnect and come back.
 #[derive(Clone, Copy)]
 pub(in crate::cli::bench) struct Cuts {
-    /// Of all devices.
+    /// Share of all devices.
     pub(in crate::cli::bench) share: f64,
-    /// Each of them so often.
+    /// Interval for each of these devices.
     pub(in crate::cli::bench) every: Duration,
 }
 
-/// Users who change their state, while all watch their contacts.
+/// Users who change their presence, while all watch their contacts.
 #[derive(Clone, Copy)]
 pub(in crate::cli::bench) struct Presence {
-    /// Of all users.
+    /// Share of all users.
     pub(in crate::cli::bench) share: f64,
     pub(in crate::cli::bench) every: Duration,
 }
 
-/// When a run does what.
+/// The times of a run.
 #[derive(Clone, Copy)]
 pub(in crate::cli::bench) struct Clock {
     pub(in crate::cli::bench) start: Instant,
@@ -60,7 +61,7 @@ pub(in crate::cli::bench) struct Clock {
 }
 
 impl Clock {
-    /// Begins now.
+    /// A clock whose run starts now.
     pub(in crate::cli::bench) fn begin(warm_up: Duration, measured: Duration) -> Clock {
         let start = Instant::now();
         Clock { start, measure_from: start + warm_up, until: start + warm_up + measured }
@@ -77,10 +78,10 @@ impl Clock {
 
 /// Who writes to whom.
 pub(in crate::cli::bench) enum Contacts {
-    /// Users 2n write to users 2n + 1.
+    /// Each user 2n writes to user 2n + 1.
     Pairs,
-    /// Everybody writes to everybody: the k-th user gets a share in proportion to 1 / k^exponent. Holds the shares
-    /// summed up, the last one 1.
+    /// Everybody writes to everybody; the k-th user gets a share of the messages in proportion to 1 / k^exponent. Holds
+    /// the cumulative shares, of which the last is 1.
     Zipf(Vec<f64>),
 }
 
@@ -94,7 +95,7 @@ impl Contacts {
         Contacts::Zipf(sums)
     }
 
-    /// To whom `user` writes next; `None`: this user only reads.
+    /// The next recipient of `user`; `None` if this user only reads.
     fn next(&self, user: usize, random: &mut Random) -> Option<usize> {
         match self {
             Contacts::Pairs => user.is_multiple_of(2).then_some(user + 1),
@@ -129,7 +130,7 @@ impl Plan {
         }
     }
 
-    /// The users who may see this one's presence.
+    /// The users who may see this user's presence.
     pub(super) fn watchers(&self, user: usize) -> Vec<usize> {
         match self.contacts {
             Contacts::Pairs => vec![user ^ 1],
@@ -140,18 +141,18 @@ impl Plan {
         }
     }
 
-    /// The messages of one user, one after the other.
+    /// The schedule of a user's messages; `None` if it does not send.
     pub(super) fn schedule(&self, user: usize) -> Option<Schedule> {
         if !self.sends(user) {
             return None;
         }
         let every = (self.rate > 0.0).then(|| Duration::from_secs_f64(self.senders() as f64 / self.rate));
-        // Senders are spread over the interval, or all would send at once.
+        // Spread the senders over the interval, so that they do not send at the same time.
         let offset = every.map_or(Duration::ZERO, |every| every.mul_f64(user as f64 / self.users as f64));
         Some(Schedule { user, every, offset, drawn: 0, random: Random::new(user as u64) })
     }
 
-    /// When a device is cut off first, from the start of measuring; `None`: it is not among those that are.
+    /// When a device disconnects first, counted from the start of the measurement; `None` if it never does.
     pub(super) fn first_cut(&self, user: usize, device: usize) -> Option<Duration> {
         let cuts = self.cuts?;
         let mut random = Random::new(((user as u64) << 8) + device as u64 + 1);
@@ -159,7 +160,7 @@ impl Plan {
         chosen.then(|| cuts.every.mul_f64(random.share()))
     }
 
-    /// When a user changes state first, from the start; `None`: it does not.
+    /// When a user changes its presence first, counted from the start; `None` if it never does.
     pub(super) fn first_change(&self, user: usize) -> Option<Duration> {
         let presence = self.presence?;
         let mut random = Random::new((user as u64) << 20);
@@ -168,7 +169,7 @@ impl Plan {
     }
 }
 
-/// One user's messages.
+/// The messages of one user.
 pub(super) struct Schedule {
     user: usize,
     every: Option<Duration>,
@@ -178,15 +179,15 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// When the next one is due; `None`: when there is a place for it.
+    /// When the next message is due; `None` if it is sent as soon as there is a permit.
     pub(super) fn due(&self, start: Instant) -> Option<Instant> {
         self.every.map(|every| start + self.offset + every.mul_f64(self.drawn as f64))
     }
 
-    /// Whom the next one goes to.
+    /// Draws the next recipient.
     pub(super) fn draw(&mut self, contacts: &Contacts) -> usize {
         self.drawn += 1;
-        // Who has a schedule sends, so there is somebody.
+        // Only a user that sends has a schedule, so there is a recipient.
         contacts.next(self.user, &mut self.random).unwrap_or(self.user)
     }
 }
@@ -206,7 +207,7 @@ mod tests {
             counts[recipient] += 1;
         }
         assert_eq!(counts[9], 0);
-        // Twice as many for the first as for the second, within a few standard deviations.
+        // The first user gets twice as many as the second, within a few standard deviations.
         let ratio = f64::from(counts[0]) / f64::from(counts[1]);
         assert!((1.9..2.1).contains(&ratio), "{ratio}");
         assert!(counts.windows(2).all(|two| two[0] > two[1]), "{counts:?}");

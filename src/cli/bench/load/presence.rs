@@ -1,4 +1,4 @@
-//! The presence lane of one device: its user's changes, and when it is told of others'.
+//! The presence lane of one device: makes its user's changes, and times the notifications of others' changes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use crate::cli::bench::report::record;
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{AwarenessStatus, Payload, encode_frame, envelope};
 
-/// Until the connection ends.
+/// Runs until the connection ends.
 pub(super) async fn run(
     course: Arc<Course>,
     user: usize,
@@ -19,10 +19,10 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let opened = Instant::now();
     let every = course.plan.presence.map(|presence| presence.every).unwrap_or_default();
-    // The first device speaks for its user.
+    // Only the user's first device makes changes.
     let first = course.plan.first_change(user).filter(|_| number == 0);
     let mut next = first.map(|after| course.clock.start + after);
-    // After a reconnect those that were missed are left out.
+    // After a reconnect, skip the changes that were missed.
     while let Some(at) = next.filter(|at| *at < opened) {
         next = Some(at + every);
     }
@@ -52,7 +52,8 @@ pub(super) async fn run(
     }
 }
 
-/// A contact's state came: if it is its last change, made since this lane was opened, that is timed.
+/// Handles a notification: if it shows the contact's last change, made after this lane was opened, its latency is
+/// recorded.
 fn told(course: &Course, user: usize, opened: Instant, notification: &AwarenessNotification) {
     let of = course.user_of(notification.from.as_ref());
     let Some(change) = of.and_then(|of| course.changes.get(of)) else { return };

@@ -1,4 +1,4 @@
-//! A run's figures, as a table for people and as JSON.
+//! The figures of a run, as a table for people and as JSON.
 
 use super::tally::Tally;
 use super::{Args, Shape};
@@ -6,13 +6,13 @@ use crate::cli::bench::process::Usage;
 use crate::cli::bench::report::{json, percentiles};
 use crate::cli::{Failure, say};
 
-/// What a run came to.
+/// The result of a run.
 pub(super) struct Outcome {
-    /// Delivered, or receipted where that is asked for, in the measured time.
+    /// Messages delivered in the measured time, or receipted if receipts are on.
     pub(super) messages: u64,
     pub(super) sessions: usize,
     pub(super) tally: Tally,
-    /// The server's, before anybody came, when all were signed in, and at both ends of the measured time.
+    /// The server's usage before the sign-ins, after them, and at the start and end of the measured time.
     pub(super) usage: Option<[Usage; 4]>,
 }
 
@@ -29,7 +29,7 @@ impl Outcome {
 
     pub(super) fn tell(&self, args: &Args) -> Result<(), Failure> {
         let per_second = self.messages as f64 / args.seconds as f64;
-        // Microseconds for one message are seconds for a million.
+        // CPU microseconds per message are CPU seconds per million messages.
         let cpu = self.cpu_seconds().map(|seconds| seconds * 1e6 / self.messages.max(1) as f64);
         let per_session = self.bytes_per_session();
         let resident = self.usage.map(|[.., after]| after.resident_bytes);

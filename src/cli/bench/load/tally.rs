@@ -1,4 +1,4 @@
-//! What is counted in a run.
+//! The counters of a run.
 
 use std::collections::BTreeMap;
 
@@ -6,31 +6,31 @@ use hdrhistogram::Histogram;
 
 use crate::cli::bench::report::histogram;
 
-/// Counts and latencies of some or all devices.
+/// Counters and latencies of some or all devices.
 pub(in crate::cli::bench) struct Tally {
     pub(in crate::cli::bench) sent: u64,
-    /// Of the sent, those that the server acknowledged: each of them arrived, or the run has failed.
+    /// Sent messages that the server acknowledged. Each of them arrived, or the run has failed.
     pub(in crate::cli::bench) acknowledged: u64,
-    /// Of the sent, those whose answers were lost with their connections.
+    /// Sent messages whose answers were lost with the connection.
     pub(in crate::cli::bench) uncertain: u64,
-    /// Of the messages that were due, those that the connection did not take in time.
+    /// Due messages that were not sent, because the connection did not accept them in time.
     pub(in crate::cli::bench) held_back: u64,
     /// Refusals by code.
     pub(in crate::cli::bench) refused: BTreeMap<i32, u64>,
-    /// Messages that came to a device, copies for a sender's other devices among them.
+    /// Messages received by a device, including copies for a sender's other devices.
     pub(in crate::cli::bench) arrivals: u64,
-    /// Devices that were cut off and came back.
+    /// How often a device disconnected as planned and came back.
     pub(in crate::cli::bench) cuts: u64,
-    /// Connections that the server ended, by close code where that can be seen.
+    /// Connections that failed, by the server's close code where it is visible.
     pub(in crate::cli::bench) lost: BTreeMap<Option<u64>, u64>,
-    /// Changes of state that users made known.
+    /// Presence changes that users announced.
     pub(in crate::cli::bench) changes: u64,
     pub(in crate::cli::bench) accepted: Histogram<u64>,
     pub(in crate::cli::bench) delivered: Histogram<u64>,
     pub(in crate::cli::bench) receipted: Histogram<u64>,
-    /// From a change to a contact who is told.
+    /// Latency from a change to a contact's notification.
     pub(in crate::cli::bench) told: Histogram<u64>,
-    /// Each delivery, where it is kept: when it was due and how long it took, in microseconds.
+    /// Each delivery, if the plan keeps them: due time and latency, in microseconds.
     pub(in crate::cli::bench) timeline: Vec<(u64, u64)>,
 }
 

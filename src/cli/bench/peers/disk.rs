@@ -1,11 +1,11 @@
-//! What the disk alone gives: appends of one block, each made durable before the next.
+//! The speed of the disk alone: appends of one block, each synced before the next.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Long enough for hundreds of writes on any disk that a server has.
+/// Long enough for hundreds of writes on any disk that suits a server.
 const FOR: Duration = Duration::from_secs(2);
 
 /// Appends of 4 KiB a second to a file in `folder`, each followed by `fdatasync`.

@@ -1,21 +1,21 @@
-//! How a text and its receipt look on the wire: bare ones for the relays, and MQTT 3.1.1's of QoS 1.
+//! The wire formats of a text and its receipt: a bare one for the relays, and MQTT 3.1.1 with QoS 1.
 
 use anyhow::{bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// Longest packet that is read: far above what is sent.
+/// Longest accepted packet: much longer than any that is sent.
 const PACKET_BYTES_MAX: usize = 64 * 1024;
 
 /// One end of a pair.
 pub(super) enum Format {
-    /// A length, an index, and what fills it up.
+    /// A length, an index and padding.
     Bare,
-    /// MQTT 3.1.1; messages go to `topic` with QoS 1.
+    /// MQTT 3.1.1; publishes to `topic` with QoS 1.
     Mqtt { topic: String, next_id: u16 },
 }
 
 impl Format {
-    /// What is said first: to the relays the pair's number; to a broker who this is, and what it wants to hear.
+    /// The first bytes on a connection: the pair's number for a relay, CONNECT and SUBSCRIBE for a broker.
     pub(super) fn greeting(&self, pair: u32, name: &str) -> BytesMut {
         let mut out = BytesMut::new();
         match self {
@@ -38,7 +38,7 @@ impl Format {
         out
     }
 
-    /// Takes the answers to the greeting; `false`: they have not all come.
+    /// Reads the answers to the greeting; `false` if they have not all arrived.
     pub(super) fn greeted(&self, input: &mut BytesMut) -> anyhow::Result<bool> {
         match self {
             Format::Bare => Ok(true),
@@ -62,7 +62,7 @@ impl Format {
                 out.put_u8(0x32);
                 put_len(out, 2 + topic.len() + 2 + size);
                 put_text(out, topic);
-                // 0 is none.
+                // Packet id 0 is not allowed.
                 *next_id = next_id.checked_add(1).unwrap_or(1);
                 out.put_u16(*next_id);
             }
@@ -71,7 +71,7 @@ impl Format {
         out.put_bytes(b'x', size - 8);
     }
 
-    /// The index of the next message that has arrived whole; what has to be answered at once goes to `out`.
+    /// The index of the next complete message; an immediate answer to it goes to `out`.
     pub(super) fn next(&self, input: &mut BytesMut, out: &mut BytesMut) -> anyhow::Result<Option<u64>> {
         match self {
             Format::Bare => {
@@ -143,7 +143,7 @@ fn mqtt_packet(input: &mut BytesMut) -> anyhow::Result<Option<(u8, Bytes)>> {
 mod tests {
     use super::*;
 
-    /// Whatever arrives in pieces comes out whole, in order, and each PUBLISH is acknowledged.
+    /// Messages that arrive in pieces are decoded whole and in order, and each PUBLISH is acknowledged.
     fn comes_through(mut format: Format, acknowledgments: usize) {
         let mut sent = BytesMut::new();
         (0..70_000).step_by(1_000).for_each(|index| format.message(&mut sent, index, 8 + index as usize % 300));

@@ -1,6 +1,6 @@
-//! The job that all subjects do: texts one way, the recipient's receipts back, checked to come once and in order.
+//! The job of all subjects: texts in one direction and receipts in the other, checked to arrive once and in order.
 //!
-//! With a rate, latency counts from the time at which a text was due, until its receipt is with the sender.
+//! With a rate, latency counts from the time at which a text was due until its sender has the receipt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,15 +20,15 @@ use crate::cli::bench::connection::endpoint;
 use crate::cli::bench::process::Usage;
 use crate::cli::bench::report::{histogram, record};
 
-/// Bytes of a receipt: about what bimip's acknowledgment takes.
+/// Bytes of a receipt: about the size of a BIMip acknowledgment.
 const RECEIPT_BYTES: usize = 64;
-/// How long the last receipts may take once sending has stopped.
+/// Timeout for the last receipts once sending has stopped.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
     pub(super) pairs: usize,
-    /// Texts a second over all pairs; 0: as fast as it goes.
+    /// Texts a second over all pairs; 0 for as fast as possible.
     pub(super) rate: u64,
     pub(super) in_flight: usize,
     pub(super) size: usize,
@@ -39,7 +39,7 @@ pub(super) struct Plan {
 #[derive(Clone, Copy)]
 pub(super) struct Figures {
     pub(super) per_second: f64,
-    /// The subject's CPU for one text and its receipt.
+    /// The subject's CPU time for one text and its receipt.
     pub(super) cpu_us: f64,
     pub(super) p50_us: u64,
     pub(super) p99_us: u64,
@@ -55,7 +55,7 @@ impl Figures {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// One end of a pair, greeted.
+/// One end of a pair, after the greeting.
 struct End {
     stream: Box<dyn Duplex>,
     format: Format,
@@ -99,7 +99,8 @@ pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures
             Some(sent) = senders.join_next() => {
                 let (end, recorded) = sent??;
                 latencies.add(recorded)?;
-                // Stays connected, or its recipient would be cut off, which is an error before all is done.
+                // Keep the sender connected: without it, its recipient would be disconnected, which is an error before
+                // the end.
                 done_with.push(end);
             }
             Some(ended) = receivers.join_next() => ended??,
@@ -116,7 +117,7 @@ pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures
 
 async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyhow::Result<(End, Histogram<u64>)> {
     let every = (plan.rate > 0).then(|| Duration::from_secs_f64(plan.pairs as f64 / plan.rate as f64));
-    // Pairs are spread over the interval, or all would send at once.
+    // Spread the pairs over the interval, so that they do not send at the same time.
     let offset = every.map_or(Duration::ZERO, |every| every.mul_f64(pair as f64 / plan.pairs as f64));
     let due_at = |index: usize| every.map(|every| clock.start + offset + every.mul_f64(index as f64));
     let (mut due, mut receipts, mut latencies) = (Vec::new(), 0, histogram());
@@ -166,7 +167,7 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
     }
 }
 
-/// Answers each text with a receipt, until it is ended with the run.
+/// Answers each text with a receipt, until the run ends.
 async fn answer(mut end: End) -> anyhow::Result<()> {
     let (mut out, mut next) = (BytesMut::new(), 0);
     loop {
@@ -181,7 +182,7 @@ async fn answer(mut end: End) -> anyhow::Result<()> {
     }
 }
 
-/// How to reach the subject.
+/// Connects to the subject.
 struct Dial<'a> {
     subject: &'a Subject,
     tls: Arc<rustls::ClientConfig>,

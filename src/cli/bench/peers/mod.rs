@@ -1,7 +1,7 @@
-//! `bimip bench peers`: this server beside what does the same job, and beside what does nothing but move the bytes.
+//! `bimip bench peers`: compares this server with others that do the same job, and with relays that only move bytes.
 //!
 //! The job: a text to the recipient, and the recipient's receipt back to the sender. All subjects do it on the same
-//! machine in one run, each in a process of its own, so that every figure is a ratio.
+//! machine in one run, each in its own process, so that every figure can be given as a ratio.
 
 mod disk;
 mod format;
@@ -19,29 +19,29 @@ use self::job::{Figures, Plan};
 use self::subject::{Kind, Subject};
 use crate::cli::{Failure, say};
 
-/// This server beside a bare QUIC relay, a bare TLS relay and mosquitto
+/// Compare this server with a bare QUIC relay, a bare TLS relay and mosquitto
 ///
-/// The server is measured over QUIC, then over TLS on TCP, which mosquitto has.
-/// mosquitto runs where it is installed (Debian: `apt-get install mosquitto`): QoS 1 over TLS, nothing of it stored.
-/// The relays parse nothing and store nothing. bimip has each text on disk before it is acknowledged.
+/// The server is measured over QUIC, and over TLS on TCP, which mosquitto uses. mosquitto is included if it is
+/// installed (Debian: `apt-get install mosquitto`), with QoS 1 over TLS and without storage. The relays parse nothing
+/// and store nothing. bimip has each text on disk before it acknowledges it.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Pairs of devices; one of each sends
+    /// Pairs of devices; one device of each pair sends
     #[arg(long, default_value_t = 100)]
     pairs: usize,
-    /// Texts of a pair on their way at once, where there is no rate
+    /// Texts of a pair in flight, if there is no rate
     #[arg(long, default_value_t = 16)]
     in_flight: usize,
-    /// Texts a second over all pairs; 0: as fast as it goes
+    /// Texts a second over all pairs; 0 for as fast as possible
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000])]
     rates: Vec<u64>,
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
-    /// Seconds to measure each
+    /// Seconds of each measurement
     #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
     seconds: u64,
-    /// Seconds before that
+    /// Seconds of warm-up before that
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     warm_up: u64,
     /// Print JSON

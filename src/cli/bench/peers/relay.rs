@@ -1,4 +1,4 @@
-//! A relay that does nothing but pass bytes on, over QUIC or TLS on TCP: what the transport alone costs here.
+//! A relay that only passes bytes on, over QUIC or TLS on TCP: shows what the transport alone costs.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::cli::{Failure, say};
 /// A bare relay, for `bimip bench peers`
 #[derive(clap::Args)]
 pub(in crate::cli::bench) struct Args {
-    /// Where its certificate and key are
+    /// Folder with its certificate and key
     #[arg(long, value_name = "DIR")]
     certs: PathBuf,
     /// TLS over TCP instead of QUIC
@@ -29,7 +29,7 @@ pub(in crate::cli::bench) struct Args {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The ends whose other end has not come.
+/// Ends whose partner has not connected yet.
 type Waiting = Arc<Mutex<HashMap<u32, Box<dyn Duplex>>>>;
 
 impl Args {
@@ -62,7 +62,7 @@ impl Args {
     }
 }
 
-/// The second end of a pair is joined to the first.
+/// Connects the second end of a pair with the first.
 async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting) -> anyhow::Result<()> {
     let pair = end.read_u32().await?;
     let other = {

@@ -1,4 +1,4 @@
-//! What is measured, each in a process of its own that ends with it.
+//! The subjects of the comparison, each in a child process that ends with its subject.
 
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,9 +10,9 @@ use anyhow::{Context, bail};
 
 use super::job::Figures;
 
-/// What the relays speak.
+/// The relays' ALPN.
 pub(super) const ALPN: &[u8] = b"bare";
-/// A broker listens by then.
+/// How long mosquitto may take to listen.
 const START_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(super) enum Kind {
     TlsRelay,
     Mosquitto,
     Bimip,
-    /// Over TLS on TCP, as mosquitto is.
+    /// bimip over TLS on TCP, as mosquitto uses.
     BimipTcp,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    /// Starts it with a certificate of its own in `folder`; `None`: it is not installed.
+    /// Starts the subject with a new certificate in `folder`; `None` if it is not installed.
     pub(super) fn start(kind: Kind, folder: &Path) -> anyhow::Result<Option<Subject>> {
         let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         std::fs::write(folder.join("cert.pem"), signed.cert.pem())?;
@@ -67,7 +67,7 @@ impl Subject {
 
 impl Drop for Subject {
     fn drop(&mut self) {
-        // It holds nothing that anybody misses.
+        // It holds no data worth keeping.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -87,9 +87,9 @@ fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     Ok((child, address))
 }
 
-/// mosquitto with TLS and without persistence, and no bounds that this job could meet.
+/// Starts mosquitto with TLS, without persistence, and without limits that this job could reach.
 fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
-    // Free a moment ago; nobody else asks for ports here while this runs.
+    // The port was free a moment ago; nothing else here asks for ports meanwhile.
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let file = |name: &str| folder.join(name).canonicalize();
     let log = folder.canonicalize()?.join("mosquitto.log");
@@ -103,7 +103,7 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     );
     let path = folder.join("mosquitto.conf");
     std::fs::write(&path, config)?;
-    // Debian puts it where only the system's administrator looks.
+    // On Debian it is in /usr/sbin, which may not be in a user's PATH.
     let search = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     let started = Command::new("mosquitto").arg("-c").arg(&path).env("PATH", search).stderr(Stdio::null()).spawn();
     let mut child = match started {
@@ -122,7 +122,7 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     Ok(Some((child, address)))
 }
 
-/// The same job by `bimip bench load --receipts`, with a server of its own.
+/// Does the same job with `bimip bench load --receipts`, which starts its own server.
 pub(super) fn load(transport: &str, flags: &[String]) -> anyhow::Result<Figures> {
     let output = Command::new(std::env::current_exe()?)
         .args(["bench", "load", "--receipts", "--json", "--transport", transport])

@@ -1,4 +1,4 @@
-//! What the chat decides, happening by happening.
+//! Tests of the chat's decisions, input by input.
 
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ fn id(number: u64) -> MessageId {
     MessageId::new(number as i64, [1; 10])
 }
 
-/// A message in the chat with `peer`, theirs or own.
+/// A message in the chat with `peer`, received or own.
 fn message(peer: &str, version: u64, own: bool, text: &str) -> Message {
     let (alice, peer) = (eid("alice"), eid(peer));
     let (from, to) = if own { (alice.clone(), peer.clone()) } else { (peer.clone(), alice.clone()) };
@@ -119,7 +119,7 @@ fn own_messages_get_their_ticks_and_only_forward() {
     receipt(&mut app, "bob", "alice", up_to("bob", 1), AckStatus::Read);
     receipt(&mut app, "bob", "alice", AckTarget::Message(id(1)), AckStatus::Delivered);
     assert_eq!(progress(&app), [Progress::Read, Progress::Waiting]);
-    // A receipt that overtakes the answer, on its way through another queue.
+    // A receipt that overtakes the answer, because it comes through another queue.
     receipt(&mut app, "bob", "alice", AckTarget::Message(id(2)), AckStatus::Delivered);
     sent(&mut app, "bob", &two, 2);
     assert_eq!(progress(&app), [Progress::Read, Progress::Delivered]);
@@ -153,14 +153,14 @@ fn what_is_in_sight_is_read_and_the_rest_is_counted() {
     let effects = came(&mut app, message("carol", 1, false, "hi"));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Acknowledge(_, AckStatus::Read, _))));
     assert_eq!(app.unread(), 1);
-    // Scrolled up, the newest is not in sight.
+    // When scrolled up, the newest message is not visible.
     app.update(Happening::Drawn { lines: 100, height: 10 });
     key(&mut app, KeyCode::PageUp);
     came(&mut app, message("bob", 2, false, "there?"));
     assert_eq!(app.unread(), 2);
     let effects = key(&mut app, KeyCode::Esc);
     assert_eq!(effects, [Effect::Acknowledge(eid("bob"), AckStatus::Read, Version::from(2))]);
-    // Read on another device of one's own.
+    // Read on another device of the same user.
     receipt(&mut app, "alice", "carol", up_to("carol", 1), AckStatus::Read);
     assert_eq!(app.unread(), 0);
 }
@@ -169,7 +169,7 @@ fn what_is_in_sight_is_read_and_the_rest_is_counted() {
 fn history_is_asked_for_until_the_screen_is_full_or_nothing_is_left() {
     let mut app = app();
     assert_eq!(app.open(&eid("bob")), [Effect::History(eid("bob"), None)]);
-    // One at a time.
+    // Only one request at a time.
     assert!(app.update(Happening::Drawn { lines: 1, height: 10 }).is_empty());
     page(&mut app, "bob", 21..=40, false);
     assert!(app.update(Happening::Drawn { lines: 20, height: 10 }).is_empty());
@@ -192,7 +192,7 @@ fn a_gap_is_not_shown_and_is_filled_from_history() {
     assert_eq!(effects, [Effect::History(eid("bob"), Some(Version::from(6)))]);
     page(&mut app, "bob", 2..=5, false);
     assert_eq!(app.opened().unwrap().shown().count(), 6);
-    // One that the server cannot fill any more is the beginning.
+    // If the server cannot fill the gap any more, the conversation begins after it.
     came(&mut app, message("bob", 9, false, "nine"));
     page(&mut app, "bob", 9..=9, false);
     assert_eq!(app.opened().unwrap().shown().count(), 1);

@@ -1,4 +1,4 @@
-//! What the chat looks like, as text.
+//! The chat's screens, as text.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ fn screen(app: &App, width: u16) -> Vec<String> {
     (0..HEIGHT).map(row).collect()
 }
 
-/// Alice's, with a conversation of a few messages of every kind.
+/// Alice's chat, with messages of every kind.
 fn app() -> App {
     let mut app = App::new(eid("alice"), DeviceId::parse("cli-chat").unwrap());
     app.update(Happening::State(State::Connected(Session {
@@ -107,7 +107,7 @@ fn message(peer: &str, version: u64, own: bool, content: Content) -> Message {
 
 #[test]
 fn a_conversation_with_ticks_media_days_and_the_list() {
-    // Control characters are not passed on; a wide character takes two cells, of which the second is a blank here.
+    // Control characters are dropped; a wide character takes two cells, and the second is a blank here.
     let expected = [
         " alice@localhost         │ bob@localhost  ● online",
         "                         │──────────────────────────────────────────────",
