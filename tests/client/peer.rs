@@ -43,7 +43,7 @@ pub struct Seen {
     pub token: String,
     /// How long a token is valid, in milliseconds; 0: for ever.
     pub token_lives: i64,
-    /// For each number in turn: after this many texts the connection is lost without an answer.
+    /// For each number in turn: when `texts` reaches it, the connection is lost without an answer.
     pub lose_after: Vec<usize>,
     /// How many `SessionOpen`s to refuse with 429, as when too many come from one address.
     pub put_off: usize,

@@ -14,7 +14,7 @@ impl Sqlite {
     pub fn open(dir: &Path) -> Result<Self> {
         let connection = Connection::open(dir.join("store.sqlite"))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // FULL syncs the log on every commit. NORMAL would only keep commits in order, not make them durable.
+        // FULL syncs the log on every commit. NORMAL would keep the file consistent, but not make each commit durable.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "cache_size", -((CACHE_BYTES >> 10) as i64))?;
         // 16 MiB of log cause fewer rewrites of the same page than the default of 4 MiB.
