@@ -12,7 +12,7 @@ use bimip::config::{AuthConfig, Config};
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// A folder to run the program in, with an environment of its own.
+/// A folder to run the program in, and the environment variables that it gets.
 struct Place {
     folder: tempfile::TempDir,
     variables: Vec<(&'static str, String)>,
