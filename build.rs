@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={SCHEMA}");
     let descriptors = protox::compile([SCHEMA], ["proto"])?;
     prost_build::Config::new()
-        // Payload bytes are shared between devices instead of copied.
+        // `Bytes` instead of `Vec<u8>`: payload bytes are shared between devices instead of copied.
         .bytes(["."])
         .compile_fds(descriptors)?;
     Ok(())

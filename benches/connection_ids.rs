@@ -1,5 +1,5 @@
-//! What a connection id for a load balancer costs to make, and to read: the four passes, one block, in plain, and quinn's
-//! own for comparison.
+//! Time to make and to read a connection id for a load balancer: encrypted in four passes, encrypted as one block, in plain,
+//! and for comparison quinn's own.
 //!
 //! `cargo bench --bench connection_ids`
 
@@ -16,7 +16,7 @@ const ROUNDS: u32 = 5;
 const CONFIG_ID: u8 = 1;
 const KEY: [u8; 16] = *b"a key of a bench";
 
-/// Nanoseconds for each of [`IDS`], in the best round.
+/// Nanoseconds per id in the best round.
 fn each(mut work: impl FnMut()) -> f64 {
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {
@@ -27,7 +27,7 @@ fn each(mut work: impl FnMut()) -> f64 {
     best.as_nanos() as f64 / f64::from(IDS)
 }
 
-/// As the server has it: from the operating system.
+/// Randomness from the operating system, as in the server.
 fn random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the system has randomness");
 }
@@ -46,7 +46,7 @@ fn main() {
         let mut ids = issuer.generator();
         let making = each(|| _ = black_box(ids.generate_cid()));
         let layout = Layout::new(CONFIG_ID, server_id_bytes, nonce_bytes, key).expect("a layout");
-        // A short header: one octet, and the connection id.
+        // A short header is one octet and the connection id.
         let datagram = [&[0x40][..], &ids.generate_cid(), &[0; 100]].concat();
         assert_eq!(layout.server_id_of_datagram(&datagram), Some(server_id));
         let reading = each(|| _ = black_box(layout.server_id_of_datagram(black_box(&datagram))));

@@ -1,9 +1,9 @@
-//! Instructions of the hot path's parts, counted by callgrind and compared with those in `benches/instructions.txt`.
+//! Instructions of the hot path's parts, counted by callgrind and compared with the baseline in `benches/instructions.txt`.
 //!
-//! `cargo bench --bench instructions` compares and fails where one has become more; `-- --renew` writes the file anew.
-//! Where valgrind is missing it exits with 77, and says so: nothing was compared.
+//! `cargo bench --bench instructions` compares, and fails if a count has grown by more than the tolerance; `-- --renew`
+//! writes the baseline anew. Without valgrind it reports that and exits with 77: nothing was compared.
 
-// What only the clock looks at.
+// Some items are used only by the benches that measure time.
 #[allow(dead_code)]
 mod cases;
 
@@ -14,14 +14,14 @@ use std::process::{Command, ExitCode};
 
 use cases::Counted;
 
-/// More than the baseline by this share is a regression; what a compiler or a dependency changes is written into the
-/// baseline with a reason.
+/// A count above the baseline by more than this share is a regression. If a compiler or a dependency causes it, the baseline
+/// is renewed with a reason.
 const TOLERANCE: f64 = 0.05;
-/// The same where threads hand work to each other: two runs of one build were up to 5 % apart.
+/// The tolerance of cases whose threads hand work to each other: two runs of one build differed by up to 5 %.
 const TOLERANCE_OF_THREADS: f64 = 0.10;
-/// Each case is run so often, and twice as often: the difference is without what goes before it.
+/// Each case runs this often, and in another process twice as often. The difference leaves out the preparation.
 const TIMES: u64 = 200;
-/// Nothing was compared.
+/// Exit code if nothing was compared.
 const SKIPPED: u8 = 77;
 
 fn main() -> ExitCode {
@@ -88,7 +88,7 @@ fn toolchain(valgrind: &[u8]) -> String {
     format!("{rustc}, {}, {}", String::from_utf8_lossy(valgrind).trim(), std::env::consts::ARCH)
 }
 
-/// What it was counted with, and the counts.
+/// The tools that the baseline was counted with, and its counts.
 fn read_baseline() -> (String, BTreeMap<String, u64>) {
     let text = std::fs::read_to_string(baseline()).unwrap_or_default();
     let with = text.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or("nothing").to_owned();
@@ -114,13 +114,13 @@ fn renew(toolchain: &str, counts: &BTreeMap<String, u64>) -> ExitCode {
     }
 }
 
-/// Instructions of one time.
+/// Instructions of one run of the case.
 fn count(name: &str) -> u64 {
     let [once, twice] = [TIMES, 2 * TIMES].map(|times| run_counted(name, times));
     twice.saturating_sub(once) / TIMES
 }
 
-/// Instructions of a process that does it so many times, all of its threads.
+/// Instructions of all threads of a process that runs the case `times` times.
 fn run_counted(name: &str, times: u64) -> u64 {
     let program = std::env::current_exe().expect("this program");
     let output = Command::new("valgrind")

@@ -1,4 +1,4 @@
-//! What the metrics cost a message: every update that one message makes on its way, nothing else.
+//! What the metrics cost per message: every metric update that one message causes, nothing else.
 //!
 //! `cargo bench --bench metrics_cost`
 
@@ -9,12 +9,13 @@ use bimip::observe::{ContentKind, DeliveryKind, Direction, Metrics};
 use bimip::wire::Lane;
 
 const MESSAGES: u32 = 1_000_000;
-/// The exporter folds its samples when somebody looks; a server under full load has so many by then.
+/// Messages between two scrapes. The exporter aggregates its samples on a scrape, and a server under full load has this many
+/// by then.
 const FOLDED_EVERY: u32 = 100_000;
 const ROUNDS: u32 = 5;
 
-/// A text, its answer, the sender's answer, the delivery, the receipt and its forwarding; a commit of its own for the
-/// message and one for the receipt, which is the worst case: under load dozens share one.
+/// The updates for a text, its answer, the sender's answer, the delivery, the receipt and its forwarding. Message and receipt
+/// have a commit each, which is the worst case: under load dozens share one.
 fn message(metrics: &Metrics) {
     for direction in [Direction::In, Direction::Out, Direction::In, Direction::Out, Direction::In, Direction::Out] {
         black_box(metrics).frames(black_box(Lane::Chat), direction, 1);

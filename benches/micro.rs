@@ -1,6 +1,6 @@
 //! Time of the hot path's parts: `cargo bench --bench micro [NAME]`.
 
-// What only the counting of instructions looks at.
+// Some items are used only by the bench that counts instructions.
 #[allow(dead_code)]
 mod cases;
 
@@ -14,7 +14,7 @@ fn hot_path(criterion: &mut Criterion) {
     for case in cases::CASES {
         let folder = cases::folder();
         group.throughput(Throughput::Elements(case.elements));
-        // Made only if it is asked for, and once.
+        // Prepared once, and only if criterion runs the case.
         let mut run = None;
         group.bench_function(case.name, |bencher| {
             let run = run.get_or_insert_with(|| (case.make)(folder.path()));

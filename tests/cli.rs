@@ -1,4 +1,4 @@
-//! The program as a person or a script meets it: what it prints, where, and its exit codes.
+//! The program as a person or a script sees it: what it prints to which stream, and its exit codes.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use bimip::config::{AuthConfig, Config};
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// A folder to run the program in, with an environment of its own.
+/// A folder to run the program in, and the environment variables that it gets.
 struct Place {
     folder: tempfile::TempDir,
     variables: Vec<(&'static str, String)>,
@@ -50,7 +50,7 @@ impl Place {
             .unwrap()
     }
 
-    /// Standard output of a success that has nothing to complain about.
+    /// Standard output of a command that succeeds without writing to standard error.
     fn prints(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let (out, err) = texts(&output);
@@ -59,7 +59,7 @@ impl Place {
         out
     }
 
-    /// Standard error of a failure: one line, and perhaps a hint; nothing on standard output.
+    /// Standard error of a command that fails with this exit code: one line, perhaps with a hint. Standard output is empty.
     fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let (out, err) = texts(&output);

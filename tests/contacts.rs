@@ -1,4 +1,4 @@
-//! Subscribers and blocks: the list, its bounds, and what a block stops (4.4, 4.5, 5.5, 5.6, profile 6).
+//! Subscribers and blocks: the list, its bounds, and what a block stops (BIMip-Foundation 4.4, 4.5, 5.5, 5.6; protocol.md §11).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -64,7 +64,7 @@ async fn list(owner: &mut Raw) -> Vec<Subscriber> {
     }
 }
 
-/// Sends a text that is refused, and leaves nothing behind.
+/// Sends a text and expects error 403 that does not repeat its content.
 async fn is_refused(sender: &mut Raw, to: &str, local: &str) {
     let request_id = sender.post(to, local, "a secret").await;
     let error = sender.expect_error(Lane::Chat, 403, request_id).await;
@@ -96,7 +96,7 @@ async fn an_entry_is_added_updated_listed_and_removed() {
     assert_eq!((entry.subscriber, entry.blocked), (Some(identity(BOB)), false));
     assert!((before..=now_ms()).contains(&entry.added_at));
 
-    // Again: everything now as given, but for the time; what is not given is empty.
+    // Adding again sets every field except the time. Fields that are not given become empty.
     let bare = add(&alice, BOB);
     let response = put(&mut alice, bare).await;
     assert_eq!(response.status, UPDATED);
@@ -198,7 +198,7 @@ async fn a_list_of_5000_is_told_in_several_frames_and_takes_no_more() {
     let request = add(&alice, BOB);
     let refused = put(&mut alice, request).await;
     assert_eq!((refused.status, refused.message.is_empty()), (FAILED, false));
-    // One that is there may change, and a block needs no place in the list.
+    // An existing entry may still change, and a block needs no place in the list.
     let request = add(&alice, "subscriber-0000@localhost");
     assert_eq!(put(&mut alice, request).await.status, UPDATED);
     assert_eq!(block(&mut alice, BOB, 1).await, SUCCESS);
@@ -226,7 +226,7 @@ async fn a_list_of_5000_is_told_in_several_frames_and_takes_no_more() {
 
 #[tokio::test]
 async fn a_list_keeps_to_the_frames_that_are_configured() {
-    // A client refuses what is longer, as the one here does.
+    // The test's client refuses a longer frame.
     let server = TestServer::with(|config| config.session.max_frame_bytes = 20 * 1024).await;
     let mut alice = server.sign_in(ALICE, "phone").await;
     let names: Vec<_> = (0..60).map(|n| format!("{n:02}{}@localhost", "x".repeat(200))).collect();
@@ -254,12 +254,12 @@ async fn a_blocked_user_is_refused_with_403_and_nothing_is_stored() {
     let server = TestServer::start().await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
     let mut bob = server.session(BOB, "phone").pipelined().open().await;
-    // Without any subscription; 0 blocks as 1 does.
+    // Neither user is on the other's list. Action 0 blocks as 1 does.
     for action in [1, 0] {
         assert_eq!(block(&mut bob, ALICE, action).await, SUCCESS);
         assert_eq!(block(&mut bob, ALICE, action).await, SUCCESS, "blocking again is no failure");
         is_refused(&mut alice, BOB, "while-blocked").await;
-        // Who blocks may still write.
+        // The user who blocks may still send.
         let update = bob.say(ALICE, &format!("while-blocking-{action}"), "no").await;
         assert_eq!(text_of(&*alice.hear().await), "no");
         assert_eq!(update.version, 2 - i64::from(action));
@@ -267,7 +267,7 @@ async fn a_blocked_user_is_refused_with_403_and_nothing_is_stored() {
         assert_eq!(block(&mut bob, ALICE, 2).await, SUCCESS);
     }
     bob.expect_nothing_more(Lane::Chat).await;
-    // What was refused has used up neither a version nor its name.
+    // The refused messages took neither a version nor their local id.
     let update = alice.say(BOB, "while-blocked", "hello").await;
     assert_eq!((update.version, update.sequence), (3, 3));
     assert_eq!((text_of(&*bob.hear().await), bob.last_sequence), ("hello", 3));
@@ -307,7 +307,7 @@ async fn a_block_stops_media_too_and_survives_a_restart() {
             .collect();
         assert_eq!(listed, [(ALICE, "Al", true, true), (CAROL, "", true, false)]);
     }
-    // Taken off the list, the blocked stay blocked; unblocked, who was never on it is gone from it.
+    // A blocked user who is removed stays blocked. An unblocked user who was never a subscriber is no longer listed.
     assert_eq!(remove(&mut bob, ALICE).await, SUCCESS);
     assert_eq!(list(&mut bob).await.len(), 2);
     let mut alice = server.sign_in(ALICE, "phone").await;
@@ -348,7 +348,7 @@ async fn a_message_that_races_with_a_block_is_accepted_and_arrives_or_is_refused
         is_refused(&mut alice, BOB, "after").await;
         assert_eq!(block(&mut bob, ALICE, 2).await, SUCCESS);
     }
-    // Exactly what was accepted arrives, and its versions have no gap where others were refused.
+    // Exactly the accepted messages arrive. Refused ones left no gap in the versions.
     for (index, update) in accepted.iter().enumerate() {
         let message = bob.hear().await;
         assert_eq!((message.version, update.version), (index as i64 + 1, index as i64 + 1));

@@ -1,4 +1,4 @@
-//! SIGTERM in the middle of a conversation: what was answered stays, what was not is not half there (issue 2, profile 2).
+//! SIGTERM during a conversation: what was answered is kept, the rest is done completely or not at all (protocol.md §14).
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 
@@ -15,10 +15,10 @@ use common::{Dice, Process, Raw, client_tls, half_open, program, scratch, text_o
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 
-/// What a sender knows: answers by `message_id_local`, with version and message id.
+/// The VersionUpdates that a sender has seen: `message_id_local` to version and message id.
 type Answers = BTreeMap<String, (i64, String)>;
 
-/// Reads VersionUpdates until the server has ended the lane, or until there are `enough`.
+/// Reads VersionUpdates until the server ends the lane, or until there are `enough`.
 async fn answers(alice: &mut Raw, answers: &mut Answers, enough: usize) {
     while answers.len() < enough {
         let next = within_bound("an answer, or the end", alice.try_recv(Lane::Chat)).await;
@@ -35,14 +35,14 @@ async fn answers(alice: &mut Raw, answers: &mut Answers, enough: usize) {
 async fn signalled_while_a_send_is_under_way(signal: i32, pipelined: bool, after: usize) {
     const MESSAGES: usize = 300;
     let directory = scratch();
-    // Longer than the test: who is not pipelined has messages waiting for an answer that never comes.
+    // Longer than the test, so that messages of a sender that is not pipelined still wait for its answer.
     let variables = [("BIMIP_SESSION__RELEASE_WITHIN_MS", "60000")];
     let mut server = Process::start(directory.path(), &variables).await;
     let sign_in = server.door.session(ALICE, "phone");
     let mut alice = if pipelined { sign_in.pipelined() } else { sign_in }.open().await;
     let mut idle = server.door.session("carol@localhost", "phone").open().await;
     let (mut known, mut sent) = (Answers::new(), 0);
-    // Some are answered, and all others are on their way when the signal comes.
+    // When the signal comes, some messages are answered and all others are in flight.
     while sent < MESSAGES {
         sent += 1;
         alice.post(BOB, &format!("local-{sent}"), &sent.to_string()).await;
@@ -51,7 +51,7 @@ async fn signalled_while_a_send_is_under_way(signal: i32, pipelined: bool, after
             server.signal(signal);
         }
         if sent > MESSAGES / 2 && sent % 10 == 0 {
-            // The server may stop reading at any moment, and a lane that is full would hold the test up.
+            // The server may stop reading at any moment, and writing to a full lane would block the test.
             break;
         }
     }
@@ -114,7 +114,7 @@ async fn handshakes_that_nobody_finishes_are_not_waited_for() {
     server.signal(libc::SIGTERM);
     idle.expect_close(CloseCode::Draining).await;
     assert_eq!(server.ended().await.code(), Some(0));
-    // As it says when the time for draining is out.
+    // The server logs "cut off" when the time for draining runs out.
     assert!(!server.log().contains("cut off"), "{}", server.log());
 }
 
@@ -131,12 +131,12 @@ async fn a_second_server_on_the_same_directory_says_that_it_is_in_use() {
     assert!(complaint.lines().count() <= 2, "one line, and a hint at most: {complaint}");
     assert!(complaint.contains("another process"), "{complaint}");
     assert!(complaint.contains(&*directory.path().to_string_lossy()), "{complaint}");
-    // The first is not disturbed.
+    // The first server still works.
     alice.ping().await;
     alice.say(BOB, "local-1", "still here").await;
     server.signal(libc::SIGTERM);
     assert_eq!(server.ended().await.code(), Some(0));
-    // And the directory is free again.
+    // After its end the directory is free again.
     let server = Process::start(directory.path(), &[]).await;
     server.door.session(ALICE, "phone").open().await.ping().await;
 }

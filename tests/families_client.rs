@@ -1,5 +1,5 @@
-//! The families of issue 4, and history and bulk receipts of issue 3, from the client library and the program against a
-//! running server.
+//! Presence, contacts, revocation, logout, pings, history and bulk receipts, from the client library and the program against
+//! a running server.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 
@@ -64,7 +64,7 @@ async fn a_burst_over_the_rate_arrives_in_order() {
     drop(bob);
 }
 
-/// The next event that fits.
+/// The first event for which `fits` returns a value; earlier events are skipped.
 async fn next<T>(events: &mut Events, what: &str, fits: impl Fn(Event) -> Option<T>) -> T {
     let found = async {
         loop {
@@ -92,7 +92,7 @@ fn admission(nickname: &str) -> Admission {
     Admission { nickname: nickname.to_owned(), ..Admission::default() }
 }
 
-/// More than a device reads ahead of its application, in texts of the longest kind.
+/// Texts of 16 KiB, the longest allowed: together more than a device reads ahead of its application.
 const UNREAD_TEXTS: usize = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,7 +126,7 @@ async fn an_application_that_reads_nothing_is_told_that_its_answer_lies_behind_a
             });
             assert!(message.await.text() == Some(&text(number)), "number {number} over {transport:?}");
         }
-        // What it sent in the meantime was taken all the same, and once.
+        // The text that the device sent meanwhile was accepted all the same, and once.
         next(&mut events, "its own to be accepted", |event| matches!(event, Event::Accepted(_)).then_some(())).await;
         bob.send_text(&eid(ALICE), "and now").await.unwrap();
         for expected in [format!("over {transport:?}"), "and now".to_owned()] {
@@ -217,7 +217,7 @@ async fn presence_is_seen_by_those_who_are_admitted_and_said_again_on_every_conn
     alice.leave().await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::Offline).await;
 
-    // Said before there is a connection, and again when another one of the same device has taken its place.
+    // A presence that is set before the device is connected is sent later, and again after the device was replaced.
     let (alice, _alices) = options(&server, ALICE, "phone").connect().unwrap();
     alice.set_presence(AwarenessStatus::Online, true, None).await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::Online).await;
@@ -248,7 +248,7 @@ async fn lists_and_blocks_are_kept_and_a_long_list_is_one_answer() {
     alice.remove_subscriber(&eid(BOB)).await.unwrap();
     assert!(matches!(alice.remove_subscriber(&eid(BOB)).await, Err(RequestError::Failed(_))));
 
-    // A frame holds about a hundred of these.
+    // A frame holds about a hundred of these entries.
     let mut adding = tokio::task::JoinSet::new();
     for number in 0..200 {
         let alice = alice.clone();
@@ -290,7 +290,7 @@ async fn a_message_that_waited_in_a_file_goes_out_in_the_next_life_of_the_applic
     let server = TestServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = || Box::new(FileOutbox::open(folder.path().join("outbox")).unwrap());
-    // A life without a server.
+    // The device's first run finds no server.
     let nowhere = options(&server, ALICE, "phone").server("127.0.0.1:9").outbox(file());
     let (alice, _events) = nowhere.connect().unwrap();
     let ticket = alice.submit(alice.draft(&eid(BOB), Content::Text("from before".to_owned()))).unwrap();
@@ -318,7 +318,7 @@ fn command(server: &TestServer, user: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs the program as this user; whether it succeeded, standard output and error.
+/// Runs the program as this user. Returns whether it succeeded, standard output and standard error.
 async fn program(server: &TestServer, user: &str, arguments: &[&str]) -> (bool, String, String) {
     let mut command = command(server, user, arguments);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Handshakes over QUIC that are begun and not finished (profile 2), and keys that are made after one.
+//! QUIC handshakes that are not completed (protocol.md §1), and key updates after a handshake.
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ async fn who_finishes_no_handshake_does_not_keep_others_out() {
         config.quic.handshakes_before_retry = 4;
     })
     .await;
-    // A handshake that is through has given its place back, though its session goes on.
+    // A completed handshake has freed its place, although the session goes on.
     let mut through = Vec::new();
     for user in [ALICE, BOB, "carol@localhost"] {
         through.push(server.sign_in(user, "phone").await);
@@ -30,7 +30,7 @@ async fn who_finishes_no_handshake_does_not_keep_others_out() {
     for device in &mut through {
         device.ping().await;
     }
-    #[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+    #[cfg(target_os = "linux")] // Linux answers on all of 127.0.0.0/8.
     {
         let elsewhere = client_endpoint(tls);
         elsewhere.rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap()).unwrap();

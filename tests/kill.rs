@@ -1,4 +1,4 @@
-//! A server that is killed under load at any moment loses nothing that it acknowledged (issue 2, profile 10).
+//! A server that is killed under load at any moment loses nothing that it acknowledged (README.md, What it promises).
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use common::{Dice, Got, Process, Raw, scratch, text_of, within_bound};
 
 const ROUNDS: usize = 24;
-/// User, device, pipelined, and to whom.
+/// User, device, pipelined or not, and recipients.
 const SENDERS: [(&str, &str, bool, &[&str]); 5] = [
     (ALICE, "phone", true, &[BOB, ERIN]),
     (ALICE, "desk", false, &[BOB, ERIN]),
@@ -29,10 +29,10 @@ const LISTENERS: [&str; 2] = [BOB, ERIN];
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 const ERIN: &str = "erin@localhost";
-/// Messages that one sender has sent and not seen a VersionUpdate of.
+/// At most this many messages of one sender wait for their VersionUpdate.
 const IN_FLIGHT: usize = 16;
 
-/// `KILL_SEED` repeats what the dice do; what the machine does differs.
+/// `KILL_SEED` repeats the random choices, but not the timing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_message_survives_kill_9() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
@@ -41,7 +41,7 @@ async fn an_acknowledged_message_survives_kill_9() {
     let (mut dice, directory) = (Dice::new(seed), scratch());
     let mut world = World::new(&mut dice);
     for round in 1..=ROUNDS {
-        // From not at all to longer than any round: so messages are killed before, while and after they are released.
+        // From zero to longer than any round, so that the kill comes before, during and after the release of messages.
         let release_within = [0, 20, 60_000][dice.roll(3)].to_string();
         let server = Process::start(directory.path(), &[("BIMIP_SESSION__RELEASE_WITHIN_MS", &release_within)]).await;
         let updates = if dice.roll(8) == 0 { 0 } else { dice.roll(150) };
@@ -57,10 +57,10 @@ async fn an_acknowledged_message_survives_kill_9() {
     server.kill().await;
 }
 
-/// Of every user: which message stands at which sequence, whoever saw it.
+/// The message at each sequence of each user's log, as seen by any device.
 type Logs = Arc<Mutex<BTreeMap<(String, i64), String>>>;
 
-/// A sequence means the same for ever, on all devices.
+/// Records a message's sequence, and asserts that no device has seen another message there.
 fn remember(logs: &Logs, user: &str, sequence: i64, message: &str) {
     assert!(sequence > 0, "{message} is not from the log");
     let there = logs.lock().unwrap().entry((user.to_owned(), sequence)).or_insert_with(|| message.to_owned()).clone();
@@ -102,7 +102,8 @@ impl World {
         self.senders.iter().map(|sender| sender.seen.len()).sum()
     }
 
-    /// Everybody talks until so many VersionUpdates were seen, and then so many frames of any kind.
+    /// Runs all devices until they have seen `updates` new VersionUpdates and after them `frames` further events; then kills
+    /// the server.
     async fn round(&mut self, server: Process, updates: usize, frames: usize) {
         let ((events, mut happened), (stop, stopped)) = (mpsc::unbounded_channel(), watch::channel(false));
         let place = Place { directory: server.data_dir().to_owned(), address: server.door.address };
@@ -133,12 +134,12 @@ impl World {
         within_bound("enough to happen before the kill", wait).await;
         server.kill().await;
         stop.send_replace(true);
-        // A kill answers nobody: whoever panicked did so for a reason.
+        // A kill sends no close and so makes no device fail: a task that panicked has found a fault.
         self.senders = senders.join_all().await;
         self.listeners = listeners.join_all().await;
     }
 
-    /// Everything unanswered is sent again, and answered.
+    /// Sends all unanswered messages again and waits for the answers.
     async fn finish(&mut self, server: &Process) {
         let place = Place { directory: server.data_dir().to_owned(), address: server.door.address };
         let (events, _happened) = mpsc::unbounded_channel();
@@ -148,7 +149,7 @@ impl World {
         }
     }
 
-    /// A device that has never been there reads each log from its start.
+    /// Reads each user's log from its start on a new device, and compares it with what the devices have seen.
     async fn check(&self, server: &Process) {
         let mut marker = server.door.session("zoe@localhost", "phone").pipelined().open().await;
         let mut versions = BTreeMap::<String, i64>::new();
@@ -187,12 +188,12 @@ impl World {
             assert!(found.is_empty(), "in the log of {user} though nobody sent it: {found:?}");
             versions.extend(of_chat);
         }
-        // Each chat's last version is its number of messages.
+        // The last version of a chat is its number of messages.
         assert_eq!(versions.values().sum::<i64>(), self.seen() as i64);
     }
 }
 
-/// Where the server of this round is.
+/// Directory and address of this round's server.
 #[derive(Clone)]
 struct Place {
     directory: PathBuf,
@@ -211,7 +212,7 @@ enum Event {
     Other,
 }
 
-/// Runs until the server has been killed. What was going on then is given up at once: a kill closes nothing.
+/// Runs `work` until the server has been killed, then drops it: a kill closes no connection, so `work` would go on waiting.
 async fn until(mut stopped: watch::Receiver<bool>, work: impl Future<Output = ()>) {
     tokio::select! {
         _ = stopped.wait_for(|stopped| *stopped) => {}
@@ -219,7 +220,7 @@ async fn until(mut stopped: watch::Receiver<bool>, work: impl Future<Output = ()
     }
 }
 
-/// A device that sends. What it knows outlives the server.
+/// A sending device. Its state is kept from one server process to the next.
 struct Sender {
     eid: &'static str,
     device: &'static str,
@@ -230,7 +231,7 @@ struct Sender {
     /// Highest sequence seen.
     resume: i64,
     said: usize,
-    /// Sent, and no VersionUpdate seen: by `message_id_local`.
+    /// Messages sent without a VersionUpdate so far, by `message_id_local`.
     open: BTreeMap<String, Said>,
     seen: BTreeMap<String, Seen>,
 }
@@ -251,7 +252,8 @@ struct Seen {
 }
 
 impl Sender {
-    /// Sends what is unanswered again, with some that was answered; then, unless it finishes, ever more.
+    /// Sends all unanswered messages and some answered ones again. After that it sends new messages without end or, with
+    /// `finish`, returns when the repeated ones are answered.
     async fn talk(&mut self, place: &Place, events: &mpsc::UnboundedSender<Event>, finish: bool) {
         let door = place.door();
         let mut session = door.session(self.eid, self.device).resume_from(self.resume);
@@ -279,7 +281,7 @@ impl Sender {
                 raw.post(to, &local, &text).await;
                 let _ = events.send(Event::Other);
             } else if !finish && self.open.is_empty() {
-                // Nothing would come.
+                // Nothing is unanswered: do not wait for a frame that may never come.
             } else {
                 let scheme = raw.recv(Lane::Chat).await;
                 expected -= usize::from(self.hear(&mut raw, &scheme, events).await && expected > 0);
@@ -287,7 +289,7 @@ impl Sender {
         }
     }
 
-    /// Takes a frame in; whether it answers a request.
+    /// Checks and records a frame. Returns whether it answers a request.
     async fn hear(&mut self, raw: &mut Raw, scheme: &MessageScheme, events: &mpsc::UnboundedSender<Event>) -> bool {
         let message_id = match &scheme.payload {
             Some(Payload::VersionUpdate(update)) => {
@@ -321,14 +323,14 @@ impl Sender {
     }
 }
 
-/// A device that receives, and acknowledges some.
+/// A receiving device that acknowledges some messages.
 struct Listener {
     eid: &'static str,
     dice: Dice,
     logs: Logs,
     /// Highest sequence seen.
     resume: i64,
-    /// Newest of each chat.
+    /// Newest version seen of each chat.
     versions: BTreeMap<String, i64>,
 }
 

@@ -1,4 +1,5 @@
-//! Flood control: 429 with the milliseconds to wait, then ABUSE, and nobody else notices (specification 9, profile 9).
+//! Flood control: error 429 with the milliseconds to wait, then ABUSE, without effect on others (BIMip-Foundation 9;
+//! protocol.md §15, §16).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -16,12 +17,13 @@ use common::{Bystanders, Raw, TestServer, identity, now_ms, text_of};
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 
-/// So slow that nothing fills up again while a test runs.
+/// A rate so slow that almost nothing is refilled while a test runs.
 fn burst_of(burst: u32) -> Rate {
     Rate { per_second: 1, burst }
 }
 
-/// A refusal that says how long to wait: within the rate's second, and never zero.
+/// The wait that error 429 demands. Asserts that it is at least 1 ms and at most 1 s, the time that a rate of one a second
+/// takes.
 fn wait_of(error: &ErrorMessage) -> Duration {
     assert_eq!(error.code, 429, "{error:?}");
     let wait = error.details.parse().unwrap_or_else(|_| panic!("no milliseconds: {error:?}"));
@@ -57,12 +59,12 @@ async fn frames_over_the_burst_are_told_to_wait_and_then_served() {
         }
     }
     assert!(served >= BURST && wait > Duration::ZERO, "{served} served");
-    // Who waits as told is served.
+    // After the given wait the session is served again.
     tokio::time::sleep(wait).await;
     alice.ping().await;
     let metric = server.metric(r#"bimip_rate_limited_total{limit="frames"}"#).await;
     assert_eq!(metric, f64::from(4 * BURST - served));
-    // Each session has its own.
+    // Each session has its own limit.
     server.sign_in(ALICE, "desk").await.ping().await;
 }
 
@@ -81,7 +83,7 @@ async fn messages_count_for_the_user_over_all_devices_and_what_was_refused_is_no
         desk.post(BOB, &format!("desk-{n}"), "from the desk").await;
         bob.hear().await;
     }
-    // Both are over it now, in text and in media.
+    // Both devices are over the limit now, for texts and for media.
     let request_id = phone.post(BOB, "phone-4", "too much").await;
     let error = loop {
         let scheme = phone.recv(Lane::Chat).await;
@@ -91,10 +93,10 @@ async fn messages_count_for_the_user_over_all_devices_and_what_was_refused_is_no
         }
     };
     let wait = wait_of(&error);
-    // Other users are not concerned, nor is what is no message.
+    // The limit affects neither other users nor frames that are not messages.
     bob.say(ALICE, "local-1", "hello").await;
     phone.ping().await;
-    // The same message, later.
+    // After the wait the same message is accepted.
     tokio::time::sleep(wait).await;
     phone.post(BOB, "phone-4", "at last").await;
     let message = bob.hear().await;
@@ -128,9 +130,9 @@ async fn what_is_sent_behind_a_message_over_the_rate_is_not_taken_before_it() {
     assert!(from >= 50, "{from} taken");
     assert_eq!(taken, (0..from).collect::<Vec<_>>());
     assert_eq!(refused, (from..MESSAGES).collect::<Vec<_>>());
-    // It is no fault of theirs.
+    // Only the first refused message counts as over the rate, not those behind it.
     assert_eq!(server.metric(r#"bimip_rate_limited_total{limit="messages"}"#).await, 1.0);
-    // Room for so many again.
+    // At 200 a second this refills the rate for 20 messages.
     tokio::time::sleep(Duration::from_millis(100)).await;
     for n in from..from + 5 {
         alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
@@ -168,7 +170,7 @@ async fn sign_ins_count_for_the_address() {
     let server = TestServer::with(|config| config.limits.sign_ins = Rate { per_second: 5, burst: 3 }).await;
     let mut alice = server.sign_in(ALICE, "phone").await;
     let mut waiting = Vec::new();
-    // Good ones and bad ones alike; all at once, so that most are over it.
+    // Good and bad sign-ins count alike. All are sent at once, so that most are over the limit.
     for n in 0..6 {
         waiting.push(server.session(BOB, &format!("device-{n}")).attempt().await);
     }
@@ -181,7 +183,7 @@ async fn sign_ins_count_for_the_address() {
         }
     }
     let (mut raw, wait) = refused.expect("somebody was too fast");
-    // The connection stays, and may sign in when it has waited.
+    // The connection stays open and may sign in after the wait.
     let open = server.session(BOB, "late").open;
     tokio::time::sleep(wait).await;
     loop {
@@ -220,7 +222,7 @@ async fn what_was_sent_behind_a_sign_in_that_has_to_wait_is_dropped() {
             other => panic!("{other:?}"),
         }
     }
-    // None of it is answered, and none has happened.
+    // These frames got no answers and had no effect.
     bob.ping().await;
     bob.expect_nothing_more(Lane::Chat).await;
     assert_eq!(bob.say(ALICE, "local-2", "in time").await.version, 1);
@@ -240,15 +242,15 @@ async fn connections_count_for_the_address_while_they_last() {
         device.ping().await;
     }
     devices.pop().unwrap().leave();
-    // Until the server has seen it go.
+    // Retry until the server has noticed the end.
     while server.try_connect().await.is_err() {}
 }
 
-/// Goes on and on, whatever it is told; until the server closes.
+/// Sends the payload again and again in spite of refusals, until the server closes with ABUSE.
 async fn flood(raw: &mut Raw, lane: Lane, payload: Payload) {
     let frame = encode_frame(&envelope(payload));
     let frames = frame.repeat(100);
-    // The answers have to be read, or the server would simply stop reading.
+    // Read the answers, because the server stops reading a lane whose answers are not read.
     for _ in 0..3 * STRIKES_MAX / 100 {
         if raw.try_write(lane, &frames).await.is_err() {
             break;
@@ -272,7 +274,7 @@ async fn who_goes_on_is_closed_with_abuse_and_nobody_else_is_harmed() {
     let request = AwarenessRequest { from, to, ..AwarenessRequest::default() };
     flood(&mut alice, Lane::Presence, Payload::AwarenessRequest(request)).await;
     bystanders.assert_unharmed().await;
-    // Abuse is no ban.
+    // The device may connect again.
     server.sign_in(ALICE, "phone").await.ping().await;
 }
 

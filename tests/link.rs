@@ -1,4 +1,4 @@
-//! The emulated network: kernel TCP and UDP cross it, and black-outs, blocks, NATs and handovers do to them what they say.
+//! The emulated network: the kernel's TCP and UDP cross it, and black-outs, blocks, NATs and handovers have their effects.
 #![cfg(all(target_os = "linux", feature = "link"))]
 #![allow(clippy::unwrap_used)]
 
@@ -17,12 +17,12 @@ use bimip::link::{
 use common::link_is_possible;
 use tokio::net::UdpSocket as AsyncUdpSocket;
 
-/// Longest wait for anything. A failure, not a pace.
+/// Timeout of every wait. It only ends a test that has failed.
 const WITHIN: Duration = Duration::from_secs(30);
-/// Between two tries of what may not work yet.
+/// Interval between two attempts at something that may not work yet.
 const TRY_EVERY: Duration = Duration::from_millis(5);
 
-/// A fast profile: tests wait for its packets.
+/// Conditions with a short delay, because tests wait for the packets.
 fn quick() -> Conditions {
     Conditions::delayed(Duration::from_millis(2))
 }
@@ -32,7 +32,7 @@ fn start(conditions: Conditions, seed: u64) -> Network {
     Network::start(Plan { wifi: profile, lte: profile, seed }).unwrap()
 }
 
-/// Nothing where there can be none.
+/// A network. Where none can be made, reports that and returns `None`.
 fn network() -> Option<Network> {
     link_is_possible().then(|| start(quick(), 1))
 }
@@ -43,12 +43,12 @@ fn udp(namespace: &Namespace, address: IpAddr) -> UdpSocket {
     socket
 }
 
-/// Bound to no address: the route decides which one it shows.
+/// A socket bound to no address: the route decides its source address.
 fn any(namespace: &Namespace) -> UdpSocket {
     udp(namespace, IpAddr::from([0, 0, 0, 0]))
 }
 
-/// Sends to the server, and tells whom it saw.
+/// Sends a datagram to the server. Returns the source address that the server saw.
 fn seen_from(phone: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     phone.send_to(b"who am I?", server.local_addr().unwrap()).unwrap();
     let mut buffer = [0; 16];
@@ -57,7 +57,7 @@ fn seen_from(phone: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     from
 }
 
-/// A connection over TCP: the phone's end, the server's, and whom the server sees.
+/// A TCP connection: the phone's end, the server's end, and the client's address as the server sees it.
 fn connect(net: &Network, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
     let address = listener.local_addr().unwrap();
     let phone = net.phone().run(|| TcpStream::connect_timeout(&address, WITHIN)).unwrap().unwrap();
@@ -73,7 +73,7 @@ fn listen(net: &Network) -> TcpListener {
     net.server().run(|| TcpListener::bind(address)).unwrap().unwrap()
 }
 
-/// The counters as soon as they say so.
+/// Polls the counters until `says` holds, and returns them.
 fn until(control: &Control, says: impl Fn(&Counters) -> bool) -> Counters {
     let begin = Instant::now();
     loop {
@@ -145,7 +145,7 @@ fn datagrams_go_and_come_back_on_runtimes_of_both_sides() {
             assert_eq!((&buffer[..length], from), (&[number; 1472][..], to));
         }
     });
-    // A blocking thread is inside as well, and from the outside the server is not to be seen.
+    // A blocking thread of the runtime is inside the namespace too. Outside it the server's address does not exist.
     let inside = phone.handle().spawn_blocking(move || UdpSocket::bind("10.77.1.2:0").map(drop));
     phone.block_on(inside).unwrap().unwrap();
     assert!(UdpSocket::bind((net.server_address(), 0)).is_err());
@@ -201,7 +201,7 @@ fn rebinding_moves_the_phone_to_another_port_and_ends_what_hung_on_the_old_one()
     let mut buffer = [0; 16];
     assert_eq!(phone.recv(&mut buffer).unwrap(), 5);
 
-    // The server's TCP does not know the phone's new port, and says so.
+    // The server's TCP does not know the phone's new port and resets the connection.
     tcp.write_all(b"who am I?").unwrap();
     let error = tcp.read(&mut buffer).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -235,11 +235,11 @@ fn a_handover_ends_one_path_and_moves_what_is_bound_to_no_address_to_the_other()
     assert_eq!(phone.recv(&mut [0; 16]).unwrap(), 5);
     let (_, _, from) = connect(&net, &listener);
     assert_eq!(from.ip(), net.public_address(Path::Lte));
-    // What is bound to the old address goes the new way, where nobody knows it.
+    // A socket bound to the old address sends over the new path, where the NAT has no mapping for that address.
     bound.send_to(b"lost", server.local_addr().unwrap()).unwrap();
     until(net.control(), |counters| of_udp(counters, Path::Lte, Way::Up).unmapped.packets == 1);
 
-    // And back; a handover that another one interrupts says so.
+    // Hand over back to Wi-Fi. A handover that another one interrupts reports that.
     let interrupted = net.control().hand_over(Path::Wifi, WITHIN).unwrap();
     net.control().hand_over(Path::Wifi, Duration::ZERO).unwrap().wait().unwrap();
     assert!(matches!(interrupted.wait(), Err(Error::Interrupted)));
@@ -294,7 +294,7 @@ fn the_same_seed_loses_the_same_packets() {
         let net = start(conditions, seed);
         let (phone, server) = (any(net.phone()), udp(net.server(), net.server_address()));
         let mut arrived = BTreeSet::new();
-        // As many at once as any receive buffer holds.
+        // A hundred at once fit any receive buffer.
         for hundred in 0..20u32 {
             for number in hundred * 100..(hundred + 1) * 100 {
                 phone.send_to(&number.to_be_bytes(), server.local_addr().unwrap()).unwrap();
@@ -402,7 +402,7 @@ fn a_network_that_is_gone_says_so() {
     assert_eq!(phone.send_to(b"lost", server).unwrap_err().kind(), ErrorKind::NetworkUnreachable);
 }
 
-/// Of the self-check only what does not depend on how busy the machine is: what is lost, and that nothing else is.
+/// Checks only the part of the self-check that does not depend on the machine's load: the requested losses and no others.
 #[test]
 fn the_self_check_finds_losses_as_they_were_asked_for() {
     if !link_is_possible() {

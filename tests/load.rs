@@ -1,12 +1,11 @@
-//! The load generator: each of its ways to load a server, for a moment, and what it says of it. Nothing here looks at
-//! how fast anything is.
+//! The load generator: each kind of load for a moment, and its report. Nothing here checks how fast anything is.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
 
 use serde_json::Value;
 
-/// What `bimip bench` says as JSON, run in a folder of its own with a server of its own.
+/// The JSON output of `bimip bench`, run in its own folder with its own server.
 fn bench(arguments: &[&str]) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_bimip"))
@@ -18,7 +17,7 @@ fn bench(arguments: &[&str]) -> Vec<Value> {
         .unwrap();
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{arguments:?}: {err}");
-    // No progress where nobody looks.
+    // Without a terminal it shows no progress.
     assert_eq!(err, "");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the server's folder is gone");
     out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -61,7 +60,7 @@ fn senders_that_answer_each_version_update() {
 #[test]
 fn every_device_of_a_user_is_checked() {
     let figures = load(&["--pairs", "1", "--devices", "16", "--rate", "50"]);
-    // All of the recipient's, and the sender's others.
+    // Each message reaches the recipient's 16 devices and the sender's 15 others.
     assert_eq!(count(&figures, "arrivals"), 50 * (16 + 15));
     assert_eq!(count(&figures, "sessions"), 32);
 }

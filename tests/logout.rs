@@ -1,4 +1,4 @@
-//! Logout: a device signs out, or leaves for now (4.6, 5.7, profile 6).
+//! Logout: a device signs out, or leaves for now (BIMip-Foundation 4.6, 5.7; protocol.md §13).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use common::{Bystanders, Raw, TestServer, identity, now_ms, now_s, text_of};
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 
-/// Says Logout, is answered, and closed.
+/// Sends Logout and expects the answer and the close.
 async fn log_out(raw: &mut Raw, status: i32, r#type: i32) {
     let before = now_ms();
     let logout = Logout { entity: Some(raw.user()), r#type, status, timestamp: before };
@@ -108,7 +108,7 @@ async fn signing_out_makes_room_for_another_device() {
     refused.expect_error(Lane::Control, 403, request_id).await;
     log_out(&mut devices[3], 3, 1).await;
     server.sign_in(ALICE, "device-16").await.ping().await;
-    // Leaving for now keeps the place.
+    // A device that leaves for now keeps its place.
     log_out(&mut devices[5], 1, 1).await;
     let (mut refused, request_id) = server.session(ALICE, "device-17").attempt().await;
     refused.expect_error(Lane::Control, 403, request_id).await;
@@ -144,7 +144,7 @@ async fn a_token_issued_later_signs_the_device_in_again() {
     let server = TestServer::start().await;
     let mut phone = server.sign_in(ALICE, "phone").await;
     log_out(&mut phone, 3, 1).await;
-    // Even one of the same second: one token was revoked, not the device.
+    // Also a token issued in the same second is good: Logout revoked one token, not the device.
     let token = server.token_at(ALICE, Some("phone"), now_s(), Duration::from_secs(60));
     server.session(ALICE, "phone").token(token).open().await.ping().await;
 }

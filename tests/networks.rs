@@ -1,5 +1,5 @@
-//! The client library on bad networks, against the running server: it returns with 0-RTT, a recorded first flight changes
-//! nothing, it moves with its NAT, and it falls back to TCP and comes back from there.
+//! The client library on bad networks, against the running server: it returns with 0-RTT, a replayed first flight changes
+//! nothing, it survives NAT rebinding, and it falls back to TCP and returns to QUIC.
 #![cfg(all(feature = "client", feature = "server"))]
 #![allow(clippy::unwrap_used)]
 
@@ -60,7 +60,7 @@ async fn text(events: &mut Events) -> String {
     }
 }
 
-/// Waits until a metric has a value.
+/// Waits until a metric has at least this value.
 async fn metric(server: &TestServer, series: &str, value: f64) {
     within_bound(series, async {
         while server.metric(series).await < value {
@@ -98,7 +98,7 @@ async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_repla
     assert_eq!(server.metric(ACCEPTED).await, 1.0);
     assert_eq!((text(&mut bobs).await, text(&mut bobs).await), ("before".into(), "in the tunnel".into()));
 
-    // Somebody who recorded everything that the phone sent sends all of it again, from elsewhere, when it has left.
+    // After the phone has left, an attacker replays everything that it sent, from another address.
     let opens = server.metric(OPENS).await;
     let recorded = road.recorded();
     within_bound("alice to leave", alice.close()).await;
@@ -115,7 +115,7 @@ async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_repla
     })
     .await;
 
-    // Whatever the replay did is done when the server has served somebody after it.
+    // When the server has served another device, it has processed the replay.
     let (carol, _carols, _) = connect(options(&server, "carol@localhost", server.quic_address())).await;
     within_bound("the answer", carol.send_text(&eid(BOB), "after")).await.unwrap();
     assert_eq!(text(&mut bobs).await, "after");
@@ -134,7 +134,7 @@ async fn early_data_that_the_server_does_not_take_is_sent_again_on_the_same_conn
     let sending = alice.send_text(&bob_eid, "in the tunnel");
     let returning = async {
         state(&alice, "the path to be given up", |state| !matches!(state, State::Connected(_))).await;
-        // A restarted server knows none of the tickets that it gave.
+        // A restarted server does not know its earlier tickets.
         let server = server.restart().await;
         road.lead_to(server.quic_address());
         road.drop_udp(false);
@@ -181,7 +181,8 @@ async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_se
         let alice = alice.clone();
         async move { alice.ping().await }
     });
-    // The server looks where the phone is when it has something for it; it may be back before it has.
+    // The server validates a new path only when it has something to send there. The phone may be back on the old path before
+    // that, so lead it astray until the server has seen a move.
     let mut sent = 0;
     within_bound("the server to go back", async {
         while server.metric("bimip_path_migrations_total{kind=\"failed\"}").await == 0.0 {
@@ -217,7 +218,7 @@ async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
     assert_eq!(text(&mut alices).await, "to TCP");
     assert!(within_bound("a ping", alice.ping()).await.is_ok());
 
-    // It is remembered that QUIC was silent here: TCP goes first.
+    // The library remembers that QUIC was silent on this network and starts with TCP.
     within_bound("the call", alice.network_changed()).await.unwrap();
     let second = session(&alice, "another session", |session| session.session_id != first.session_id).await;
     assert_eq!(second.transport, Transport::Tcp);
@@ -235,7 +236,7 @@ async fn a_phone_may_use_tcp_alone_and_reconnects_over_it() {
     let (alice, mut alices, first) = connect(options(&server, ALICE, server.quic_address()).transports(only_tcp)).await;
     assert_eq!((first.transport, first.early), (Transport::Tcp, false));
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
-    // A second sign-in of the same device, whose close code comes in the last error.
+    // A second sign-in of the same device. The first connection gets the close code REPLACED in its last error frame.
     let (_thief, _events, _) = connect(options(&server, ALICE, server.quic_address())).await;
     let closed = state(&alice, "to be replaced", |state| matches!(state, State::Closed(_))).await;
     assert!(format!("{closed:?}").contains("Replaced"), "{closed:?}");
@@ -261,7 +262,7 @@ async fn where_too_many_sign_in_at_once_each_comes_in_later() {
     assert!(server.metric("bimip_rate_limited_total{limit=\"sign_ins\"}").await >= 1.0);
 }
 
-/// Waits until the server has been asked for life a few times by whoever is here.
+/// Waits until two more frames have reached the server on control: the library's pings for a sign of life.
 async fn asked_for_life(server: &TestServer) {
     let frames = "bimip_frames_total{lane=\"control\",direction=\"in\"}";
     let before = server.metric(frames).await;
@@ -270,7 +271,7 @@ async fn asked_for_life(server: &TestServer) {
 
 #[tokio::test]
 async fn a_tcp_connection_lives_on_however_quiet_the_server_and_however_slow_the_application() {
-    // More events than lie ready, so that the connection is not read.
+    // More events than the library queues for the application, so that it stops reading the connection.
     const WAITING: usize = EVENTS_MAX + 20;
     let server = TestServer::with(|config| config.session.ping_interval_ms = 3_600_000).await;
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
@@ -291,12 +292,12 @@ async fn a_tcp_connection_lives_on_however_quiet_the_server_and_however_slow_the
     assert_eq!(*alice.state().borrow(), State::Connected(session), "nobody read what was said");
 }
 
-/// More than the device's queues and windows hold; and each message is acknowledged by itself and by the application, whose
-/// answers lie behind the messages that it has not read yet.
+/// The backlog is more than the device's queues and windows hold. The library acknowledges each message, and the application
+/// acknowledges some; these answers lie behind messages that the application has not read yet.
 #[tokio::test]
 async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
     const WAITING: usize = 3 * EVENTS_MAX;
-    // In all several times the windows of a lane.
+    // Bytes of a message. The backlog is several times the windows of a lane.
     const LENGTH: usize = 4_000;
     let server = TestServer::with(|config| config.limits.messages = Rate::default()).await;
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;

@@ -1,5 +1,5 @@
-//! The client library and the server over an emulated mobile network: whatever happens to the path in the middle of a
-//! conversation, nothing is lost, nothing comes twice, and each side reads in the order in which the other wrote.
+//! The client library and the server over an emulated mobile network: whatever happens to the path during a conversation, no
+//! message is lost or delivered twice, and each side receives in the order in which the other sent.
 #![cfg(all(target_os = "linux", feature = "link", feature = "client", feature = "server"))]
 #![allow(clippy::unwrap_used)]
 
@@ -18,23 +18,24 @@ use common::{TestServer, link_is_possible};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-/// Longest wait for anything, a conversation with its trouble included. A failure, not a pace.
+/// Timeout of every wait, also for a whole conversation with its trouble. It only ends a test that has failed.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Messages each way in one conversation.
 const MESSAGES: usize = 120;
-/// Those on their way at once, so that a conversation lasts through its trouble.
+/// Messages in flight at once each way. Few, so that the conversation lasts longer than its trouble.
 const WINDOW: usize = 8;
-/// The messages after which something happens.
+/// Messages after which the trouble begins.
 const AFTER: usize = 30;
 
-/// Without a network between two of them.
+/// Time without a network during a handover.
 const GAP: Duration = Duration::from_millis(200);
-/// Packets that a phone sends into a tunnel until it ends: some seconds' worth, as each waits longer than the last.
+/// Packets that a phone sends into a tunnel before the tunnel ends. They take some seconds, because each waits longer than
+/// the one before.
 const TRIES: u64 = 9;
-/// More of them: it knocks by then, and has doubts about the path.
+/// The same, but enough that the phone has knocked and doubts the path (protocol.md §1, A silent path).
 const TRIES_IN_DOUBT: u64 = 18;
 const ONLY_QUIC: Transports = Transports::Only(Transport::Quic);
-/// Silence after which these phones give a path up.
+/// Silence after which an impatient phone gives a path up.
 const IMPATIENT: Duration = Duration::from_secs(2);
 
 const ALICE: &str = "alice@localhost";
@@ -49,33 +50,33 @@ async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, event).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
-/// A profile that also loses at random, each way.
+/// The profile with random loss in each direction. `share`: from 0 to 1.
 fn losing(mut profile: Profile, share: f64) -> Profile {
     (profile.up.loss, profile.down.loss) = (Loss::Random(share), Loss::Random(share));
     profile
 }
 
-/// One of the two who talk.
+/// One side of the conversation.
 struct Side {
     device: Device,
     events: Events,
 }
 
-/// Alice with her phone, Bob beside the server, and the network between them.
+/// Alice with her phone, the server with Bob on its side of the network, and the emulated network between them.
 struct World {
     alice: Side,
     bob: Side,
-    /// Alice's session at the beginning.
+    /// Alice's first session.
     first: Session,
-    /// Messages each way so far.
+    /// Messages sent each way so far.
     said: usize,
     server: Arc<TestServer>,
-    /// The server's side of the network.
+    /// The runtime on the server's side of the network.
     beside: Handle,
     control: Control,
 }
 
-/// Plays a scene on the phone. Nothing, loudly, where there can be no network.
+/// Runs a scene on the phone. Where no emulated network can be made, reports that and returns.
 fn play<F: Future<Output = World> + Send>(
     plan: Plan,
     options: impl FnOnce(Builder) -> Builder + Send,
@@ -118,7 +119,7 @@ impl World {
         World { alice, bob, first, said: 0, server: Arc::new(server), beside, control: net.control().clone() }
     }
 
-    /// Both talk, and when Bob has read some of it something happens.
+    /// Runs a conversation. After Bob has read `AFTER` messages, runs `trouble` beside it.
     async fn talk(&mut self, trouble: impl Future<Output = ()>) {
         let numbers = self.said..self.said + MESSAGES;
         self.said = numbers.end;
@@ -140,13 +141,13 @@ impl World {
         soon("the conversation to end", conversation).await;
     }
 
-    /// The session that Alice has now.
+    /// Alice's present session; waits for one if necessary.
     async fn session(&self) -> Session {
         soon("a session", self.alice.device.connected()).await.unwrap()
     }
 
-    /// Alice has another session, whose first flight the server took. That is TLS's word: the server's own count is of
-    /// those whose first flight was not lost on the way either.
+    /// Asserts that Alice has a new session whose early data TLS reports as accepted. The server's metric cannot be used: it
+    /// counts a session only if the early data also was not lost on the way.
     async fn returned_early(&self) {
         let session = self.session().await;
         assert_ne!(session.session_id, self.first.session_id);
@@ -161,7 +162,7 @@ impl World {
         self.metric(migrations(kind)).await
     }
 
-    /// The connection of the beginning has carried everything.
+    /// Asserts that the first connection has carried everything.
     async fn stayed(&self) {
         assert_eq!(self.session().await, self.first, "the session is the same");
         assert_eq!(self.metric(OPENS).await, 2.0, "Alice's and Bob's");
@@ -177,7 +178,7 @@ fn migrations(kind: &str) -> String {
     format!("bimip_path_migrations_total{{kind=\"{kind}\"}}")
 }
 
-/// Sends numbers, a few of them at once.
+/// Sends the numbers, at most `WINDOW` of them in flight.
 async fn say(device: &Device, to: &Eid, numbers: Range<usize>) {
     let mut sending = VecDeque::new();
     for number in numbers {
@@ -192,8 +193,8 @@ async fn say(device: &Device, to: &Eid, numbers: Range<usize>) {
     }
 }
 
-/// Reads the same numbers, each once and in order: one that came twice would be in the place of the next, also of the
-/// next conversation.
+/// Asserts that the next messages are these numbers, each once and in order. A number that came twice would take the place
+/// of the next one, at the latest in the next conversation.
 async fn hear(events: &mut Events, numbers: Range<usize>, tell: Option<watch::Sender<usize>>) {
     for number in numbers {
         let message = loop {
@@ -223,7 +224,7 @@ async fn over(device: &Device, transport: Transport) {
     .await;
 }
 
-/// Until so many packets of the phone have come to nothing: it has tried that often.
+/// Waits until the black-out has dropped this many packets from the phone.
 async fn tried(control: &Control, path: Path, protocol: Protocol, packets: u64) {
     soon("the phone to try", async {
         while control.counters().unwrap().of(path, Way::Up, protocol).blacked_out.packets < packets {
@@ -280,9 +281,10 @@ fn a_phone_that_is_told_nothing_of_its_new_network_goes_on_there_all_the_same() 
             }
             world.talk(async {}).await;
             world.stayed().await;
-            // On its way back it has the address and port of before. A path whose challenge is not answered in time is
-            // left again, and the phone's next packet makes the move once more, so that the difference stays; a return
-            // taken for a failed move would be two less.
+            // After the return the phone has its earlier address and port again. If a challenge is not answered in time, the
+            // server abandons that path (one `failed` more), and the phone's next packet repeats the move (one
+            // `address_change` more), so the difference stays the same. If the server took the return for a failed move, the
+            // difference would be two less.
             let (changed, failed) = (world.migrations("address_change").await, world.migrations("failed").await);
             assert!(changed - failed >= 2.0, "{changed} changes of address and {failed} failed");
             world

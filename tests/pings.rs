@@ -1,4 +1,4 @@
-//! PingPong both ways (4.2, 5.3, profile 4).
+//! Pings from the client and from the server (BIMip-Foundation 4.2, 5.3; protocol.md §6).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -45,7 +45,7 @@ async fn a_round_trip_is_never_negative() {
         let pong = ask(&mut alice, request(None, ahead)).await;
         assert_eq!((pong.request_time, pong.rtt), (ahead, 0));
     }
-    // A clock that stands at 1970, and one that is broken.
+    // A clock at 1970, and broken clocks.
     for behind in [0, -1, i64::MIN] {
         let pong = ask(&mut alice, request(None, behind)).await;
         assert_eq!(pong.request_time, behind);
@@ -74,7 +74,7 @@ async fn the_server_pings_a_silent_device_and_its_answer_feeds_the_histogram() {
     assert_eq!(alice.accept.ping_interval_ms, 1000);
     let count = || server.metric("bimip_ping_rtt_seconds_count");
 
-    // What no ping asked for says nothing about the path.
+    // A response without a ping is not measured.
     let unasked = PingPong { r#type: 2, status: 2, ..request(None, now_ms()) };
     alice.send(Lane::Control, Payload::PingpongMessage(unasked)).await;
     alice.ping().await;
@@ -85,7 +85,7 @@ async fn the_server_pings_a_silent_device_and_its_answer_feeds_the_histogram() {
         assert_eq!((ping.r#type, ping.status, ping.request_id), (1, 1, 0));
         assert_eq!(ping.to, Some(alice.identity()));
         assert!((before..=now_ms()).contains(&ping.request_time), "{ping:?}");
-        // An answer to another ping does not count, and the right one counts once, whatever times it claims.
+        // A response with another request_time does not count. The right one counts once, whatever its other times are.
         for request_time in [ping.request_time - 1, ping.request_time, ping.request_time] {
             let answer = PingPong {
                 r#type: 2,

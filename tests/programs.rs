@@ -1,4 +1,4 @@
-//! The programs together, as processes: a server, those who send and those who listen.
+//! The program's commands together, as processes: a server, senders and listeners.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
-/// Longest wait for anything. A failure, not a pace: nothing here takes seconds.
+/// Timeout of every wait. It only ends a test that has failed: nothing here takes seconds.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// A program that is running; ends with the test.
+/// A running program; dropping it kills the process.
 struct Running {
     child: Child,
     lines: Receiver<String>,
@@ -30,7 +30,7 @@ impl Running {
         self.lines.recv_timeout(WITHIN).expect("a line in time")
     }
 
-    /// The next JSON line about this kind of event.
+    /// The next JSON line with this event name; earlier lines are skipped.
     fn event(&self, name: &str) -> Value {
         loop {
             let event: Value = serde_json::from_str(&self.line()).unwrap();
@@ -46,7 +46,7 @@ impl Running {
         assert_eq!(unsafe { libc::kill(id, signal) }, 0);
     }
 
-    /// Its status, once it has written its last line.
+    /// Its exit status, after its last line of output.
     fn end(mut self) -> ExitStatus {
         while self.lines.recv_timeout(WITHIN).is_ok() {}
         self.child.wait().unwrap()
@@ -55,7 +55,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -69,9 +69,9 @@ fn lines(out: ChildStdout) -> Receiver<String> {
     lines
 }
 
-/// Its status, in time.
+/// The exit status; panics if the process has not ended within `WITHIN`.
 fn ends(child: Child) -> ExitStatus {
-    // Its end is the end of its output, too, but nobody reads that.
+    // Nobody reads its output here, so a thread waits for the process itself.
     let (sender, status) = channel();
     let mut running = child;
     let id = i32::try_from(running.id()).unwrap();
@@ -91,7 +91,7 @@ fn program(arguments: &[&str], folder: &tempfile::TempDir) -> Command {
     command
 }
 
-/// A development server, and a folder to run the others in.
+/// A development server, and a folder in which the other commands run.
 struct Place {
     server: Running,
     quic: String,
@@ -103,7 +103,7 @@ impl Place {
         Place::with(&[])
     }
 
-    /// A server with more on its command line.
+    /// A server with additional arguments.
     fn with(more: &[&str]) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let (server, quic) = serve(&folder, "127.0.0.1:0", more);
@@ -122,7 +122,7 @@ impl Place {
         Running::start(&self.arguments(arguments), &self.folder)
     }
 
-    /// Sends as a script would: one JSON object, and a success.
+    /// Sends a text and expects success; returns the JSON object that the command prints.
     fn send(&self, from: &str, to: &str, text: &str) -> Value {
         let output = self.run(&["send", "--as", from, "--to", to, "--text", text, "--json"]);
         assert!(output.status.success(), "{}", err(&output));
@@ -165,7 +165,7 @@ fn what_is_sent_is_heard_with_its_version_and_latencies() {
     assert!(heard["delivery_ms"].is_i64() && heard["end_to_end_ms"].is_i64());
     assert!(bob.end().success());
 
-    // Another device of the sender has the sender's copy, and both receipts.
+    // Another device of the sender gets the sender's copy and both receipts.
     assert_eq!(alice.event("message")["author"], "sender");
     assert_eq!(alice.event("acknowledged")["status"], "delivered");
     let read = alice.event("acknowledged");
@@ -187,7 +187,7 @@ fn what_was_sent_before_is_heard_later_once_and_in_order() {
         assert_eq!(heard["live"], false);
     }
     assert!(bob.end().success());
-    // The same device does not hear them again; another one does.
+    // The same device does not get them again; another device does.
     place.send("alice@localhost", "bob@localhost", "four");
     let bob = place.start(&["listen", "--as", "bob@localhost", "--json", "--count", "1"]);
     assert_eq!(bob.event("message")["text"], "four");
@@ -208,7 +208,7 @@ fn who_listens_leaves_when_nobody_reads_its_output() {
         let mut child = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         out.read_line(&mut String::new()).unwrap();
-        // Nothing more happens to the device.
+        // The device has no further events, so the command must notice the closed pipe by itself.
         drop(out);
         assert!(ends(child).success(), "{command:?}");
     }
@@ -263,7 +263,7 @@ fn refusals_and_failures_are_one_line_a_hint_and_a_code() {
     assert!(program(&["certs", "other"], &place.folder).output().unwrap().status.success());
     fails(FAILURE, &[&send[..], &wrong_ca].concat(), "TLS: ");
 
-    // A port that nobody listens on any more.
+    // A port on which no server answers.
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let nobody = socket.local_addr().unwrap().to_string();
     let arguments = ["--to", "bob@localhost", "--data-dir", "d", "--timeout", "0.3", "--server", &nobody];
@@ -297,7 +297,7 @@ fn a_server_that_is_terminated_drains_and_its_listeners_come_back_to_the_next() 
     assert!(bob.end().success());
 }
 
-/// Name and records of the one trace in a folder: JSON-SEQ (RFC 7464), each record after a separator, each a line.
+/// Name and records of the only trace in a folder. Format: JSON-SEQ (RFC 7464), one record per line after a separator.
 fn trace(folder: &std::path::Path) -> (String, Vec<Value>) {
     let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -313,7 +313,7 @@ fn both_sides_of_a_connection_are_traced_if_that_is_asked_for() {
     let place = Place::with(&["--qlog", "theirs"]);
     let arguments = ["send", "--as", "alice@localhost", "--to", "bob@localhost", "--text", "hi", "--qlog", "ours"];
     assert!(place.run(&arguments).status.success());
-    // A trace is whole when its connection is gone, with the process at the latest.
+    // A trace is complete when its connection has ended, at the latest when the process has ended.
     place.server.signal(libc::SIGTERM);
     let Place { server, folder, .. } = place;
     assert!(server.end().success());
@@ -327,7 +327,7 @@ fn both_sides_of_a_connection_are_traced_if_that_is_asked_for() {
             assert!(count(name) > 0, "no {name} in {}", records[0]);
         }
     }
-    // How the two belong together: the id that the client sent its first packet to.
+    // Both traces of a connection carry the connection id to which the client sent its first packet.
     let first = ours[1]["group_id"].as_str().unwrap();
     assert!(server.ends_with(&format!("-{first}")), "{server} and {first}");
 }
@@ -342,6 +342,6 @@ fn the_demo_succeeds_and_says_so() {
     for part in ["changes of address", "catching up", "Everything arrived, in order, exactly once."] {
         assert!(told.contains(part), "{part} in {told}");
     }
-    // No terminal, no colours.
+    // Output that is not a terminal has no colours.
     assert!(!told.contains('\u{1b}'));
 }

@@ -1,4 +1,4 @@
-//! Connectivity of another device: pings that the server relays (4.2, 5.3, profile 4).
+//! Connectivity of another device: pings that the server relays (BIMip-Foundation 4.2, 5.3; protocol.md §6).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ fn device(eid: &str, device: &str) -> Identity {
     Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() }
 }
 
-/// Asks for a ping of somebody else's device.
+/// Requests a ping of another device; returns the request id.
 async fn ask(raw: &mut Raw, to: Identity) -> i64 {
     let ping = PingPong { to: Some(to), r#type: 1, status: 1, request_time: now_ms(), ..PingPong::default() };
     raw.send(Lane::Control, Payload::PingpongMessage(ping)).await
@@ -33,7 +33,7 @@ async fn outcome(raw: &mut Raw, request_id: i64, to: Identity) -> Got<PingPong> 
     pong
 }
 
-/// The server's ping, that a device was asked for.
+/// The next frame of control; it must be the server's ping to this device.
 async fn asked(raw: &mut Raw) -> Got<PingPong> {
     let ping = raw.expect::<PingPong>(Lane::Control).await;
     assert_eq!((ping.r#type, ping.status, &ping.to), (1, 1, &Some(raw.identity())));
@@ -76,7 +76,7 @@ async fn with_an_empty_resource_id_any_device_serves() {
     admit(&mut alice, BOB).await;
     alice.leave();
     let mut desk = server.sign_in(ALICE, "desk").await;
-    // The phone's end may not have been seen yet; then it is the one that does not answer.
+    // The server may not have noticed yet that the phone is gone. Then it still pings the phone and gets no answer.
     let mut request_id = ask(&mut bob, device(ALICE, "phone")).await;
     while outcome(&mut bob, request_id, device(ALICE, "phone")).await.status != UNREACHABLE {
         request_id = ask(&mut bob, device(ALICE, "phone")).await;
@@ -124,7 +124,7 @@ async fn with_an_empty_resource_id_the_first_answer_of_any_device_counts() {
     }
     let mut bob = server.sign_in(BOB, "phone").await;
     admit(&mut devices[0], BOB).await;
-    // Whichever of them sleeps, another answers; and what comes after that changes nothing.
+    // Any of the devices may be the first to answer. Later answers change nothing.
     for first in 0..devices.len() {
         let request_id = ask(&mut bob, identity(ALICE)).await;
         let mut pings = Vec::new();
@@ -146,7 +146,7 @@ async fn a_stranger_fails_alike_for_those_who_exist_and_those_who_do_not() {
     let server = TestServer::start().await;
     let mut alice = server.sign_in(ALICE, "phone").await;
     let mut bob = server.sign_in(BOB, "phone").await;
-    // That he admits her helps him nothing.
+    // Bob's own list does not count, only alice's.
     admit(&mut bob, ALICE).await;
     let strangers = [device(ALICE, "phone"), device(ALICE, "tablet"), identity(ALICE), identity("nobody@localhost")];
     for to in strangers {
@@ -154,14 +154,14 @@ async fn a_stranger_fails_alike_for_those_who_exist_and_those_who_do_not() {
         let pong = outcome(&mut bob, request_id, to).await;
         assert_eq!((pong.status, pong.rtt), (FAIL, 0));
     }
-    // A block takes away what the list gives.
+    // A block outweighs alice's list.
     admit(&mut alice, BOB).await;
     let block = BlockSubscriber { owner: Some(alice.user()), subscriber: Some(identity(BOB)), ..Default::default() };
     alice.send(Lane::Control, Payload::BlockSubscriber(block)).await;
     alice.expect::<BlockSubscriber>(Lane::Control).await;
     let request_id = ask(&mut bob, identity(ALICE)).await;
     assert_eq!(outcome(&mut bob, request_id, identity(ALICE)).await.status, FAIL);
-    alice.ping().await; // And she was asked for nothing.
+    alice.ping().await; // Alice's device was never pinged.
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_device_that_never_answers_times_out_and_others_answers_do_not_count()
     let before = std::time::Instant::now();
     let request_id = ask(&mut bob, device(ALICE, "phone")).await;
     let ping = asked(&mut alice).await;
-    // Answers in her name, from all who are not that device, and one to a ping that nobody asked for.
+    // The same answer from three other devices, and the phone's answer to a ping that was never sent.
     answer(&mut desk, &ping).await;
     answer(&mut carol, &ping).await;
     answer(&mut bob, &ping).await;
@@ -183,11 +183,11 @@ async fn a_device_that_never_answers_times_out_and_others_answers_do_not_count()
     let pong = outcome(&mut bob, request_id, device(ALICE, "phone")).await;
     assert_eq!((pong.status, pong.rtt), (TIMEOUT, 0));
     assert!(before.elapsed().as_millis() >= 5_000);
-    // An answer that comes after all changes nothing.
+    // A late answer changes nothing.
     answer(&mut alice, &ping).await;
     alice.ping().await;
     bob.ping().await;
-    // So it is with a device that is gone without a word before it answers.
+    // A device that disconnects without answering also counts as a timeout.
     let request_id = ask(&mut bob, device(ALICE, "phone")).await;
     asked(&mut alice).await;
     alice.leave();
@@ -211,7 +211,7 @@ async fn only_so_many_are_under_way() {
     let request_id = ask(&mut alice, device(ALICE, "desk")).await;
     let error = alice.expect_error(Lane::Control, 429, request_id).await;
     assert!(error.details.parse::<u64>().is_ok_and(|wait| wait > 0), "{error:?}");
-    // Each answer finds the request that it belongs to, in whatever order.
+    // Answers are matched to their requests in any order.
     for (ping, request_id) in pings.iter().zip(&requests).rev() {
         answer(&mut desk, ping).await;
         assert_eq!(outcome(&mut alice, *request_id, device(ALICE, "desk")).await.status, OK);

@@ -1,4 +1,5 @@
-//! Token revocation: one token, a device, a user; who may, when it holds, and what it closes (4.3, 5.4, profile 6).
+//! Token revocation: one token, a device, a user; who may revoke, since when it holds, and which sessions it closes
+//! (BIMip-Foundation 4.3, 5.4; protocol.md §13).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -63,7 +64,7 @@ async fn one_token_is_refused_and_its_sessions_close() {
     phone.expect_close(CloseCode::Revoked).await;
     tablet.expect_close(CloseCode::Revoked).await;
     desk.ping().await;
-    // Again is no failure.
+    // Revoking again succeeds.
     assert_eq!(revoke(&mut desk, identity(ALICE), &lost).await.status, SUCCESS);
     let server = server.restart().await;
     is_refused(&server, (ALICE, "phone"), &lost).await;
@@ -119,14 +120,14 @@ async fn a_device_that_is_revoked_gives_its_place_back_and_begins_anew() {
     let desk = &mut others[0];
     let second = revoke(desk, device(ALICE, "lost"), "").await.timestamp / 1000;
     lost.expect_close(CloseCode::Revoked).await;
-    // It is found, and starts where a new one does.
+    // The device comes back with a newer token and starts like a new device.
     let newer = issued(&server, ALICE, second + 1);
     let found = is_accepted(&server, (ALICE, "lost"), &newer).await;
     assert_eq!(found.accept.resume_from, 0);
     found.leave();
     revoke(desk, device(ALICE, "lost"), "").await;
     server.sign_in(ALICE, "device-17").await.ping().await;
-    // What revokes more than a device frees none.
+    // Revoking the whole user frees no device's place.
     let token = server.token(ALICE, None);
     revoke(desk, identity(ALICE), &token).await;
     let (mut refused, request_id) = server.session(ALICE, "device-18").attempt().await;
@@ -205,7 +206,7 @@ async fn a_token_that_was_never_issued_to_the_user_fails() {
     for bad in [forged, altered, server.token(BOB, None), "x".to_owned(), "e30.e30.".to_owned()] {
         assert_eq!(revoke(&mut alice, identity(ALICE), &bad).await.status, FAILED);
     }
-    // One that has run out refuses itself.
+    // An expired token needs no revocation.
     let expired = server.token_at(ALICE, None, now_s() - 7200, hour);
     assert_eq!(revoke(&mut alice, identity(ALICE), &expired).await.status, SUCCESS);
     alice.ping().await;
@@ -227,7 +228,7 @@ async fn what_makes_no_sense_is_refused() {
         let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
         alice.expect_error(Lane::Control, 400, request_id).await;
     }
-    // Nor is a device that is none echoed beside a token.
+    // An invalid device id beside a token is refused and not echoed.
     let to = Some(device(ALICE, &"x".repeat(60 * 1024)));
     let request = TokenRevokeRequest { to, token: "x".to_owned(), r#type: 1, ..TokenRevokeRequest::default() };
     let request_id = alice.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
@@ -246,7 +247,7 @@ async fn a_session_does_not_go_on_with_a_token_that_was_revoked() {
     let request_id = phone.send(Lane::Control, Payload::SessionOpen(renew)).await;
     phone.expect_error(Lane::Control, 401, request_id).await;
     phone.expect_close(CloseCode::Unauthenticated).await;
-    // And one that was renewed is closed by what it uses now, not by what it used.
+    // A renewed session closes when its present token is revoked, not its former one.
     let newer = server.token(ALICE, None);
     let mut phone = server.session(ALICE, "phone").token(used.clone()).open().await;
     let renew = server.session(ALICE, "phone").token(newer.clone()).open;

@@ -1,4 +1,4 @@
-//! Signing in, staying signed in, and being replaced (profile 3).
+//! Signing in, staying signed in, and being replaced (protocol.md §5).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use common::{Bystanders, Got, Raw, TestServer, Transport, now_ms, now_s, text_of
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 
-/// Says SessionOpen on an open session.
+/// Sends SessionOpen on an open session; returns the request id.
 async fn renew(raw: &mut Raw, eid: &str, device: &str, token: String) -> i64 {
     let identity = Some(Identity { eid: eid.to_owned(), connection_resource_id: device.to_owned() });
     let open = bimip::wire::proto::SessionOpen { identity, token, ..Default::default() };
@@ -76,7 +76,7 @@ async fn frames_sent_behind_session_open_are_held_and_then_served() {
     open.client = "a client in a hurry".to_owned();
     let mut opening = 0;
     if Transport::HERE == Transport::Tcp {
-        // One stream: what comes before SessionOpen would hold it up.
+        // On the one stream a frame before SessionOpen would block it.
         alice.open(Lane::Control).await;
         opening = alice.send(Lane::Control, Payload::SessionOpen(open.clone())).await;
     }
@@ -84,8 +84,8 @@ async fn frames_sent_behind_session_open_are_held_and_then_served() {
     let first = alice.post(BOB, "local-1", "held").await;
     let second = alice.post(BOB, "local-2", "held too").await;
     if Transport::HERE == Transport::Quic {
-        // The chat lane and its frames even come before control. They are there by the time that later packets have
-        // been answered.
+        // The chat lane and its frames even precede the control lane. Once the server has answered later packets, it has
+        // received them.
         bob.ping().await;
         bob.ping().await;
         alice.open(Lane::Control).await;
@@ -112,7 +112,7 @@ async fn frames_sent_behind_a_refused_session_open_are_dropped() {
     (mallory.eid, mallory.device) = (ALICE.to_owned(), "phone".to_owned());
     mallory.open(Lane::Chat).await;
     if Transport::HERE == Transport::Quic {
-        // Over TCP it would hold SessionOpen up.
+        // Over TCP this frame would block SessionOpen.
         mallory.post(BOB, "local-1", "never to be seen").await;
         bystanders.carol.ping().await;
     }
@@ -123,7 +123,7 @@ async fn frames_sent_behind_a_refused_session_open_are_dropped() {
     mallory.expect_error(Lane::Control, 401, opening).await;
     mallory.expect_close(CloseCode::Unauthenticated).await;
     bystanders.assert_unharmed().await;
-    // Not accepted either: the chat's first version is still to be given.
+    // Mallory's message was not accepted either: version 1 of the chat is still free.
     let update = server.session(ALICE, "phone").pipelined().open().await.say(BOB, "local-1", "the real alice").await;
     assert_eq!(update.version, 1);
 }
@@ -158,7 +158,7 @@ async fn a_token_that_runs_out_ends_the_session_unless_it_was_renewed() {
     assert_eq!(error.message, "token expired");
     expiring.expect_close(CloseCode::Unauthenticated).await;
     assert!(now_s() >= now + 3, "not before its time");
-    // The renewed one has outlived its first token by a second.
+    // The renewed session has outlived its first token by a second.
     renewed.ping().await;
 }
 
@@ -171,7 +171,7 @@ async fn renewing_keeps_everything_else_as_it_is() {
     let request_id = renew(&mut alice, ALICE, "phone", server.token(ALICE, Some("phone"))).await;
     let accept: Got<SessionAccept> = alice.expect(Lane::Control).await;
     assert_eq!((accept.request_id, accept.log_head, accept.resume_from), (request_id, 1, 1));
-    // Still pipelined, though the renewal did not say so, and nothing is tailed a second time.
+    // The session is still pipelined, although the renewal did not ask for it, and no entry is delivered again.
     alice.say(BOB, "local-2", "after").await;
     assert_eq!(text_of(&*bob.hear().await), "before");
     assert_eq!(text_of(&*bob.hear().await), "after");
@@ -212,7 +212,7 @@ async fn the_same_device_signing_in_again_replaces_its_older_connection() {
         alice.say(BOB, &local, &local).await;
         let seen: Vec<String> = {
             let mut seen = Vec::new();
-            // The log's start each time, as nothing was acknowledged.
+            // From the log's start each time, because nothing was acknowledged.
             for _ in 0..n {
                 seen.push(text_of(&*second.hear().await).to_owned());
             }
@@ -221,7 +221,7 @@ async fn the_same_device_signing_in_again_replaces_its_older_connection() {
         assert_eq!(seen.last().unwrap(), &local);
         first = second;
     }
-    // Another device of the same user is not meant.
+    // Another device of the same user is not replaced.
     tablet.ping().await;
     assert_eq!(text_of(&*tablet.hear().await), "local-1");
 }
@@ -264,7 +264,7 @@ async fn a_user_has_at_most_16_devices() {
     assert_eq!(error.route, "session_open");
     one_too_many.expect_close(CloseCode::Unauthenticated).await;
 
-    // The 16 go on, one of them in a new connection; other users have their own 16.
+    // The 16 devices go on, one of them over a new connection. Another user has 16 devices of its own.
     for device in &mut devices {
         device.ping().await;
     }
@@ -272,7 +272,7 @@ async fn a_user_has_at_most_16_devices() {
     server.sign_in(ALICE, "device-7").await.ping().await;
     server.sign_in(BOB, "device-17").await.ping().await;
 
-    // Being connected is not what counts, and a restart forgets nothing.
+    // Devices count also while they are not connected, and after a restart.
     let server = server.restart().await;
     let (mut still, request_id) = server.session(ALICE, "device-17").attempt().await;
     still.expect_error(Lane::Control, 403, request_id).await;
@@ -291,7 +291,7 @@ async fn two_servers_in_one_process_do_not_mix() {
     assert_eq!(text_of(&*bob.hear().await), "to the bob over here");
     alice.ping().await;
 
-    // Neither keys nor figures are shared.
+    // The two servers share neither keys nor metrics.
     let (mut stranger, request_id) = one.session(ALICE, "phone").token(other.token(ALICE, None)).attempt().await;
     stranger.expect_error(Lane::Control, 401, request_id).await;
     let transport = Transport::HERE.name();

@@ -1,7 +1,7 @@
-//! Whoever claims to be somebody else, or speaks about what is somebody else's, gets nothing and changes nothing.
+//! A client that claims to be another user, or names what belongs to another user, learns nothing and changes nothing.
 //!
-//! Every `from`, `owner` and `entity` of every request is tried in `tests/refusals/requests.rs`, tokens in
-//! `tests/refusals/tokens.rs`; here are the identities and names that a request has besides.
+//! `tests/refusals/requests.rs` tries the `from`, `owner` and `entity` of every request, `tests/refusals/tokens.rs` tries
+//! tokens. This file tries the other identities and names of requests.
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ async fn nobody_else_answers_a_version_update() {
         other.answer(&update).await;
         other.expect_nothing_more(Lane::Chat).await;
     }
-    // What she says later is behind it, and comes after it.
+    // Alice's second message waits for the first one.
     let second = alice.say(BOB, "local-2", "now").await;
     alice.answer(&second).await;
     bob.expect_nothing_more(Lane::Chat).await;
@@ -75,7 +75,7 @@ async fn nobody_reads_or_acknowledges_somebody_elses_chat() {
         assert_eq!(error.request_id, request_id);
         assert!([400, 403, 404].contains(&error.code), "{error:?}");
     }
-    // A cursor beyond her own log moves nobody's.
+    // Eve's SyncAck beyond the head of her own log moves no other user's cursor.
     eve.send(Lane::Chat, Payload::SyncAck(SyncAck { sequence: 1_000 })).await;
     eve.expect_nothing_more(Lane::Chat).await;
     alice.expect_nothing_more(Lane::Chat).await;
@@ -117,7 +117,7 @@ async fn nobody_revokes_for_somebody_else_or_for_a_device_of_theirs() {
         let request_id = eve.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
         eve.expect_error(Lane::Control, 403, request_id).await;
     }
-    // A device of her own that has the name of one of alice's is her own.
+    // A device id that alice uses too means eve's own device when eve names it with her eid.
     let request = TokenRevokeRequest { to: Some(device(EVE, "tablet")), r#type: 1, ..TokenRevokeRequest::default() };
     eve.send(Lane::Control, Payload::TokenRevokeRequest(request)).await;
     let response = eve.expect::<bimip::wire::proto::TokenRevokeResponse>(Lane::Control).await;

@@ -1,5 +1,5 @@
-//! The house's order, read off the sources (docs/architecture.md, CONTRIBUTING.md): floors, one place for metrics and
-//! bounds, no panics that a peer could cause, files of one room, documents that name what exists.
+//! The rules of the source tree, checked by reading it (docs/architecture.md, CONTRIBUTING.md): floors, one place for metrics
+//! and bounds, no panics that a peer could cause, short files with one job, documents that name only what exists.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Longest file, in lines (CONTRIBUTING.md).
 const LINES_MAX: usize = 600;
 
-/// Modules of the crate and their floors; a module uses only floors below its own.
+/// The crate's modules and their floors (layers). A module uses only lower floors.
 const FLOORS: [(&str, u8); 15] = [
     ("wire", 1),
     ("congestion", 1),
@@ -27,31 +27,32 @@ const FLOORS: [(&str, u8); 15] = [
     ("simulation", 7),
     ("main", 8),
 ];
-/// Beside the stairs: every floor of the server uses them, and they use `wire` and each other at most. `planted` is for
-/// tests only.
+/// Modules outside the floors: every floor of the server may use them, and they use at most `wire` and each other. `planted`
+/// is for tests only.
 const CELLAR: [&str; 4] = ["limits", "clock", "config", "planted"];
 
 /// A Rust file of the crate.
 struct Source {
-    /// As in `src/session/chat.rs`.
+    /// Path from the root, as in `src/session/chat.rs`.
     path: String,
     text: String,
 }
 
 impl Source {
-    /// The top-level module that it belongs to.
+    /// The top-level module that the file belongs to.
     fn module(&self) -> &str {
         let inner = self.path.strip_prefix("src/").unwrap();
         inner.split(['/', '.']).next().unwrap()
     }
 
-    /// Whether `super` is the crate's root in it.
+    /// Whether `super` means the crate's root in this file.
     fn is_module_root(&self) -> bool {
         let module = self.module();
         self.path == format!("src/{module}.rs") || self.path == format!("src/{module}/mod.rs")
     }
 
-    /// Whether all of it is compiled for tests only: the module that it is, or is part of, is declared so.
+    /// Whether the whole file is compiled for tests only: its module, or one that contains it, is declared under
+    /// `#[cfg(test)]`.
     fn is_test_only(&self, sources: &[Source]) -> bool {
         let is_part = |module: PathBuf| {
             let path = Path::new(&self.path);
@@ -60,7 +61,7 @@ impl Source {
         sources.iter().any(|source| source.test_modules().any(is_part))
     }
 
-    /// Folders of the modules that it declares for tests only, whether or not they are folders.
+    /// Paths, without `.rs`, of the modules that this file declares for tests only.
     fn test_modules(&self) -> impl Iterator<Item = PathBuf> {
         let path = Path::new(&self.path);
         let folder = if path.ends_with("mod.rs") || path.ends_with("lib.rs") {
@@ -81,7 +82,7 @@ impl Source {
         lines.filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
-    /// The same without the tests, which end a file.
+    /// Numbered lines of code before the test module at the end of the file.
     fn served_code(&self) -> impl Iterator<Item = (usize, &str)> {
         let is_tests = |line: &str| line.trim_end() == "#[cfg(test)]";
         let tests_begin = self.text.lines().zip(self.text.lines().skip(1)).position(|(attribute, item)| {
@@ -95,7 +96,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files under a folder whose names end so, as paths from the root, in order.
+/// Path from the root and text of all files under a folder whose names have one of these endings, sorted.
 fn files(folder: &str, ends: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -121,7 +122,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// Documents that speak of the code.
+/// Documents that refer to the code.
 fn documents() -> Vec<(String, String)> {
     let mut documents = files("docs", &[".md"]);
     documents.extend(files("grafana", &[".md", ".json", ".yml", ".yaml", ".rules"]));
@@ -131,13 +132,13 @@ fn documents() -> Vec<(String, String)> {
     documents
 }
 
-/// Words of a text that begin so, of these characters besides letters and digits.
+/// Words of a text that begin with `begin`. A word consists of letters, digits and the characters `besides`.
 fn words<'a>(text: &'a str, begin: &'a str, besides: &'a [char]) -> impl Iterator<Item = &'a str> {
     let part_of_word = move |c: char| c.is_ascii_alphanumeric() || besides.contains(&c);
     text.match_indices(begin).filter_map(move |(at, _)| {
         let before = &text[..at];
         let inside_another = before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-            // A folder in a folder; `../` leads out of one.
+            // After a slash the word is part of a longer path, unless the slash belongs to `./` or `../`.
             || before.ends_with('/') && !before.ends_with("./");
         let word = &text[at..];
         let end = word.find(|c| !part_of_word(c)).unwrap_or(word.len());
@@ -149,7 +150,7 @@ fn report(what: &str, found: &[String]) {
     assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
 }
 
-/// Crate modules that a line of code names.
+/// The crate's modules that a line of code names.
 fn named_modules<'a>(source: &Source, line: &'a str) -> Vec<&'a str> {
     let mut paths: Vec<_> =
         words(line, "crate::", &['_', ':']).filter_map(|path| path.strip_prefix("crate::")).collect();
@@ -253,10 +254,10 @@ fn nothing_that_is_served_unwraps_or_is_left_for_later() {
     report("left for later", &found);
 }
 
-/// How names of metrics begin.
+/// Prefixes of metric names.
 const METRIC_PREFIXES: [&str; 2] = ["bimip_", "process_"];
 
-/// Names in string literals of the one place where metrics are declared.
+/// Metric names in the string literals of `src/observe`, where metrics are declared.
 fn declared_metrics(sources: &[Source]) -> BTreeSet<&str> {
     let observe = sources.iter().filter(|source| source.module() == "observe");
     let declared: BTreeSet<_> = observe
@@ -307,7 +308,7 @@ fn documents_name_only_what_exists() {
     for (path, text) in documents() {
         for folder in ["src/", "tests/", "benches/", "docs/", "proto/", "grafana/"] {
             for named in words(&text, folder, &['/', '.', '_', '-', '*']) {
-                // A pattern, as in docs/decisions/NNNN-*.md, is met by its folder.
+                // For a pattern, as in docs/decisions/NNNN-*.md, only the folder must exist.
                 let named = if named.contains(['*', 'N']) { named.rsplit_once('/').unwrap().0 } else { named };
                 if !exists(named) {
                     found.push(format!("{path}: {named}"));

@@ -1,4 +1,4 @@
-//! A connection in memory: frames are put in and taken out, and no transport is between.
+//! A connection in memory: frames pass between device and session without a transport.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +18,7 @@ pub(super) struct Device(Arc<Mutex<Wire>>);
 struct Wire {
     up: VecDeque<LinkEvent>,
     down: VecDeque<Bytes>,
-    /// Of the session, and of who waits for frames.
+    /// Wakers of the session, and of the device that waits for frames.
     session: Option<Waker>,
     device: Option<Waker>,
 }
@@ -33,7 +33,7 @@ impl Device {
         self.put(LinkEvent::Opened(lane));
     }
 
-    /// Sends a frame, which has its prefix.
+    /// Sends a frame that includes its length prefix.
     pub(super) fn send(&self, lane: Lane, frame: &Bytes) {
         let mut decoder = bimip::wire::FrameDecoder::new(bimip::limits::FRAME_BYTES_MAX);
         decoder.feed(frame.clone());
@@ -41,7 +41,7 @@ impl Device {
         self.put(LinkEvent::Frame(lane, frame));
     }
 
-    /// Waits until so many frames have come, and takes them.
+    /// Waits until `count` frames have arrived, and removes them.
     pub(super) async fn take(&self, count: usize) {
         std::future::poll_fn(|cx| {
             let mut wire = self.wire();

@@ -1,4 +1,4 @@
-//! What the benches measure, by time and by instructions: each case does one thing as often as it is asked to.
+//! The cases that the benches measure, in time and in instructions. Each case repeats one thing a given number of times.
 
 mod link;
 mod session;
@@ -26,37 +26,37 @@ use tokio::runtime::Runtime;
 
 /// Bytes of a text, as in `bimip bench load`.
 const TEXT_BYTES: usize = 150;
-/// Messages that the writer gets at once in the case of a group.
+/// Messages that the writer gets at once in the group case.
 const GROUP: usize = 64;
-/// Entries of a log that is read.
+/// Entries in the log that is read.
 const LOG_ENTRIES: u64 = 4096;
 /// Entries read at once, as a tail does.
 const TAIL: usize = 128;
-/// Devices of one user, as many as there may be.
+/// Devices of one user: the maximum.
 const DEVICES: usize = 16;
 
-/// Does it so many times.
+/// Runs the case this many times.
 pub(super) type Run = Box<dyn FnMut(u64)>;
 
-/// Whether instructions say something of a case.
+/// How meaningful a case's instruction count is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counted {
-    /// The same each time.
+    /// The count is the same each time.
     Exactly,
-    /// Threads hand work to each other, and how often one sleeps in between differs by a few hundredths.
+    /// Threads hand work to each other. How often one sleeps varies, and changes the count by a few hundredths.
     WithThreads,
-    /// The disk has a say.
+    /// Not counted, because the case waits for the disk.
     No,
 }
 
 /// One thing to measure.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// What one time stands for, as messages or entries.
+    /// Messages, entries or the like that one run processes.
     pub(super) elements: u64,
-    /// Whether its instructions are counted, and how evenly that goes.
+    /// Whether its instructions are counted, and with which tolerance.
     pub(super) counted: Counted,
-    /// Makes what it needs, in memory or in a folder.
+    /// Prepares the case, in memory or in a folder.
     pub(super) make: fn(&Path) -> Run,
 }
 
@@ -101,7 +101,7 @@ pub(super) const CASES: [Case; 13] = [
     },
 ];
 
-/// A folder on the disk where the crate is built: one in memory would make the disk look too good.
+/// A folder on the disk where the crate is built. In memory, cases that wait for the disk would look too fast.
 pub(super) fn folder() -> tempfile::TempDir {
     let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     std::fs::create_dir_all(&place).expect("the build folder takes files");
@@ -152,7 +152,7 @@ fn frame_decode(_: &Path) -> Run {
     })
 }
 
-/// Keys made for this run, and a token of `user`.
+/// A verifier with keys made for this run, and a token for each user.
 fn credentials(folder: &Path, users: &[Eid]) -> (Verifier, Vec<String>) {
     let files = dev::ensure(folder, &[]).expect("development keys");
     let signer = Signer::from_pem_file(&files.token_key).expect("the key that was just made");
@@ -242,7 +242,7 @@ fn accept_group(store: Embedded) -> Run {
     })
 }
 
-/// A store with messages, and their last number.
+/// A store with `LOG_ENTRIES` messages, and the runtime to use it with.
 fn filled(store: Embedded) -> (Runtime, Embedded) {
     let runtime = runtime();
     for from in (0..LOG_ENTRIES).step_by(GROUP) {
@@ -281,7 +281,7 @@ fn history(store: Embedded) -> Run {
     })
 }
 
-/// One entry for all devices of a user, and each of them takes it.
+/// Announces one entry to all devices of a user, and each of them takes it.
 fn hub_fan_out() -> Run {
     let hub = Arc::new(Hub::default());
     let user = eid("bob");

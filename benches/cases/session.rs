@@ -1,4 +1,4 @@
-//! Texts from one session to another: everything that the server does for a message but the transport and the disk.
+//! Texts from one session to another: everything that the server does for a message except for the transport and the disk.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use bimip::wire::{Eid, Lane, Payload, encode_frame, envelope};
 use super::link::Device;
 use super::{Run, credentials, device, eid, runtime, text_frame};
 
-/// Texts on their way at once, as of a pair in `bimip bench load`.
+/// Texts in flight at once, as for a pair in `bimip bench load`.
 pub(super) const AT_ONCE: usize = 16;
 
 fn services(folder: &Path, users: &[Eid]) -> (Arc<Services>, Vec<String>) {
@@ -44,7 +44,7 @@ fn services(folder: &Path, users: &[Eid]) -> (Arc<Services>, Vec<String>) {
         verifier,
         metrics: Arc::new(Metrics::new()),
         settings,
-        // Ids differ by their time and number all the same; the bench needs the same run each time.
+        // A counter instead of randomness makes every run the same. Ids still differ.
         random: Box::new({
             let next = AtomicU64::new(1);
             move |bytes| {
@@ -56,7 +56,7 @@ fn services(folder: &Path, users: &[Eid]) -> (Arc<Services>, Vec<String>) {
     (Arc::new(services), tokens)
 }
 
-/// Rounds of texts that a pipelined sender has accepted and its recipient gets.
+/// Rounds of `AT_ONCE` texts, from a pipelined sender to the recipient.
 pub(super) fn text_through(folder: &Path) -> Run {
     let users = [eid("alice"), eid("bob")];
     let (services, tokens) = services(folder, &users);
@@ -78,7 +78,7 @@ pub(super) fn text_through(folder: &Path) -> Run {
             };
             end.open(Lane::Control);
             end.send(Lane::Control, &encode_frame(&envelope(Payload::SessionOpen(open))));
-            // SessionAccept.
+            // Take the SessionAccept.
             runtime.block_on(end.take(1));
             end.open(Lane::Chat);
             end
@@ -91,7 +91,7 @@ pub(super) fn text_through(folder: &Path) -> Run {
                 number += 1;
                 devices[0].send(Lane::Chat, &text_frame(number));
             }
-            // A VersionUpdate for each, and each delivered.
+            // The sender gets the VersionUpdates, the recipient the messages.
             runtime.block_on(async {
                 devices[0].take(AT_ONCE).await;
                 devices[1].take(AT_ONCE).await;

@@ -1,4 +1,4 @@
-//! A hundred messages each way, in order, whatever their senders do about the answers (issue 2).
+//! A hundred messages each way, in order, whether or not their senders answer the VersionUpdates.
 
 use bimip::wire::proto::{ChatMessage, VersionUpdate};
 use bimip::wire::{Lane, Payload};
@@ -8,7 +8,7 @@ use super::{ALICE, BOB};
 
 const EACH: usize = 100;
 
-/// What one device has heard of a conversation.
+/// What one device has received of a conversation.
 #[derive(Default)]
 struct Heard {
     updates: Vec<VersionUpdate>,
@@ -16,7 +16,7 @@ struct Heard {
 }
 
 impl Heard {
-    /// Takes in the next frame of chat.
+    /// Receives and keeps the next frame of chat; returns a VersionUpdate.
     async fn next(&mut self, raw: &mut Raw) -> Option<VersionUpdate> {
         let scheme = raw.recv(Lane::Chat).await;
         match &scheme.payload {
@@ -30,7 +30,7 @@ impl Heard {
         None
     }
 
-    /// Own messages have been numbered, and the peer's heard, in the order in which each was sent.
+    /// Asserts that the VersionUpdates and the peer's messages came in the order in which each side sent.
     fn assert_in_order(&self) {
         let own: Vec<_> = self.updates.iter().map(|update| update.message_id_local.clone()).collect();
         assert_eq!(own, (0..EACH).map(local).collect::<Vec<_>>());
@@ -45,7 +45,7 @@ fn local(n: usize) -> String {
     format!("local-{n}")
 }
 
-/// Sends all at once, then hears until everything of both sides has come.
+/// Sends all messages at once, then receives until everything of both sides has come.
 async fn converse(raw: &mut Raw, peer: &str, answers: bool) -> Heard {
     for n in 0..EACH {
         raw.post(peer, &local(n), &local(n)).await;
@@ -62,7 +62,7 @@ async fn converse(raw: &mut Raw, peer: &str, answers: bool) -> Heard {
     heard
 }
 
-/// A device that comes later sees the whole conversation once, both directions, by ascending version without a gap.
+/// Asserts that a device that signs in later sees each message of both sides once, by ascending version without a gap.
 async fn assert_whole(server: &TestServer, eid: &str) {
     let mut late = server.sign_in(eid, "late").await;
     for version in 1..=2 * EACH {
@@ -74,7 +74,7 @@ async fn assert_whole(server: &TestServer, eid: &str) {
     late.expect_nothing_more(Lane::Chat).await;
 }
 
-/// What a sender does about the answers.
+/// How a sender treats VersionUpdates.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
     Answers,
@@ -89,7 +89,7 @@ async fn open(server: &TestServer, eid: &str, manner: Manner) -> Raw {
 
 async fn assert_in_order(alices_manner: Manner, bobs_manner: Manner) {
     let never = [alices_manner, bobs_manner].contains(&Manner::NeverAnswers);
-    // As long as possible where nothing is to wait for it.
+    // As long as possible unless a sender never answers: then messages wait for this timeout.
     let release_within_ms = if never { 1000 } else { 60_000 };
     let server = TestServer::with(|config| config.session.release_within_ms = release_within_ms).await;
     let mut alice = open(&server, ALICE, alices_manner).await;
@@ -101,7 +101,7 @@ async fn assert_in_order(alices_manner: Manner, bobs_manner: Manner) {
     let mut versions: Vec<_> = alices.updates.iter().chain(&bobs.updates).map(|update| update.version).collect();
     versions.sort_unstable();
     assert_eq!(versions, (1..=2 * EACH as i64).collect::<Vec<_>>());
-    // What one was told of its message is what the other has.
+    // The sender's VersionUpdate and the recipient's message name the same message.
     for (told, had) in [(&alices.updates, &bobs.messages), (&bobs.updates, &alices.messages)] {
         assert!(told.iter().zip(had).all(|(update, message)| update.message_id == message.message_id));
     }
@@ -132,7 +132,7 @@ async fn a_conversation_of_two_manners_is_in_order() {
     assert_in_order(Manner::Pipelined, Manner::NeverAnswers).await;
 }
 
-/// Sends all, sees all numbered, and is gone without answering one.
+/// Sends all messages, receives all VersionUpdates, and disconnects without answering any.
 async fn shout_and_leave(server: &TestServer, eid: &str, peer: &str) {
     let mut raw = server.sign_in(eid, "phone").await;
     for n in 0..EACH {
@@ -157,8 +157,8 @@ async fn a_conversation_whose_senders_disconnect_at_once_is_in_order() {
 async fn a_sender_whose_connection_breaks_again_and_again_loses_and_doubles_nothing() {
     let server = TestServer::with(|config| config.session.release_within_ms = 60_000).await;
     let mut bob = server.sign_in(BOB, "phone").await;
-    // Each time it sends everything that it has not seen numbered, sees a few numbers, and is cut off; what was under
-    // way then may have been accepted or not.
+    // On each connection Alice sends every message whose VersionUpdate she has not seen, receives a few VersionUpdates, and
+    // disconnects. Messages in flight at that moment may or may not have been accepted.
     let (mut numbered, mut seen) = (Vec::<VersionUpdate>::new(), 0);
     while numbered.len() < EACH {
         let mut alice = server.session(ALICE, "phone").resume_from(seen).open().await;
@@ -168,7 +168,7 @@ async fn a_sender_whose_connection_breaks_again_and_again_loses_and_doubles_noth
         let until = (numbered.len() + 7).min(EACH);
         while numbered.len() < until {
             let update = alice.expect::<VersionUpdate>(Lane::Chat).await;
-            // Entered earlier and tailed now, or an answer to what was sent again.
+            // One message can bring two VersionUpdates: one from the log, and one in answer to its repetition.
             if numbered.iter().all(|known| known.message_id != update.message_id) {
                 numbered.push(update.into_body());
             }

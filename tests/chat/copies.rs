@@ -1,4 +1,4 @@
-//! Who gets which copy of a message, field by field (5.9.2, 5.10).
+//! Who gets which copy of a message, field by field (BIMip-Foundation 5.9.2, 5.10; protocol.md §7).
 
 use bimip::wire::proto::{AcknowledgmentResponse, ChatMessage, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, Payload};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::common::{TestServer, now_ms, text_of};
 use super::{ALICE, BOB, CAROL};
 
-/// What both copies of one message say alike.
+/// Asserts the fields that both copies of a message share.
 fn assert_is(copy: &ChatMessage, update: &VersionUpdate, text: &str, created_at: i64) {
     assert_eq!(copy.message_id, update.message_id);
     assert_eq!(copy.message_id_local, update.message_id_local);
@@ -61,7 +61,7 @@ async fn a_text_reaches_the_recipient_and_each_device_sees_its_right_copy() {
     assert_eq!(copy.server_received_at, received.server_received_at);
     assert!(copy.sequence > 0);
 
-    // Nobody has anything more to read; the sending phone not even a copy.
+    // No device has anything more to read. The sending phone gets no copy.
     for device in [&mut phone, &mut tablet, &mut bob, &mut bobs_tablet] {
         device.expect_nothing_more(Lane::Chat).await;
         device.ping().await;
@@ -132,7 +132,7 @@ async fn a_recipient_elsewhere_does_not_exist_where_domains_are_listed() {
         let error = alice.expect_error(Lane::Chat, 404, request_id).await;
         assert_eq!((error.route.as_str(), error.details.as_str()), ("text_payload_request", "local-1"));
     }
-    // Nobody has ever seen this user, who may come one day.
+    // A user who has never signed in may still do so.
     let update = alice.say("Unseen@Example.ORG", "local-1", "are you there?").await;
     let mut unseen = server.sign_in("unseen@example.org", "phone").await;
     assert_eq!(unseen.hear().await.message_id, update.message_id);

@@ -1,4 +1,4 @@
-//! Pages of a chat (profile 8).
+//! Pages of a chat (protocol.md §10).
 
 use bimip::wire::proto::{AcknowledgmentResponse, HistoryPage, HistoryRequest};
 use bimip::wire::{AckStatus, Lane, Payload};
@@ -21,7 +21,7 @@ fn versions(page: &HistoryPage) -> Vec<i64> {
     page.messages.iter().map(|message| message.version).collect()
 }
 
-/// Alice has sent bob this many, and carol one.
+/// Alice has sent `count` messages to bob and one to carol.
 async fn scene(count: usize) -> (TestServer, Raw, Raw) {
     let server = TestServer::start().await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
@@ -54,7 +54,7 @@ async fn a_page_shows_the_newest_last_with_the_states_they_have_now() {
     let alices = page(&mut alice, with(BOB)).await;
     assert_eq!(states(&alices), [3, 2, 4]);
     assert!(alices.messages.iter().all(|message| message.author == "sender"));
-    // Beside that, the messages are what was delivered.
+    // Except for the acknowledgment, the messages are equal to those that were delivered.
     for (message, heard) in bobs.messages.iter().zip(&heard) {
         let mut as_delivered = message.clone();
         assert_eq!(message.acknowledgment_timestamp > 0, message.acknowledgment > 1);
@@ -131,11 +131,11 @@ async fn a_page_of_long_messages_keeps_to_the_longest_frame() {
     for n in 1..=20 {
         alice.say(BOB, &format!("local-{n}"), &"x".repeat(16 * 1024)).await;
     }
-    // This side refuses a frame over max_frame_bytes. A page that had to be cut is not complete, and the next one goes
-    // on from there, in either direction.
+    // The test's client refuses a frame over max_frame_bytes. A page that had to be cut is not complete, and the next request
+    // continues from there, in either direction.
     let mut bob = server.session(BOB, "phone").resume_from(i64::MAX).open().await;
     for forwards in [false, true] {
-        // An after_version of zero is none, so that the way forwards begins behind the first.
+        // An after_version of zero means no bound, so the forward pages start after version 1.
         let after_version = i64::from(forwards);
         let (mut request, mut seen) = (HistoryRequest { after_version, ..with(ALICE) }, Vec::new());
         loop {

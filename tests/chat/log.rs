@@ -1,4 +1,4 @@
-//! Each user's log and the devices that follow it: off line, second devices, cursors, slow readers (profile 8).
+//! Each user's log and the devices that tail it: off line, second devices, cursors, slow readers (protocol.md §9).
 
 use bimip::wire::proto::{AcknowledgmentResponse, SyncAck, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, MessageScheme, Payload};
@@ -6,14 +6,14 @@ use bimip::wire::{AckStatus, Lane, MessageScheme, Payload};
 use super::common::{Raw, TestServer, text_of};
 use super::{ALICE, BOB};
 
-/// Texts `from..=to` of alice to bob, each accepted.
+/// Sends the texts `from..=to` from alice to bob, and waits until each is accepted.
 async fn send_texts(alice: &mut Raw, from: usize, to: usize) {
     for n in from..=to {
         alice.say(BOB, &format!("local-{n}"), &n.to_string()).await;
     }
 }
 
-/// The next messages are these, and nothing follows.
+/// Asserts that the next messages are the texts `from..=to`, and that nothing follows.
 async fn hear_texts(bob: &mut Raw, from: usize, to: usize) {
     for n in from..=to {
         assert_eq!(text_of(&*bob.hear().await), n.to_string());
@@ -25,7 +25,7 @@ async fn hear_texts(bob: &mut Raw, from: usize, to: usize) {
 async fn what_came_while_a_user_was_away_is_delivered_in_order() {
     let server = TestServer::start().await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
-    // Bob has never been here.
+    // Bob has not signed in yet.
     send_texts(&mut alice, 1, 5).await;
     let mut bob = server.sign_in(BOB, "phone").await;
     assert_eq!((bob.accept.log_head, bob.accept.resume_from), (5, 0));
@@ -91,7 +91,7 @@ async fn an_acknowledged_message_moves_the_stored_cursor() {
     send_texts(&mut alice, 1, 4).await;
     let mut bob = server.sign_in(BOB, "phone").await;
     for (nth, status) in [(1, AckStatus::Delivered), (3, AckStatus::Read), (2, AckStatus::Delivered)] {
-        // From the start each time, so that any message can be acknowledged.
+        // Read from the start each time, so that any message can be acknowledged.
         bob = server.session(BOB, "phone").resume_from(0).open().await;
         let mut message = bob.hear().await;
         for _ in 1..nth {
@@ -120,7 +120,7 @@ async fn resume_from_goes_before_the_stored_cursor() {
         assert_eq!(bob.accept.resume_from, resume_from);
         hear_texts(&mut bob, resume_from as usize + 1, 5).await;
     }
-    // And leaves it where it was.
+    // None of these sign-ins moved the stored cursor.
     assert_eq!(server.sign_in(BOB, "phone").await.accept.resume_from, 3);
 }
 
@@ -134,7 +134,7 @@ async fn a_version_update_comes_again_until_the_device_says_it_is_safe() {
         let again = alice.expect::<VersionUpdate>(Lane::Chat).await;
         assert_eq!((&*again, again.sequence, again.request_id), (&*first, first.sequence, 0));
     }
-    // Its own device alone is asked.
+    // Only the sending device gets the VersionUpdate.
     let mut tablet = server.sign_in(ALICE, "tablet").await;
     assert_eq!(tablet.hear().await.message_id, first.message_id);
     tablet.expect_nothing_more(Lane::Chat).await;
@@ -149,7 +149,7 @@ async fn the_log_reads_the_same_live_later_and_after_a_restart() {
     let mut alice = server.sign_in(ALICE, "phone").await;
     let mut tablet = server.session(ALICE, "tablet").pipelined().open().await;
     let mut bob = server.session(BOB, "phone").pipelined().open().await;
-    // Texts of both, from both of alice's devices, and receipts; each step waits for what it causes on alice's phone.
+    // Bob's texts, texts from both of alice's devices, and receipts. Each step waits for its effect on alice's phone.
     let mut live = Vec::new();
     for n in 0..10 {
         alice.post(BOB, &format!("phone-{n}"), "from the phone").await;
@@ -171,12 +171,12 @@ async fn the_log_reads_the_same_live_later_and_after_a_restart() {
         bob.hear().await;
     }
     assert_eq!(live.len(), 40);
-    // By the frames' own account: every sequence is new, and higher than the last.
+    // Each sequence is higher than the one before.
     assert!(live.iter().all(|scheme| scheme.sequence > 0));
     assert!(live.is_sorted_by(|one, next| one.sequence < next.sequence));
 
     assert_eq!(replay(&server, "phone", live.len()).await, live);
-    // A new device of hers sees her own messages as copies instead, and all else alike.
+    // A new device of alice gets copies of her own messages instead of VersionUpdates, and everything else unchanged.
     let other = replay(&server, "new", live.len()).await;
     let copies =
         |of: &[MessageScheme]| of.iter().filter(|s| matches!(s.payload, Some(Payload::ChatMessage(_)))).count();
@@ -187,14 +187,14 @@ async fn the_log_reads_the_same_live_later_and_after_a_restart() {
     assert_eq!(replay(&server, "new", live.len()).await, other);
 }
 
-/// The next frame, kept without what only its first delivery says.
+/// The next frame. Keeps it in `live` without its request id, which only the first delivery has.
 async fn live_next(alice: &mut Raw, live: &mut Vec<MessageScheme>) -> MessageScheme {
     let scheme = alice.recv(Lane::Chat).await;
     live.push(MessageScheme { request_id: 0, ..scheme.clone() });
     scheme
 }
 
-/// Alice's whole log as one of her devices sees it, which is this many frames.
+/// Alice's whole log as one of her devices sees it. Asserts that it is this many frames.
 async fn replay(server: &TestServer, device: &str, frames: usize) -> Vec<MessageScheme> {
     let mut alice = server.session(ALICE, device).resume_from(0).open().await;
     let mut seen = Vec::new();
@@ -211,7 +211,7 @@ async fn a_device_that_comes_and_goes_while_messages_come_sees_each_once() {
     let server = TestServer::start().await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
     let sending = async {
-        // In flights, so that the log grows while bob signs in.
+        // In batches, so that the log grows while bob signs in.
         for flight in (1..=TEXTS).step_by(20) {
             for n in flight..flight + 20 {
                 alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
@@ -232,7 +232,7 @@ async fn a_device_that_comes_and_goes_while_messages_come_sees_each_once() {
                 assert_eq!((message.sequence, text_of(&message)), (heard as i64, heard.to_string().as_str()));
             }
             bob.leave();
-            // Short stays and long ones: what is read back and what comes live meet everywhere.
+            // Vary the length of the stay, so that the change from reading the store to live delivery falls everywhere.
             stay = stay * 7 % 101;
         }
     };
@@ -245,7 +245,7 @@ async fn a_device_that_does_not_read_holds_nobody_back_and_misses_nothing() {
     // Far more than every buffer between the log and a device that does not read.
     const TEXTS: usize = 400;
     let content = "x".repeat(15 * 1024);
-    // No timer of the session may come to its aid.
+    // No timer of the session may wake the tail.
     let server = TestServer::with(|config| {
         config.session.open_within_ms = 600_000;
         config.session.ping_interval_ms = 3_600_000;

@@ -1,4 +1,4 @@
-//! The main job: a text goes out on one device and comes in on another, durably and in order (issue 2, profile 7, 8).
+//! A text that one device sends reaches another one, durably and in order (protocol.md §7, §9).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 

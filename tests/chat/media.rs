@@ -1,4 +1,4 @@
-//! Media messages: asked for on the media lane, everything else as for a text (5.9.1, profile 7).
+//! Media messages: requested on the media lane, otherwise treated as texts (BIMip-Foundation 5.9.1; protocol.md §7).
 
 use bimip::wire::proto::{MediaMetadata, MediaPayloadRequest, VersionUpdate, chat_message};
 use bimip::wire::{Lane, Payload};
@@ -48,7 +48,7 @@ async fn a_picture_is_sent_on_media_and_numbered_and_delivered_on_chat() {
         };
         assert_eq!((&message.media, message.created_at), (&Some(metadata), media.created_at));
     }
-    // Texts and media count together; the same request again is the same message.
+    // Texts and media share the chat's versions. A repeated request is the same message.
     alice.say(BOB, "local-2", "a text").await;
     assert_eq!(bob.hear().await.version, 2);
     let again = alice.send(Lane::Media, Payload::MediaPayloadRequest(media)).await;
@@ -70,7 +70,7 @@ async fn a_media_request_that_cannot_be_is_refused_on_media() {
         (400, MediaPayloadRequest { cdn_url_id: String::new(), ..right.clone() }),
         (400, MediaPayloadRequest { cdn_url_id: "http://cdn.example/cat.png".into(), ..right.clone() }),
         (400, MediaPayloadRequest { cdn_url_id: "javascript:alert(1)".into(), ..right.clone() }),
-        // An id, and nothing is configured that it could be resolved against.
+        // An id, while no base address is configured to append it to.
         (400, MediaPayloadRequest { cdn_url_id: "cat.png".into(), ..right.clone() }),
         (400, MediaPayloadRequest { thumbnail_url: "http://cdn.example/small.png".into(), ..right.clone() }),
         (400, MediaPayloadRequest { media_size_bytes: -1, ..right.clone() }),

@@ -1,4 +1,4 @@
-//! Acknowledgments: what a recipient says of a message, and who hears it (5.9.3, profile 7).
+//! Acknowledgments: what a recipient may report about a message, and who is told (BIMip-Foundation 5.9.3; protocol.md §7).
 
 use bimip::wire::proto::{AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage};
 use bimip::wire::{AckStatus, Lane, Payload};
@@ -48,7 +48,7 @@ async fn an_acknowledgment_is_answered_and_reaches_every_other_device_of_both() 
     for device in [&mut alice, &mut bob, &mut tablet, &mut bobs_tablet] {
         device.expect_nothing_more(Lane::Chat).await;
     }
-    // Devices that were off line hear it later, in its place.
+    // Devices that were off line get it later, in its place in the log.
     for (eid, own) in [(ALICE, "sender"), (BOB, "receiver")] {
         let mut late = server.sign_in(eid, "late").await;
         let copy = late.hear().await;
@@ -67,13 +67,14 @@ async fn a_state_only_moves_forward() {
     let (mut alice, mut bob, message) = delivered(&server).await;
     let mut tablet = server.session(BOB, "tablet").resume_from(1).open().await;
     let read = acknowledge(&mut bob, &message, READ).await;
-    // Late, and from a device that has only now received it: both are told what is stored.
+    // Late acknowledgments from the phone, and one from the tablet, which has only now received the message: each is answered
+    // with the stored state.
     assert_eq!(*acknowledge(&mut bob, &message, DELIVERED).await, *read);
     assert_eq!(*acknowledge(&mut bob, &message, READ).await, *read);
     assert_eq!(tablet.expect::<AcknowledgmentResponse>(Lane::Chat).await.status, 3);
     assert_eq!(*acknowledge(&mut tablet, &message, DELIVERED).await, *read);
 
-    // Alice hears of the one change and of nothing else.
+    // Alice is told of the one change and of nothing else.
     assert_eq!(*alice.expect::<AcknowledgmentResponse>(Lane::Chat).await, *read);
     alice.say(BOB, "local-2", "next").await;
     assert_eq!(text_of(&*bob.hear().await), "next");
@@ -106,7 +107,7 @@ async fn only_the_recipient_acknowledges() {
             assert_eq!(error.route, "acknowledgment_request");
         }
     }
-    // Nothing of it was stored or told.
+    // None of these was stored, and alice was told of none.
     assert_eq!(acknowledge(&mut bob, &message, DELIVERED).await.status, 2);
     assert_eq!(alice.expect::<AcknowledgmentResponse>(Lane::Chat).await.status, 2);
     bob.expect_nothing_more(Lane::Chat).await;
@@ -170,7 +171,7 @@ async fn one_acknowledgment_may_be_for_all_up_to_a_version() {
     assert_eq!((reply.message_id.as_str(), &reply.chat_id), ("", &first.chat_id));
     assert_eq!((reply.from.as_ref().unwrap().eid.as_str(), reply.to.as_ref().unwrap().eid.as_str()), (BOB, ALICE));
     assert_eq!(*alice.expect::<AcknowledgmentResponse>(Lane::Chat).await, *reply);
-    // The second is read, the fourth is not.
+    // The bulk acknowledgment covered the second message, but not the fourth.
     assert_eq!(acknowledge(&mut bob, &second, DELIVERED).await.status, 3);
     assert_eq!(acknowledge(&mut bob, &fourth, DELIVERED).await.status, 2);
     let receipt = alice.expect::<AcknowledgmentResponse>(Lane::Chat).await;

@@ -1,4 +1,4 @@
-//! When a message leaves: after its sender's answer, and never much later without one (5.10, profile 7).
+//! When a message is released: on its sender's answer, or soon without one (BIMip-Foundation 5.10; protocol.md §7).
 
 use bimip::wire::proto::VersionUpdate;
 use bimip::wire::{Lane, Payload};
@@ -8,7 +8,7 @@ use super::{ALICE, BOB, CAROL};
 
 const OVERDUE: &str = "bimip_releases_overdue_total";
 
-/// A server that waits for a sender's answer as long as one can make it wait.
+/// A server that waits for a sender's answer as long as the configuration allows.
 async fn patient() -> TestServer {
     TestServer::with(|config| config.session.release_within_ms = 60_000).await
 }
@@ -22,7 +22,7 @@ async fn a_message_leaves_only_after_its_sender_has_answered_the_version_update(
     let mut bob = server.sign_in(BOB, "phone").await;
 
     let update = alice.say(BOB, "local-1", "after my answer").await;
-    // What carol sends meanwhile overtakes it on both sides.
+    // Carol's messages overtake it, to bob and to alice.
     carol.say(BOB, "local-1", "to bob, first").await;
     carol.say(ALICE, "local-2", "to alice, first").await;
     assert_eq!(text_of(&*bob.hear().await), "to bob, first");
@@ -45,7 +45,7 @@ async fn an_answer_releases_its_own_message_and_versions_stay_in_order() {
     let second = alice.say(BOB, "local-2", "two").await;
     let third = alice.say(BOB, "local-3", "three").await;
 
-    // The second waits for the first, as bob sees versions in order.
+    // The second waits for the first, because messages are released in the order of their versions.
     alice.answer(&second).await;
     alice.expect_nothing_more(Lane::Chat).await;
     carol.say(BOB, "local-1", "meanwhile").await;
@@ -53,7 +53,7 @@ async fn an_answer_releases_its_own_message_and_versions_stay_in_order() {
     alice.answer(&first).await;
     assert_eq!(text_of(&*bob.hear().await), "one");
     assert_eq!(text_of(&*bob.hear().await), "two");
-    // Answering twice is as good as once.
+    // A second answer to the same message has no effect.
     alice.answer(&first).await;
     alice.answer(&third).await;
     assert_eq!(text_of(&*bob.hear().await), "three");
@@ -107,7 +107,7 @@ async fn a_pipelined_senders_message_does_not_wait() {
     let mut bob = server.sign_in(BOB, "phone").await;
     let update = alice.say(BOB, "local-1", "at once").await;
     assert_eq!(text_of(&*bob.hear().await), "at once");
-    // Answering all the same is no mistake.
+    // An answer that was not needed is not an error.
     alice.answer(&update).await;
     alice.say(BOB, "local-2", "again").await;
     assert_eq!(text_of(&*bob.hear().await), "again");
@@ -137,13 +137,13 @@ async fn a_version_update_that_answers_nothing_does_no_harm() {
     let mut mallory = server.session("mallory@localhost", "phone").pipelined().open().await;
     let update = alice.say(BOB, "local-1", "mine to release").await;
 
-    // A request, no message, an id that is none.
+    // Type REQUEST, type 0, an empty id, an invalid id.
     for (kind, message_id) in [(1, update.message_id.as_str()), (0, &update.message_id), (2, ""), (2, "srv-456")] {
         let wrong = VersionUpdate { r#type: kind, message_id: message_id.into(), ..(*update).clone() };
         let request_id = alice.send(Lane::Chat, Payload::VersionUpdate(wrong)).await;
         alice.expect_error(Lane::Chat, 400, request_id).await;
     }
-    // Well formed, but of a message that does not exist, or is not mallory's to release: nothing happens.
+    // Well formed, but for a message that does not exist or that is not mallory's: ignored.
     let unknown = VersionUpdate { message_id: "01890000-0000-7000-8000-000000000000".into(), ..(*update).clone() };
     alice.answer(&unknown).await;
     alice.expect_nothing_more(Lane::Chat).await;

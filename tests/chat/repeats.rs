@@ -1,4 +1,4 @@
-//! The same message again brings the same answer and nothing else (profile 7).
+//! A repeated message gets the same answer and has no other effect (protocol.md §7).
 
 use std::collections::BTreeMap;
 
@@ -27,13 +27,13 @@ async fn a_message_sent_again_is_answered_again_and_delivered_once() {
     let text = alice.text(BOB, "local-1", "once");
     let first = send(&mut alice, &text).await;
     assert_same(&first, &send(&mut alice, &text).await);
-    // The clock of a retry may have moved on.
+    // A retry may have a later created_at.
     assert_same(
         &first,
         &send(&mut alice, &TextPayloadRequest { created_at: text.created_at + 5000, ..text.clone() }).await,
     );
 
-    // From another connection of the phone, which tails the first answer too, and from another device.
+    // From another connection of the phone, and from another device.
     let mut alice = server.session(ALICE, "phone").pipelined().resume_from(first.sequence).open().await;
     assert_same(&first, &send(&mut alice, &text).await);
     let mut tablet = server.session(ALICE, "tablet").pipelined().resume_from(first.sequence).open().await;
@@ -50,7 +50,7 @@ async fn a_message_sent_again_is_answered_again_and_delivered_once() {
     assert_eq!(heard, ["once", "twice"]);
 }
 
-/// Everything in bob's log, by a new connection.
+/// All texts in bob's log, read over a new connection.
 async fn bob_again(server: &TestServer, bob: &mut Raw) -> Vec<String> {
     *bob = server.session(BOB, "phone").resume_from(0).open().await;
     let mut heard = Vec::new();
@@ -98,7 +98,7 @@ async fn two_devices_that_send_the_same_at_once_make_one_message() {
         let (by_phone, by_tablet) = tokio::join!(phone.post(BOB, &local, &local), tablet.post(BOB, &local, &local));
         let mut seen = Vec::new();
         for (device, request_id) in [(&mut phone, by_phone), (&mut tablet, by_tablet)] {
-            // The device that was not first may see the other's copy as well.
+            // The device whose request came second may also get the copy.
             loop {
                 let scheme = device.recv(Lane::Chat).await;
                 if let Some(Payload::VersionUpdate(update)) = scheme.payload {
@@ -162,7 +162,7 @@ async fn the_same_name_for_another_message_is_a_conflict() {
     assert_eq!(alice.expect_error(Lane::Media, 409, request_id).await.details, "local-1");
 
     assert_same(&first, &send(&mut alice, &text).await);
-    // Another sender's names are its own.
+    // Another sender may use the same local id.
     let mut carol = server.session(CAROL, "phone").pipelined().open().await;
     assert_eq!(carol.say(BOB, "local-1", "mine").await.version, 1);
     assert_eq!(text_of(&*bob.hear().await), "once");
@@ -178,7 +178,7 @@ async fn a_message_sent_again_while_the_tail_brings_its_answer_is_answered_once(
         alice.say(BOB, &format!("local-{n}"), &n.to_string()).await;
     }
     for _ in 0..5 {
-        // As a phone comes back: the outbox goes out right behind the sign-in.
+        // As a returning phone does, send the whole outbox right behind SessionOpen.
         let (mut alice, _) = server.session(ALICE, "phone").pipelined().resume_from(0).attempt().await;
         let mut requests = BTreeMap::new();
         for n in 0..MESSAGES {
@@ -191,7 +191,7 @@ async fn a_message_sent_again_while_the_tail_brings_its_answer_is_answered_once(
                 assert_eq!(local.as_ref(), Some(&update.message_id_local), "each is answered once");
             }
         }
-        // All that the tail still brings are entries, and no second answers.
+        // The tail may still deliver entries of the log, but no second answers.
         alice.send(Lane::Chat, Payload::SyncAck(Default::default())).await;
         let last = alice.post(BOB, "local-0", "0").await;
         loop {

@@ -1,4 +1,4 @@
-//! A server that is stopped and started again knows everything (profile 10).
+//! A server that is stopped and started again forgets nothing (README.md, What it promises).
 
 use bimip::wire::proto::{AcknowledgmentResponse, HistoryPage, HistoryRequest, VersionUpdate};
 use bimip::wire::{AckStatus, Lane, Payload};
@@ -28,13 +28,13 @@ async fn a_restart_keeps_messages_versions_receipts_and_cursors() {
     assert_eq!((text_of(&heard), heard.version, heard.sequence), ("two", 2, alices_head));
     alice.expect_nothing_more(Lane::Chat).await;
 
-    // Bob's cursor is behind what he has read, and his own message waits to be taken over.
+    // Bob's acknowledgment moved his cursor past alice's message. The VersionUpdate of his own message is still to come.
     let mut bob = server.session(BOB, "phone").pipelined().open().await;
     assert_eq!((bob.accept.resume_from, bob.accept.log_head), (1, bobs_head));
     let update = bob.expect::<VersionUpdate>(Lane::Chat).await;
     assert_eq!((update.version, update.sequence), (2, bobs_head));
 
-    // Numbers go on where they were.
+    // Versions and sequences continue.
     let third = alice.say(BOB, "local-3", "three").await;
     assert_eq!((third.version, &third.chat_id), (3, &first.chat_id));
     assert_eq!(third.sequence, alices_head + 1);
@@ -58,7 +58,7 @@ async fn what_waited_for_its_senders_answer_is_delivered_after_a_restart() {
     let mut bob = server.sign_in(BOB, "phone").await;
     assert_eq!(text_of(&*bob.hear().await), "one");
     assert_eq!(text_of(&*bob.hear().await), "two");
-    // Her answer is still asked for, and still welcome.
+    // Alice still gets the VersionUpdates, and may still answer them.
     let mut alice = server.sign_in(ALICE, "phone").await;
     let again = alice.expect::<VersionUpdate>(Lane::Chat).await;
     assert_eq!((&*again, again.sequence), (&*first, first.sequence));

@@ -18,7 +18,7 @@ use bimip::client::{
 use bimip::wire::{AckStatus, CloseCode, DeviceId, LocalId, MediaType, Sequence, Version};
 use peer::{Peer, eid};
 
-/// Long enough for a loaded machine; a test that reaches it hangs.
+/// Timeout of every wait, long enough for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options(peer: &Peer) -> Builder {
@@ -126,7 +126,7 @@ async fn every_entry_comes_to_the_application_once_and_in_order_across_lost_conn
     }
     soon(peer.until(|seen| seen.synced == TOTAL as i64)).await;
     soon(device.close()).await;
-    // Nothing more came.
+    // No message came after that.
     while let Some(event) = soon(events.next()).await {
         assert!(!matches!(event, Event::Message(_)), "{event:?}");
     }
@@ -144,7 +144,7 @@ async fn a_server_that_was_killed_is_found_again_with_nothing_lost() {
     for round in 0..2 {
         peer.kill();
         let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text(format!("during {round}")))).unwrap();
-        // Nobody says that the server is gone; only its silence does.
+        // The device notices only from the silence that the server is gone.
         state(&device, |state| !matches!(state, State::Connected(_))).await;
         peer.revive();
         assert_eq!(soon(ticket).await.unwrap().version, Version::from(round + 2));
@@ -199,7 +199,7 @@ async fn a_refused_token_is_final_unless_the_source_has_another() {
     let (device, _events) = options(&peer).token(source).connect().unwrap();
     soon(device.connected()).await.unwrap();
 
-    // A source that makes up tokens for ever is not followed for ever.
+    // A source that returns a new bad token each time is not asked for ever.
     let made_up = || async { Ok(format!("{:?}", std::time::Instant::now())) };
     let (device, _events) = options(&peer).token(made_up).connect().unwrap();
     soon(device.connected()).await.unwrap_err();
@@ -239,7 +239,7 @@ async fn a_new_token_that_the_server_had_not_looked_at_is_good_for_the_next_conn
     peer.state().change(|seen| (seen.token, seen.put_off) = ("better".into(), 1));
     gate.send_replace(true);
     soon(peer.until(|seen| seen.opens.len() == 2)).await;
-    // The first one has run out before the second is looked at.
+    // The first token has expired before the server checks the second.
     peer.close_all(CloseCode::Unauthenticated);
     soon(peer.until(|seen| seen.opens.len() == 3)).await;
     soon(device.send_text(&eid("bob@x"), "still here")).await.unwrap();
@@ -267,7 +267,7 @@ async fn a_replaced_device_stays_away_until_the_application_calls_it_back() {
     peer.state().change(|seen| seen.mute = false);
     soon(device.reconnect()).await.unwrap();
     soon(device.connected()).await.unwrap();
-    // What had a place in the outbox kept it, and its answer is an event now.
+    // The message kept its place in the outbox, and its acceptance comes as an event now.
     loop {
         match soon(events.next()).await.unwrap() {
             Event::Accepted(accepted) => break assert_eq!(accepted.local_id, kept),
@@ -279,7 +279,7 @@ async fn a_replaced_device_stays_away_until_the_application_calls_it_back() {
 
 #[tokio::test]
 async fn an_application_that_does_not_read_stops_chat_alone_and_gets_everything_later() {
-    // 8 MiB: more than every window, queue and buffer together.
+    // 8 MiB in all: more than all windows, queues and buffers together.
     const TOTAL: usize = 1024;
     let peer = Peer::start();
     let (device, mut events) = device(&peer);
@@ -313,7 +313,7 @@ async fn control_goes_on_while_every_other_lane_is_full() {
         peer.push(&format!("{number} {text}"));
     }
     peer.state().change(|seen| seen.to_presence = TOTAL);
-    // The peer's pings are answered until neither lane takes any more, and then.
+    // The device answers pings while chat and presence fill up, and for 20 more pings after neither lane takes any more.
     let (mut before, mut still) = ((0, 0), 0);
     while still < 20 {
         soon(peer::ping(&peer)).await;
@@ -325,7 +325,7 @@ async fn control_goes_on_while_every_other_lane_is_full() {
         before = now;
     }
     assert!(before.0 < TOTAL && before.1 < TOTAL, "{before:?}");
-    // And nothing was lost by it.
+    // Nothing was lost.
     for number in 0..TOTAL {
         let message = message(&mut events).await;
         assert_eq!(message.text().and_then(|text| text.split(' ').next()), Some(number.to_string().as_str()));
@@ -422,7 +422,7 @@ async fn a_device_that_may_have_replaced_itself_comes_back_once() {
     state(&device, |state| matches!(state, State::Closed(_))).await;
 }
 
-/// An outbox that outlives its device, as a file would.
+/// An outbox that outlives its device, like a file.
 #[derive(Clone, Default)]
 struct Kept(Arc<Mutex<Backlog>>);
 

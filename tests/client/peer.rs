@@ -1,4 +1,4 @@
-//! A small peer that speaks just enough of the profile for one device, over real QUIC on loopback: sign-in, one log,
+//! A small server that speaks just enough of the protocol for one device, over real QUIC on loopback: sign-in, one log,
 //! idempotent texts, acknowledgments, pings. It can lose connections, refuse, and be killed and started again.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// A user's log and what the peer saw; outlives the peer's incarnations, as a disk does.
+/// A user's log and what the peer has received. Survives a kill of the peer, like a disk.
 #[derive(Default)]
 pub struct Seen {
     /// Entry `n` has sequence `n + 1`.
@@ -29,7 +29,7 @@ pub struct Seen {
     /// `message_id_local`s in the order in which they were accepted.
     pub accepted: Vec<String>,
     known: HashMap<String, u64>,
-    /// Texts that came, repeated ones as often as they did.
+    /// Number of texts received, with repetitions.
     pub texts: usize,
     pub opens: Vec<SessionOpen>,
     pub acknowledged: Vec<(String, i32)>,
@@ -41,19 +41,19 @@ pub struct Seen {
     pub connections: Vec<Connection>,
     pub closes: Vec<u64>,
     pub token: String,
-    /// For how long a token is good, in milliseconds; 0: for ever.
+    /// How long a token is valid, in milliseconds; 0: for ever.
     pub token_lives: i64,
-    /// Texts to take before the connection is lost without an answer, once for each number.
+    /// For each number in turn: when `texts` reaches it, the connection is lost without an answer.
     pub lose_after: Vec<usize>,
-    /// `SessionOpen`s to put off, as where too many come from one address.
+    /// How many `SessionOpen`s to refuse with 429, as when too many come from one address.
     pub put_off: usize,
-    /// Takes texts and never answers.
+    /// Accepts texts without answering.
     pub mute: bool,
-    /// To be written on the control lane.
+    /// Payloads to write on the control lane.
     to_control: Vec<Payload>,
     /// Notifications to write on the presence lane.
     pub to_presence: usize,
-    /// Those that were.
+    /// Notifications that were written.
     pub noticed: usize,
 }
 
@@ -67,7 +67,7 @@ pub struct Peer {
 
 pub struct State {
     seen: Mutex<Seen>,
-    /// Counts changes of `seen`, for tails and for tests to wait on.
+    /// Counts changes of `seen`. Tails and tests wait on it.
     changed: watch::Sender<u64>,
 }
 
@@ -76,7 +76,7 @@ impl State {
         self.seen.lock().unwrap()
     }
 
-    /// Changes what is seen, and wakes whoever waits for it.
+    /// Changes `seen` and wakes all waiters.
     pub fn change<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
         let result = change(&mut self.seen());
         self.changed.send_modify(|count| *count += 1);
@@ -121,20 +121,20 @@ impl Peer {
         &self.state
     }
 
-    /// As `kill -9` does it: no connection hears a word.
+    /// Stops as after `kill -9`: no connection gets a close.
     pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             self.state.seen().connections.clear();
-            // On a thread of its own: a runtime may not be waited for within another.
+            // On another thread, because a runtime may not block on the shutdown of another one.
             std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
         }
     }
 
-    /// Starts again on the same address, knowing the log and no connection.
+    /// Starts again on the same address, with the log but without the connections.
     pub fn revive(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let socket = loop {
-            // The socket before may still be on its way out.
+            // The previous socket may not be closed yet.
             match UdpSocket::bind(self.address) {
                 Ok(socket) => break socket,
                 Err(_) => std::thread::yield_now(),
@@ -160,7 +160,7 @@ impl Peer {
         self.runtime = Some(runtime);
     }
 
-    /// Waits until what was seen fits.
+    /// Waits until `fits` holds for `seen`.
     pub async fn until(&self, fits: impl Fn(&Seen) -> bool) {
         let mut changed = self.state.changed.subscribe();
         while !fits(&self.state.seen()) {
@@ -168,7 +168,7 @@ impl Peer {
         }
     }
 
-    /// Appends a message of bob.
+    /// Appends a message from bob to the log.
     pub fn push(&self, text: &str) {
         self.state.change(|seen| {
             let sequence = seen.log.len() as u64 + 1;
@@ -187,7 +187,7 @@ impl Peer {
         });
     }
 
-    /// Closes every connection there is.
+    /// Closes every connection with this code.
     pub fn close_all(&self, code: CloseCode) {
         for connection in std::mem::take(&mut self.state.seen().connections) {
             connection.close(VarInt::from_u32(code.code() as u32), b"");
@@ -250,7 +250,7 @@ struct OfLane {
     lane: Lane,
     connection: Connection,
     state: Arc<State>,
-    /// Where the tail starts, once the session is accepted.
+    /// Where the tail starts; `None` until the session is accepted.
     session: Arc<watch::Sender<Option<usize>>>,
     send: Arc<tokio::sync::Mutex<SendStream>>,
 }
@@ -298,7 +298,7 @@ impl OfLane {
         let error = ErrorMessage { code: 401, message: why.into(), ..Default::default() };
         self.write(Payload::ErrorMessage(error), 0, id).await;
         let mut send = self.send.lock().await;
-        // Or the close would overtake it.
+        // Wait until the error has arrived, or the close would overtake it.
         if send.finish().is_ok() {
             let _ = send.stopped().await;
         }
@@ -373,7 +373,7 @@ impl OfLane {
             self.connection.close(VarInt::from_u32(7), b"lost");
             return;
         }
-        // As direct as an answer can be: it may well run ahead of the tail.
+        // The direct answer may overtake the tail.
         self.write(update, sequence, id).await;
     }
 
@@ -389,7 +389,7 @@ impl OfLane {
         self.write(Payload::AcknowledgmentResponse(stored), 0, id).await;
     }
 
-    /// Follows the log from where the session starts; with every entry, those that were answered directly too.
+    /// Writes the log's entries from the session's start, also those that were answered directly.
     async fn tail(self) {
         let mut session = self.session.subscribe();
         let mut changed = self.state.changed.subscribe();
@@ -416,7 +416,7 @@ impl OfLane {
         }
     }
 
-    /// Writes what the test wants on control.
+    /// Writes the test's payloads on control.
     async fn push(self) {
         let mut changed = self.state.changed.subscribe();
         while changed.changed().await.is_ok() {
@@ -427,7 +427,7 @@ impl OfLane {
         }
     }
 
-    /// Writes as many notifications of presence as the test wants, 8 KiB each.
+    /// Writes as many presence notifications as the test asks for, 8 KiB each.
     async fn notify(self) {
         let mut changed = self.state.changed.subscribe();
         loop {
@@ -454,7 +454,7 @@ impl OfLane {
     }
 }
 
-/// Pings a device as the server does, on the control lane of its newest connection.
+/// Pings the device on the control lane, as a server does, and waits for the pong.
 pub async fn ping(peer: &Peer) {
     let ping = Payload::PingpongMessage(PingPong { r#type: 1, status: 1, request_time: 1, ..Default::default() });
     let before = peer.state().seen().pongs;

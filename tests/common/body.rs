@@ -1,4 +1,4 @@
-//! Payloads by their type, so that a test says what it expects next and gets it.
+//! Maps payload types to variants of the envelope, so that a test can name the payload type that it expects next.
 
 use std::ops::Deref;
 
@@ -11,9 +11,9 @@ use bimip::wire::{ErrorMessage, MessageScheme, Payload};
 
 /// A payload type, and the one variant of the envelope that carries it.
 pub trait Body: Sized {
-    /// For messages of failed tests.
+    /// The type's name, for failure messages.
     const NAME: &'static str;
-    /// `None`: the envelope carries something else.
+    /// The body; `None` if the envelope carries another payload.
     fn of(payload: &Payload) -> Option<&Self>;
 }
 
@@ -45,12 +45,12 @@ bodies! {
     TokenRevokeResponse = TokenRevokeResponse,
 }
 
-/// A payload that came, with what its envelope says.
+/// A received payload with the numbers of its envelope.
 #[derive(Clone, Debug)]
 pub struct Got<T> {
     /// Position in the receiving user's log; zero: not from the log.
     pub sequence: i64,
-    /// The request that it answers; zero: none.
+    /// Id of the request that it answers; zero: none.
     pub request_id: i64,
     body: T,
 }
@@ -76,7 +76,7 @@ impl<T> Deref for Got<T> {
     }
 }
 
-/// What a text message says.
+/// The text of a text message.
 pub fn text_of(message: &ChatMessage) -> &str {
     match &message.payload {
         Some(chat_message::Payload::Text(text)) => text,

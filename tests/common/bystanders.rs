@@ -1,15 +1,15 @@
-//! Two users who only want to talk, and so notice when somebody else's misbehaviour harms them.
+//! Two well-behaved users. They show whether another client's misbehaviour affects others.
 
 use bimip::wire::Lane;
 
 use super::body::text_of;
 use super::{Raw, TestServer};
 
-/// Carol writes, bob reads.
+/// Carol sends, bob receives.
 pub struct Bystanders {
-    /// Pipelined, so that what she says arrives when it is accepted.
+    /// Pipelined, so that her messages are released when they are accepted.
     pub carol: Raw,
-    /// Also the one to whom others try to send what they should not.
+    /// Also the recipient of what misbehaving clients send.
     pub bob: Raw,
     said: usize,
 }
@@ -22,8 +22,8 @@ impl Bystanders {
         Bystanders { carol, bob, said: 0 }
     }
 
-    /// Carol and bob are served as if nothing had happened, and since bob was last heard of nothing else has entered his
-    /// log.
+    /// Asserts that carol's next message reaches bob, that both get their pongs, and that nothing else has entered bob's log
+    /// since his last message.
     pub async fn assert_unharmed(&mut self) {
         let (carol, bob) = (&mut self.carol, &mut self.bob);
         self.said += 1;

@@ -1,20 +1,20 @@
-//! Chance from a seed.
+//! A seeded random number generator.
 
 /// SplitMix64: small, and good enough to shuffle.
 pub struct Dice(u64);
 
 impl Dice {
-    /// The same seed rolls the same.
+    /// The same seed gives the same rolls.
     pub fn new(seed: u64) -> Dice {
         Dice(seed)
     }
 
-    /// 0 to `sides - 1`.
+    /// A number from 0 to `sides - 1`.
     pub fn roll(&mut self, sides: usize) -> usize {
         (self.next() % sides as u64) as usize
     }
 
-    /// Dice of somebody else, who rolls at his own pace.
+    /// Independent dice, so that one user's number of rolls does not change another's.
     pub fn fork(&mut self) -> Dice {
         Dice(self.next())
     }

@@ -1,9 +1,10 @@
-//! Whether a test can have an emulated network.
+//! Whether this machine can run tests that need the emulated network.
 
 use std::io::{Write, stderr};
 
-/// Whether there can be one here. Where not, standard error says what is missing, past the test runner's capture: a test
-/// that was skipped is not one that passed.
+/// Whether network namespaces and their devices can be made here. If not, writes `SKIPPED`, the test's name and what is
+/// missing to standard error. The line bypasses the test runner's capture, because the runner counts a skipped test as
+/// passed.
 pub fn link_is_possible() -> bool {
     let Err(missing) = bimip::link::available() else { return true };
     let thread = std::thread::current();

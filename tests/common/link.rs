@@ -1,5 +1,5 @@
-//! What a raw client's bytes travel over, and the one place that chooses it: lanes, with nothing that keeps a client from
-//! misbehaving.
+//! A raw client's connection over QUIC or TCP, and the one place that chooses between them. It offers lanes and does not
+//! keep a client from misbehaving.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,7 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use super::quic::{QuicLink, client_endpoint};
 use super::tcp::TcpLink;
 
-/// The two that the server listens on (profile 2).
+/// The transports that the server listens on (protocol.md §1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A stream for each lane.
@@ -24,14 +24,14 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// What the clients of this test program speak. The families' tests are compiled twice: each as a program of its
-    /// own, over QUIC; and all of them in `tests/over_tcp/main.rs`.
+    /// The transport of this test program's clients. The families' tests are compiled twice: each as a program of its
+    /// own, over QUIC; and all of them in `tests/over_tcp/main.rs`, over TCP.
     pub const HERE: Transport = match env!("CARGO_CRATE_NAME").as_bytes() {
         b"over_tcp" => Transport::Tcp,
         _ => Transport::Quic,
     };
 
-    /// As metrics name it.
+    /// Its value of the metrics' label `transport`.
     pub fn name(self) -> &'static str {
         match self {
             Transport::Quic => "quic",
@@ -40,7 +40,7 @@ impl Transport {
     }
 }
 
-/// TLS for clients that trust one authority.
+/// TLS settings for clients that trust one certificate authority.
 pub fn client_tls(ca: &Path, alpn: &[u8]) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).expect("the server has written ca.pem")).expect("an authority");
@@ -60,18 +60,21 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// For clients that trust one authority.
+    /// For clients that trust one certificate authority.
     pub fn new(ca: &Path) -> Dialer {
         let tls = client_tls(ca, ALPN);
         Dialer { quic: client_endpoint(tls.clone()), tls: Arc::new(tls) }
     }
 
-    /// QUIC's clients move to another socket, as phones do.
+    /// Moves all QUIC clients to another socket, as after a change of network.
     pub fn rebind(&self, socket: std::net::UdpSocket) {
         self.quic.rebind(socket).expect("a socket");
     }
 
-    /// An established connection with no lane open, unless the server refuses.
+    /// An established connection with no lane open.
+    ///
+    /// # Errors
+    /// The server refuses the connection, or the handshake fails.
     pub async fn dial(&self, over: Transport, address: SocketAddr) -> Result<Link, String> {
         Ok(match over {
             Transport::Quic => Link::Quic(QuicLink::dial(&self.quic, address).await.map_err(|e| e.to_string())?),
@@ -89,7 +92,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// Opens a lane that names itself by `byte`, whatever that is and however often.
+    /// Opens a lane with this lane byte. The byte may be unknown or already in use.
     pub async fn open(&mut self, byte: u8) {
         match self {
             Link::Quic(link) => link.open(byte).await,
@@ -97,7 +100,10 @@ impl Link {
         }
     }
 
-    /// Writes to an open lane; the reason if that is no longer possible.
+    /// Writes to an open lane.
+    ///
+    /// # Errors
+    /// The reason why the lane or the connection takes no more bytes.
     pub async fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         match self {
             Link::Quic(link) => link.write(lane, bytes).await,
@@ -105,7 +111,10 @@ impl Link {
         }
     }
 
-    /// The next bytes of a lane; the reason if there are no more. May be given up and called again.
+    /// The next bytes of a lane. The future may be dropped and the method called again.
+    ///
+    /// # Errors
+    /// The reason why no more bytes will come.
     pub async fn read(&mut self, lane: Lane) -> Result<Bytes, String> {
         match self {
             Link::Quic(link) => link.read(lane).await,
@@ -113,7 +122,7 @@ impl Link {
         }
     }
 
-    /// The code with which the server closes. What it still says before is not looked at.
+    /// Waits for the server's close and returns its code. Frames that arrive before it are discarded.
     pub async fn closed(&mut self) -> CloseCode {
         match self {
             Link::Quic(link) => link.closed().await,
@@ -121,7 +130,7 @@ impl Link {
         }
     }
 
-    /// Leaves, without a word to the session.
+    /// Closes the connection without a `Logout`.
     pub fn close(self) {
         match self {
             Link::Quic(link) => link.close(),

@@ -1,7 +1,7 @@
-//! What the tests of the running server share: a server in this process, and a client that can misbehave.
+//! Shared by the tests of the running server: a server in this process, and a client that can misbehave.
 //!
-//! Nothing here sleeps or measures time. Whatever a test waits for is an event, and [`within_bound`] ends a wait that
-//! would never end. That nothing else happens is proved by a later frame that comes next.
+//! Nothing here sleeps or measures time. A test waits for events, and [`within_bound`] ends a wait that would never end. To
+//! show that nothing else was sent, a test sends one more request and checks that its answer is the next frame.
 
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports, unreachable_pub)]
@@ -37,10 +37,10 @@ pub use tcp::TcpLink;
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// No event that a test waits for takes as long, on any machine.
+/// Timeout of every wait: far longer than any event takes, also on a slow machine.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// The result, or a failed test that says what it waited for.
+/// Awaits an event. Panics with `what` after `BOUND`.
 pub async fn within_bound<T>(what: &str, event: impl Future<Output = T>) -> T {
     match tokio::time::timeout(BOUND, event).await {
         Ok(result) => result,

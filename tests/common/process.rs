@@ -1,4 +1,4 @@
-//! The server as a process of its own, which can be killed.
+//! The server as a separate process, which a test can kill.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use super::server::Door;
 use super::within_bound;
 
-/// `bimip serve --dev`, with what it writes to standard error kept beside its data.
+/// A running `bimip serve --dev`. Its standard error is kept in a file beside its data.
 pub struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -21,7 +21,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it and waits for its one line. `variables` are set in its environment.
+    /// Starts it and waits for its ready line. `variables` are set in its environment.
     pub async fn start(data_dir: &Path, variables: &[(&str, &str)]) -> Process {
         std::fs::create_dir_all(data_dir).expect("a directory");
         let log = std::fs::File::options().create(true).append(true).open(log_file(data_dir)).expect("a log");
@@ -43,12 +43,12 @@ impl Process {
         Process { child, stdout, data_dir: data_dir.to_owned(), door }
     }
 
-    /// Where its data is.
+    /// Its data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("it was running");
     }
@@ -60,7 +60,7 @@ impl Process {
         assert_eq!(unsafe { libc::kill(id, signal) }, 0);
     }
 
-    /// Waits for its end; standard output has had nothing but the ready line.
+    /// Waits for its end, and asserts that it printed nothing but the ready line.
     pub async fn ended(&mut self) -> ExitStatus {
         let status = within_bound("the process to end", self.child.wait()).await.expect("it was started");
         let mut rest = String::new();
@@ -69,8 +69,8 @@ impl Process {
         status
     }
 
-    /// The lines that it, and those before it on the same directory, wrote to standard error. While it runs the last
-    /// may be half there, which is left out: what is to be seen for certain is looked for once it has ended.
+    /// The lines that this process, and earlier ones on the same directory, wrote to standard error. An incomplete last line
+    /// is left out, so a test that needs a certain line must look for it after the process has ended.
     pub fn log(&self) -> String {
         let mut log = std::fs::read(log_file(&self.data_dir)).expect("a log");
         log.truncate(log.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
@@ -78,10 +78,10 @@ impl Process {
     }
 }
 
-/// `bimip serve --dev` on free ports, about to be run.
+/// A command that runs `bimip serve --dev` on free ports.
 pub fn program(data_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
-    // What configures a server of whoever runs the tests does not configure this one.
+    // Variables that configure a server of the developer must not configure this one.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BIMIP_")) {
         command.env_remove(name);
     }

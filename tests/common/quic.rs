@@ -1,4 +1,4 @@
-//! Lanes over QUIC: a stream for each (profile 2).
+//! Lanes over QUIC: one stream for each lane (protocol.md §1).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,13 +17,13 @@ pub fn client_endpoint(tls: rustls::ClientConfig) -> Endpoint {
     endpoint
 }
 
-/// Clients that begin a handshake each, from one address, are answered, and say nothing more. Their sockets go with what
-/// this returns.
+/// Begins a handshake from each of `clients` sockets on one address, waits for the server's answer, and sends nothing more.
+/// The sockets stay open until the returned list is dropped.
 pub async fn half_open(tls: rustls::ClientConfig, server: SocketAddr, clients: usize) -> Vec<UdpSocket> {
     let endpoint = client_endpoint(tls);
     let mut silent = Vec::new();
     for _ in 0..clients {
-        // What a client would say first, taken down where nobody answers.
+        // Capture a client's first packet at a socket that does not answer.
         let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free UDP port");
         let address = nobody.local_addr().expect("a bound socket");
         let _connecting = endpoint.connect(address, "localhost").expect("the address is one");
@@ -40,18 +40,21 @@ pub async fn half_open(tls: rustls::ClientConfig, server: SocketAddr, clients: u
 pub struct QuicLink {
     connection: quinn::Connection,
     lanes: [Option<(SendStream, RecvStream)>; 4],
-    /// Streams that are no lane of ours: a second opening, an unknown byte. Kept, since dropping one resets it.
+    /// Streams of a lane that was opened before, or of an unknown lane byte. Kept, because dropping a stream resets it.
     strays: Vec<(SendStream, RecvStream)>,
 }
 
 impl QuicLink {
-    /// An established connection, with no lane open.
+    /// An established connection with no lane open.
+    ///
+    /// # Errors
+    /// The server refuses the connection, or the handshake fails.
     pub async fn dial(endpoint: &Endpoint, address: SocketAddr) -> Result<Box<QuicLink>, ConnectionError> {
         let connection = endpoint.connect(address, "localhost").expect("the address is one").await?;
         Ok(Box::new(QuicLink { connection, lanes: [const { None }; 4], strays: Vec::new() }))
     }
 
-    /// Opens a stream that names itself by `byte`, whatever that is and however often.
+    /// Opens a stream with this lane byte. The byte may be unknown or already in use.
     pub async fn open(&mut self, byte: u8) {
         let mut streams = self.connection.open_bi().await.expect("a stream");
         streams.0.write_all(&[byte]).await.expect("a lane byte");
@@ -61,13 +64,19 @@ impl QuicLink {
         }
     }
 
-    /// Writes to an open lane; the reason if that is no longer possible.
+    /// Writes to an open lane.
+    ///
+    /// # Errors
+    /// The reason why the stream takes no more bytes.
     pub async fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         let (send, _) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
         send.write_all(bytes).await.map_err(|error| error.to_string())
     }
 
-    /// The next bytes of a lane; the reason if there are no more.
+    /// The next bytes of a lane.
+    ///
+    /// # Errors
+    /// The reason why no more bytes will come.
     pub async fn read(&mut self, lane: Lane) -> Result<Bytes, String> {
         let (_, recv) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
         match recv.read_chunk(usize::MAX, true).await {
@@ -77,7 +86,7 @@ impl QuicLink {
         }
     }
 
-    /// The code with which the server closes.
+    /// Waits for the server's close and returns its code.
     pub async fn closed(&self) -> CloseCode {
         match self.connection.closed().await {
             ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
@@ -87,12 +96,12 @@ impl QuicLink {
         }
     }
 
-    /// Has both sides go on to new keys with the next packet (RFC 9001, 6).
+    /// Starts a key update with the next packet (RFC 9001, 6).
     pub fn update_keys(&self) {
         self.connection.force_key_update();
     }
 
-    /// Leaves, without a word to the session.
+    /// Closes the connection without a `Logout`.
     pub fn close(&self) {
         self.connection.close(0u8.into(), b"");
     }

@@ -1,4 +1,4 @@
-//! A client of lanes and bytes: it can say anything, and checks what holds for every frame that it gets.
+//! A client of lanes and bytes: it can send anything, and checks every frame that it receives.
 
 use bimip::wire::proto::{
     AcknowledgmentRequest, ChatMessage, PingPong, SessionAccept, SyncAck, TextPayloadRequest, VersionUpdate,
@@ -13,11 +13,11 @@ use super::{Body, Got, now_ms, within_bound};
 
 /// One connection.
 pub struct Raw {
-    /// Who it signed in as, or wants to.
+    /// The user that it signs in as.
     pub eid: String,
-    /// From which device.
+    /// The device that it signs in as.
     pub device: String,
-    /// What the server said to that.
+    /// The server's answer to the sign-in.
     pub accept: SessionAccept,
     /// Highest sequence seen.
     pub last_sequence: i64,
@@ -27,7 +27,7 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// A connection that has said nothing. A frame over `max_frame_bytes` is refused by this side too (profile 2).
+    /// A client that has sent nothing yet. It fails the test when it gets a frame over `max_frame_bytes` (protocol.md §2).
     pub fn new(link: Link, max_frame_bytes: usize) -> Raw {
         Raw {
             eid: String::new(),
@@ -40,14 +40,14 @@ impl Raw {
         }
     }
 
-    // --- Saying ---
+    // --- Sending ---
 
     /// Opens a lane.
     pub async fn open(&mut self, lane: Lane) {
         self.open_byte(lane.byte()).await;
     }
 
-    /// Opens a lane of any byte.
+    /// Opens a lane with any lane byte.
     pub async fn open_byte(&mut self, byte: u8) {
         within_bound("a lane to open", self.link.open(byte)).await;
     }
@@ -57,7 +57,10 @@ impl Raw {
         self.try_write(lane, bytes).await.unwrap_or_else(|end| panic!("writing to {lane:?}: {end}"));
     }
 
-    /// The same, unless the connection is gone.
+    /// Writes any bytes.
+    ///
+    /// # Errors
+    /// The reason why the lane or the connection takes no more bytes.
     pub async fn try_write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         within_bound("a lane to take bytes", self.link.write(lane, bytes)).await
     }
@@ -74,7 +77,7 @@ impl Raw {
         self.write(lane, &encode_frame(scheme)).await;
     }
 
-    /// Sends a payload under a request id of its own, which is returned.
+    /// Sends a payload with a new request id, and returns that id.
     pub async fn send(&mut self, lane: Lane, payload: Payload) -> i64 {
         let request_id = self.request_id();
         self.send_scheme(lane, &MessageScheme { request_id, ..envelope(payload) }).await;
@@ -87,17 +90,17 @@ impl Raw {
         self.last_request
     }
 
-    /// What it travels over.
+    /// Its connection.
     pub fn link(&mut self) -> &mut Link {
         &mut self.link
     }
 
-    /// Leaves without a word.
+    /// Closes the connection without a `Logout`.
     pub fn leave(self) {
         self.link.close();
     }
 
-    // --- Hearing ---
+    // --- Receiving ---
 
     /// The next frame of a lane.
     pub async fn recv(&mut self, lane: Lane) -> MessageScheme {
@@ -105,31 +108,34 @@ impl Raw {
         within_bound(&what, self.try_recv(lane)).await.unwrap_or_else(|end| panic!("no frame on {lane:?}: {end}"))
     }
 
-    /// The next frame of a lane, which carries a `T`.
+    /// The next frame of a lane; it must carry a `T`.
     pub async fn expect<T: Body + Clone>(&mut self, lane: Lane) -> Got<T> {
         Got::from_scheme(&self.recv(lane).await)
     }
 
-    /// The next frame of a lane, which is an error with this code in answer to this request.
+    /// The next frame of a lane; it must be an error with this code in answer to this request.
     pub async fn expect_error(&mut self, lane: Lane, code: i32, request_id: i64) -> ErrorMessage {
         let error = self.expect::<ErrorMessage>(lane).await;
         assert_eq!((error.code, error.request_id, error.sequence), (code, request_id, 0), "{error:?}");
         error.into_body()
     }
 
-    /// The server closes with this code. What it still says before is not looked at.
+    /// Asserts that the server closes with this code. Frames that arrive before the close are discarded.
     pub async fn expect_close(&mut self, code: CloseCode) {
         assert_eq!(within_bound("the server to close", self.link.closed()).await, code);
     }
 
-    /// Nothing is left to read on the lane: the next frame answers what is sent now.
+    /// Asserts that nothing is left to read on the lane: the next frame answers the empty envelope that this sends.
     pub async fn expect_nothing_more(&mut self, lane: Lane) {
         let request_id = self.request_id();
         self.send_scheme(lane, &MessageScheme { request_id, ..MessageScheme::default() }).await;
         self.expect_error(lane, 501, request_id).await;
     }
 
-    /// The next frame of a lane, however long it takes; the reason if there are no more. May be given up and called again.
+    /// The next frame of a lane, without a timeout. The future may be dropped and the method called again.
+    ///
+    /// # Errors
+    /// The reason why no more frames will come.
     pub async fn try_recv(&mut self, lane: Lane) -> Result<MessageScheme, String> {
         let decoder = &mut self.decoders[lane.index()];
         let frame = loop {
@@ -144,8 +150,8 @@ impl Raw {
         Ok(scheme)
     }
 
-    /// What holds for all frames: the route is set (profile 1), and sequences ascend (profile 8). Only the second
-    /// answer to a message that was sent again carries the sequence of the first.
+    /// Checks what holds for all frames: the route is set (protocol.md §3), and sequences ascend (protocol.md §9). The one
+    /// exception is the answer to a repeated message, which carries the sequence of the first answer.
     fn check(&mut self, scheme: &MessageScheme) {
         assert_eq!(Some(scheme.route), scheme.payload.as_ref().map(route_of), "{scheme:?}");
         let again = matches!(scheme.payload, Some(Payload::VersionUpdate(_))) && scheme.request_id != 0;
@@ -156,7 +162,7 @@ impl Raw {
         }
     }
 
-    // --- Phrases ---
+    // --- Common requests ---
 
     /// The user.
     pub fn user(&self) -> Identity {
@@ -168,7 +174,7 @@ impl Raw {
         Identity { eid: self.eid.clone(), connection_resource_id: self.device.clone() }
     }
 
-    /// A round trip of the control lane, on which nothing else is left to read.
+    /// A ping and its pong, which must be the next frame on the control lane.
     pub async fn ping(&mut self) {
         let ping = PingPong {
             r#type: Exchange::Request.code(),
@@ -181,7 +187,7 @@ impl Raw {
         assert_eq!((pong.r#type, pong.status, pong.request_id), (2, 2, request_id));
     }
 
-    /// A legal text.
+    /// A valid text request.
     pub fn text(&self, to: &str, local: &str, content: &str) -> TextPayloadRequest {
         TextPayloadRequest {
             from: Some(self.identity()),
@@ -199,7 +205,7 @@ impl Raw {
         self.send(Lane::Chat, Payload::TextPayloadRequest(text)).await
     }
 
-    /// Sends a text whose VersionUpdate comes next, and leaves that unanswered.
+    /// Sends a text and returns its VersionUpdate, which must be the next frame of chat. Does not answer it.
     pub async fn say(&mut self, to: &str, local: &str, content: &str) -> Got<VersionUpdate> {
         let request_id = self.post(to, local, content).await;
         let update = self.expect::<VersionUpdate>(Lane::Chat).await;
@@ -217,7 +223,7 @@ impl Raw {
         self.send(Lane::Chat, Payload::VersionUpdate(answer)).await;
     }
 
-    /// The next frame of chat, which is a message.
+    /// The next frame of chat; it must be a message.
     pub async fn hear(&mut self) -> Got<ChatMessage> {
         self.expect(Lane::Chat).await
     }
@@ -235,14 +241,14 @@ impl Raw {
         self.send(Lane::Chat, Payload::AcknowledgmentRequest(request)).await
     }
 
-    /// Everything up to `sequence` is safe on this device. Returns once the server knows, if chat has nothing to read.
+    /// Sends a SyncAck up to `sequence` and returns once the server has processed it. Chat must have nothing to read.
     pub async fn sync(&mut self, sequence: i64) {
         self.send(Lane::Chat, Payload::SyncAck(SyncAck { sequence })).await;
         self.expect_nothing_more(Lane::Chat).await;
     }
 }
 
-/// A user, whichever device.
+/// The identity of a user, without a device.
 pub fn identity(eid: &str) -> Identity {
     Identity { eid: eid.to_owned(), connection_resource_id: String::new() }
 }

@@ -1,5 +1,5 @@
-//! A road between devices and a server on loopback: for UDP a NAT that can forget, a tunnel that can swallow, and a record
-//! of what went by; for TCP just a way through, on the same port number.
+//! A proxy between devices and a server on loopback. For UDP it acts as a NAT that can forget its bindings, can drop
+//! everything, and records what devices send. TCP it only forwards, on the same port number.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 /// Longest datagram.
 const DATAGRAM_MAX: usize = 64 * 1024;
 
-/// The road; it is closed when this is dropped.
+/// The proxy; dropping it stops it.
 pub struct Road {
-    /// Where devices find the server.
+    /// Where devices connect.
     pub address: SocketAddr,
     state: Arc<State>,
     _traffic: JoinSet<()>,
@@ -28,23 +28,23 @@ struct Inner {
     server: SocketAddr,
     dark: bool,
     strays: Strays,
-    /// Device by device, the public socket that the server sees.
+    /// For each device, the socket whose address the server sees.
     exits: HashMap<SocketAddr, Arc<UdpSocket>>,
     recorded: Vec<(SocketAddr, Vec<u8>)>,
 }
 
-/// What becomes of what a device sends.
+/// Which of the devices' datagrams go astray (see [`Road::lead_astray`]).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Strays {
     Nothing,
-    /// The next datagram comes from a place without a way back.
+    /// The next datagram, which the server gets from a port that returns nothing.
     Next,
-    /// And nothing after it comes at all.
+    /// All of them: they are dropped.
     All,
 }
 
 impl Road {
-    /// To this server.
+    /// Starts a proxy to this server.
     pub async fn to(server: SocketAddr) -> Road {
         let (entrance, listener) = loop {
             let entrance = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free UDP port");
@@ -61,28 +61,29 @@ impl Road {
         Road { address, state, _traffic: traffic }
     }
 
-    /// The server is elsewhere now.
+    /// Forwards to another server address from now on.
     pub fn lead_to(&self, server: SocketAddr) {
         self.state.inner.lock().unwrap().server = server;
     }
 
-    /// Whether UDP is swallowed, both ways.
+    /// Drops UDP in both directions while `dark` is true.
     pub fn drop_udp(&self, dark: bool) {
         self.state.inner.lock().unwrap().dark = dark;
     }
 
-    /// The NAT forgets its bindings: what comes next leaves by another port, and answers to the old one go nowhere.
+    /// Makes the NAT forget its bindings: the next datagram leaves from another port, and answers to the old port are
+    /// dropped.
     pub fn forget_bindings(&self) {
         self.state.inner.lock().unwrap().exits.clear();
     }
 
-    /// The next UDP datagram of a device reaches the server from another port, through which nothing comes back; those
-    /// after it are swallowed, until `false`. What the server sends to the old port arrives.
+    /// With `true`, the next UDP datagram reaches the server from another port, through which nothing comes back, and all
+    /// later ones are dropped until this is called with `false`. Datagrams from the server to the old port still arrive.
     pub fn lead_astray(&self, astray: bool) {
         self.state.inner.lock().unwrap().strays = if astray { Strays::Next } else { Strays::Nothing };
     }
 
-    /// What devices sent so far, with the address that each sent from.
+    /// The datagrams that devices have sent so far, dropped ones included, each with the device's address.
     pub fn recorded(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         self.state.inner.lock().unwrap().recorded.clone()
     }

@@ -1,4 +1,4 @@
-//! A server of its own for a test: free ports, a directory that goes away, development keys.
+//! A server for one test, with free ports, a temporary directory and development keys.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -27,12 +27,12 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// With the defaults.
+    /// Starts with the default configuration.
     pub async fn start() -> TestServer {
         TestServer::with(|_| ()).await
     }
 
-    /// With something configured.
+    /// Starts with a changed configuration.
     pub async fn with(change: impl FnOnce(&mut Config)) -> TestServer {
         let directory = scratch();
         let mut config = Config {
@@ -57,7 +57,7 @@ impl TestServer {
         self
     }
 
-    /// Has it take up what its certificate and key files hold now; whether it did.
+    /// Makes it reload its certificate and key files. Returns whether it took them.
     pub async fn reload(&self) -> bool {
         within_bound("the server to reload", self.server.reload()).await
     }
@@ -67,12 +67,12 @@ impl TestServer {
         within_bound("the server to stop", self.server.shutdown()).await;
     }
 
-    /// Where it listens for devices.
+    /// Where it listens for QUIC.
     pub fn quic_address(&self) -> SocketAddr {
         self.server.quic_address
     }
 
-    /// Where TLS over TCP listens: on the same port.
+    /// Where it listens for TLS over TCP: the same port number.
     pub fn tcp_address(&self) -> SocketAddr {
         self.server.tcp_address.expect("nothing here switches it off")
     }
@@ -82,7 +82,7 @@ impl TestServer {
         self.server.metrics_address
     }
 
-    /// What it runs on.
+    /// Its configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -92,27 +92,30 @@ impl TestServer {
         self.door.files.clone()
     }
 
-    /// A token for an hour; `device`: the only one that may use it.
+    /// A token that is valid for an hour. With `device`, only that device may use it.
     pub fn token(&self, eid: &str, device: Option<&str>) -> String {
         self.door.token(eid, device)
     }
 
-    /// A token that was signed at a time (Unix seconds), for a while.
+    /// A token that was signed at `at` (Unix seconds) and is valid for `ttl`.
     pub fn token_at(&self, eid: &str, device: Option<&str>, at: i64, ttl: Duration) -> String {
         sign(&self.files().token_key, eid, device, at, ttl)
     }
 
-    /// A connection that has said nothing.
+    /// A connection that has sent nothing yet.
     pub async fn connect(&self) -> Raw {
         self.try_connect().await.expect("a handshake")
     }
 
-    /// The same, unless the server refuses.
+    /// A connection that has sent nothing yet.
+    ///
+    /// # Errors
+    /// The server refuses the connection, or the handshake fails.
     pub async fn try_connect(&self) -> Result<Raw, String> {
         self.door.try_connect(Transport::HERE).await
     }
 
-    /// A device about to sign in.
+    /// Prepares a sign-in with the lanes control and chat.
     pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
         self.door.session(eid, device)
     }
@@ -138,7 +141,7 @@ impl TestServer {
         body.to_owned()
     }
 
-    /// The value of a metric, by its name with labels as Prometheus reads it; zero if it is not there.
+    /// The value of a metric's series, named with its labels as on the metrics page; zero if the series does not exist.
     pub async fn metric(&self, series: &str) -> f64 {
         let page = self.get("/metrics").await;
         let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -146,9 +149,9 @@ impl TestServer {
     }
 }
 
-/// How devices get in: where the server is, whom to trust, what signs tokens.
+/// What a device needs to connect: the server's address, the trusted authority, and the key that signs tokens.
 pub struct Door {
-    /// Where it listens.
+    /// Where the server listens.
     pub address: SocketAddr,
     dialer: Dialer,
     files: DevFiles,
@@ -156,13 +159,13 @@ pub struct Door {
 }
 
 impl Door {
-    /// Of a server that runs on a data directory.
+    /// For a server that runs on this data directory.
     pub fn new(data_dir: &Path, address: SocketAddr, max_frame_bytes: usize) -> Door {
         let files = DevFiles::in_data_dir(data_dir);
         Door { address, dialer: Dialer::new(&files.ca), files, max_frame_bytes }
     }
 
-    /// A device about to sign in, with the lanes control and chat.
+    /// Prepares a sign-in with the lanes control and chat.
     pub fn session(&self, eid: &str, device: &str) -> SignIn<'_> {
         SignIn {
             door: self,
@@ -177,7 +180,7 @@ impl Door {
         }
     }
 
-    /// All devices have another port from here on, as after a change of network.
+    /// Moves all QUIC devices to another port, as after a change of network.
     pub fn change_address(&self) {
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free UDP port");
         self.dialer.rebind(socket);
@@ -193,7 +196,7 @@ impl Door {
     }
 }
 
-/// Signs a token with any key of ours.
+/// Signs a token with the private key in this file. `at`: Unix seconds.
 pub fn sign(key: &Path, eid: &str, device: Option<&str>, at: i64, ttl: Duration) -> String {
     let grant = Grant {
         eid: Eid::parse(eid).expect("an eid"),
@@ -204,8 +207,8 @@ pub fn sign(key: &Path, eid: &str, device: Option<&str>, at: i64, ttl: Duration)
     Signer::from_pem_file(key).and_then(|signer| signer.sign(&grant, at)).expect("a token")
 }
 
-/// In memory where there is such a place: what a disk keeps when the machine fails is not asked here, and a test waits
-/// for a dozen commits. `TMPDIR` chooses another.
+/// A temporary directory, in memory (`/dev/shm`) where possible: a test waits for a dozen commits, and does not check what
+/// a disk keeps when the machine fails. `TMPDIR` chooses another place.
 pub fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     let directory = if std::env::var_os("TMPDIR").is_none() && memory.is_dir() {
@@ -220,36 +223,36 @@ async fn start(config: &Config) -> Server {
     within_bound("the server to start", Server::start(config.clone())).await.expect("a server")
 }
 
-/// A SessionOpen that is being put together.
+/// Builds a sign-in.
 #[derive(Clone)]
 pub struct SignIn<'a> {
     door: &'a Door,
     over: Transport,
     lanes: Vec<Lane>,
-    /// As it will be sent.
+    /// The `SessionOpen` that will be sent.
     pub open: SessionOpen,
 }
 
 impl SignIn<'_> {
-    /// Messages do not wait for the answer to their VersionUpdate.
+    /// Releases messages without the answer to their VersionUpdate.
     pub fn pipelined(mut self) -> Self {
         self.open.pipelined = true;
         self
     }
 
-    /// The tail starts after this sequence.
+    /// Starts the tail after this sequence.
     pub fn resume_from(mut self, sequence: i64) -> Self {
         self.open.resume_from = Some(sequence);
         self
     }
 
-    /// Shows this token.
+    /// Uses this token.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.open.token = token.into();
         self
     }
 
-    /// Comes over this, whatever the other clients here do.
+    /// Uses this transport instead of [`Transport::HERE`].
     pub fn over(mut self, transport: Transport) -> Self {
         self.over = transport;
         self
@@ -261,7 +264,7 @@ impl SignIn<'_> {
         self
     }
 
-    /// Connects, opens the lanes and says SessionOpen; returns the request id of that too.
+    /// Connects, opens the lanes and sends SessionOpen. Also returns that frame's request id.
     pub async fn attempt(self) -> (Raw, i64) {
         let mut raw = self.door.try_connect(self.over).await.expect("a handshake");
         for lane in self.lanes {
@@ -273,7 +276,7 @@ impl SignIn<'_> {
         (raw, request_id)
     }
 
-    /// Signs in.
+    /// Signs in and waits for SessionAccept.
     pub async fn open(self) -> Raw {
         let (mut raw, request_id) = self.attempt().await;
         let accept = raw.expect::<SessionAccept>(Lane::Control).await;

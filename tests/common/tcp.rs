@@ -1,4 +1,4 @@
-//! Lanes over TLS on TCP: a lane byte before each frame, and one stream for all (profile 2).
+//! Lanes over TLS on TCP: one stream for all, with a lane byte before each frame (protocol.md §1).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,23 +19,29 @@ pub struct TcpLink {
     /// `None` once the server has ended it.
     stream: Option<TlsStream<TcpStream>>,
     opened: [bool; 4],
-    /// What has been written of a frame that is not whole yet, with its lane.
+    /// The written part of an incomplete frame, and its lane.
     begun: (Option<Lane>, Vec<u8>),
     decoder: LaneFrameDecoder,
-    /// Frames that came while another lane was read, as they would come on a stream of their own.
+    /// Frames that arrived while another lane was read, each with its length prefix as on a QUIC stream.
     arrived: [VecDeque<Bytes>; 4],
     close: Option<CloseCode>,
-    /// How it ended; TLS and TCP did so in order, or something else happened.
+    /// How the stream ended: `Ok` if TLS and TCP were closed in order, else the error.
     end: Result<(), String>,
 }
 
 impl TcpLink {
-    /// An established connection, with no lane open.
+    /// An established connection with no lane open.
+    ///
+    /// # Errors
+    /// The connection or the TLS handshake fails.
     pub async fn dial(tls: Arc<rustls::ClientConfig>, address: SocketAddr) -> std::io::Result<Box<TcpLink>> {
         TcpLink::over(TcpStream::connect(address).await?, tls).await
     }
 
-    /// The same over a socket with settings of its own.
+    /// As [`TcpLink::dial`], over a socket that the caller has set up and connected.
+    ///
+    /// # Errors
+    /// The TLS handshake fails.
     pub async fn over(socket: TcpStream, tls: Arc<rustls::ClientConfig>) -> std::io::Result<Box<TcpLink>> {
         socket.set_nodelay(true)?;
         let name = ServerName::try_from("localhost").expect("a name");
@@ -44,7 +50,7 @@ impl TcpLink {
             stream: Some(stream),
             opened: [false; 4],
             begun: (None, Vec::new()),
-            // The lanes' own decoders know how long a frame may be.
+            // The lanes' own decoders check the length of frames.
             decoder: LaneFrameDecoder::new(usize::MAX),
             arrived: Default::default(),
             close: None,
@@ -52,7 +58,7 @@ impl TcpLink {
         }))
     }
 
-    /// An empty frame opens a lane.
+    /// Opens a lane with an empty frame.
     pub async fn open(&mut self, byte: u8) {
         self.begin(None);
         if let Some(opened) = self.opened.get_mut(usize::from(byte)) {
@@ -61,12 +67,15 @@ impl TcpLink {
         self.write_bytes(&[byte, 0]).await.expect("an open connection");
     }
 
-    /// Counts a lane as open, which bytes written as they are will open.
+    /// Marks a lane as open. Call this before [`TcpLink::write_bytes`] opens the lane.
     pub fn takes(&mut self, lane: Lane) {
         self.opened[lane.index()] = true;
     }
 
-    /// Writes bytes of a lane, however they are split, with the lane's byte where a frame begins.
+    /// Writes bytes of a lane, and the lane byte where a frame begins. Frames may be split anywhere.
+    ///
+    /// # Errors
+    /// The reason why the stream takes no more bytes.
     pub async fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), String> {
         assert!(self.opened[lane.index()], "{lane:?} is not open");
         let (mut stream, mut rest) = (Vec::new(), bytes);
@@ -87,14 +96,17 @@ impl TcpLink {
         self.write_bytes(&stream).await
     }
 
-    /// Whether a frame of this lane begins here. Within another lane's it cannot.
+    /// Whether a frame of this lane begins here. Panics within another lane's frame.
     fn begin(&mut self, lane: Option<Lane>) -> bool {
         let (begun, _) = &self.begun;
         assert!(begun.is_none() || *begun == lane, "over TCP no lane can speak within a frame of {begun:?}");
         std::mem::replace(&mut self.begun.0, lane).is_none()
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes unchanged.
+    ///
+    /// # Errors
+    /// The reason why the stream takes no more bytes.
     pub async fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), String> {
         let Some(stream) = &mut self.stream else { return Err(self.why()) };
         let write = async {
@@ -104,8 +116,10 @@ impl TcpLink {
         write.await.map_err(|error| error.to_string())
     }
 
-    /// The next frame of a lane, with its length prefix; the reason if there are no more. May be given up and called
-    /// again.
+    /// The next frame of a lane, with its length prefix. The future may be dropped and the method called again.
+    ///
+    /// # Errors
+    /// The reason why no more frames will come.
     pub async fn read(&mut self, lane: Lane) -> Result<Bytes, String> {
         assert!(self.opened[lane.index()], "{lane:?} is not open");
         loop {
@@ -116,14 +130,14 @@ impl TcpLink {
         }
     }
 
-    /// Takes in what comes next, for whichever lane.
+    /// Reads the next bytes of the stream and sorts complete frames by lane.
     async fn receive(&mut self) -> Result<(), String> {
         let Some(stream) = &mut self.stream else { return Err(self.why()) };
         let mut bytes = BytesMut::new();
         match stream.read_buf(&mut bytes).await {
             Ok(1..) => self.decoder.feed(&bytes),
             end => {
-                // A reset behind the end does not show when it is read.
+                // A read does not report a reset that follows the end of the stream.
                 let reset = stream.get_ref().0.take_error().expect("an open socket");
                 let error = end.err().or(reset);
                 (self.stream, self.end) = (None, error.map_or(Ok(()), |error| Err(error.to_string())));
@@ -146,15 +160,15 @@ impl TcpLink {
         self.end.clone().err().unwrap_or_else(|| "the server ended the stream".to_owned())
     }
 
-    /// The code with which the server closes: what was said last, and then the end of TLS. A reset would not do: on other
-    /// systems it takes what was said last with it.
+    /// Waits for the server's close code, which must be the last frame before the end of TLS. A reset fails the test, because
+    /// on some systems a reset discards the last frame.
     pub async fn closed(&mut self) -> CloseCode {
         while self.receive().await.is_ok() {}
         assert_eq!(self.end, Ok(()), "an end in order");
         self.close.expect("a close code before the end")
     }
 
-    /// Bytes of a lane that came while another was read.
+    /// Bytes of this lane's frames that have arrived and were not read yet.
     pub fn waiting(&self, lane: Lane) -> usize {
         self.arrived[lane.index()].iter().map(Bytes::len).sum()
     }
@@ -166,19 +180,19 @@ impl TcpLink {
         tls.send_close_notify();
         let mut goodbye = Vec::new();
         tls.write_tls(&mut goodbye).expect("a Vec takes all");
-        // A socket that takes no more is closed without it.
+        // A socket with a full send buffer is closed without it.
         let _ = socket.try_write(&goodbye);
     }
 }
 
-/// What the whole frame measures, prefix included, once its beginning says so. A prefix that is none never does.
+/// Length in bytes of the frame that begins so, prefix included. `None` while the prefix is incomplete or if it is invalid.
 fn whole(begun: &[u8]) -> Option<usize> {
     let length = prost::decode_length_delimiter(begun).ok()?;
     let prefix = 1 + begun.iter().position(|byte| byte & 0x80 == 0)?;
     Some(prefix.saturating_add(length))
 }
 
-/// The server closes, if the frame says so.
+/// The close code that the frame carries, if any.
 fn close_code(frame: &[u8]) -> Option<CloseCode> {
     match open_envelope(frame).ok()?.payload? {
         Payload::ErrorMessage(ErrorMessage { code, .. }) => {

@@ -1,4 +1,4 @@
-//! Headless Chromium: what it makes of a page.
+//! Loads pages in headless Chromium.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -6,21 +6,21 @@ use std::process::{Command, Output};
 use crate::common::scratch;
 use crate::prometheus::missing;
 
-/// As Debian calls it.
+/// The program's name on Debian.
 pub const PROGRAM: &str = "chromium";
 
-/// The page as it stands once it is loaded, as HTML.
+/// The page's HTML after it has loaded.
 pub fn document(url: &str) -> String {
     let output = run(Command::new(PROGRAM), url, &["--dump-dom"]);
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A picture of the page in a window of this size.
+/// Writes a screenshot of the page in a window of this size (width and height in pixels).
 pub fn screenshot(url: &str, size: (u32, u32), into: &Path) {
     screenshot_with(Command::new(PROGRAM), url, size, into);
 }
 
-/// The same, by a command that runs [`PROGRAM`] in some place of its own.
+/// As [`screenshot`], by a command that runs [`PROGRAM`] elsewhere, such as in a network namespace.
 pub fn screenshot_with(program: Command, url: &str, (width, height): (u32, u32), into: &Path) {
     let _ = std::fs::remove_file(into);
     run(program, url, &[&format!("--window-size={width},{height}"), &format!("--screenshot={}", into.display())]);
@@ -34,7 +34,7 @@ pub fn screenshot_with(program: Command, url: &str, (width, height): (u32, u32),
 fn run(mut program: Command, url: &str, arguments: &[&str]) -> Output {
     let profile = scratch();
     let output = program
-        // What it shows is our own page, and root may not have its sandbox.
+        // It shows only our own page, and its sandbox does not work for root.
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"])
         .args(["--disable-background-networking", "--no-first-run"])
         .arg(format!("--user-data-dir={}", profile.path().display()))

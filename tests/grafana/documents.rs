@@ -1,4 +1,4 @@
-//! Dashboards as written are as made, say what they show, and name what exists.
+//! The dashboard files are what the code makes, describe what they show, and name only metrics and links that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::dashboards;
 use crate::prometheus::grafana;
 use crate::queries::{panels, written};
 
-/// Headings of docs/operations.md as a browser's anchors.
+/// Anchors of the headings in docs/operations.md.
 pub fn anchors() -> BTreeSet<String> {
     let file = grafana().with_file_name("docs").join("operations.md");
     let text = std::fs::read_to_string(file).unwrap();
@@ -85,7 +85,7 @@ fn every_panel_is_described_has_a_unit_and_follows_the_variables() {
     }
 }
 
-/// `name{label="value",…}` of an expression: names with what stands in the braces after them.
+/// The selectors `name{label="value",…}` of an expression: each name with the content of its braces.
 fn selectors(expr: &str) -> Vec<(&str, &str)> {
     let part_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let mut found = Vec::new();
@@ -103,7 +103,7 @@ fn selectors(expr: &str) -> Vec<(&str, &str)> {
     found
 }
 
-/// What is wrong with a selector, by the module that declares the metrics.
+/// What is wrong with a selector, compared with the declared metrics; `None`: nothing.
 fn wrong(name: &str, labels: &str) -> Option<String> {
     let suffixes = ["", "_bucket", "_count", "_sum"];
     let declared = DECLARED.iter().find(|declared| {
@@ -138,7 +138,7 @@ fn dashboards_and_rules_select_only_series_that_are_declared() {
     }
     for file in ["rules/recording.yml", "rules/alerts.yml"] {
         let text = std::fs::read_to_string(grafana().join(file)).unwrap();
-        // A recorded name holds that of a metric; it is no selector of it.
+        // The name of a recording rule contains a metric's name but does not select that metric.
         let code = text.lines().filter(|line| !line.trim_start().starts_with("- record:") && !line.contains("- name:"));
         let code = code.filter(|line| !line.contains("runbook:")).collect::<Vec<_>>().join("\n");
         expressions.push((file, code));

@@ -1,9 +1,9 @@
-//! What an operator looks at, proved: rules by `promtool`, dashboards query by query against a real Prometheus that
-//! scrapes the real server under load, the status page in a real browser.
+//! Tests of what an operator looks at: the rules with `promtool`, every query of the dashboards against a real Prometheus
+//! that scrapes the real server under load, and the status page in a real browser.
 //!
-//! Needs Debian's `prometheus` and `chromium`; where they are missing these tests fail and say so.
-//! `cargo test --test grafana -- --ignored` writes what is made: `grafana/dashboards`, and `grafana/preview` from a run
-//! over the emulated network.
+//! These tests need Debian's `prometheus` and `chromium`, and fail where they are missing.
+//! `cargo test --test grafana -- --ignored` writes the generated files: `grafana/dashboards`, and `grafana/preview` from a
+//! run over the emulated network.
 #![cfg(all(feature = "server", feature = "client"))]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

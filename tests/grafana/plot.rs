@@ -1,4 +1,4 @@
-//! Draws a dashboard as a page: each panel from the answers to its own queries. Not Grafana, and it says so.
+//! Draws a dashboard as a page: each panel from the answers to its own queries. The page says that it is not from Grafana.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,11 +14,11 @@ use serde_json::Value;
 
 use crate::prometheus::Series;
 
-/// Of the page, in CSS pixels.
+/// Width of the page in CSS pixels.
 pub const WIDTH: u64 = 1240;
 const ROW: u64 = 30;
 const HEAD: u64 = 96;
-/// Between panels.
+/// Space between panels in CSS pixels.
 const GAP: u64 = 8;
 
 const COLORS: [RGBColor; 10] = [
@@ -36,7 +36,7 @@ const COLORS: [RGBColor; 10] = [
 const INK: RGBColor = RGBColor(71, 84, 103);
 const GRID: RGBColor = RGBColor(226, 230, 236);
 
-/// Grid and labels; a macro, as the chart's type has no name that one would want to write.
+/// Draws grid and labels. A macro, because the chart's type is too long to write out.
 macro_rules! mesh {
     ($chart:ident, $span:ident, $label:expr) => {
         $chart
@@ -54,19 +54,19 @@ macro_rules! mesh {
             .unwrap()
     };
 }
-/// The time that is shown, Unix seconds.
+/// The time range that is shown, in Unix seconds.
 #[derive(Clone, Copy)]
 pub struct Span {
     /// The left edge.
     pub from: f64,
     /// The right edge.
     pub to: f64,
-    /// Between points.
+    /// Seconds between points.
     pub step: f64,
 }
 
 impl Span {
-    /// A label each minute, at whole ones since the left edge.
+    /// An axis with a label for each whole minute since the left edge.
     fn axis(self) -> Axis {
         let minutes = ((self.to - self.from) / 60.0) as u32;
         let labels = (0..=minutes).map(|minute| self.from + 60.0 * f64::from(minute)).collect();
@@ -74,7 +74,7 @@ impl Span {
     }
 }
 
-/// A linear axis with labels where we want them.
+/// A linear axis with labels at given values.
 struct Axis {
     range: Range<f64>,
     labels: Vec<f64>,
@@ -98,7 +98,7 @@ impl Ranged for Axis {
     }
 }
 
-/// Some four round values up to the top.
+/// About four round values up to `top`.
 fn ticks(top: f64, unit: &str) -> Vec<f64> {
     let base = match unit {
         "bytes" if top >= (1_u64 << 30) as f64 => (1_u64 << 30) as f64,
@@ -112,37 +112,37 @@ fn ticks(top: f64, unit: &str) -> Vec<f64> {
     (0..=5).map(|number| f64::from(number) * step * base).filter(|value| *value <= top).collect()
 }
 
-/// A line and what it is called.
+/// A line with its legend.
 struct Line {
     legend: String,
     color: RGBColor,
     points: Vec<(f64, f64)>,
 }
 
-/// Something that happened at a time.
+/// An event on the time axis.
 pub struct Mark {
     /// Unix seconds.
     pub at: f64,
-    /// In a word or two.
+    /// A word or two.
     pub what: &'static str,
 }
 
-/// Labels are placed by a font's measures, though the browser draws them: DejaVu Sans as Debian has it.
+/// Registers Debian's DejaVu Sans. The browser draws the labels, but plotters needs a font's measures to place them.
 fn take_font() {
     let file = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
     let font = std::fs::read(file).unwrap_or_else(|reason| panic!("{file}: {reason}; install fonts-dejavu-core"));
-    // For the life of the program, once for each dashboard.
+    // `register_font` wants a `'static` font. It leaks once for each dashboard.
     let taken = register_font("sans-serif", FontStyle::Normal, font.leak());
     assert!(taken.is_ok(), "{file} is no font");
 }
 
-/// Height of the page of a dashboard.
+/// Height of a dashboard's page in CSS pixels.
 pub fn height(dashboard: &Value) -> u64 {
     let bottom = |panel: &Value| panel["gridPos"]["y"].as_u64().unwrap() + panel["gridPos"]["h"].as_u64().unwrap();
     HEAD + ROW * dashboard["panels"].as_array().unwrap().iter().map(bottom).max().unwrap() + 2 * GAP
 }
 
-/// The page. `answers`: by panel id, to each of its queries.
+/// The page as HTML. `answers`: for each panel id, the answers to its queries.
 pub fn page(
     dashboard: &Value,
     answers: &BTreeMap<u64, Vec<Vec<Series>>>,
@@ -241,7 +241,7 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
         html
     });
     let _ = write!(legend, "<b style='color:#98a2b3'>{quiet}</b>");
-    // As wide as its letters are, more or less.
+    // Estimate the width of the legend at 7 pixels a letter.
     let letters: usize = lines.iter().map(|line| line.legend.chars().count() + 6).sum::<usize>() + quiet.len();
     let rows = (letters as u64 * 7 / (w - 20) + 1).min(4);
     if stacked {
@@ -272,7 +272,7 @@ fn graph(panel: &Value, mut lines: Vec<Line>, span: Span, marks: &[Mark], (w, h)
             let style = ShapeStyle { color: RGBColor(220, 38, 38).mix(0.5), filled: false, stroke_width: 1 };
             chart.draw_series([PathElement::new([(span.from, from), (span.to, from)], style)]).unwrap();
         }
-        // The highest of a stack first, so that those below lie over it.
+        // Draw the highest of a stack first, so that the lower ones lie over it.
         for line in lines.iter().rev() {
             for stretch in stretches(&line.points, span.step) {
                 let style = ShapeStyle { color: line.color.to_rgba(), filled: false, stroke_width: 2 };
@@ -293,7 +293,7 @@ fn pale(channel: u8) -> u8 {
     channel / 4 + 191
 }
 
-/// Each line on top of those before it, at the same times.
+/// Adds to each line the values of the lines before it at the same times.
 fn stack(lines: &mut [Line]) {
     let mut below: BTreeMap<u64, f64> = BTreeMap::new();
     for line in lines {
@@ -305,7 +305,7 @@ fn stack(lines: &mut [Line]) {
     }
 }
 
-/// Broken where there is no number, or no point.
+/// Splits a line where a number or a point is missing.
 fn stretches(points: &[(f64, f64)], step: f64) -> Vec<Vec<(f64, f64)>> {
     let mut stretches: Vec<Vec<(f64, f64)>> = Vec::new();
     let mut last = f64::NEG_INFINITY;
@@ -317,13 +317,13 @@ fn stretches(points: &[(f64, f64)], step: f64) -> Vec<Vec<(f64, f64)>> {
         last = *at;
     }
     for stretch in stretches.iter_mut().filter(|stretch| stretch.len() == 1) {
-        // A line of one point would not be seen.
+        // A line of one point would be invisible.
         stretch.push((stretch[0].0 + step * 0.5, stretch[0].1));
     }
     stretches
 }
 
-/// Counts by bucket over time: the darker, the more of that moment's.
+/// Counts by bucket over time. A darker cell has a larger count, relative to the largest of the panel.
 fn heatmap(panel: &Value, buckets: &[Series], span: Span, (w, h): (u64, u64)) -> String {
     let bound = |series: &Series| series.labels["le"].parse::<f64>().unwrap();
     let mut buckets: Vec<_> = buckets.iter().map(|series| (bound(series), series.points.clone())).collect();
@@ -372,7 +372,7 @@ fn unit(panel: &Value) -> &str {
     panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap()
 }
 
-/// Minutes and seconds since the left edge.
+/// Seconds since the left edge as minutes and seconds.
 pub fn clock(seconds: f64) -> String {
     format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60)
 }

@@ -1,5 +1,5 @@
-//! Draws `grafana/preview` from a run over the emulated network: phones that chat while their way to the server gets worse,
-//! changes, is dark and blocks UDP. For a maintainer, who looks at what comes out; it takes six minutes and root.
+//! Draws `grafana/preview` from a run over the emulated network: phones chat while their network gets worse, changes, goes
+//! dark and blocks UDP. A maintainer runs it and checks the pictures; it takes six minutes and needs root.
 
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
@@ -24,7 +24,7 @@ use crate::traffic::{Place, eid};
 
 const PAIRS: usize = 12;
 const IDLE: usize = 4;
-/// Between points.
+/// Seconds between points.
 const STEP: f64 = 2.0;
 
 fn unix_s() -> f64 {
@@ -35,7 +35,7 @@ fn user(number: usize) -> String {
     format!("user{number}@localhost")
 }
 
-/// Two who write to each other until it is over.
+/// Two users who send to each other until `over` is set.
 async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     let (one, two) = (user(2 * pair), user(2 * pair + 1));
     let connect = |user: &str, number: usize| {
@@ -52,7 +52,7 @@ async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     let _ = devices[0].add_subscriber(&eid(&two), Admission::default()).await;
     let mut said = 0_usize;
     while !over.load(Ordering::Relaxed) {
-        // Some type faster than others.
+        // Each pair sends at its own speed.
         sleep(Duration::from_millis(350 + 90 * pair as u64)).await;
         let (from, to) = if said.is_multiple_of(2) { (&devices[0], &two) } else { (&devices[1], &one) };
         let draft = from.draft(&eid(to), Content::Text(format!("message {said}, as long as people write")));
@@ -65,8 +65,8 @@ async fn talk(place: Place, pair: usize, over: Arc<AtomicBool>) {
     }
 }
 
-/// Those who make the other panels interesting: wrong tokens, a desk that comes back to what it missed, one who is blocked,
-/// one who asks too often, and phones that only listen.
+/// Traffic for the other panels: wrong tokens, a second device that returns to missed messages, a blocked user, a user who
+/// asks too often, and phones that only listen.
 async fn others(place: Place, over: Arc<AtomicBool>) {
     let sign_in = |user: &str, device: &str| {
         let (device, mut events) = place.device(user, device).silence(Duration::from_secs(3)).connect().unwrap();
@@ -103,7 +103,7 @@ async fn others(place: Place, over: Arc<AtomicBool>) {
     }
 }
 
-/// What the network does, and when it did it.
+/// Changes the network over time. Returns what was changed when.
 async fn weather(net: &Network) -> Vec<Mark> {
     let control = net.control();
     let mut marks = Vec::new();
@@ -164,7 +164,7 @@ fn draw_the_previews() {
     let listen = (net.server_address(), 4433).into();
     let server = serving.block_on(TestServer::with(|config| {
         config.listen = listen;
-        // So that a short run shows what else takes hours: pings to phones that sleep, retention, a fleet that comes back.
+        // So that a short run shows what otherwise takes hours: pings to sleeping phones, retention, many phones returning.
         config.session.ping_interval_ms = 3000;
         config.retention.interval_minutes = 1;
         config.retention.entries_per_user = 100;

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::common::{scratch, within_bound};
 
-/// What is not on this machine.
+/// The message for a program that is not installed.
 pub fn missing(program: &str, reason: &std::io::Error) -> String {
     format!("{program} does not run here ({reason}): install Debian's package, `apt-get install prometheus chromium`")
 }
@@ -38,12 +38,12 @@ pub fn promtool(arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// One line of an answer: its labels, and its values over time (Unix seconds).
+/// One series of an answer: its labels, and its values over time.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Without the name.
+    /// Labels without the metric's name.
     pub labels: BTreeMap<String, String>,
-    /// In order of time; not all need be numbers.
+    /// Time (Unix seconds) and value, in order of time. Values may be NaN or infinite.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -56,13 +56,13 @@ impl Series {
         Series { labels: labels.collect(), points: points.iter().map(point).collect() }
     }
 
-    /// Whether any of it is a number.
+    /// Whether any value is finite.
     pub fn says_something(&self) -> bool {
         self.points.iter().any(|(_, value)| value.is_finite())
     }
 }
 
-/// Running, until it is dropped.
+/// A running Prometheus; dropping it stops it.
 pub struct Prometheus {
     child: Child,
     address: SocketAddr,
@@ -70,7 +70,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// With `grafana/prometheus.yml` and the rules, but once a second. `program` is `prometheus`, about to be run.
+    /// Starts it with `grafana/prometheus.yml` and the rules, but scraping once a second. `program` runs `prometheus`.
     pub fn start(mut program: Command, target: SocketAddr) -> Prometheus {
         let directory = scratch();
         let folder = directory.path();
@@ -104,17 +104,20 @@ impl Prometheus {
                 break;
             }
         }
-        // It goes on logging, and must not be stopped by a pipe that nobody reads.
+        // It goes on logging. Read the pipe, or a full pipe would block it.
         std::thread::spawn(move || lines.for_each(drop));
         let address = address.unwrap_or_else(|| panic!("Prometheus did not start:\n{said}"));
         Prometheus { child, address, _directory: directory }
     }
 
-    /// What the API says under a path, or the reason of an error.
+    /// The API's answer under a path.
+    ///
+    /// # Errors
+    /// The reason that Prometheus gives for refusing the request.
     pub async fn get(&self, path: &str) -> Result<Value, String> {
         let exchange = async {
             let mut http = TcpStream::connect(self.address).await?;
-            // HTTP/1.0: the answer comes in one piece.
+            // With HTTP/1.0 the answer is not chunked.
             http.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await?;
             let mut response = String::new();
             http.read_to_string(&mut response).await?;
@@ -126,12 +129,18 @@ impl Prometheus {
         if json["status"] == "success" { Ok(json["data"].clone()) } else { Err(json["error"].to_string()) }
     }
 
-    /// The answer to a query now.
+    /// The present answer to a query.
+    ///
+    /// # Errors
+    /// The reason that Prometheus gives for refusing the query.
     pub async fn now(&self, query: &str) -> Result<Vec<Series>, String> {
         series(&self.get(&format!("/api/v1/query?query={}", encoded(query))).await?)
     }
 
-    /// The answer from one time to another (Unix seconds), in steps of so many seconds.
+    /// The answer to a query from one time to another (Unix seconds), in steps of `step` seconds.
+    ///
+    /// # Errors
+    /// The reason that Prometheus gives for refusing the query.
     pub async fn range(&self, query: &str, from: f64, to: f64, step: f64) -> Result<Vec<Series>, String> {
         let query = encoded(query);
         let path = format!("/api/v1/query_range?query={query}&start={from}&end={to}&step={step}");

@@ -11,19 +11,19 @@ use crate::prometheus::{Prometheus, promtool};
 use crate::traffic::{Crowd, Place};
 use crate::{common, dashboards};
 
-/// Longest wait for the last answer.
+/// Timeout for the answers to all queries.
 const BOUND: Duration = Duration::from_secs(180);
 
-/// A query as Grafana would send it, and where it stands.
+/// A query as Grafana would send it, and its place.
 #[derive(Clone, Debug)]
 pub struct Query {
     /// Dashboard and panel.
     pub of: String,
-    /// Without variables.
+    /// The expression without variables.
     pub expr: String,
 }
 
-/// As Grafana does for all jobs and instances, and a window that holds some scrapes of a second.
+/// Replaces the variables as Grafana does when all jobs and instances are selected. `window` replaces the rate interval.
 pub fn without_variables(expr: &str, window: &str) -> String {
     let expr = expr.replace("$__rate_interval", window).replace("$__interval", window);
     let expr = expr.replace("$job", ".*").replace("$instance", ".*");
@@ -31,12 +31,12 @@ pub fn without_variables(expr: &str, window: &str) -> String {
     expr
 }
 
-/// All panels of a dashboard, without the rows.
+/// All panels of a dashboard except the rows.
 pub fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row")
 }
 
-/// Name of the file and content of each dashboard in `grafana/dashboards`.
+/// File name and content of each dashboard in `grafana/dashboards`.
 pub fn written() -> Vec<(&'static str, Value)> {
     let read = |name: &str| std::fs::read_to_string(crate::prometheus::grafana().join("dashboards").join(name));
     let names = dashboards::all().into_iter().map(|(name, _)| name);
@@ -92,7 +92,7 @@ async fn every_panel_and_every_rule_gets_an_answer_from_a_server_under_load() {
         }
         waiting = unanswered;
     }
-    // A stat shows the moment.
+    // A panel of kind stat shows the present value.
     for query in all {
         assert!(!prometheus.now(&query.expr).await.unwrap().is_empty(), "nothing now: {query:?}");
     }

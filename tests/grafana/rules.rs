@@ -1,4 +1,4 @@
-//! The rules by `promtool`: they can be read, and each alert fires when it should and not else.
+//! The rules checked with `promtool`: they are valid, and each alert fires when it should and only then.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ fn each_alert_fires_when_it_should_and_not_when_it_should_not() {
     let (alerts, tests) = (read("alerts.yml"), read("alerts_test.yml"));
     let named: BTreeSet<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(named.len() > 10, "alerts are where this test looks for them");
-    // A case is one line if it expects none, else its name stands on a line of its own.
+    // A case that expects no alert is written on one line. Otherwise the alert's name is on a line of its own.
     let one_line = |name: &str| format!("{{ alertname: {name}, ");
     let quiet =
         |name: &str| tests.lines().any(|line| line.contains(&one_line(name)) && line.contains("exp_alerts: [] }"));

@@ -11,7 +11,7 @@ async fn the_status_page_shows_a_server_under_load_on_a_desk_and_on_a_phone() {
     let server = TestServer::start().await;
     let place = Place { address: server.quic_address().to_string(), files: server.files() };
     let mut crowd = Crowd::sign_in(place).await;
-    // A line of two points for the latency of deliveries, at the least.
+    // Wait until the line of the delivery latency has at least two points.
     let drawn = |page: &str| {
         let latency =
             page.split("aria-label=\"Live delivery latency\"").nth(1).unwrap().split("</svg>").next().unwrap();

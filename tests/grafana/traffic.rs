@@ -9,17 +9,17 @@ use tokio::task::JoinSet;
 
 use crate::common::{now_s, sign, within_bound};
 
-/// A server to talk with.
+/// How to reach a server.
 #[derive(Clone)]
 pub struct Place {
     /// Host and port.
     pub address: String,
-    /// Whom to trust, and what signs tokens.
+    /// The trusted authority and the key that signs tokens.
     pub files: DevFiles,
 }
 
 impl Place {
-    /// A device of a user, not yet connected, that acknowledges what it gets.
+    /// A device of a user, not yet connected, that acknowledges delivered messages by itself.
     pub fn device(&self, user: &str, device: &str) -> Builder {
         let token = sign(&self.files.token_key, user, None, now_s(), Duration::from_secs(3600));
         Device::builder()
@@ -32,12 +32,12 @@ impl Place {
     }
 }
 
-/// A user.
+/// Parses a user.
 pub fn eid(text: &str) -> Eid {
     Eid::parse(text).unwrap()
 }
 
-/// Some devices, whose events are read by tasks of their own.
+/// Several devices. A task for each reads its events.
 pub struct Crowd {
     place: Place,
     alice: Device,
@@ -52,7 +52,7 @@ const BOB: &str = "bob@localhost";
 const CAROL: &str = "carol@localhost";
 
 impl Crowd {
-    /// Signs them in; bob may see when alice is there.
+    /// Signs the devices in and adds bob to alice's subscribers.
     pub async fn sign_in(place: Place) -> Crowd {
         let mut readers = JoinSet::new();
         let mut devices = Vec::new();
@@ -67,8 +67,8 @@ impl Crowd {
         Crowd { place, alice, bob, carol, readers }
     }
 
-    /// A bit of everything: messages both ways and over TCP, receipts, presence, pings, a move to another port, a return
-    /// with early data, a device that had been away, a token that is refused, a request that is.
+    /// One round of everything: messages both ways and over TCP, receipts, presence, pings, a move to another port, a return
+    /// with early data, a device that was away, a refused token, a refused request.
     pub async fn live(&mut self) {
         let (to_bob, to_alice) = (eid(BOB), eid(ALICE));
         for number in 0..5 {
@@ -85,7 +85,7 @@ impl Crowd {
         within_bound("another port", self.alice.network_changed()).await.unwrap();
         within_bound("a ping from there", self.alice.ping()).await.unwrap();
 
-        // Somebody else as the same device, and back: that is a return with early data.
+        // Another connection replaces the device, and the device reconnects: a return with early data.
         let (other, _events) = self.place.device(BOB, "phone").connect().unwrap();
         within_bound("another one", other.connected()).await.unwrap();
         let mut state = self.bob.state();

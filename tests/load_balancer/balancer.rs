@@ -1,4 +1,4 @@
-//! A small load balancer for UDP on loopback: by the server id of the connection id, or by the client's address alone.
+//! A small UDP load balancer on loopback. It routes by the server id in the connection id, or by the client's address alone.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,42 +9,42 @@ use bimip::transport::quic_lb::Layout;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-/// More than any datagram.
+/// At least the length of any datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 
-/// Where the first datagram of a client's address went.
+/// Where the first datagram from a client's address went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
     pub node: SocketAddr,
-    /// Its connection id said so; else it was the rule for newcomers.
+    /// Whether its connection id decided; otherwise it was the rule for newcomers.
     pub by_id: bool,
 }
 
-/// Runs until it is dropped.
+/// The balancer; dropping it stops it.
 pub struct Balancer {
-    /// What clients see.
+    /// Where clients connect.
     pub address: SocketAddr,
     table: Arc<Mutex<Table>>,
     _tasks: JoinSet<()>,
 }
 
 struct Table {
-    /// `None`: looks at addresses alone.
+    /// Layout of the connection ids; `None`: route by addresses alone.
     layout: Option<Layout>,
     nodes: HashMap<ServerId, SocketAddr>,
     newcomers: SocketAddr,
-    /// By the client's address, for datagrams without a server id.
+    /// Client address to node, for datagrams without a known server id.
     flows: HashMap<SocketAddr, SocketAddr>,
     arrivals: HashMap<SocketAddr, Arrival>,
 }
 
 impl Balancer {
-    /// Reads connection ids.
+    /// A balancer that reads connection ids. Newcomers go to the first node.
     pub async fn by_id(layout: Layout, nodes: &[(ServerId, SocketAddr)]) -> Balancer {
         Balancer::start(Some(layout), nodes.iter().copied().collect(), nodes[0].1).await
     }
 
-    /// Knows addresses only.
+    /// A balancer that routes by address alone.
     pub async fn by_address(newcomers: SocketAddr) -> Balancer {
         Balancer::start(None, HashMap::new(), newcomers).await
     }
@@ -59,12 +59,12 @@ impl Balancer {
         Balancer { address, table, _tasks: tasks }
     }
 
-    /// From here on, whoever is not known and says no server's id goes there.
+    /// Sends datagrams from unknown addresses without a known server id to this node from now on.
     pub fn newcomers_to(&self, node: SocketAddr) {
         self.table().newcomers = node;
     }
 
-    /// A node has another address now.
+    /// Replaces a node's address everywhere.
     pub fn node_moved(&self, from: SocketAddr, to: SocketAddr) {
         let mut table = self.table();
         let Table { nodes, flows, newcomers, .. } = &mut *table;
@@ -76,7 +76,7 @@ impl Balancer {
             .for_each(|n| *n = to);
     }
 
-    /// What became of a client's port.
+    /// Where the first datagram from this client port went; `None`: there was none yet.
     pub fn arrival(&self, port: u16) -> Option<Arrival> {
         self.table().arrivals.iter().find(|(client, _)| client.port() == port).map(|(_, arrival)| *arrival)
     }
@@ -96,13 +96,13 @@ impl Table {
     }
 }
 
-/// Towards the nodes, from a port of its own for each client's address, by which a node tells clients apart.
+/// Forwards datagrams to the nodes. Uses one port for each client's address, so that a node can tell clients apart.
 async fn forward(front: Arc<UdpSocket>, table: Arc<Mutex<Table>>) {
     let mut back: HashMap<(SocketAddr, SocketAddr), Arc<UdpSocket>> = HashMap::new();
     let mut returning = JoinSet::new();
     let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        // A client that is gone shows as an error of the next call.
+        // The socket reports a client that is gone as an error of the next call.
         let Ok((length, client)) = front.recv_from(&mut datagram).await else { continue };
         let node = table.lock().expect("nobody panics with it").node_for(client, &datagram[..length]);
         let socket = match back.get(&(client, node)) {
@@ -116,7 +116,7 @@ async fn forward(front: Arc<UdpSocket>, table: Arc<Mutex<Table>>) {
                 socket
             }
         };
-        // What does not get through is lost, as on any network.
+        // A datagram that cannot be sent is lost, as on any network.
         let _ = socket.send(&datagram[..length]).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Two servers behind a load balancer: by the server id in its connection id a phone that moves comes back to its own
+//! Two servers behind a load balancer. By the server id in its connection id a phone that moves still reaches its own server
 //! (docs/operations.md); by its address it does not.
 #![cfg(all(feature = "server", feature = "client"))]
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -23,15 +23,15 @@ use common::{TestServer, scratch, within_bound};
 
 const KEY: &str = "8f95f09245765f80256934e50c66207f\n";
 const ROUNDS: usize = 4;
-/// Who talks to whom, two at each node.
+/// Pairs of users who talk to each other, one pair at each node.
 const PAIRS: [(&str, &str); 2] = [("alice@localhost", "bob@localhost"), ("carol@localhost", "dave@localhost")];
 
-/// What the pool of a test has in common.
+/// Settings that all nodes of a test share.
 struct Pool {
     server_ids: [&'static str; 2],
     nonce_bytes: usize,
     encrypted: bool,
-    /// Every newcomer has to prove its address first.
+    /// Whether every new client must validate its address first (QUIC Retry).
     retry: bool,
 }
 
@@ -47,7 +47,7 @@ impl Node {
 }
 
 impl Pool {
-    /// Its nodes, with one authority and one token key, and the layout of their connection ids.
+    /// Starts the nodes, with one authority and one token key. Also returns the layout of their connection ids.
     async fn start(&self) -> ([Node; 2], Layout) {
         let first = self.node(0, None).await;
         let files = first.server.files();
@@ -78,13 +78,13 @@ impl Pool {
     }
 }
 
-/// Another server's authority, certificate and keys.
+/// Copies another server's authority, certificate and keys.
 fn take_over(files: &DevFiles, data_dir: &Path) {
     for folder in [files.ca.parent().unwrap(), files.token_key.parent().unwrap()] {
         let to = data_dir.join(folder.file_name().unwrap());
         std::fs::create_dir_all(&to).unwrap();
         for file in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            // Each server has stateless resets of its own.
+            // Each server has its own key for stateless resets.
             if file.file_name() != "reset.key" {
                 std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
             }
@@ -96,7 +96,7 @@ fn eid(text: &str) -> Eid {
     Eid::parse(text).unwrap()
 }
 
-/// A device that dials the balancer, and the session that it got.
+/// A device that connects to the balancer, and its first session.
 struct Phone {
     device: Device,
     events: Events,
@@ -120,7 +120,7 @@ impl Phone {
         Phone { device, events, session }
     }
 
-    /// To another socket; its port.
+    /// Moves the phone to another socket; returns its port.
     async fn moves(&self, known_to: Option<Ipv4Addr>) -> u16 {
         let moved = match known_to {
             Some(address) => self.device.rebind((address, 0).into()).await,
@@ -129,7 +129,7 @@ impl Phone {
         moved.unwrap().expect("a connection that moved").port()
     }
 
-    /// The next text, in the same session as at first.
+    /// The next text. Panics if the first session has ended.
     async fn hears(&mut self) -> String {
         loop {
             match within_bound("a message", self.events.next()).await.expect("a device that goes on") {
@@ -145,7 +145,7 @@ impl Phone {
     }
 }
 
-/// All move, again and again, while they talk; the balancer would bring each to the wrong node if it went by address.
+/// All phones move again and again while they talk. Routing by address would bring each to the wrong node.
 async fn phones_that_move_stay_with_their_nodes(pool: Pool) {
     let (nodes, layout) = pool.start().await;
     let balancer = Balancer::by_id(layout, &nodes.each_ref().map(|node| (node.id, node.address()))).await;
@@ -174,7 +174,7 @@ async fn phones_that_move_stay_with_their_nodes(pool: Pool) {
         let opens = r#"bimip_session_opens_total{transport="quic",result="accepted"}"#;
         assert_eq!(node.server.metric(opens).await, 2.0);
         let retried = node.server.metric("bimip_handshakes_retried_total").await;
-        // A first packet that was repeated is told so again.
+        // At least once for each phone: a repeated first packet gets another Retry.
         assert!(if pool.retry { retried >= 2.0 } else { retried == 0.0 }, "{retried}");
     }
 }
@@ -202,7 +202,7 @@ async fn a_phone_that_moves_stays_with_its_node_by_a_plain_id_as_long_as_they_ge
     phones_that_move_stay_with_their_nodes(pool).await;
 }
 
-/// The same servers and phones; only that the balancer does not read connection ids.
+/// The same servers and phones, but the balancer does not read connection ids.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_its_address_alone_a_phone_that_moves_loses_its_session_to_the_wrong_node() {
     let pool = Pool { server_ids: ["00c3", "00c4"], nonce_bytes: 8, encrypted: true, retry: false };
@@ -224,7 +224,7 @@ async fn by_its_address_alone_a_phone_that_moves_loses_its_session_to_the_wrong_
     within_bound("the end of the session", gone).await;
     let session = within_bound("another session", alice.device.connected()).await.unwrap();
     assert_eq!(session.server, format!("node {}", wrong.id));
-    // What bob hears next is not what alice said, for that is at the other node.
+    // Alice's message is on the other node, so bob gets dave's next.
     within_bound("an answer", dave.device.send_text(bob.device.eid(), "from dave")).await.unwrap();
     assert_eq!(bob.hears().await, "from dave");
 }
@@ -239,7 +239,7 @@ mod restart {
 
     use super::*;
 
-    /// A server dies without a word and comes back elsewhere: its clients are told by its first packet to them.
+    /// Kills a server and starts it on another address. It must answer the old client's next packet with a stateless reset.
     async fn a_restarted_server_tells_its_old_clients(variables: &[(&str, &str)], layout: Option<(Layout, ServerId)>) {
         let directory = scratch();
         let server = Process::start(directory.path(), variables).await;
@@ -253,7 +253,7 @@ mod restart {
         let connection = within_bound("a handshake", connection).await.unwrap();
         let (mut lane, _) = connection.open_bi().await.unwrap();
         lane.write_all(&[0]).await.unwrap();
-        // With the answer to it the handshake is over on both sides.
+        // When HANDSHAKE_DONE has arrived, the handshake is complete on both sides.
         within_bound("a path in use", async {
             while connection.stats().frame_rx.handshake_done == 0 {
                 tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! A backup of a server under traffic, and a server that goes on from it.
+//! A backup of a server under traffic, and a server that continues from it.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::control::bimip;
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
 
-/// What another server on the same domain needs besides the store.
+/// Copies the certificates and keys, which another server for the same domain needs besides the store.
 fn copy_identity(from: &Path, to: &Path) {
     for folder in ["certs", "keys"] {
         fs::create_dir_all(to.join(folder)).unwrap();
@@ -30,7 +30,7 @@ async fn what_was_acknowledged_before_a_backup_is_there_after_restoring_it() {
     let folder = scratch();
     let (data, other) = (folder.path().join("data"), folder.path().join("other"));
     let server = Process::start(&data, &[]).await;
-    // Alice writes all the time, one message after the other.
+    // Alice sends all the time, one message after the other.
     let acknowledged = Arc::new(AtomicI64::new(0));
     let mut alice = server.door.session(ALICE, "phone").pipelined().open().await;
     let counting = acknowledged.clone();
@@ -122,7 +122,7 @@ async fn root_leaves_nothing_in_a_store_of_another_user() {
         eprintln!("SKIPPED: it takes root to be kept from it");
         return;
     }
-    // Of nobody that this machine knows.
+    // A user id that this machine does not know.
     const OTHER: u32 = 4_000_017;
     let folder = scratch();
     let (data, empty, file) = (folder.path().join("data"), folder.path().join("empty"), folder.path().join("backup"));

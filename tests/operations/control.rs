@@ -1,4 +1,4 @@
-//! The control socket of a running server, and the commands that ask over it.
+//! The control socket of a running server, and the commands that use it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use crate::common::{Process, scratch, within_bound};
 
-/// What the program says about a data directory, or why it failed.
+/// Runs a command on a data directory. Returns its standard output, or its standard error if it fails.
 pub(crate) async fn bimip(data_dir: &Path, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
     command.env_clear().args(arguments).arg("--data-dir").arg(data_dir).kill_on_drop(true);
@@ -21,7 +21,7 @@ pub(crate) async fn bimip(data_dir: &Path, arguments: &[&str]) -> Result<String,
 
 async fn answer(data_dir: &Path, request: &[u8]) -> String {
     let mut stream = UnixStream::connect(data_dir.join("control.sock")).await.unwrap();
-    // The server may have had enough before all is written.
+    // The server may close before everything is written.
     let _ = stream.write_all(request).await;
     let mut answer = String::new();
     let _ = within_bound("an answer", stream.read_to_string(&mut answer)).await;
@@ -79,7 +79,7 @@ async fn the_socket_is_its_owners_and_takes_a_little_only() {
     let answer = answer(folder.path(), &long).await;
     assert!(answer.is_empty() || answer.starts_with("{\"refused\":"), "{answer}");
 
-    // Who connects and says nothing takes a place; with all taken others are turned away, and get one again after it.
+    // A silent connection takes a place. While all are taken, others are closed at once; afterwards they are served again.
     let mut idle = Vec::new();
     for _ in 0..CONTROL_CONNECTIONS_MAX {
         idle.push(UnixStream::connect(&socket).await.unwrap());

@@ -1,4 +1,4 @@
-//! `bimip doctor` and `bimip config --check`: what they find on a server that is well, and on one that is not.
+//! `bimip doctor` and `bimip config --check`: their findings on a server that is well, and on one that is not.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -24,7 +24,7 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// What `--json` has printed about one of the checks, as `grade: found`.
+/// The findings of one check in the output of `--json`, as `grade: found`.
 fn found(out: &str, check: &str) -> Vec<String> {
     let findings = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
@@ -60,7 +60,7 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
     assert!(out.contains("FAIL  certificate ") && out.contains("set tls.certificate and tls.key"), "{out}");
     assert!(err.starts_with("bimip: 2 of ") && err.contains(" checks failed"), "{err}");
 
-    // Somebody else has the port, of either kind.
+    // Another process has the UDP port or the TCP port.
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     for (what, port) in [("UDP", udp.local_addr().unwrap()), ("TCP", tcp.local_addr().unwrap())] {
@@ -71,7 +71,7 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
         assert!(any(&found(&out, "ports"), "fail", &format!("{what} {listen}: ")), "{out}");
     }
 
-    // What else a server would not start with.
+    // A missing or invalid balancer key, with which a server would not start.
     let file = folder.path().join("bimip.toml");
     let key = folder.path().join("lb.key");
     for (content, fails) in [(None, true), (Some("8f95f09245765f80256934e50c66207z"), true), (Some(KEY), false)] {
@@ -134,7 +134,7 @@ async fn a_running_server_is_looked_at_from_here_and_as_its_clients_do() {
     let mut server = Process::start(&data, &[]).await;
     let address = server.door.address.to_string();
     let (_, out, _) = run(&["doctor", "--json", "--dev", "--data-dir", path(&data), "--server", &address]).await;
-    // Not what this machine is like, which is nobody's doing here, but what the server is like on it.
+    // Look only at findings about the server. Findings about the machine depend on where the test runs.
     for (check, says) in [
         ("certificate", "good for 127.0.0.1, by "),
         ("token keys", "1 in use"),
@@ -151,7 +151,7 @@ async fn a_running_server_is_looked_at_from_here_and_as_its_clients_do() {
         assert!(found(&out, "udp buffers").iter().any(|finding| finding.contains("rmem_max")), "{out}");
     }
 
-    // An authority that has not made this server's certificate, as an old file of the client's.
+    // An authority that did not issue this server's certificate, as when a client has an old file.
     let other = folder.path().join("other");
     let (code, ..) = run(&["certs", path(&other)]).await;
     assert_eq!(code, 0);

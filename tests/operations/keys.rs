@@ -1,4 +1,4 @@
-//! A key that leaves the JWKS: who signed in with it goes on, nobody does anew, and each can still be thrown out.
+//! A key that is removed from the JWKS: its sessions go on, it admits no new ones, and each session can still be revoked.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SUCCESS: i32 = 1;
 const FAILED: i32 = 2;
 
-/// A JWKS with this one key, which is Ed25519: its bytes end the DER (RFC 8410, 4).
+/// A JWKS with this one Ed25519 key, whose bytes are the last 32 of the DER (RFC 8410, 4).
 fn jwks(public: &Path, id: &str) -> String {
     let der = SubjectPublicKeyInfoDer::from_pem_file(public).unwrap();
     let bytes = &der[der.len() - 32..];
@@ -60,11 +60,11 @@ async fn sessions_of_a_key_that_is_gone_go_on_and_fall_when_their_device_or_user
     let mut desk = open("desk", Transport::Quic, &desks).await;
     let (mut watch, mut ring) =
         (open("watch", Transport::Tcp, &watches).await, open("ring", Transport::Quic, &watches).await);
-    // One token, of a key that is there.
+    // A token whose key is in the JWKS can be revoked by itself.
     assert_eq!(revoke(&mut desk, "", &watches).await, SUCCESS);
     watch.expect_close(CloseCode::Revoked).await;
     ring.expect_close(CloseCode::Revoked).await;
-    // Nothing proves any more that this one was issued; its device can be named.
+    // A token whose key is gone can no longer be verified and so not be revoked by itself, but its device can be revoked.
     assert_eq!(revoke(&mut desk, "", &phones).await, FAILED);
     phone.ping().await;
     assert_eq!(revoke(&mut desk, "phone", "").await, SUCCESS);
@@ -74,7 +74,7 @@ async fn sessions_of_a_key_that_is_gone_go_on_and_fall_when_their_device_or_user
     tablet.expect_close(CloseCode::Revoked).await;
     desk.expect_close(CloseCode::Revoked).await;
 
-    // Revoked for good: not even the key's return lets them in.
+    // The revocation stays: the tokens are refused even when their key is back.
     fs::write(&file, jwks(&first.token_public, "1")).unwrap();
     assert!(server.reload().await);
     for (device, token) in [("phone", phones), ("tablet", tablets)] {

@@ -7,7 +7,7 @@ use crate::common::{Process, Transport, scratch, within_bound};
 const ALICE: &str = "alice@localhost";
 const TEXT: &str = "nobody else's business";
 
-/// Lines with this message.
+/// Lines of the JSON log with this message.
 pub(crate) fn lines(log: &str, message: &str) -> Vec<Value> {
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter(|line| line["fields"]["message"].as_str() == Some(message)).collect()
@@ -30,11 +30,11 @@ async fn it_has_the_same_over_tcp_where_it_cannot_change_its_address() {
     for number in ["seconds", "bytes_in", "bytes_out"] {
         assert!(fields[number].as_f64().unwrap() > 0.0, "{number} in {fields}");
     }
-    // The kernel tells it.
+    // On Linux the kernel reports the round-trip time.
     assert!(!cfg!(target_os = "linux") || fields["rtt_ms"].as_f64().unwrap() > 0.0, "{fields}");
 }
 
-/// What is said at the end of a session that was opened, wrote a text, changed its address where it can, and left.
+/// Fields of the closing log line of a session that opened, sent a text, changed its address (QUIC only) and left.
 async fn session_over(over: Transport) -> Value {
     let folder = scratch();
     let mut server =
@@ -67,7 +67,7 @@ async fn session_over(over: Transport) -> Value {
     }
     let fields = &closed[0]["fields"];
     assert_eq!(fields["last"] != closed[0]["span"]["path"], over == Transport::Quic, "{fields}");
-    // Not even at the most talkative level.
+    // This holds even at level trace.
     assert!(!log.contains(TEXT) && !log.contains("eyJ"), "content or a token in the log");
     fields.clone()
 }

@@ -1,4 +1,4 @@
-//! What an operator does to a running server.
+//! What an operator does with a running server.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used)]
 

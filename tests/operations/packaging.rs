@@ -1,4 +1,4 @@
-//! What the packages call: the unit of systemd and the image of the container ask for commands and options that exist.
+//! The packages: the systemd unit and the container image use only commands and options that exist.
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +13,9 @@ fn text(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
 }
 
-/// Whether the program knows the command with its options; it is not carried out.
+/// Whether the program knows the command with its options. Does not run the command.
 fn is_known(arguments: &[&str]) -> bool {
-    // An option that does not exist is an error before help is given.
+    // An unknown option is an error even with --help.
     Command::new(BIMIP).env_clear().args(arguments).arg("--help").output().unwrap().status.success()
 }
 
@@ -38,7 +38,7 @@ fn a_server_that_cannot_start_is_tried_for_ten_minutes_and_then_left() {
         let value = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         value.unwrap().parse().unwrap()
     };
-    // So long at least, as a try that takes no time at all shows.
+    // Shortest time until the unit gives up: each attempt fails at once.
     let tried = seconds("RestartSec") * seconds("StartLimitBurst");
     assert!(tried >= 600, "{tried} s");
     assert!(seconds("StartLimitIntervalSec") >= 2 * tried, "tries that take a moment do come to their end");
@@ -49,7 +49,7 @@ fn a_server_that_cannot_start_is_tried_for_ten_minutes_and_then_left() {
 fn systemd_takes_the_unit_as_it_is() {
     let folder = scratch();
     let unit = folder.path().join("bimip.service");
-    // The program has to be where the unit says, and is not installed here.
+    // systemd-analyze wants the program to exist at the unit's path, and it is not installed here.
     fs::write(&unit, text("packaging/systemd/bimip.service").replace(INSTALLED, BIMIP)).unwrap();
     let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
     match verify {
@@ -71,7 +71,7 @@ fn the_image_asks_for_what_there_is() {
         let arguments: Vec<_> = list.trim_end_matches(']').split(", ").map(|word| word.trim_matches('"')).collect();
         assert!(is_known(&arguments), "{list}");
     }
-    // A folder that the build needs and is not let in is found here, and not on the day of the release.
+    // Everything that the build needs must be allowed by .dockerignore.
     let (ignored, manifest) = (text(".dockerignore"), text("Cargo.toml"));
     for needed in ["Cargo.toml", "Cargo.lock", "build.rs", "src", "proto", "benches", "README.md"] {
         assert!(ignored.lines().any(|line| line == format!("!{needed}")), "{needed}");

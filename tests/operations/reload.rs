@@ -25,7 +25,7 @@ use crate::common::{Door, Process, TestServer, now_s, scratch, sign, within_boun
 const ALICE: &str = "alice@localhost";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Looks at certificates as clients do, and counts how often: a resumed connection does not look.
+/// Verifies certificates as clients do, and counts how often. A resumed connection verifies none.
 #[derive(Debug)]
 struct Counting(Arc<WebPkiServerVerifier>, AtomicUsize);
 
@@ -65,7 +65,7 @@ impl ServerCertVerifier for Counting {
     }
 }
 
-/// A client that remembers sessions for resumption, and what counts its looks at certificates.
+/// A client that keeps sessions for resumption, and its counting verifier.
 fn client(ca: &Path) -> (rustls::ClientConfig, Arc<Counting>) {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
@@ -87,7 +87,7 @@ fn certificate_in(file: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(file).unwrap()
 }
 
-/// Puts another certificate of the same authority in the place of the server's, as a renewal does; returns it.
+/// Replaces the server's certificate by another one of the same authority, as a renewal does; returns the new one.
 fn renew(server: &TestServer) -> CertificateDer<'static> {
     let (files, folder) = (server.files(), scratch());
     for file in ["ca.pem", "ca.key"] {
@@ -99,14 +99,14 @@ fn renew(server: &TestServer) -> CertificateDer<'static> {
     certificate_in(&files.certificate)
 }
 
-/// A whole file in the place of another.
+/// Replaces a file atomically by a copy of another.
 fn put(from: &Path, to: &Path) {
     let beside = to.with_extension("new");
     fs::copy(from, &beside).unwrap();
     fs::rename(beside, to).unwrap();
 }
 
-/// Connects over QUIC as one and the same client each time.
+/// Connects over QUIC as the same client each time.
 struct Quic {
     endpoint: quinn::Endpoint,
     looks: Arc<Counting>,
@@ -122,7 +122,7 @@ impl Quic {
         Quic { endpoint, looks, address: server.quic_address() }
     }
 
-    /// Whether early data of a new connection is taken; `None`: the client has no ticket to send any with.
+    /// Whether the server accepts early data of a new connection; `None`: the client has no ticket.
     async fn early_data(&self) -> Option<bool> {
         let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
         let (connection, taken) = connecting.into_0rtt().ok()?;
@@ -131,7 +131,7 @@ impl Quic {
         Some(taken)
     }
 
-    /// The certificate of a new connection, and how many of this client's have been looked at.
+    /// The certificate of a new connection, and how many certificates this client has verified so far.
     async fn connect(&self) -> (CertificateDer<'static>, usize) {
         let connecting = self.endpoint.connect(self.address, "localhost").unwrap();
         let connection = within_bound("a handshake", connecting).await.unwrap();
@@ -141,19 +141,19 @@ impl Quic {
     }
 }
 
-/// The tickets for the next connection come before the refusal of a lane that does not exist.
+/// Opens a lane that does not exist and waits for the close. The server sends its tickets before that.
 async fn until_refused(connection: &quinn::Connection) {
     let (mut send, _recv) = within_bound("a stream", connection.open_bi()).await.unwrap();
     send.write_all(&[77]).await.unwrap();
     within_bound("the end", connection.closed()).await;
 }
 
-/// The same over TCP: the certificate, and how the handshake went.
+/// The same over TCP: the certificate and the kind of handshake.
 async fn tcp(server: &TestServer, connector: &TlsConnector) -> (CertificateDer<'static>, HandshakeKind) {
     let socket = TcpStream::connect(server.tcp_address()).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let mut stream = within_bound("a handshake", connector.connect(name, socket)).await.unwrap();
-    // Reads the ticket too; nothing is a lane that does not exist.
+    // Opening a lane that does not exist makes the server close. Reading to the end takes in the ticket, too.
     tokio::io::AsyncWriteExt::write_all(&mut stream, &[77, 0]).await.unwrap();
     let mut rest = Vec::new();
     let _ = within_bound("the end", stream.read_to_end(&mut rest)).await;
@@ -174,7 +174,7 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
     assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Full));
     assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Resumed));
 
-    // Nothing changed: what was remembered for resumption is not thrown away.
+    // A reload without a change keeps sessions for resumption.
     assert!(server.reload().await);
     assert_eq!(quic.connect().await, (old.clone(), 1));
     assert_eq!(tcp(&server, &connector).await, (old.clone(), HandshakeKind::Resumed));
@@ -221,13 +221,13 @@ async fn a_renewed_certificate_is_found_without_a_signal() {
     within_bound("the new certificate", shown).await;
 }
 
-/// A signing key and its public half, under this name.
+/// A new signing key and its public key, in a folder with this name.
 fn token_key(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     let files = dev::ensure(&folder.join(name), &[]).unwrap();
     (files.token_key, files.token_public)
 }
 
-/// Whether a token of this key lets a device in.
+/// Whether a device can sign in with a token of this key.
 async fn lets_in(door: &Door, key: &Path) -> bool {
     let token = sign(key, ALICE, None, now_s(), HOUR);
     let (mut raw, _) = door.session(ALICE, "phone").token(token).attempt().await;
@@ -259,7 +259,7 @@ async fn token_keys_are_exchanged_at_sighup_and_sessions_go_on() {
     assert!(log.contains("reloaded") && log.contains("token_keys=2"), "{log}");
 }
 
-/// A server at whose token keys there is what reads like a file on a file system that hangs, and that reads it.
+/// A server that is reading its token keys from a pipe, which behaves like a file on a hanging file system.
 async fn reading_for_ever(folder: &Path) -> (Process, PathBuf, fs::File) {
     let (_, public) = token_key(folder, "first");
     let believed = folder.join("believed.pem");
@@ -269,7 +269,7 @@ async fn reading_for_ever(folder: &Path) -> (Process, PathBuf, fs::File) {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     fs::rename(&pipe, &believed).unwrap();
     server.signal(libc::SIGHUP);
-    // Opens once the server reads it, and keeps it reading.
+    // Opening the pipe for writing returns when the server reads it. While the writer is open, the server's read hangs.
     let writer = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(believed));
     let writer = within_bound("the server to read it", writer).await.unwrap().unwrap();
     (server, public, writer)

@@ -1,4 +1,4 @@
-//! What only TLS over TCP has: one stream that a device ends, breaks off or does not read (profile 2).
+//! What is special to TLS over TCP: a device ends, breaks off or does not read the one stream (protocol.md §1).
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn tcp(raw: &mut Raw) -> &mut TcpLink {
     }
 }
 
-/// Until the server has seen so many sessions end like this.
+/// Waits until the server has counted this many sessions closed for this reason.
 async fn ended(server: &TestServer, reason: &str, times: f64) {
     let series = format!(r#"bimip_session_closes_total{{reason="{reason}"}}"#);
     let seen = async { while server.metric(&series).await < times {} };
@@ -79,7 +79,7 @@ async fn the_close_code_reaches_a_device_that_is_still_sending() {
     let server = TestServer::start().await;
     let mut bystanders = Bystanders::join(&server).await;
     let mut alice = server.sign_in(ALICE, "phone").await;
-    // A length that is none, and more behind it than the server has read when it closes.
+    // An invalid length, and more bytes behind it than the server has read when it closes.
     let mut bytes = vec![Lane::Chat.byte(), 0xff, 0xff, 0xff, 0xff, 0xff];
     bytes.resize(200_000, 0);
     tcp(&mut alice).write_bytes(&bytes).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_device_that_vanishes_is_seen_to_be_gone_with_or_without_the_end_of_tl
     let server = TestServer::start().await;
     server.sign_in(ALICE, "phone").await.leave();
     ended(&server, "closed_by_peer", 1.0).await;
-    // As when the system ends the application: TCP ends, TLS does not.
+    // As when the operating system kills the application: TCP ends without the end of TLS.
     drop(server.sign_in(ALICE, "phone").await);
     ended(&server, "reset", 1.0).await;
     server.sign_in(ALICE, "phone").await.ping().await;
@@ -137,7 +137,7 @@ async fn a_pong_overtakes_the_messages_that_a_slow_reader_has_not_taken() {
         alice.say(BOB, &format!("local-{n}"), &"x".repeat(BYTES)).await;
     }
     let mut bob = server.sign_in(BOB, "phone").await;
-    // Meanwhile the server hands over what it can.
+    // Meanwhile the server writes to bob's connection what it can.
     for _ in 0..100 {
         alice.ping().await;
     }
@@ -147,7 +147,8 @@ async fn a_pong_overtakes_the_messages_that_a_slow_reader_has_not_taken() {
     }
     bob.expect::<PingPong>(Lane::Control).await;
     let ahead = tcp(&mut bob).waiting(Lane::Chat);
-    // Most of it lies in bob's own kernel. Without a bound in the server's, all of it was.
+    // Most of these bytes lie in the receive buffer of bob's kernel. Without a bound on the server's side, all messages
+    // were ahead of the pong.
     assert!(ahead < 256 * 1024, "{ahead} bytes were ahead of it");
     for n in 1..=MESSAGES {
         assert_eq!(bob.hear().await.version, n as i64);
@@ -167,7 +168,7 @@ async fn who_connects_and_says_nothing_does_not_keep_others_out() {
     }
     assert!(server.try_connect().await.is_err(), "an address has half of the places");
     assert!(server.metric("bimip_handshakes_refused_total").await >= 1.0);
-    #[cfg(target_os = "linux")] // Where all of 127.0.0.0/8 is this machine.
+    #[cfg(target_os = "linux")] // Linux answers on all of 127.0.0.0/8.
     {
         let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
         elsewhere.bind(([127, 0, 0, 2], 0).into()).unwrap();
@@ -175,7 +176,7 @@ async fn who_connects_and_says_nothing_does_not_keep_others_out() {
         let tls = Arc::new(client_tls(&server.files().ca, ALPN));
         assert!(TcpLink::over(elsewhere, tls).await.is_ok());
     }
-    // The places come back.
+    // The silent connections' places become free.
     drop(silent);
     let back = async { while server.try_connect().await.is_err() {} };
     within_bound("a place", back).await;

@@ -1,11 +1,11 @@
-//! The tests of the families once more, over TLS on TCP (issue 5, profile 2): the same files, and what only TCP has.
+//! The families' tests once more, over TLS on TCP (protocol.md §1): the same files, and tests of what only TCP has.
 //!
-//! `Transport::HERE` in `tests/common/link.rs` knows this program by its name. Of QUIC alone are, besides single tests
-//! that say so: `tests/client` and `tests/families_client.rs`, whose subject is the client library; `tests/kill.rs`, whose
-//! subject is the store.
+//! `Transport::HERE` in `tests/common/link.rs` recognizes this program by its name. Only over QUIC run, besides single tests
+//! that say so: `tests/client` and `tests/families_client.rs`, which test the client library; and `tests/kill.rs`, which
+//! tests the store.
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
-// Each family brings the common part, as it does where it is a program of its own.
+// Each family declares the module `common` itself, because it is also a program of its own.
 #![allow(clippy::duplicate_mod)]
 
 #[path = "../common/mod.rs"]

@@ -1,4 +1,4 @@
-//! An owner with many watchers, who flaps.
+//! An owner with many watchers whose state changes very often.
 
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
@@ -42,7 +42,7 @@ async fn a_flapping_owner_costs_each_watcher_a_bounded_number_of_notifications_a
         watcher.expect_nothing_more(Lane::Presence).await;
         most = most.max(heard);
     }
-    // One at once, one for each interval that has passed, and the last.
+    // At most one notification at once, one for each interval that has passed, and the last one.
     let intervals = (now_ms() - began) / INTERVAL_MS;
     assert!(most <= 2 + intervals, "{most} in {intervals} intervals, of {CHANGES} changes");
 }

@@ -1,4 +1,4 @@
-//! A word about oneself to one user alone.
+//! An awareness notification to one user alone.
 
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
@@ -19,7 +19,7 @@ async fn it_reaches_that_user_alone_on_all_devices_and_is_not_stored() {
     admit(&mut alice, CAROL, None).await;
     told(&mut carol, ALICE, ONLINE).await;
     let mut canary = Canary::admitting(&server, &mut [&mut carol]).await;
-    // Bob is a stranger to her; she is none to him.
+    // Bob is not on alice's list: a directed notification needs no subscription.
     let word = AwarenessNotification {
         to: Some(identity("BOB@localhost")),
         latitude: Some(1.5),
@@ -28,7 +28,7 @@ async fn it_reaches_that_user_alone_on_all_devices_and_is_not_stored() {
     };
     notify(&mut alice, word).await;
     for device in [&mut bob, &mut desk] {
-        // Where she is he learns only if her list says so.
+        // Bob sees alice's location only if her list shares it with him.
         let word = told(device, ALICE, BUSY).await;
         assert_eq!((word.latitude, word.longitude), (None, None));
         assert_eq!(ask(device, ALICE).await.status, UNKNOWN);
@@ -66,11 +66,11 @@ async fn it_is_dropped_where_one_has_blocked_the_other() {
             let dropped = word(&alice, BUSY);
             notify(&mut alice, dropped).await;
         }
-        // Nothing tells her, and nothing reaches him.
+        // Alice gets no error, and bob gets nothing.
         alice.expect_nothing_more(Lane::Presence).await;
         canary.only_is_heard_by(&mut bob).await;
         if alice_blocks {
-            // Both block; then bob alone.
+            // Both block now; then bob alone.
             block(&mut bob, ALICE, true).await;
             block(&mut alice, BOB, false).await;
         }
@@ -95,7 +95,7 @@ async fn who_hides_from_somebody_seems_to_go() {
         let word = told(&mut bob, ALICE, OFFLINE).await;
         assert_eq!((word.latitude, word.awareness_intention), (None, 2));
     }
-    // And only to him.
+    // Alice's own state has not changed.
     assert_eq!(ask(&mut alice, ALICE).await.status, ONLINE);
 }
 
@@ -108,7 +108,7 @@ async fn a_recipient_that_is_none_is_refused() {
         let request_id = notify(&mut alice, word).await;
         alice.expect_error(Lane::Presence, 400, request_id).await;
     }
-    // Who does not exist is told, as far as anybody can see.
+    // A notification to a user who does not exist looks like one that was delivered.
     let word = AwarenessNotification { to: Some(identity("nobody@localhost")), ..notification(&alice, BUSY) };
     notify(&mut alice, word).await;
     alice.expect_nothing_more(Lane::Presence).await;

@@ -1,4 +1,4 @@
-//! INVISIBLE and DO_NOT_BROADCAST: OFFLINE to others with a frozen `last_seen`, and delivery as ever.
+//! INVISIBLE and DO_NOT_BROADCAST: others see OFFLINE with a frozen `last_seen`, and delivery does not change.
 
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{AckStatus, Lane};
@@ -19,7 +19,7 @@ async fn scene() -> (TestServer, Raw, Raw, Raw) {
     (server, phone, desk, bob)
 }
 
-/// Bob sees alice OFFLINE since `told`, and nothing of what she does meanwhile.
+/// Asserts that alice's devices still get messages, and that bob still sees her OFFLINE with the `last_seen` of `told`.
 async fn stays_hidden(told: &Got<AwarenessNotification>, phone: &mut Raw, desk: &mut Raw, bob: &mut Raw) {
     let say = bob.say(ALICE, &format!("while-hidden-{}", bob.last_sequence), "are you there?").await;
     bob.answer(&say).await;
@@ -41,20 +41,20 @@ async fn an_invisible_user_is_offline_to_others_with_a_frozen_last_seen() {
     tell(&mut phone, INVISIBLE).await;
     let gone = told(&mut bob, ALICE, OFFLINE).await;
     assert!((before..=now_ms()).contains(&gone.last_seen), "{gone:?}");
-    // Her own devices know.
+    // Alice's own devices see the truth.
     told(&mut desk, ALICE, INVISIBLE).await;
     assert_eq!(ask(&mut desk, ALICE).await.status, INVISIBLE);
     stays_hidden(&gone, &mut phone, &mut desk, &mut bob).await;
     be(&mut desk, IDLE).await;
     stays_hidden(&gone, &mut phone, &mut desk, &mut bob).await;
-    // Hidden from who comes later, too.
+    // She is hidden from a device that signs in later, too.
     let mut late = sign_in(&server, BOB, "late").await;
     told(&mut late, Canary::EID, ONLINE).await;
     assert_eq!(ask(&mut late, ALICE).await.last_seen, gone.last_seen);
     canary.only_is_heard_by(&mut bob).await;
     tell(&mut desk, ONLINE).await;
     told(&mut bob, ALICE, ONLINE).await;
-    // Each contact has an interval of its own, so either may come first.
+    // Each contact has its own notification interval, so either may come first.
     let mut heard = [(); 2].map(|()| None);
     for heard in &mut heard {
         let told = late.expect::<AwarenessNotification>(Lane::Presence).await.into_body();
@@ -73,7 +73,7 @@ async fn do_not_broadcast_hides_until_that_device_broadcasts_again() {
     let gone = told(&mut bob, ALICE, OFFLINE).await;
     assert_eq!(told(&mut desk, ALICE, ONLINE).await.awareness_intention, DO_NOT_BROADCAST);
     stays_hidden(&gone, &mut phone, &mut desk, &mut bob).await;
-    // Another device's word does not lift it.
+    // A notification from another device does not lift it.
     be(&mut desk, AWAY).await;
     told(&mut phone, ALICE, AWAY).await;
     stays_hidden(&gone, &mut phone, &mut desk, &mut bob).await;

@@ -1,4 +1,4 @@
-//! How a user goes: a grace for lost connections, none for those who say so.
+//! How a user goes OFFLINE: after a grace when a connection is lost, at once on Logout.
 
 use bimip::wire::proto::{Logout, TokenRevokeRequest, TokenRevokeResponse};
 use bimip::wire::{CloseCode, Lane, Payload};
@@ -34,7 +34,7 @@ async fn a_lost_connection_within_the_grace_is_not_told() {
     for _ in 0..5 {
         alice.leave();
         canary.only_is_heard_by(&mut bob).await;
-        // What it said before a short loss still holds.
+        // The device's state from before a short loss still holds.
         alice = sign_in(&server, ALICE, "phone").await;
         assert_eq!(ask(&mut bob, ALICE).await.status, IDLE);
     }
@@ -82,7 +82,7 @@ async fn a_logout_and_a_disconnect_are_told_at_once() {
         alice = sign_in(&server, ALICE, device).await;
         told(&mut bob, ALICE, ONLINE).await;
     }
-    // One device's going is nothing as long as another is there.
+    // A device that leaves changes nothing while another device is connected.
     let mut canary = Canary::admitting(&server, &mut [&mut bob]).await;
     let mut other = sign_in(&server, ALICE, "other").await;
     log_out(&mut other, 1).await;
@@ -93,7 +93,7 @@ async fn a_logout_and_a_disconnect_are_told_at_once() {
 async fn a_replaced_connection_does_not_end_its_successors_presence() {
     let server = TestServer::with(|config| {
         patient(config);
-        // Longer than a sign-in takes: the older connection may end before the newer is there.
+        // Longer than a sign-in takes, because the older connection may end before the newer one counts.
         config.presence.offline_grace_ms = 1_500;
     })
     .await;
@@ -107,7 +107,8 @@ async fn a_replaced_connection_does_not_end_its_successors_presence() {
         alice = next;
         alice.ping().await;
     }
-    // Carol is lost after the last of alice's connections, so her grace ends after what would have been theirs.
+    // Carol's connection is lost after the last of alice's replaced ones, so a wrong grace of those would have ended before
+    // carol's does.
     carol.leave();
     told(&mut bob, CAROL, OFFLINE).await;
     assert_eq!(ask(&mut bob, ALICE).await.status, ONLINE);

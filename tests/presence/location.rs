@@ -1,4 +1,4 @@
-//! Location: for those alone who may see it, checked, and not held for long.
+//! Location: shown only to those who may see it, validated, and kept for a limited time.
 
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
@@ -17,7 +17,7 @@ fn at(from: &Raw, status: i32, latitude: f64, longitude: f64) -> AwarenessNotifi
 const HERE: (Option<f64>, Option<f64>) = (Some(48.2), Some(-16.4));
 const NOWHERE: (Option<f64>, Option<f64>) = (None, None);
 
-/// Alice, bob who sees where she is, and carol who does not.
+/// Alice, bob who may see her location, and carol who may not.
 async fn scene(server: &TestServer) -> (Raw, Raw, Raw) {
     let mut alice = sign_in(server, ALICE, "phone").await;
     let mut bob = sign_in(server, BOB, "phone").await;
@@ -42,7 +42,7 @@ async fn only_those_see_it_with_whom_it_is_shared() {
     let (asked_bob, asked_carol) = (ask(&mut bob, ALICE).await, ask(&mut carol, ALICE).await);
     assert_eq!((asked_bob.latitude, asked_bob.longitude), HERE);
     assert_eq!((asked_carol.latitude, asked_carol.longitude), NOWHERE);
-    // A change without one leaves it where it was; the list's change takes effect at once, both ways.
+    // A notification without a location keeps the earlier one. A change of `share_location` takes effect at once.
     tell(&mut alice, BUSY).await;
     assert_eq!(told(&mut bob, ALICE, BUSY).await.latitude, HERE.0);
     told(&mut carol, ALICE, BUSY).await;
@@ -109,7 +109,7 @@ async fn it_runs_out_and_those_who_saw_it_are_told() {
     assert_eq!(told(&mut bob, ALICE, AWAY).await.latitude, None);
     told(&mut carol, ALICE, AWAY).await;
     assert_eq!(ask(&mut alice, ALICE).await.latitude, None, "it is not held");
-    // Who never saw it is told nothing new.
+    // Carol never saw the location and is not told that it ran out.
     carol.expect_nothing_more(Lane::Presence).await;
 }
 

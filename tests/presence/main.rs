@@ -1,4 +1,4 @@
-//! Presence over the wire: what is shown of whom, to whom, and when (4.1, 5.2, profile 5).
+//! Presence over the wire: what is shown of whom, to whom, and when (BIMip-Foundation 4.1, 5.2; protocol.md §12).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
@@ -38,22 +38,22 @@ const UNKNOWN: i32 = 8;
 const DO_NOT_BROADCAST: i32 = 1;
 const BROADCAST: i32 = 2;
 
-/// Long enough that no grace ends in a test that does not want it to.
+/// A grace so long that it does not end during a test.
 fn patient(config: &mut Config) {
     (config.presence.interval_ms, config.presence.offline_grace_ms) = (10, 600_000);
 }
 
-/// A lost connection is told at once.
+/// No grace: a lost connection counts as OFFLINE at once.
 fn impatient(config: &mut Config) {
     (config.presence.interval_ms, config.presence.offline_grace_ms) = (10, 0);
 }
 
-/// A device with a presence lane.
+/// Signs in a device with a presence lane.
 async fn sign_in(server: &TestServer, eid: &str, device: &str) -> Raw {
     server.session(eid, device).lanes(&LANES).open().await
 }
 
-/// The owner admits somebody.
+/// Adds a subscriber to the owner's list.
 async fn admit(owner: &mut Raw, subscriber: &str, share_location: Option<bool>) {
     let add = SubscriberAddRequest {
         owner: Some(owner.user()),
@@ -86,30 +86,30 @@ fn notification(from: &Raw, status: i32) -> AwarenessNotification {
     AwarenessNotification { from: Some(from.identity()), status, ..AwarenessNotification::default() }
 }
 
-/// Sends a notification as it is.
+/// Sends a notification unchanged; returns the request id.
 async fn notify(raw: &mut Raw, notification: AwarenessNotification) -> i64 {
     raw.send(Lane::Presence, Payload::AwarenessNotification(notification)).await
 }
 
-/// Says so, and does not wait.
+/// Sends a status without waiting; returns the request id.
 async fn tell(raw: &mut Raw, status: i32) -> i64 {
     let notification = notification(raw, status);
     notify(raw, notification).await
 }
 
-/// Sets the state, and returns once it is set.
+/// Sends a status, and returns once the server has processed it.
 async fn be(raw: &mut Raw, status: i32) {
     let notification = notification(raw, status);
     set(raw, notification).await;
 }
 
-/// Sends a notification that is taken, and returns once it has been.
+/// Sends a notification, and returns once the server has processed it without an error.
 async fn set(raw: &mut Raw, notification: AwarenessNotification) {
     notify(raw, notification).await;
     raw.expect_nothing_more(Lane::Presence).await;
 }
 
-/// What the server answers about somebody.
+/// Asks for a user's awareness and returns the response.
 async fn ask(raw: &mut Raw, about: &str) -> Got<AwarenessResponse> {
     let request = AwarenessRequest {
         from: Some(raw.identity()),
@@ -125,7 +125,7 @@ async fn ask(raw: &mut Raw, about: &str) -> Got<AwarenessResponse> {
     response
 }
 
-/// The next frame, which says this of that user.
+/// The next frame of presence; it must be a notification that this user has this status.
 async fn told(raw: &mut Raw, about: &str, status: i32) -> Got<AwarenessNotification> {
     let told = raw.expect::<AwarenessNotification>(Lane::Presence).await;
     let expected = (Some(identity(about)), Some(identity(&raw.eid)), status);
@@ -134,7 +134,7 @@ async fn told(raw: &mut Raw, about: &str, status: i32) -> Got<AwarenessNotificat
     told
 }
 
-/// Whatever fan-out was under way has reached its watchers: a canary's own has, which came behind it.
+/// A user whose notifications show that earlier fan-out is complete: its own notification comes behind all earlier ones.
 struct Canary {
     raw: Raw,
     busy: bool,
@@ -143,7 +143,7 @@ struct Canary {
 impl Canary {
     const EID: &str = "canary@localhost";
 
-    /// Who is admitted hears it; each has to be told so first.
+    /// A canary that the watchers may see. Each watcher must get its ONLINE as its next frame.
     async fn admitting(server: &TestServer, watchers: &mut [&mut Raw]) -> Canary {
         let mut raw = sign_in(server, Canary::EID, "perch").await;
         for watcher in watchers {
@@ -153,7 +153,7 @@ impl Canary {
         Canary { raw, busy: false }
     }
 
-    /// Nothing but the canary is to be heard of on this lane.
+    /// Asserts that the canary's new status is the next frame on the watcher's presence lane, and nothing before it.
     async fn only_is_heard_by(&mut self, watcher: &mut Raw) {
         self.busy = !self.busy;
         let status = if self.busy { BUSY } else { ONLINE };

@@ -1,4 +1,4 @@
-//! The user's state over devices, and the lane's opening.
+//! A user's state over several devices, and what a newly opened presence lane gets.
 
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{Lane, Payload};
@@ -42,7 +42,7 @@ async fn a_choice_holds_on_all_devices_until_one_sends_online() {
         told(&mut bob, ALICE, choice).await;
         // The other devices of the owner see it too.
         told(&mut desk, ALICE, choice).await;
-        // Neither another device's idleness nor a newcomer changes it.
+        // Neither another device's IDLE nor a new device changes it.
         be(&mut desk, IDLE).await;
         sign_in(&server, ALICE, name).await;
         assert_eq!(ask(&mut bob, ALICE).await.status, choice);
@@ -64,7 +64,7 @@ async fn a_choice_outlives_all_devices() {
     told(&mut bob, ALICE, BUSY).await;
     phone.leave();
     told(&mut bob, ALICE, super::OFFLINE).await;
-    // Kept until she has been seen.
+    // Keep this device connected until bob is told.
     let mut desk = sign_in(&server, ALICE, "desk").await;
     desk.ping().await;
     told(&mut bob, ALICE, BUSY).await;
@@ -76,7 +76,7 @@ async fn opening_the_lane_tells_of_each_visible_contact_that_is_not_offline() {
     let mut alice = sign_in(&server, ALICE, "phone").await;
     let mut carol = sign_in(&server, CAROL, "phone").await;
     let mut dave = sign_in(&server, "dave@localhost", "phone").await;
-    // A stranger, and one who hides, and one who is not there.
+    // Not announced: erin, who does not list bob; dave, who hides; gone, who has left.
     let _erin = sign_in(&server, "erin@localhost", "phone").await;
     let mut gone = sign_in(&server, "gone@localhost", "phone").await;
     for owner in [&mut alice, &mut carol, &mut dave, &mut gone] {
@@ -88,7 +88,7 @@ async fn opening_the_lane_tells_of_each_visible_contact_that_is_not_offline() {
     gone.send(Lane::Control, Payload::Logout(logout)).await;
     gone.expect_close(bimip::wire::CloseCode::Goodbye).await;
 
-    // Opened behind the sign-in, and together with it.
+    // The presence lane is opened together with the sign-in, and after it.
     for late in [false, true] {
         let lanes = if late { &LANES[..1] } else { &LANES[..] };
         let mut bob = server.session(BOB, if late { "late" } else { "phone" }).lanes(lanes).open().await;

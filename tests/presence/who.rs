@@ -9,13 +9,13 @@ use super::{
     told, withdraw,
 };
 
-/// A response without what differs by itself: who was asked about, and when.
+/// A response without the fields that always differ: the user asked about, and the time.
 fn bare(response: &AwarenessResponse) -> Vec<u8> {
     assert!(response.timestamp > 0);
     AwarenessResponse { from: None, timestamp: 0, ..response.clone() }.encode_to_vec()
 }
 
-/// As a stranger is answered, whether there is such a user or not.
+/// Asserts that the answer is the same as for a user who does not exist.
 async fn sees_nothing(raw: &mut Raw, about: &str) {
     let nobody = ask(raw, "nobody@localhost").await;
     let answer = ask(raw, about).await;
@@ -33,12 +33,12 @@ async fn a_stranger_gets_the_same_answer_for_those_who_exist_and_those_who_do_no
     for about in [ALICE, CAROL, "nobody-else@localhost", "somebody@elsewhere.example"] {
         sees_nothing(&mut bob, about).await;
     }
-    // That bob admits alice shows him nothing of her, and that she has a long list neither.
+    // Bob sees nothing of alice although she is on his list and others are on hers.
     admit(&mut bob, ALICE, None).await;
     told(&mut alice, BOB, ONLINE).await;
     admit(&mut alice, CAROL, None).await;
     sees_nothing(&mut bob, ALICE).await;
-    // Nor does what she says about herself reach him.
+    // Alice's notifications do not reach him either.
     let mut canary = Canary::admitting(&server, &mut [&mut bob]).await;
     tell(&mut alice, BUSY).await;
     told(&mut carol, ALICE, ONLINE).await;
@@ -58,7 +58,7 @@ async fn admitting_a_connected_user_shows_the_owner_at_once_on_every_device() {
         told(device, ALICE, ONLINE).await;
         assert_eq!(ask(device, ALICE).await.status, ONLINE);
     }
-    // One way only.
+    // A list works one way only.
     sees_nothing(&mut alice, BOB).await;
 }
 
@@ -96,7 +96,7 @@ async fn a_block_either_way_hides_both_until_it_is_lifted() {
         told(&mut alice, BOB, OFFLINE).await;
         sees_nothing(&mut bob, ALICE).await;
         sees_nothing(&mut alice, BOB).await;
-        // Neither a change nor a new lane shows anything.
+        // Neither a change of state nor a new presence lane reveals anything.
         be(&mut alice, AWAY).await;
         be(&mut alice, ONLINE).await;
         sign_in(&server, BOB, "desk").await.expect_nothing_more(bimip::wire::Lane::Presence).await;
@@ -104,7 +104,7 @@ async fn a_block_either_way_hides_both_until_it_is_lifted() {
         told(&mut bob, ALICE, ONLINE).await;
         told(&mut alice, BOB, ONLINE).await;
         std::mem::swap(&mut alice, &mut bob);
-        // The same with the roles changed.
+        // The same with the roles swapped.
         block(&mut alice, &bob.eid.clone(), true).await;
         told(&mut bob, &alice.eid, OFFLINE).await;
         told(&mut alice, &bob.eid, OFFLINE).await;

@@ -1,4 +1,4 @@
-//! Bytes that are no frames, and frames that are no envelopes.
+//! Bytes that are not frames, and frames that are not envelopes.
 
 use bimip::wire::proto::{AwarenessNotification, PingPong, TextPayloadRequest};
 use bimip::wire::{CloseCode, ErrorMessage, Lane, MessageScheme, Payload, encode_frame, envelope, payload_name};
@@ -7,7 +7,7 @@ use prost::Message;
 use super::common::{Bystanders, Raw, TestServer, Transport, length_prefix};
 use super::payloads;
 
-/// Signed in, with every lane open.
+/// A signed-in device with every lane open.
 async fn alice(server: &TestServer) -> Raw {
     server.session("alice@localhost", "phone").pipelined().lanes(&Lane::ALL).open().await
 }
@@ -17,8 +17,8 @@ async fn an_undecodable_frame_is_refused_on_its_lane_and_the_connection_goes_on(
     let server = TestServer::start().await;
     let mut bystanders = Bystanders::join(&server).await;
     let mut alice = alice(&server).await;
-    // A lone tag byte, a length beyond the frame's end, a field of a wire type that does not exist, text that is not
-    // UTF-8, an identity whose inside is broken.
+    // A lone tag byte, a length beyond the frame's end, an unknown wire type, text that is not UTF-8, an identity with
+    // invalid content.
     let broken: [&[u8]; 5] =
         [&[0xff], &[0x72, 0x7f, 0x00], &[0x0f], &[0x72, 0x04, 0x1a, 0x02, 0xc3, 0x28], &[0x72, 0x03, 0x0a, 0x01, 0xff]];
     for lane in Lane::ALL {
@@ -47,7 +47,7 @@ async fn a_frame_over_the_limit_is_refused_and_closes_and_one_at_the_limit_does_
             assert_eq!(alice.accept.max_frame_bytes, limit as i32);
             alice.write_frame(lane, &vec![0xff; limit]).await;
             alice.expect_error(lane, 400, 0).await;
-            // The announcement is enough: no byte of the frame follows.
+            // The length alone is enough for the refusal: no byte of the frame follows.
             alice.write(lane, &announced).await;
             alice.expect_error(lane, 413, 0).await;
             alice.expect_close(CloseCode::ProtocolViolation).await;
@@ -93,7 +93,7 @@ async fn a_route_that_is_not_the_payloads_is_refused_and_an_unset_one_is_not() {
 async fn an_awareness_notification_may_have_the_route_of_older_clients() {
     let server = TestServer::start().await;
     let mut alice = alice(&server).await;
-    // 8 UNKNOWN is nothing that a client may say, so that there is an answer.
+    // A client may not send status 8 UNKNOWN, so every notification gets an error as its answer.
     let notification =
         || envelope(Payload::AwarenessNotification(AwarenessNotification { status: 8, ..Default::default() }));
     let mut answers = Vec::new();
@@ -115,10 +115,10 @@ async fn an_envelope_without_a_known_payload_is_unsupported() {
     for lane in Lane::ALL {
         alice.write_frame(lane, &[]).await;
         if Transport::HERE == Transport::Quic {
-            // Over TCP an empty frame opens a lane, and says nothing.
+            // Over TCP an empty frame only opens a lane.
             alice.expect_error(lane, 501, 0).await;
         }
-        // Field 99 is a payload of a later version; the request id beside it is still ours to echo.
+        // Field 99 stands for a payload of a later version. The server still echoes the request id beside it.
         let request_id = alice.request_id();
         let mut later = MessageScheme { route: 99, request_id, ..MessageScheme::default() }.encode_to_vec();
         later.extend([0x9a, 0x06, 0x02, 0x08, 0x01]);
@@ -185,9 +185,9 @@ async fn half_a_frame_and_then_silence_harms_nobody_and_its_rest_completes_it() 
     let (one, other) = frame.split_at(frame.len() / 2);
     alice.write(Lane::Chat, one).await;
     if Transport::HERE == Transport::Quic {
-        // Half a length prefix on another lane: of two bytes, the first.
+        // The first byte of a two-byte length prefix on another lane.
         alice.write(Lane::Media, &length_prefix(300)[..1]).await;
-        // Her other lanes go on; over TCP they cannot speak before the frame is whole.
+        // The other lanes go on. Over TCP they cannot send before the frame is complete.
         alice.ping().await;
         alice.expect_nothing_more(Lane::Presence).await;
     }
@@ -202,10 +202,10 @@ async fn half_a_frame_and_then_silence_harms_nobody_and_its_rest_completes_it() 
 
 #[tokio::test]
 async fn a_device_that_reads_its_answers_late_gets_them_all() {
-    // More answers than QUIC's window (1.25 MB on this side) and the lane's queue hold, so that the server stops reading;
-    // what it has not read then still fits its own window, so that writing does not wait for it.
+    // The answers exceed QUIC's window (1.25 MB on the client's side) and the lane's queue, so the server stops reading. The
+    // requests that it has not read then still fit the server's window, so the write below does not block.
     const REQUESTS: i64 = 11_200;
-    // No timer of the session may come to its aid.
+    // No timer of the session may wake it.
     let server = TestServer::with(|config| {
         config.session.open_within_ms = 600_000;
         config.session.ping_interval_ms = 3_600_000;

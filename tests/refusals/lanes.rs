@@ -1,4 +1,4 @@
-//! Lanes: which payload on which, opened once, and known.
+//! Lanes: payloads on the wrong lane, lanes opened twice, and unknown lanes.
 
 use bimip::limits::STRIKES_MAX;
 use bimip::wire::proto::{MediaPayloadRequest, PingPong, SessionAccept};
@@ -20,7 +20,7 @@ async fn a_payload_on_the_wrong_lane_is_refused_there_and_the_connection_goes_on
             assert_eq!(error.route, name, "on {wrong:?}");
         }
     }
-    // A whole and legal text, too: it was not accepted on the side.
+    // Also a complete and valid text on the wrong lane is refused and not accepted.
     let text = alice.text("bob@localhost", "wrong-lane", "on control");
     let request_id = alice.send(Lane::Control, Payload::TextPayloadRequest(text)).await;
     assert_eq!(alice.expect_error(Lane::Control, 421, request_id).await.details, "wrong-lane");
@@ -41,7 +41,7 @@ async fn a_lane_opened_twice_closes_the_connection_where_it_is_a_second_stream()
             alice.open(*again).await;
             match Transport::HERE {
                 Transport::Quic => alice.expect_close(CloseCode::ProtocolViolation).await,
-                // An empty frame, which may be repeated and says nothing.
+                // Over TCP an empty frame opens a lane and may be repeated.
                 Transport::Tcp => alice.ping().await,
             }
         }
@@ -110,19 +110,19 @@ async fn a_connection_without_session_open_is_closed_in_time() {
     silent.expect_error(Lane::Control, 401, 0).await;
     silent.expect_close(CloseCode::Unauthenticated).await;
 
-    // Half a frame is no SessionOpen, nor are frames of other lanes.
+    // Neither half a frame nor frames on other lanes count as SessionOpen.
     let mut halting = server.connect().await;
     halting.open(Lane::Control).await;
     halting.open(Lane::Chat).await;
     if Transport::HERE == Transport::Quic {
-        // Over TCP no other lane can speak within a frame.
+        // Over TCP no other lane can send within a frame.
         halting.send(Lane::Chat, Payload::PingpongMessage(PingPong::default())).await;
     }
     halting.write(Lane::Control, &[20, 0x9a]).await;
     halting.expect_error(Lane::Control, 401, 0).await;
     halting.expect_close(CloseCode::Unauthenticated).await;
 
-    // Who has signed in is not meant.
+    // The timeout does not affect signed-in devices.
     Bystanders::join(&server).await.assert_unharmed().await;
 }
 
@@ -139,7 +139,7 @@ async fn an_error_answers_on_the_lane_of_the_frame_that_caused_it() {
     let request_id = alice.send(Lane::Media, Payload::MediaPayloadRequest(media)).await;
     let error = alice.expect_error(Lane::Media, 400, request_id).await;
     assert_eq!((error.route.as_str(), error.details.as_str()), ("media_payload_request", "picture"));
-    // An error that a client sends is not answered with another one.
+    // An error from a client gets no answer.
     for lane in Lane::ALL {
         alice.send(lane, Payload::ErrorMessage(ErrorMessage { code: 500, ..ErrorMessage::default() })).await;
         alice.expect_nothing_more(lane).await;
@@ -149,12 +149,13 @@ async fn an_error_answers_on_the_lane_of_the_frame_that_caused_it() {
 #[tokio::test]
 async fn lanes_that_are_not_read_leave_control_its_room() {
     if Transport::HERE == Transport::Tcp {
-        return; // There is one stream: what is not read holds up what comes behind it.
+        return; // There is one stream: a frame that is not read blocks all frames behind it.
     }
     let server = TestServer::start().await;
     let mut alice = server.connect().await;
     alice.open(Lane::Control).await;
-    // Before the session is accepted nothing else is read. With the lane's byte it is a byte less than the lane's window.
+    // Before the session is accepted the server reads only control. Two frames of this size with their prefixes and the lane
+    // byte are one byte less than the lane's window of 128 KiB.
     let frame = 64 * 1024 - 4;
     let others = [Lane::Presence, Lane::Chat, Lane::Media];
     for lane in others {

@@ -1,4 +1,4 @@
-//! What is refused is refused with the right code, and nobody else is harmed (issue 2, profile 2, 3, 7 and 9).
+//! Refusals have the right error or close code and do not affect others (protocol.md §1 to §5, §7, §14, §15).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 

@@ -1,10 +1,10 @@
-//! Every payload of the schema with the lane that the profile gives it (profile 2), independent of the server's table.
+//! Every payload of the schema with its lane (protocol.md §3), independent of the server's own table.
 
 use bimip::wire::{Identity, Lane, Payload};
 
 use super::common::identity;
 
-/// All payloads but ErrorMessage, which every lane carries.
+/// All payloads except ErrorMessage, which every lane carries.
 pub(crate) fn by_lane() -> Vec<(Lane, Payload)> {
     use Payload::{
         AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, AwarenessRequest, AwarenessResponse,
@@ -68,7 +68,8 @@ pub(crate) fn of_the_server() -> Vec<(Lane, Payload)> {
         .collect()
 }
 
-/// Requests that say in whose name they are (profile 3), all about bob, and legal but for that.
+/// All requests that carry the sender's identity (protocol.md §4, Whose name), with `from` as that identity. They name bob
+/// where they need another user, and are otherwise valid.
 pub(crate) fn in_the_name_of(from: Option<&Identity>) -> Vec<(Lane, Payload)> {
     let (from, bob) = (from.cloned(), Some(identity("bob@localhost")));
     let mut requests = by_lane();

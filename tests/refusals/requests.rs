@@ -1,4 +1,4 @@
-//! Requests of a signed-in device that are refused: in somebody else's name, to too many, too long.
+//! Refused requests of a signed-in device: in another user's name, to too many recipients, too long.
 
 use bimip::wire::proto::TextPayloadRequest;
 use bimip::wire::{ErrorMessage, Identity, Lane, Payload, payload_name};
@@ -8,7 +8,7 @@ use super::payloads;
 
 const BOB: &str = "bob@localhost";
 
-/// Alice, all lanes open, and those whom she must not harm.
+/// Alice with all lanes open, and the bystanders.
 struct Scene {
     _server: TestServer,
     alice: Raw,
@@ -23,7 +23,7 @@ impl Scene {
         Scene { _server: server, alice, bystanders }
     }
 
-    /// Sends a text that differs from a legal one, which is refused with this code.
+    /// Sends a valid text with this change, and expects this error code.
     async fn refused(&mut self, code: i32, change: impl FnOnce(&mut TextPayloadRequest)) -> ErrorMessage {
         let mut text = self.alice.text(BOB, "refused", "Hey Bob!");
         change(&mut text);
@@ -37,7 +37,7 @@ impl Scene {
         error
     }
 
-    /// Sends a text that differs from the last legal one, which is accepted and arrives.
+    /// Sends a valid text with this change, and expects that it is accepted and arrives.
     async fn accepted(&mut self, change: impl FnOnce(&mut TextPayloadRequest)) {
         let mut text = self.alice.text(BOB, &format!("accepted-{}", self.bystanders.bob.last_sequence), "Hey Bob!");
         change(&mut text);
@@ -48,7 +48,7 @@ impl Scene {
         assert_eq!(text_of(&*self.bystanders.bob.hear().await), content);
     }
 
-    /// Nothing of what was refused was numbered, stored or delivered, and everybody is served.
+    /// Asserts that no refused request was numbered, stored or delivered, and that everybody is still served.
     async fn assert_unharmed(&mut self) {
         self.bystanders.assert_unharmed().await;
         let update = self.alice.say(BOB, "the-first-legal-one", "hello").await;
@@ -130,7 +130,7 @@ async fn a_text_has_1_byte_to_16_kib() {
     let kib16 = 16 * 1024;
     scene.accepted(|text| (text.content, text.text_size_count) = ("x".into(), String::new())).await;
     scene.accepted(|text| (text.content, text.text_size_count) = ("x".repeat(kib16), String::new())).await;
-    // Bytes count, not characters.
+    // The limit counts bytes, not characters.
     scene.accepted(|text| (text.content, text.text_size_count) = ("ä".repeat(kib16 / 2), String::new())).await;
     let long = "secret".repeat(kib16 / 6 + 1);
     let error = scene.refused(413, |text| (text.content, text.text_size_count) = (long, String::new())).await;

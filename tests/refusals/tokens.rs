@@ -1,4 +1,4 @@
-//! Tokens that open nothing (profile 3).
+//! Tokens that are refused (protocol.md §5).
 
 use std::path::Path;
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn unsigned(header: &Value, claims: &Value) -> String {
     format!("{}.{}", BASE64.encode(header.to_string()), BASE64.encode(claims.to_string()))
 }
 
-/// Any claims, signed with the server's own development key.
+/// A token with any claims, signed with the server's development key.
 fn eddsa(key: &Path, claims: &Value) -> String {
     let der = PrivatePkcs8KeyDer::from_pem_file(key).unwrap();
     let key = EncodingKey::from_ed_der(der.secret_pkcs8_der());
@@ -143,7 +143,7 @@ async fn a_token_whose_claims_do_not_fit_opens_nothing() {
 async fn clocks_may_differ_by_half_a_minute() {
     let server = TestServer::start().await;
     let key = server.files().token_key;
-    // Well within the leeway, so that a slow machine does not leave it.
+    // Well within the leeway of 30 s, so that the test holds on a slow machine.
     for claims in [with("exp", json!(now_s() - 5)), with("nbf", json!(now_s() + 20))] {
         server.session(ALICE, "phone").token(eddsa(&key, &claims)).open().await.ping().await;
     }

@@ -1,4 +1,4 @@
-//! What is left after the process is killed, and after the end of a journal is damaged.
+//! What a store still has after its process was killed, and after the end of its journal was damaged.
 
 use crate::engine::{Engine, Kind};
 use crate::measure::ms;
@@ -11,14 +11,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Messages a commit in the load that is killed.
+/// Messages per commit in the load that is killed.
 const GROUP: usize = 10;
 
-/// Commits before the last in the torn-tail store.
-/// Few enough that no engine has started its journal over, so that the last commit is at the end of it.
+/// Commits before the last one in the torn-tail store. So few that no engine has started its journal over, and the last
+/// commit is at the journal's end.
 const GROUPS_BEFORE_TAIL: u64 = 50;
 
-/// Larger than a disk's page by far, so that a whole page inside the value can be missing.
+/// Far larger than a page of the disk, so that a whole page inside the value can be missing.
 const TAIL_VALUE_BYTES: usize = 16 << 10;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -26,13 +26,13 @@ pub struct Crash {
     pub rounds: u32,
     pub messages: u64,
     pub worst_open_ms: f64,
-    /// Groups found complete beyond the last that was reported: durable, but killed before saying so.
+    /// Groups found complete after the last reported one: durable, but the process was killed before it reported them.
     pub unreported_groups: u64,
-    /// Acknowledged but missing, or half there. Must be empty.
+    /// Acknowledged groups that are missing, and groups that are partly there. Must be empty.
     pub faults: Vec<String>,
 }
 
-/// Kills a loading process again and again at moments drawn from the seed, and looks at what is left.
+/// Kills a loading process again and again at moments drawn from the seed, and checks what the store still has.
 pub fn rounds(kind: Kind, dir: &Path, seed: u64, rounds: u32) -> Result<Crash> {
     let mut rng = SplitMix64(seed ^ 2);
     let mut report = Crash {
@@ -107,12 +107,12 @@ fn kill_while_loading(
     );
     child.kill()?;
     child.wait()?;
-    // What was written to the pipe before the kill is still in it. A line cut short does not exist: it is one write.
+    // The pipe still holds what was written before the kill. No line is cut short, because each is one write.
     let last: Option<u64> = reader.join().expect("the reader does not panic");
     Ok(last.map_or(groups, |last| last + 1))
 }
 
-/// In the child: commits until killed, saying the number of each group once it is durable.
+/// In the child: commits until killed, and prints the number of each group once it is durable.
 pub fn load_until_killed(kind: Kind, dir: &Path, seed: u64, skip: u64) -> Result<()> {
     let mut workload = Workload::resume(seed, skip * GROUP as u64);
     let mut engine = kind.open(dir)?;
@@ -148,12 +148,12 @@ pub struct Torn {
     pub outcome: String,
 }
 
-/// Damages a journal, given its bytes and where what was written ends.
+/// Damages a journal, given its bytes and the end of its written part.
 type Damage = fn(&mut Vec<u8>, usize);
 
-/// What each kind of damage to the journal does, on a copy of a store that was killed.
+/// Applies each kind of damage to the journal in a copy of a killed store, and reports the outcome.
 ///
-/// Killing a process never leaves such a journal; losing power before a commit has returned can.
+/// Killing a process never leaves such a journal, but a loss of power before a commit has returned can.
 pub fn torn_tail(kind: Kind, dir: &Path, seed: u64) -> Result<Vec<Torn>> {
     let store = dir.join("store");
     let status = phase(kind, &store, seed)
@@ -198,7 +198,7 @@ pub fn torn_tail(kind: Kind, dir: &Path, seed: u64) -> Result<Vec<Torn>> {
         copy_dir(&store, &copy)?;
         let path = copy.join(journal);
         let mut bytes = std::fs::read(&path)?;
-        // Journals are preallocated: what was written ends at the last byte that is not zero.
+        // Journals are preallocated: the written part ends at the last byte that is not zero.
         let end = bytes
             .iter()
             .rposition(|&byte| byte != 0)
@@ -235,7 +235,7 @@ fn outcome(kind: Kind, dir: &Path, seed: u64) -> Result<String> {
     })
 }
 
-/// In the child: some commits, then one with a large value, then the end.
+/// In the child: makes some commits, then one with a large value, then kills itself.
 pub fn write_and_die(kind: Kind, dir: &Path, seed: u64) -> Result<()> {
     let mut workload = Workload::new(seed);
     let mut engine = kind.open(dir)?;
@@ -246,7 +246,7 @@ pub fn write_and_die(kind: Kind, dir: &Path, seed: u64) -> Result<()> {
     die()
 }
 
-/// A message whose value is large and incompressible, and put last so that the journal ends with it.
+/// A message with a large, incompressible value. That value is put last, so that the journal ends with it.
 fn tail(workload: &mut Workload) -> Message {
     let mut message = workload.message();
     let mut rng = SplitMix64(4);
@@ -269,7 +269,7 @@ pub fn die() -> ! {
     unreachable!("SIGKILL cannot be caught")
 }
 
-/// This program, to run one phase in a process of its own.
+/// A command that runs one phase in a separate process of this program.
 pub fn phase(kind: Kind, dir: &Path, seed: u64) -> Command {
     use clap::ValueEnum;
     let name = kind.to_possible_value().expect("no kind is skipped");
@@ -286,7 +286,7 @@ pub fn phase(kind: Kind, dir: &Path, seed: u64) -> Command {
     command
 }
 
-/// Runs a phase and reads the report it prints, however it ended.
+/// Runs a phase and reads the report that it prints, whatever its exit status.
 pub fn report_of<T: serde::de::DeserializeOwned>(mut command: Command) -> Result<T> {
     let child: Child = command.stdout(Stdio::piped()).spawn()?;
     let output = child.wait_with_output()?;

@@ -1,7 +1,7 @@
 //! Compares embedded storage engines on the work of a messaging log.
 //!
-//! Every message is one dedup lookup and four puts; a group of messages is one durable commit. Each engine runs in
-//! processes of its own. Run it with `cargo run --release` in this folder: some minutes an engine, `--quick` some
+//! Every message is one dedup lookup and four puts; a group of messages is one durable commit. Each engine runs in its own
+//! processes. Run it with `cargo run --release` in this folder: it takes some minutes per engine, with `--quick` some
 //! seconds.
 
 mod crash;
@@ -19,31 +19,31 @@ use report::{Latency, Report, Row};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The server's allocator: it matters to the engines in Rust. Those in C and C++ keep their own.
+/// The server's allocator. It affects the engines in Rust; those in C and C++ keep their own.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(about)]
 struct Args {
-    /// Engines to compare; all that were compiled in, by default
+    /// Engines to compare; by default all that were compiled in
     #[arg(long, value_delimiter = ',')]
     engines: Vec<Kind>,
-    /// Where the stores are laid, on the disk to be measured; emptied engine by engine
+    /// Folder for the stores, on the disk to be measured; emptied for each engine
     #[arg(long, default_value = "target/stores")]
     dir: PathBuf,
-    /// Messages before the small groups and the reads
+    /// Messages in the store before the small groups and the reads
     #[arg(long, default_value_t = 500_000)]
     fill: u64,
-    /// Messages at the end
+    /// Messages in the store at the end
     #[arg(long, default_value_t = 2_000_000)]
     large: u64,
-    /// Times a loading process is killed
+    /// How often a loading process is killed
     #[arg(long, default_value_t = 10)]
     kills: u32,
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// A tenth of everything
+    /// Run everything at a tenth of the size
     #[arg(long)]
     quick: bool,
     /// Also write the figures to this file
@@ -88,7 +88,7 @@ fn compare(args: &Args) -> Result<()> {
     for &kind in &args.engines {
         eprintln!("{kind:?} …");
         report.engines.push(row(kind, args)?);
-        // After each engine, so that a failure of the next costs nothing.
+        // Write after each engine, so that a failure of the next one loses nothing.
         if let Some(json) = &args.json {
             std::fs::write(json, serde_json::to_vec_pretty(&report)?)?;
         }
@@ -137,7 +137,7 @@ fn run_phase(phase: Phase, kind: Kind, args: &Args) -> Result<()> {
         Phase::Load => {
             let (report, engine) = measure::load(kind, &args.dir, args.seed, sizes(args))?;
             println!("{}", serde_json::to_string(&report)?);
-            // The next open is then one after a crash, with the journal as full as it happens to be.
+            // So that the next open is one after a crash, with whatever the journal holds.
             std::mem::forget(engine);
             crash::die()
         }

@@ -1,4 +1,4 @@
-//! The measured phases. Each runs in a process of its own, so that CPU time and memory are one engine's alone.
+//! The measured phases. Each runs in a separate process, so that CPU time and memory are those of one engine.
 
 use crate::engine::{Engine, Kind};
 use crate::process::{cpu, disk_size, drop_page_cache, resident, wait_for_idle};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Messages a group for the fills, whose figures stand for this group size.
+/// Messages per group in the fills. Their figures are those of this group size.
 pub const FILL_GROUP: usize = 1_000;
 const RANGE_ENTRIES: usize = 10_000;
 const SMALL_READ_ENTRIES: usize = 50;
@@ -18,7 +18,7 @@ const SMALL_READ_ENTRIES: usize = 50;
 pub struct Sizes {
     /// Messages of the first fill.
     pub fill: u64,
-    /// Messages after the second.
+    /// Messages in the store after the second fill.
     pub large: u64,
     /// Group size and number of groups, committed to the filled store.
     pub groups: [(usize, u64); 3],
@@ -35,17 +35,17 @@ pub struct Commits {
     pub p50_us: u64,
     pub p99_us: u64,
     pub max_us: u64,
-    /// All threads, until background work has settled.
+    /// CPU time of all threads in microseconds, until background work has settled.
     pub cpu_us_per_message: f64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Reads {
     pub clean_open_ms: f64,
-    /// The last 50 entries of a log with their messages, one after the other, nothing cached at the start.
+    /// Reads of a log's last 50 entries with their messages, one log after the other, with nothing cached at the start.
     pub small_cold_p50_us: u64,
     pub small_cold_p99_us: u64,
-    /// 10,000 consecutive entries with their messages, the second time.
+    /// 10,000 consecutive entries with their messages, read for the second time.
     pub range_entries_per_s: f64,
     pub hits_per_s: f64,
     pub misses_per_s: f64,
@@ -53,7 +53,7 @@ pub struct Reads {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Load {
-    /// Group size [`FILL_GROUP`] first, then as in [`Sizes::groups`].
+    /// First the group size [`FILL_GROUP`], then those of [`Sizes::groups`].
     pub commits: Vec<Commits>,
     pub bytes_per_message: f64,
     pub resident_bytes: u64,
@@ -65,7 +65,7 @@ pub struct Load {
     pub large_resident_bytes: u64,
 }
 
-/// Fills, commits in small groups, reads, and fills on. Leaves the store open-ended: the caller kills the process.
+/// Fills the store, commits small groups, reads, and fills on. Returns the open engine, because the caller kills the process.
 pub fn load(kind: Kind, dir: &Path, seed: u64, sizes: Sizes) -> Result<(Load, Box<dyn Engine>)> {
     let small: u64 = sizes
         .groups

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// User and system time of all threads: what other processes do to the machine does not show in it.
+/// User and system time of all threads of this process. Other processes do not affect it.
 pub fn cpu() -> Duration {
     // SAFETY: getrusage fills the struct it is given; all zeroes is a valid value of it.
     let usage = unsafe {
@@ -22,7 +22,7 @@ pub fn cpu() -> Duration {
     time(usage.ru_utime) + time(usage.ru_stime)
 }
 
-/// Waits until background threads have stopped working, so that their work is counted with what caused it.
+/// Waits until background threads are idle, so that their work is counted in the phase that caused it.
 pub fn wait_for_idle() {
     const SAMPLE: Duration = Duration::from_millis(250);
     const BOUND: Duration = Duration::from_secs(120);
@@ -39,7 +39,7 @@ pub fn wait_for_idle() {
     }
 }
 
-/// How many threads of the whole machine want a processor, over the last minute: the company a figure was measured in.
+/// The machine's load average over the last minute: how busy it was during a measurement.
 pub fn load_average() -> Result<f64> {
     let loads = std::fs::read_to_string("/proc/loadavg")?;
     Ok(loads
@@ -49,7 +49,7 @@ pub fn load_average() -> Result<f64> {
         .parse()?)
 }
 
-/// Resident memory in bytes, now.
+/// Present resident memory in bytes.
 pub fn resident() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status
@@ -64,7 +64,7 @@ pub fn resident() -> Result<u64> {
     Ok(kib << 10)
 }
 
-/// Bytes that the files under `dir` occupy; a preallocated hole is not counted.
+/// Bytes that the files under `dir` occupy on disk, without holes.
 pub fn disk_size(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for file in files(dir)? {
@@ -73,7 +73,7 @@ pub fn disk_size(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Asks the kernel to forget the cached pages of the files under `dir`, and of no others.
+/// Asks the kernel to drop the cached pages of the files under `dir` only.
 pub fn drop_page_cache(dir: &Path) -> Result<()> {
     for file in files(dir)? {
         let file = File::open(file)?;
@@ -97,7 +97,7 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Microseconds of each of `count` writes of 4 KiB with fdatasync: appended, or over what the file already has.
+/// Microseconds of each of `count` writes of 4 KiB with fdatasync, which append to the file or overwrite its content.
 pub fn fdatasync_us(dir: &Path, count: usize, append: bool) -> Result<Vec<u64>> {
     const BLOCK: usize = 4096;
     let path = dir.join("fdatasync.tmp");

@@ -1,4 +1,4 @@
-//! The figures as Markdown tables, one row an engine.
+//! The figures as Markdown tables with one row per engine.
 
 use crate::crash::{Crash, Torn};
 use crate::engine::Kind;
@@ -37,10 +37,10 @@ impl Latency {
 #[derive(Serialize)]
 pub struct Row {
     pub engine: Kind,
-    /// Of the machine, before and after the load.
+    /// Load average of the machine before and after the load.
     pub load_average: [f64; 2],
     pub load: Load,
-    /// First open after the kill at the end of the load, and the next after a clean close.
+    /// Milliseconds of the first open, after the kill at the end of the load, and of the next one, after a clean close.
     pub killed_open_ms: f64,
     pub reopen_ms: f64,
     pub crash: Option<Crash>,
@@ -196,7 +196,7 @@ impl Report {
         writeln!(out)
     }
 
-    /// Without the baseline, which keeps nothing.
+    /// All rows except the baseline's, which stores nothing.
     fn stored(&self) -> impl Iterator<Item = &Row> {
         self.engines.iter().filter(|row| row.engine != Kind::None)
     }

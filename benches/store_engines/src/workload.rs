@@ -1,6 +1,6 @@
-//! What a messaging log writes: a stream of messages that depends on the seed alone.
+//! What a messaging log writes: a stream of messages that depends only on the seed.
 //!
-//! Because message `i` can be made again at any time, the crash test needs no second record of what was written.
+//! Message `i` can be made again at any time, so the crash test needs no second record of what was written.
 
 use std::collections::HashMap;
 
@@ -58,7 +58,7 @@ impl Message {
 
 pub struct Workload {
     rng: SplitMix64,
-    /// Last version of each chat, by its two users, the smaller first.
+    /// Last version of each chat. Key: its two users, the smaller first.
     versions: HashMap<(u64, u64), u64>,
     /// Last sequence of each user's log.
     sequences: Vec<u64>,
@@ -75,7 +75,7 @@ impl Workload {
         }
     }
 
-    /// Goes on after the first `made` messages of the stream.
+    /// Continues after the first `made` messages of the stream.
     pub fn resume(seed: u64, made: u64) -> Self {
         let mut workload = Self::new(seed);
         while workload.made < made {
@@ -147,7 +147,7 @@ impl Workload {
         }
     }
 
-    /// A message id, both addresses, times and flags, then words: about as compressible as chat is.
+    /// A message id, both addresses, times and flags, then words: about as compressible as real chat.
     fn message_value(&mut self, from: u64, to: u64, time: u64) -> Vec<u8> {
         let mut value = Vec::with_capacity(256);
         value.extend(self.rng.next().to_be_bytes());
@@ -171,7 +171,7 @@ pub fn log_key(user: u64, sequence: u64) -> Vec<u8> {
     [id16(user).as_slice(), &sequence.to_be_bytes()].concat()
 }
 
-/// Spreads an id over 16 bytes like a hash would.
+/// Spreads an id over 16 bytes as a hash would.
 fn id16(id: u64) -> [u8; 16] {
     let mut mix = SplitMix64(id ^ 0x5bd1_e995_7f4a_7c15);
     let mut bytes = [0; 16];
@@ -184,7 +184,7 @@ fn id16(id: u64) -> [u8; 16] {
 pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
-    #[allow(clippy::should_implement_trait)] // Endless, so an `Option` would only be in the way.
+    #[allow(clippy::should_implement_trait)] // The sequence is endless, so an `Option` would be useless.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,4 +1,4 @@
-//! *Abuse and auth*: who is refused, and why.
+//! *Abuse and auth*: refused sign-ins and requests, and the reasons.
 
 use serde_json::Value;
 

@@ -1,11 +1,12 @@
-//! *Mobile network*: what the way to the devices is like, and what it does to them.
+//! *Mobile network*: the quality of the paths to the devices, and its effects.
 
 use serde_json::Value;
 
 use super::{Panel, Row, dashboard as make, quantile, quantile_by, quantiles, rate, rate_by, ratio, select};
 
 pub(super) fn dashboard() -> Value {
-    // A loss counts when it is noticed, which may be when nothing is sent any more.
+    // A loss is counted when it is detected, possibly after the last packet was sent. Without the clamp the share could
+    // exceed 1.
     let at_most_all = |share: String| format!("clamp_max({share}, 1)");
     let lost = |by: &str| {
         let (lost, sent) = ("bimip_path_packets_lost_total", "bimip_path_packets_sent_total");

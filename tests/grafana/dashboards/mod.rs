@@ -1,4 +1,4 @@
-//! The dashboards as code: panels in, Grafana's JSON out. The files under `grafana/dashboards` are what this makes.
+//! The dashboards as code: makes Grafana's JSON from panels. The files under `grafana/dashboards` are its output.
 
 mod abuse_and_auth;
 mod mobile_network;
@@ -7,10 +7,10 @@ mod store_and_log;
 
 use serde_json::{Value, json};
 
-/// What every selector begins with: the variables of all dashboards.
+/// The beginning of every selector: the variables of all dashboards.
 const HERE: &str = r#"job=~"$job",instance=~"$instance""#;
 
-/// Name of the file, and what is in it.
+/// File name and content of each dashboard.
 pub fn all() -> Vec<(&'static str, Value)> {
     vec![
         ("overview.json", overview::dashboard()),
@@ -20,13 +20,13 @@ pub fn all() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// `name{job and instance as chosen, and these labels}`.
+/// A selector of the chosen jobs and instances and of `labels`.
 fn select(name: &str, labels: &str) -> String {
     let comma = if labels.is_empty() { "" } else { "," };
     format!("{name}{{{HERE}{comma}{labels}}}")
 }
 
-/// A second, over the time that suits the zoom.
+/// The rate per second over Grafana's rate interval, which depends on the zoom.
 fn rate(name: &str, labels: &str) -> String {
     format!("rate({}[$__rate_interval])", select(name, labels))
 }
@@ -46,22 +46,22 @@ fn quantile_by(quantile: f64, label: &str, name: &str, labels: &str) -> String {
     format!("histogram_quantile({quantile}, sum by ({by}) ({}))", rate(&format!("{name}_bucket"), labels))
 }
 
-/// The usual three of one histogram.
+/// The 50th, 95th and 99th percentile of a histogram.
 fn quantiles(name: &str, labels: &str) -> Vec<(String, &'static str)> {
     [(0.5, "p50"), (0.95, "p95"), (0.99, "p99")].map(|(q, legend)| (quantile(q, name, labels), legend)).into()
 }
 
-/// Hits over look-ups or the like; 0 of 0 is not a number and draws nothing.
+/// A ratio, as of hits to look-ups. 0/0 is NaN and draws nothing.
 fn ratio(part: &str, whole: &str) -> String {
     format!("{part} / {whole}")
 }
 
-/// How a panel shows.
+/// How a panel displays its queries.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Stat,
     Lines,
-    /// Lines one upon the other.
+    /// Stacked lines.
     Stack,
     Heatmap,
 }
@@ -73,9 +73,9 @@ struct Panel {
     unit: &'static str,
     width: u64,
     queries: Vec<(String, &'static str)>,
-    /// From which value on which colour, green below.
+    /// Values from which a colour applies; green below the first.
     thresholds: Vec<(f64, &'static str)>,
-    /// Heading in docs/operations.md, as an anchor.
+    /// Anchor of a heading in docs/operations.md.
     runbook: Option<&'static str>,
 }
 
@@ -121,7 +121,7 @@ impl Panel {
         self
     }
 
-    /// Red below it.
+    /// Red below this value, green from it on.
     fn bad_below(mut self, below: f64) -> Panel {
         self.thresholds.push((f64::NEG_INFINITY, "red"));
         self.thresholds.push((below, "green"));
@@ -271,7 +271,7 @@ fn dashboard(uid: &str, title: &str, description: &str, rows: Vec<Row>) -> Value
         "templating": { "list": [
             variable("job", "Job", "label_values(bimip_build_info, job)"),
             variable("instance", "Instance", r#"label_values(bimip_build_info{job=~"$job"}, instance)"#),
-            // Where docs/operations.md is to be read; Grafana itself serves it in the set-up of docker-compose.yml.
+            // Address of docs/operations.md. With docker-compose.yml Grafana itself serves it.
             { "name": "runbook", "type": "constant", "hide": 2, "query": "/public/bimip/operations.md",
               "current": { "value": "/public/bimip/operations.md" } },
         ] },

@@ -1,4 +1,4 @@
-//! *Overview*: is it well?
+//! *Overview*: whether the server is healthy.
 
 use serde_json::Value;
 

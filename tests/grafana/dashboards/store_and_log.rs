@@ -1,4 +1,4 @@
-//! *Store and log*: what makes messages durable, and who is behind.
+//! *Store and log*: commits, the logs of users, and the disk.
 
 use serde_json::Value;
 

@@ -22,7 +22,7 @@ impl Fjall {
             let options = || {
                 KeyspaceCreateOptions::default()
                     .max_memtable_size(MEMTABLE_BYTES as u64)
-                    // A dedup lookup mostly misses and needs the filters; the others are of keys that exist.
+                    // A dedup lookup mostly misses and needs the filters. The other lookups are for existing keys.
                     .expect_point_read_hits(space != Space::Dedup)
             };
             db.keyspace(space.name(), options)

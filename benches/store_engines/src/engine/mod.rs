@@ -12,18 +12,18 @@ use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The same for all: what an engine may hold of its tables in memory.
+/// Cache of table data in memory, the same for all engines.
 const CACHE_BYTES: usize = 128 << 20;
 
-/// The same for both LSM engines: what one keyspace gathers in memory before it writes a table.
+/// What one keyspace collects in memory before it writes a table, the same for both LSM engines.
 const MEMTABLE_BYTES: usize = 16 << 20;
 
-/// The same for both LSM engines: the log that a start after a crash may have to replay.
+/// The log that a start after a crash may have to replay, the same for both LSM engines.
 const JOURNAL_BYTES: u64 = 64 << 20;
 
 /// An open database. Dropping it is a clean close.
 pub trait Engine {
-    /// Looks up every message's dedup key, which must be missing, and makes the whole group durable as one.
+    /// Looks up every message's dedup key, which must be missing, and makes the whole group durable in one commit.
     fn commit(&mut self, group: &[Message]) -> Result<()>;
 
     /// Reads into `value`; false if the key is missing.
@@ -32,18 +32,18 @@ pub trait Engine {
     /// Reads up to `limit` log entries from `from` to the end of `user`'s log, and for each the message it points to.
     fn tail(&self, from: &[u8], limit: usize, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize>;
 
-    /// Moves everything out of memory and log to where it stays.
+    /// Writes everything from memory and log to its permanent place.
     fn flush(&mut self) -> Result<()>;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Stores nothing: what the workload itself costs
+    /// Stores nothing; measures the cost of the workload itself
     None,
     Fjall,
     Redb,
-    /// redb saving its allocator state in each commit, so that a start after a crash need not walk the file
+    /// redb that saves its allocator state in each commit, so that a start after a crash need not walk the file
     RedbQuickRepair,
     Sqlite,
     #[cfg(feature = "rocksdb")]

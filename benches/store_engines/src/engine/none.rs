@@ -1,4 +1,4 @@
-//! The baseline: takes everything, keeps nothing.
+//! The baseline: accepts everything and stores nothing.
 
 use super::Engine;
 use crate::workload::{Message, Space};

@@ -14,10 +14,10 @@ impl Sqlite {
     pub fn open(dir: &Path) -> Result<Self> {
         let connection = Connection::open(dir.join("store.sqlite"))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // FULL syncs the log on every commit; NORMAL would only keep commits apart, not make them durable.
+        // FULL syncs the log on every commit. NORMAL would keep the file consistent, but not make each commit durable.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "cache_size", -((CACHE_BYTES >> 10) as i64))?;
-        // 16 MiB of log: fewer rewrites of the same page than with the default of 4 MiB.
+        // 16 MiB of log cause fewer rewrites of the same page than the default of 4 MiB.
         connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         for space in Space::ALL {
             let name = space.name();
@@ -67,7 +67,7 @@ impl Engine for Sqlite {
 
     fn tail(&self, from: &[u8], limit: usize, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize> {
         let to = [&from[..16], &[0xff; 8]].concat();
-        // CROSS JOIN keeps the logs outside: read in order, stop at the limit, look each message up.
+        // CROSS JOIN keeps logs as the outer loop: read in order, stop at the limit, look each message up.
         let mut select = self.connection.prepare_cached(
             "SELECT l.value, m.value FROM logs l CROSS JOIN messages m ON m.key = substr(l.value, 1, 24)
              WHERE l.key BETWEEN ?1 AND ?2 ORDER BY l.key LIMIT ?3",
