@@ -1,4 +1,4 @@
-//! Reads that need nothing but a view: logs, history, lists, revocations.
+//! Reads that need only a view: logs, history, lists, revocations.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub(crate) fn log(
     let (mut entries, mut span, mut read) = (Vec::new(), key::entries(user, after), 0);
     while entries.len() < limit {
         let missing = limit - entries.len();
-        // What rows hold is seen from those before; of full ones the first try is enough.
+        // Number of rows to read: assumes full rows at first, then as many entries per row as in the rows read so far.
+        // If all rows are full, the first read is enough.
         let likely = match read {
             0 => missing.div_ceil(LOG_ROW_ENTRIES_MAX),
             _ => missing.saturating_mul(read).div_ceil(entries.len().max(1)),
@@ -43,7 +44,7 @@ pub(crate) fn log(
     Ok(entries)
 }
 
-/// How many of a chat's newest messages a page of history expects not to be released.
+/// Number of unreleased messages that a page of history expects among a chat's newest.
 const UNRELEASED_USUALLY: usize = 8;
 
 pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
@@ -55,7 +56,7 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
     let (mut after, mut before) = (query.after.unwrap_or(Version::ZERO), query.before);
     let mut page = Vec::new();
     while page.len() < query.limit {
-        // Some more, as the newest ones may wait for their release.
+        // Some more than needed, as the newest messages may wait for their release.
         let wanted = query.limit - page.len() + UNRELEASED_USUALLY;
         let rows = view.range(Space::Chats, &key::versions(chat, after, before), order, wanted)?;
         let Some((last, _)) = rows.last() else { break };
@@ -87,7 +88,7 @@ fn message(view: &dyn View, key: &[u8], row: &ChatRecord) -> Result<HistoryMessa
 }
 
 pub(crate) fn contacts(view: &dyn View, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
-    // Both bounds of a list together.
+    // The bound of subscribers and that of blocks together.
     let limit = 2 * limits::SUBSCRIBERS_PER_USER_MAX;
     let rows = view.range(Space::Contacts, &key::all_of(owner), Order::Ascending, limit)?;
     rows.iter()
@@ -110,7 +111,7 @@ pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<(Eid, Acce
         .collect()
 }
 
-/// The same rows are looked for whoever the two are, so that the cost tells nothing.
+/// Reads the same rows whoever the two users are, so that the cost reveals nothing about them.
 pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
     let access = record::read::<OwnerRecord>(view, &key::pair(other, owner))?;
     let blocks = |one, two| -> Result<bool, StoreError> {
@@ -121,7 +122,7 @@ pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Rela
     Ok(Relation { access, blocked: there || here })
 }
 
-/// Those that refuse something at `now_ms`, and whether there are others.
+/// The revocations that refuse something at `now_ms` (Unix milliseconds), and whether there are expired ones.
 pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<(Vec<Revocation>, bool), StoreError> {
     let (mut valid, mut expired) = (Vec::new(), false);
     let mut span = key::all();
