@@ -1,4 +1,4 @@
-//! Revocations of tokens, devices and users (profile 6).
+//! Revocations of tokens, devices and users (protocol.md §13).
 
 use super::txn::Txn;
 use crate::limits;
@@ -7,7 +7,7 @@ use crate::store::record::{self, RevocationRecord};
 use crate::store::types::{Change, Revocation};
 use crate::store::{StoreError, key};
 
-/// A later revocation of the same never refuses less than the earlier one.
+/// Records a revocation. If the same target was revoked before, the result refuses at least as much as before.
 pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreError> {
     let row = key::revocation(&revocation.target);
     let mut record = RevocationRecord::from(&revocation);
@@ -24,7 +24,7 @@ pub(super) fn revoke(txn: &mut Txn, revocation: Revocation) -> Result<(), StoreE
     Ok(())
 }
 
-/// Removes those that refuse nothing any more; what is over a commit's bound is left for the next time.
+/// Removes expired revocations. What exceeds the bound of a commit is left for the next call.
 pub(super) fn drop_expired(txn: &mut Txn, now_ms: i64) -> Result<(), StoreError> {
     let mut span = key::all();
     while txn.rows() < limits::COMMIT_ROWS_MAX {
