@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
-/// What a message carries.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// BIMip-Foundation 5.9.1, `TextPayloadRequest.content`.
