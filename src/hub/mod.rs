@@ -1,7 +1,8 @@
-//! Who is connected: wakes the tails of a user's devices, and keeps the newest entries of connected users in memory.
+//! The registry of connected devices: wakes the tails of a user's devices, and keeps the newest log entries of
+//! connected users in memory.
 //!
-//! Nothing here is needed for delivery to be right: a tail that finds nothing in the hub's memory reads the store. The
-//! hub makes the usual case, a device that keeps up, cost no read. Locks are per shard and never held over a wake-up.
+//! Correct delivery does not depend on the hub: a tail that finds nothing in the hub's memory reads the store. The hub
+//! saves that read in the usual case, a device that keeps up. Locks are per shard and never held during a wake-up.
 
 pub mod presence;
 mod recent;
@@ -26,7 +27,7 @@ use presence::{Presence, Timing};
 use recent::RecentEntries;
 use revocations::Revocations;
 
-/// Shards of the map: enough that two cores rarely meet, few enough to walk over.
+/// Shards of the map: enough that two cores rarely contend for one, few enough to iterate over.
 const SHARDS: usize = 64;
 
 /// The registry of connected devices.
@@ -34,17 +35,18 @@ pub struct Hub {
     shards: Vec<Mutex<HashMap<Eid, User>>>,
     hasher: RandomState,
     joins: AtomicU64,
-    /// Sessions that have not signed in yet; as many as there are connections at most.
+    /// Sessions that have not signed in yet; at most as many as there are connections.
     visitors: Mutex<HashMap<u64, Arc<Signal>>>,
-    /// Set while `visitors` is held, so that nobody comes in between unseen.
+    /// Changed only while `visitors` is locked, so that no session can join unnoticed in between.
     draining: AtomicBool,
     connected: AtomicUsize,
     clock: Clock,
     presence: Arc<Presence>,
     revocations: Revocations,
-    /// Whose log has advanced with the commit that is being announced; no more than the devices of its entries' users.
+    /// Devices whose log has advanced with the commit that is being announced; at most the devices of its entries'
+    /// users.
     advanced: Mutex<Vec<Arc<Signal>>>,
-    /// Looks into recent entries that found some, and those that have to read the store.
+    /// Lookups in recent entries: hits, and misses, after which the tail reads the store.
     looks: Counted,
 }
 
@@ -60,14 +62,14 @@ struct Member {
     join: u64,
     signal: Arc<Signal>,
     claims: Claims,
-    /// The device's tail has taken everything up to here; `None` as long as it follows nothing.
+    /// The sequence up to which the device's tail has taken everything; `None` until it first asks for entries.
     passed: Option<Sequence>,
-    /// Of the user's log, as the store said when the device signed in.
+    /// Head of the user's log when the device signed in, as the store gave it.
     head: Sequence,
 }
 
 impl User {
-    /// The slowest follower decides; nobody following, nothing is kept.
+    /// Drops the entries that every tail has taken. If no device has a tail yet, drops all.
     fn forget_what_all_passed(&mut self) {
         let slowest = self.members.iter().filter_map(|member| member.passed).min();
         self.recent.forget_up_to(slowest.unwrap_or(Sequence::from(u64::MAX)));
@@ -80,7 +82,7 @@ impl Hub {
         Hub::with_clock(presence, || Box::new(Now::system))
     }
 
-    /// An empty hub; `clock` makes its clocks.
+    /// An empty hub; `clock` makes the clocks that it uses.
     pub fn with_clock(presence: Timing, clock: impl Fn() -> Clock) -> Hub {
         Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -97,20 +99,21 @@ impl Hub {
         }
     }
 
-    /// Somebody has connected and not signed in: only [`Hub::broadcast`] reaches them, until the visit is dropped.
+    /// Registers a session that has not signed in. Only [`Hub::broadcast`] reaches it, until the returned visit is
+    /// dropped.
     pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
         let number = self.joins.fetch_add(1, Ordering::Relaxed);
         let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
         if self.draining.load(Ordering::Relaxed) {
-            // Their handshake was under way when the others were told.
+            // The handshake was still under way when the other sessions were told.
             signal.notify(Notice::Drain);
         }
         visitors.insert(number, signal);
         Visit { hub: self.clone(), number }
     }
 
-    /// Registers a device until the returned membership is dropped. An older connection of the same device is told
-    /// that it was replaced (profile 3).
+    /// Registers a device until the returned membership is dropped. An older connection of the same device is told to
+    /// close as replaced (protocol.md §5, Again).
     pub fn join(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
         let join = self.joins.fetch_add(1, Ordering::Relaxed);
         let user = &claims.eid.clone();
@@ -131,24 +134,24 @@ impl Hub {
         Membership { hub: self.clone(), user: user.clone(), join, visible: false }
     }
 
-    /// Everyone's presence.
+    /// The presence of all users.
     pub fn presence(&self) -> &Arc<Presence> {
         &self.presence
     }
 
-    /// Remembers revocations that were recorded before the server started.
+    /// Loads revocations that were recorded before the server started.
     pub fn recall(&self, revocations: &[Revocation]) {
         let now = (self.clock)();
         revocations.iter().for_each(|revocation| self.revocations.insert(revocation, now));
     }
 
-    /// Whether a token has been revoked. Ask after joining, so that a revocation finds either the token refused or the
-    /// session among those that it closes.
+    /// Whether a token has been revoked. Call this after joining: then a concurrent revocation either is found here, or
+    /// finds the session among those that it closes.
     pub fn refuses(&self, claims: &Claims, device: &DeviceId) -> bool {
         self.revocations.refuse(claims, device, (self.clock)())
     }
 
-    /// Asks a connected device of a user, or all of them, to answer a ping; `false`: there is none.
+    /// Asks one connected device of a user, or all of them, to answer a ping; `false` if none is connected.
     pub fn relay_ping(&self, user: &Eid, device: Option<&DeviceId>, relay: &Relay) -> bool {
         let signals: Vec<_> = {
             let shard = self.shard(user);
@@ -160,12 +163,12 @@ impl Hub {
         !signals.is_empty()
     }
 
-    /// Connected devices.
+    /// Number of connected devices.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// The server shuts down: tells every connected device, signed in or not, and whoever still comes.
+    /// Starts the shutdown: tells every connected device, signed in or not, and every one that still connects.
     pub fn drain(&self) {
         {
             let _visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +182,7 @@ impl Hub {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// How far connected devices are behind their logs. Looks at each of them.
+    /// How far connected devices are behind their logs. Iterates over all of them.
     pub fn lag(&self) -> Lag {
         let mut lag = Lag::default();
         for shard in &self.shards {
@@ -195,12 +198,12 @@ impl Hub {
         lag
     }
 
-    /// How often a tail found what it looked for in memory, and how often it had to read the store.
+    /// How often a tail found entries in memory, and how often it had to read the store.
     pub fn looks(&self) -> Lookups {
         self.looks.lookups()
     }
 
-    /// Tells every connected device, signed in or not.
+    /// Sends a notice to every connected device, signed in or not.
     pub fn broadcast(&self, notice: &Notice) {
         let visitors: Vec<_> = self.visitors.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         visitors.iter().for_each(|signal| signal.notify(notice.clone()));
@@ -213,7 +216,7 @@ impl Hub {
         }
     }
 
-    /// Sessions that used what was revoked are told to close.
+    /// Tells the sessions that used the revoked target to close.
     fn close_revoked(&self, target: &RevocationTarget) {
         let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
             target;
@@ -233,7 +236,7 @@ impl Hub {
 
     fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, User>> {
         let index = self.hasher.hash_one(user) as usize % SHARDS;
-        // What a panicking holder left is still a map of who is connected.
+        // A poisoned lock can be used: after a panic the map still says who is connected.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -255,7 +258,7 @@ impl LogObserver for Hub {
     }
 
     fn announced(&self) {
-        // Who was answered has been woken by that, and may have seen its log already.
+        // Sessions that got an answer have been woken by it, and may have seen their log already.
         let signals = std::mem::take(&mut *self.advanced());
         signals.iter().for_each(|signal| signal.wake());
     }
@@ -274,14 +277,14 @@ impl LogObserver for Hub {
     }
 }
 
-/// How far connected devices are behind; those that have not asked for their log do not count.
+/// How far connected devices are behind. Devices that have not asked for their log do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lag {
-    /// Entries that have still to be sent, all devices together.
+    /// Number of entries still to be sent, summed over all devices.
     pub entries: u64,
-    /// The same of the one that is furthest behind.
+    /// Number of entries still to be sent to the device that is furthest behind.
     pub furthest: u64,
-    /// Devices further behind than the hub remembers at most.
+    /// Number of devices that are further behind than the hub can remember.
     pub behind: usize,
 }
 
@@ -293,7 +296,7 @@ impl Lag {
     }
 }
 
-/// A visitor's place in the hub.
+/// A session's place in the hub before it has signed in.
 pub struct Visit {
     hub: Arc<Hub>,
     number: u64,
@@ -305,34 +308,34 @@ impl Drop for Visit {
     }
 }
 
-/// A device's place in the hub; leaving is dropping it, so no way out of a session can forget it.
+/// A device's place in the hub. Dropping it is the only way to leave, so no exit path of a session can forget to.
 pub struct Membership {
     hub: Arc<Hub>,
     user: Eid,
     join: u64,
-    /// It counts for the user's presence.
+    /// Whether it counts for the user's presence.
     visible: bool,
 }
 
 impl Membership {
-    /// The device is signed in: from now on it counts for the user's presence.
+    /// Counts the device for the user's presence, from sign-in on.
     pub fn appear(&mut self, device: &DeviceId) {
         self.visible = true;
         self.hub.presence.connected(&self.user, device, self.join);
     }
 
-    /// The device leaves on purpose: it stops counting at once, and not only after the grace.
+    /// The device leaves on purpose: it stops counting for presence at once, without the grace.
     pub fn disappear(&mut self, device: &DeviceId, signed_out: bool) {
         self.visible = false;
         self.hub.presence.left(&self.user, device, self.join, signed_out);
     }
 
-    /// Where the user's log ended when the store was asked: what lies before it counts for [`Hub::lag`].
+    /// Records the head of the user's log when the store was asked: entries up to it count for [`Hub::lag`].
     pub fn starts_at(&self, head: Sequence) {
         self.with_member(|member| member.head = head);
     }
 
-    /// The session goes on with another token.
+    /// Replaces the claims after the session has renewed its token.
     pub fn renew(&self, claims: Claims) {
         self.with_member(|member| member.claims = claims);
     }
@@ -345,7 +348,8 @@ impl Membership {
         }
     }
 
-    /// What the hub remembers of the user's log after a position; also tells the hub that the device has all before it.
+    /// At most `limit` remembered entries of the user's log after a position. Also records that the device has
+    /// everything up to there.
     pub fn recent(&self, after: Sequence, limit: usize) -> Recent {
         let mut shard = self.hub.shard(&self.user);
         let Some(user) = shard.get_mut(&self.user) else { return Recent::Nothing };
@@ -441,7 +445,7 @@ mod tests {
         assert_eq!(sequences(place.recent(4.into(), 2)), [5, 6]);
         assert_eq!(sequences(place.recent(6.into(), 2)), [7]);
         assert!(matches!(place.recent(7.into(), 2), Recent::Nothing));
-        // All passed and let go; an older position has to read the store.
+        // The device has taken all entries, so they are dropped; an older position has to read the store.
         assert!(matches!(place.recent(5.into(), 2), Recent::Behind(head) if head == 7.into()));
     }
 

@@ -1,4 +1,4 @@
-//! The newest entries of one connected user, in order and without gap, within bounds.
+//! The newest log entries of one connected user: bounded, in order and without a gap.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,17 +7,17 @@ use crate::limits::{RECENT_BYTES_MAX, RECENT_ENTRIES_MAX};
 use crate::store::{EntryBody, LogEntry};
 use crate::wire::Sequence;
 
-/// What an entry holds beside its content: ids, eids, counters.
+/// Estimated memory of an entry besides its content, in bytes: ids, eids, counters.
 const ENTRY_OVERHEAD_BYTES: usize = 400;
 
-/// What the hub knows of a log after a position.
+/// What the hub holds of a log after a position.
 #[derive(Debug)]
 pub enum Recent {
-    /// Nothing newer has been committed since the first device of the user joined.
+    /// No newer entry has been committed since the first connected device of the user joined.
     Nothing,
-    /// The entries that follow, without a gap.
+    /// The entries that follow the position, without a gap.
     Entries(Vec<Arc<LogEntry>>),
-    /// There is more than the hub remembers, up to this entry: read the store.
+    /// Entries up to this one follow, but the hub no longer has the next one: read the store.
     Behind(Sequence),
 }
 
@@ -29,7 +29,7 @@ pub(super) struct RecentEntries {
 }
 
 impl RecentEntries {
-    /// Appends the log's next entry; the oldest make room.
+    /// Appends the log's next entry, and drops the oldest ones that exceed the bounds.
     pub(super) fn push(&mut self, entry: Arc<LogEntry>) {
         debug_assert!(self.head == Sequence::ZERO || entry.sequence == self.head.next(), "the log has no gaps");
         self.head = entry.sequence;
@@ -40,7 +40,7 @@ impl RecentEntries {
         }
     }
 
-    /// The log's newest entry that came by; zero: none did.
+    /// The newest entry appended so far; zero: none.
     pub(super) fn head(&self) -> Sequence {
         self.head
     }
@@ -59,7 +59,7 @@ impl RecentEntries {
         }
     }
 
-    /// Lets go of what every device has taken.
+    /// Drops the entries that every device has taken.
     pub(super) fn forget_up_to(&mut self, passed: Sequence) {
         while self.entries.front().is_some_and(|oldest| oldest.sequence <= passed) {
             self.forget_oldest();
@@ -82,6 +82,6 @@ fn weight(entry: &LogEntry) -> usize {
         EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => m.content.bytes(),
         EntryBody::Acknowledged(_) => 0,
     };
-    // Once for the message and once for its encoded frame.
+    // The content counts twice: in the message and in its encoded frame.
     2 * content + ENTRY_OVERHEAD_BYTES
 }

@@ -1,4 +1,5 @@
-//! Revoked tokens, devices and users, in memory: a sign-in asks here and never waits for the disk (profile 6).
+//! Revoked tokens, devices and users, in memory: a sign-in is checked here and never waits for the disk (protocol.md
+//! §13).
 
 use std::time::{Duration, Instant};
 
@@ -9,21 +10,21 @@ use crate::auth::Claims;
 use crate::clock::Now;
 use crate::store::{Revocation, RevocationTarget};
 
-/// What is refused, as long as there is anything that it could refuse.
+/// The revocations, each kept as long as there is a token that it could refuse.
 ///
-/// Not bounded by eviction, which would admit what was revoked, but by what the store holds: a row for each user and
-/// device at most, and one for each revoked token until that would have run out.
+/// Not bounded by eviction, which would admit revoked tokens, but by the rows in the store: at most one for each user
+/// and device, and one for each revoked token until that token expires.
 pub(super) struct Revocations {
     entries: Cache<RevocationTarget, Entry>,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Second, Unix.
+    /// Unix seconds.
     issued_until: i64,
     /// Unix milliseconds.
     expires_at: i64,
-    /// For the cache.
+    /// Time until it expires, for the cache.
     left: Duration,
 }
 
@@ -42,7 +43,7 @@ impl Revocations {
         self.entries.insert(revocation.target.clone(), entry);
     }
 
-    /// Whether a token is revoked. One that does not say when it was issued is taken as issued before all.
+    /// Whether a token is revoked. A token that does not say when it was issued counts as older than every revocation.
     pub(super) fn refuse(&self, claims: &Claims, device: &crate::wire::DeviceId, now: Now) -> bool {
         let issued = claims.issued_at.unwrap_or(0);
         let entry = |target| self.entries.get(&target).filter(|entry| entry.expires_at > now.unix_ms);

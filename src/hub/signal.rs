@@ -1,4 +1,4 @@
-//! How the rest of the server gets a session's attention without waiting for it.
+//! Signals to a session from the rest of the server, which never wait for the session.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,27 +11,28 @@ use futures_util::task::AtomicWaker;
 use crate::limits::SESSION_NOTICES_MAX;
 use crate::wire::CloseCode;
 
-/// What a session is told by somebody else.
+/// A notice to a session from another part of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Close with this code.
     Close(CloseCode),
     /// The server is shutting down: finish what is under way, then close.
     Drain,
-    /// Ping the device for somebody else (profile 4).
+    /// Ping the device on behalf of another session (protocol.md §6).
     Ping(Relay),
-    /// The device that somebody was asked to ping answered after this time.
+    /// A device has answered a ping that this session asked for: the session's number for the ping, and the measured
+    /// time.
     Pong(u64, Duration),
 }
 
-/// Who wants a device pinged, and under which number.
+/// A ping on behalf of another session: who asked, and under which number.
 #[derive(Clone)]
 pub struct Relay {
-    /// The asker's own number for it.
+    /// The asker's own number for the ping.
     pub number: u64,
-    /// Whom to tell.
+    /// The asker's mailbox.
     pub asker: Arc<Signal>,
-    /// One of the devices has answered: the others' answers would only fill the asker's queue.
+    /// Whether one of the pinged devices has answered: further answers would only fill the asker's queue.
     pub answered: Arc<AtomicBool>,
 }
 
@@ -49,7 +50,7 @@ impl std::fmt::Debug for Relay {
     }
 }
 
-/// One session's mailbox: a flag that its log has advanced, and a bounded queue of notices.
+/// One session's mailbox: a flag that says that its log has advanced, and a bounded queue of notices.
 #[derive(Default)]
 pub struct Signal {
     advanced: AtomicBool,
@@ -58,28 +59,29 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// There is something new for the session to look at.
+    /// Sets the flag and wakes the session: its log has advanced.
     pub fn advanced(&self) {
         if self.mark() {
             self.waker.wake();
         }
     }
 
-    /// The same, for who has more to say first: `true` if a [`Signal::wake`] has to follow, as nobody else's does.
+    /// Sets the flag without waking the session. Returns `true` if the caller must follow with [`Signal::wake`],
+    /// because no other caller will.
     #[must_use]
     pub fn mark(&self) -> bool {
         !self.advanced.swap(true, Ordering::AcqRel)
     }
 
-    /// Has the session look, unless it has done so since [`Signal::mark`].
+    /// Wakes the session, unless it has taken the flag since [`Signal::mark`].
     pub fn wake(&self) {
         if self.advanced.load(Ordering::Acquire) {
             self.waker.wake();
         }
     }
 
-    /// Queues a notice. When the queue is full the newest is dropped, unless it ends the session: a close makes everything
-    /// before it void, and takes the oldest's place; a drain takes that of a ping.
+    /// Queues a notice and wakes the session. If the queue is full, the new notice is dropped. Only a close replaces
+    /// the oldest notice and goes to the front instead, because it makes everything before it void.
     pub fn notify(&self, notice: Notice) {
         {
             let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,23 +99,23 @@ impl Signal {
         self.waker.wake();
     }
 
-    /// Whether the log has advanced since the last call.
+    /// Takes the flag: whether the log has advanced since the last call.
     pub fn take_advanced(&self) -> bool {
         self.advanced.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether there is anything to look at, for who polls instead of being woken.
+    /// Whether there is anything to look at, for tests that poll instead of being woken.
     #[cfg(test)]
     pub(crate) fn is_set(&self) -> bool {
         self.advanced.load(Ordering::Acquire) || !self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// The oldest notice.
+    /// Removes and returns the oldest notice.
     pub fn take_notice(&self) -> Option<Notice> {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// Whom to wake; register before looking.
+    /// Registers the waker. Call this before taking the flag and notices, so that no wake-up is lost.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
     }

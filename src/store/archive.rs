@@ -1,11 +1,11 @@
-//! A backup: every row of one consistent view in one file with a checksum, and the way back.
+//! A backup: every row of one consistent view in one file with a checksum, and its restore.
 //!
 //! ```text
 //! "bimip archive 1\n"  time (i64, Unix ms)  number of spaces (u8)  for each: length (u8) and name
 //! for each row: space (u8, from 1)  length of key and of value (u32)  key  value
 //! 0 (u8)  number of rows (u64)  SHA-256 of everything before
 //! ```
-//! Numbers are little-endian. The checksum is at the end, so that it is written and read in one go.
+//! Numbers are little-endian. The checksum is at the end, so that an archive is written and read in one pass.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -22,41 +22,42 @@ use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 const MAGIC: &[u8; 16] = b"bimip archive 1\n";
 const DIGEST_BYTES: usize = 32;
 
-/// Why there is no backup, or why it is not restored.
+/// Why a backup could not be made or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// It cannot be read or written.
+    /// The archive cannot be read or written.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The store cannot be read or written, or its rows contradict each other.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is no archive, or was cut off, changed, or made by a later version.
+    /// The file is not an archive, or was truncated, changed, or made by a later version.
     #[error("not a whole archive: {0}")]
     Torn(&'static str),
-    /// Where it should be restored to there is something already.
+    /// The target directory of a restore already exists.
     #[error("{} is there already: restore into an empty data directory, or move it away", .0.display())]
     NotEmpty(PathBuf),
-    /// Where it should be made from there is nothing.
+    /// There is no store to back up.
     #[error("no store in {}", .0.display())]
     NoStore(PathBuf),
 }
 
-/// What an archive holds.
+/// A summary of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Archived {
-    /// When the view was taken, in Unix milliseconds.
+    /// When the view was taken, Unix milliseconds.
     pub taken_at_ms: i64,
-    /// All rows.
+    /// Number of rows.
     pub rows: u64,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
-/// Writes the store in `dir`, which no process has open. `now_ms` is Unix milliseconds.
+/// Writes an archive of the store in `dir` to `out`. No process may have the store open. `now_ms` is Unix milliseconds.
 ///
 /// # Errors
-/// There is no store, another process has it open, or `out` does not take it.
+/// [`ArchiveError::NoStore`] if `dir` is no directory; [`ArchiveError::Store`] if another process has the store open or
+/// a row cannot be read; [`ArchiveError::Io`] if `out` fails.
 pub fn archive(dir: &Path, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
     if !dir.is_dir() {
         return Err(ArchiveError::NoStore(dir.to_owned()));
@@ -65,11 +66,13 @@ pub fn archive(dir: &Path, now_ms: i64, out: &mut dyn Write) -> Result<Archived,
     write(&*engine.view(), now_ms, out)
 }
 
-/// Makes the store `dir` of an archive, and looks whether everything in it fits together. What is there in the end is
-/// whole: until then it is made under another name beside it.
+/// Creates the store `dir` from an archive, and audits that its rows fit together. The store is built under another
+/// name beside `dir` and renamed at the end, so that `dir` is complete whenever it exists.
 ///
 /// # Errors
-/// `dir` is there already, or the archive is not whole or does not fit together. Nothing is left behind then.
+/// [`ArchiveError::NotEmpty`] if `dir` exists; [`ArchiveError::Torn`] if the archive is incomplete or damaged;
+/// [`ArchiveError::Store`] if its rows contradict each other or the engine fails; [`ArchiveError::Io`] if reading or
+/// writing fails. Nothing is left behind, unless the clean-up or the final rename and sync fail.
 pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
     if dir.exists() {
         return Err(ArchiveError::NotEmpty(dir.to_owned()));
@@ -81,7 +84,7 @@ pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), A
     make_folder(&unfinished)?;
     let restored = fill(from, &unfinished);
     if restored.is_err() {
-        // The error that matters is the other one; the next attempt removes it too.
+        // The restore's error is the one to report; the next attempt removes the directory, too.
         let _ = remove(&unfinished);
         return restored;
     }
@@ -101,7 +104,7 @@ fn remove(dir: &Path) -> io::Result<()> {
 
 fn fill(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
     let archived = read(from, &Fjall::open(dir, STORE_CACHE_BYTES)?)?;
-    // Opened anew: what the server will find.
+    // Opened anew, as the server will open it.
     let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;
     let audited = audit(&*engine.view())?;
     Ok((archived, audited))
@@ -123,7 +126,7 @@ pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result
         loop {
             let page = view.range(space, &span, Order::Ascending, STORE_PAGE_ROWS)?;
             for (key, value) in &page {
-                // No row comes near: a frame is the longest that is stored.
+                // Rows are far shorter than `u32::MAX`: none is longer than a frame.
                 let lengths = [key.len(), value.len()].map(|length| u32::try_from(length).unwrap_or(u32::MAX));
                 out.write_all(&[number])?;
                 out.write_all(&lengths[0].to_le_bytes())?;
@@ -144,15 +147,15 @@ pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result
     Ok(Archived { taken_at_ms: now_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
 }
 
-/// Reads an archive to its end, and looks whether it is whole: nothing was lost or changed since it was written.
+/// Reads an archive to its end and checks that it is complete and unchanged.
 ///
 /// # Errors
-/// It is not, or cannot be read.
+/// [`ArchiveError::Torn`] if the archive is incomplete or damaged; [`ArchiveError::Io`] if it cannot be read.
 pub fn verify(from: &mut dyn Read) -> Result<Archived, ArchiveError> {
     scan(from, |_| Ok(()))
 }
 
-/// Reads all rows into an empty engine, and makes them durable. After an error the engine holds a part of them.
+/// Reads all rows into an empty engine and makes them durable. After an error the engine holds some of the rows.
 fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> {
     let archived = scan(from, |batch| engine.commit(batch, false))?;
     engine.commit(Vec::new(), true)?;
@@ -213,7 +216,7 @@ fn cut_off(error: io::Error) -> ArchiveError {
     }
 }
 
-/// Sums up what passes.
+/// Computes the checksum and the length of the bytes that pass through.
 struct Summing<T> {
     inner: T,
     sum: Sha256,

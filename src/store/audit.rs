@@ -1,4 +1,5 @@
-//! Whether the rows of a store fit together: what the ledger keeps true with every commit, looked at from outside.
+//! Checks that the rows of a store fit together: the invariants that the ledger keeps with every commit, verified from
+//! outside.
 
 use super::kv::{Order, Row, Space, View};
 use super::record::{
@@ -10,28 +11,28 @@ use super::{StoreError, key};
 use crate::limits::STORE_PAGE_ROWS;
 use crate::wire::{ChatId, Eid};
 
-/// What a store holds, once everything in it fits together.
+/// The contents of a store whose rows fit together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Audited {
-    /// Users that have a log.
+    /// Number of users that have a log.
     pub users: u64,
-    /// Entries of their logs.
+    /// Number of entries in their logs.
     pub entries: u64,
-    /// Messages, also those that were not released.
+    /// Number of messages, including those that are not released.
     pub messages: u64,
-    /// Of these, those that wait for their release.
+    /// Number of messages that wait for their release.
     pub unreleased: u64,
-    /// Registered devices.
+    /// Number of registered devices.
     pub devices: u64,
-    /// Entries of contact lists, blocks included.
+    /// Number of entries in contact lists, including blocks.
     pub contacts: u64,
 }
 
-/// Looks at every row: sequences and versions follow each other without a gap from where trimming ended, and whatever a
-/// row speaks of is there and speaks of it too.
+/// Checks every row: sequences and versions follow each other without a gap from where trimming ended, and every row
+/// that another row refers to exists and refers back.
 ///
 /// # Errors
-/// The first row that does not fit, with its place.
+/// The first row that does not fit, with its space and key.
 pub(crate) fn audit(view: &dyn View) -> Result<Audited, StoreError> {
     let mut found = Audited::default();
     logs(view, &mut found)?;
@@ -66,7 +67,7 @@ pub(crate) fn audit(view: &dyn View) -> Result<Audited, StoreError> {
 }
 
 fn logs(view: &dyn View, found: &mut Audited) -> Result<(), StoreError> {
-    // The user whose log is being looked at, and the sequence that has to come next.
+    // The user whose log is being checked, and the expected next sequence.
     let mut at: Option<(Eid, u64)> = None;
     each(view, Space::Logs, |key, value| {
         let wrong = |why| corrupt(Space::Logs, key, why);
@@ -114,7 +115,7 @@ fn chats(view: &dyn View) -> Result<(), StoreError> {
     })
 }
 
-/// Devices, lists and revocations.
+/// Checks devices, lists and revocations.
 fn people(view: &dyn View, found: &mut Audited) -> Result<(), StoreError> {
     each(view, Space::Devices, |key, value| {
         let user = key::user_of(key).map_err(|why| corrupt(Space::Devices, key, why))?;
@@ -168,7 +169,7 @@ fn each(
     }
 }
 
-/// Up to where trimming has deleted.
+/// The number up to which trimming has deleted.
 fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
     Ok(record::read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
 }

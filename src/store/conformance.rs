@@ -1,4 +1,4 @@
-//! What every [`Store`] does: one suite, run over each implementation.
+//! The behaviour of every [`Store`]: one suite, run over each implementation.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::*;
 use crate::limits;
 use crate::wire::{AckStatus, Sequence, Version};
 
-/// Remembers what it was told.
+/// An observer that records all entries.
 #[derive(Default)]
 struct Seen(Mutex<Vec<(Eid, Arc<LogEntry>)>>);
 
@@ -28,7 +28,7 @@ fn page(before: Option<u64>, after: Option<u64>, limit: usize) -> HistoryQuery {
     HistoryQuery { reader: eid("alice"), peer: eid("bob"), before, after, limit, bytes_max: usize::MAX }
 }
 
-/// The whole suite, over a store without any rows.
+/// Runs the whole suite over a store without any rows.
 async fn conforms(store: &dyn Store) {
     messages_are_numbered_released_and_read_back(store).await;
     acknowledgments_move_forward_on_both_sides(store).await;
@@ -145,7 +145,7 @@ async fn lists_and_blocks_hold(store: &dyn Store) {
     assert!(store.contacts(&alice).await.unwrap().is_empty());
 }
 
-/// Last: it trims what the others have left.
+/// Runs last, as it trims what the other parts have left.
 async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store) {
     const DAY: i64 = 24 * 3600 * 1000;
     let (rita, sam) = (eid("rita"), eid("sam"));
@@ -169,7 +169,7 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
         page.iter().map(|message| message.message.version.get()).collect::<Vec<_>>()
     };
 
-    // By number, beyond a step's rows. The messages stay, as a repeat has to be answered with them.
+    // Trims by number, more rows than one step takes. The messages stay, as a repeat has to be answered with them.
     let trimmed = store.trim(keep(100, 0), 2000).await.unwrap();
     assert_eq!(trimmed.messages, 0);
     let log = store.read_log(&sam, Sequence::ZERO, 1000).await.unwrap();
@@ -180,15 +180,15 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
     let again = store.accept(at(1000, 5000), true).await.unwrap();
     assert_eq!((again.outcome, again.message.id), (AcceptOutcome::Known, ids[0]));
 
-    // Once its name need not be known any more, a message goes with the last entry that speaks of it: in rita's log,
-    // which has one entry more, 501 of them.
+    // Once its `message_id_local` need not be remembered, a message is deleted if no entry refers to it any more. Sam's
+    // log has lost 500 entries; Rita's log, which has one entry more, has lost 501.
     let trimmed = store.trim(keep(100, 0), 8 * DAY).await.unwrap();
     assert_eq!(trimmed.entries, 0);
     assert_eq!(versions().await, (501..=600).collect::<Vec<_>>());
     let seen = ack("sam", AckTarget::Message(ids[0]), AckStatus::Read, 1);
     assert_eq!(store.acknowledge(seen).await.unwrap_err(), StoreError::NoSuchMessage);
 
-    // By age everything goes but what waits, and it is released all the same; numbers go on.
+    // Trimming by age deletes everything but the message that waits. It is released all the same, and numbers continue.
     let trimmed = store.trim(keep(1000, 9 * DAY), 9 * DAY).await.unwrap();
     assert_eq!(trimmed.messages, 104, "and the four between alice and bob");
     assert!(store.read_log(&sam, Sequence::ZERO, 10).await.unwrap().is_empty());
@@ -271,7 +271,7 @@ async fn a_store_on_disk_conforms_and_keeps_everything() {
     let after = store.read_log(&eid("bob"), Sequence::ZERO, 1000).await.unwrap();
     let lines = |log: &[Arc<LogEntry>]| log.iter().map(|entry| told(entry)).collect::<Vec<_>>();
     assert_eq!(lines(&after[..before.len()]), lines(&before));
-    // Start-up has released what waited.
+    // Start-up has released the waiting message.
     let [released] = &after[before.len()..] else { panic!("{after:?}") };
     assert!(matches!(&released.body, EntryBody::Received(message) if message.id == waiting.id));
     let state = store.open_device(&eid("bob"), &device("watch")).await.unwrap();
@@ -281,7 +281,7 @@ async fn a_store_on_disk_conforms_and_keeps_everything() {
     store.close().await;
 }
 
-/// The files as they are at this moment: what a process leaves that is killed.
+/// Copies the files as they are at this moment, which is what a killed process leaves.
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -337,7 +337,7 @@ async fn what_waits_becomes_one_commit_and_what_the_queue_cannot_take_is_refused
     };
     let first = accept(1);
     gate.reached().await;
-    // The writer stands. All places but one are taken by cursors, the last one by a message.
+    // The writer is blocked. Cursor moves take all places but one, a message the last one.
     take_places(&store, limits::STORE_QUEUE_MAX - 1);
     let second = {
         let store = store.clone();

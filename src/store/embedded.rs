@@ -28,22 +28,22 @@ use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 /// One durable commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Operations in it.
+    /// Number of operations in it.
     pub operations: usize,
-    /// Messages that it accepted.
+    /// Number of messages that it newly accepted.
     pub messages: usize,
     /// How long it took.
     pub took: Duration,
 }
 
-/// Told of each durable commit on the writer's thread. It must not block.
+/// Called for each durable commit on the writer's thread. It must not block.
 pub type OnCommit = Box<dyn Fn(Commit) + Send>;
 
-/// How the store is run.
+/// Options of an embedded store.
 pub struct Options {
-    /// For metrics.
+    /// Called for each durable commit, for metrics.
     pub on_commit: OnCommit,
-    /// Memory for what is read from disk.
+    /// Size of the engine's cache of blocks read from disk, in bytes.
     pub cache_bytes: u64,
     /// How long a call waits for a place in the writer's queue.
     pub queue_wait: Duration,
@@ -61,8 +61,8 @@ impl Default for Options {
 
 /// [`Store`] over an embedded engine.
 ///
-/// Changes go through one thread that commits what waits as a group; reads run beside it and see every commit whose
-/// caller has been answered.
+/// Writes go through one thread, which commits what is queued as a group. Reads run beside it and see every commit
+/// whose caller has been answered.
 pub struct Embedded {
     jobs: Queue,
     /// `None` once closed.
@@ -70,19 +70,20 @@ pub struct Embedded {
     queue_wait: Duration,
     tally: Arc<Tally>,
     readers: Arc<Semaphore>,
-    /// Up to which message the retention has come in this process.
+    /// The message key up to which the retention has come in this process.
     swept: Mutex<Key>,
-    /// Its sender goes when the writer has ended.
+    /// Its sender is dropped when the writer has ended.
     ended: watch::Receiver<()>,
 }
 
 impl Embedded {
-    /// Opens the store in `dir`, or makes it; releases what an earlier process had accepted but not released.
+    /// Opens or creates the store in `dir`, and releases messages that an earlier process accepted but did not release.
     ///
     /// Blocks while the engine replays its journal.
     ///
     /// # Errors
-    /// The engine's, also if another process has the store open.
+    /// [`StoreError::Engine`] if the engine fails, another process has the store open, a row is corrupt, or the
+    /// writer's thread cannot be started.
     pub fn open(dir: &Path, options: Options, observer: Arc<dyn LogObserver>) -> Result<Embedded, StoreError> {
         let engine = Fjall::open(dir, options.cache_bytes)?;
         Embedded::start(Arc::new(engine), options, observer)
@@ -91,7 +92,7 @@ impl Embedded {
     /// Opens a store over rows in memory: for tests and simulations.
     ///
     /// # Errors
-    /// As the rows make no sense.
+    /// [`StoreError::Engine`] if a row is corrupt, a commit fails, or the writer's thread cannot be started.
     pub fn open_memory(
         memory: Memory,
         options: Options,
@@ -127,7 +128,7 @@ impl Embedded {
         })
     }
 
-    /// Has the writer do it in this turn, and waits for that.
+    /// Queues an operation in the given turn, and waits for its outcome.
     async fn write(&self, turn: Turn, op: Op) -> Result<Reply, StoreError> {
         let (reply, outcome) = oneshot::channel();
         self.jobs.push(turn, Job { op, reply: ReplyTo::Caller(reply) }, self.queue_wait).await?;
@@ -143,7 +144,7 @@ impl Embedded {
     ) -> Result<(), Unplaced> {
         match place {
             Err(StoreError::Overloaded) => return Err((write, promise)),
-            // Where the store is closed, also meanwhile, the promise tells.
+            // If the store is closed, or closes meanwhile, dropping the promise answers it.
             Err(_) => {}
             Ok(place) => {
                 let (turn, op) = write.into_op();
@@ -153,7 +154,7 @@ impl Embedded {
         Ok(())
     }
 
-    /// Reads beside the writer, not on the caller's thread: it may wait for the disk.
+    /// Reads beside the writer, on a blocking thread: the read may wait for the disk.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
@@ -161,7 +162,7 @@ impl Embedded {
         self.ask(move |engine| read(&*engine.view())).await
     }
 
-    /// The same of the engine itself.
+    /// As [`Embedded::read`], with the engine instead of a view.
     async fn ask<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&dyn Kv) -> Result<T, StoreError> + Send + 'static,
@@ -170,7 +171,7 @@ impl Embedded {
         let engine = self.engine().clone().ok_or(StoreError::Closed)?;
         let task = tokio::task::spawn_blocking(move || {
             let result = ask(&*engine);
-            // In this order: who has all turns knows that no reader holds the engine.
+            // In this order: once `close` has all permits, no reader holds the engine.
             drop(engine);
             drop(turn);
             result
@@ -178,11 +179,13 @@ impl Embedded {
         task.await.unwrap_or_else(|error| Err(StoreError::Engine(format!("reading: {error}"))))
     }
 
-    /// Writes everything that was answered before, and nothing in part, while others go on; `now_ms` is Unix
-    /// milliseconds. `out` may wait: it has a thread of its own, and one of the readers' turns.
+    /// Writes an archive of a consistent view while other operations go on. It contains everything that was answered
+    /// before, and no commit in part. `now_ms` is Unix milliseconds. `out` may block: it runs on a blocking thread, and
+    /// counts as one of the concurrent reads.
     ///
     /// # Errors
-    /// As `out` or the engine has them; what was written then is no archive.
+    /// [`ArchiveError::Io`] if `out` fails; [`ArchiveError::Store`] if the engine fails or the store is closed. What
+    /// was written until then is not a complete archive.
     pub async fn archive(
         &self,
         now_ms: i64,
@@ -192,7 +195,7 @@ impl Embedded {
     }
 
     fn engine(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Kv>>> {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -237,7 +240,7 @@ impl Store for Embedded {
 
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {
         let op = Op::AdvanceCursor(user.clone(), device.clone(), sequence);
-        // It may be lost: what lies behind is delivered once more, or the next one moves it.
+        // The move may be lost: then entries are delivered once more, or the next move makes up for it.
         self.jobs.offer(Some(user.clone()), Job { op, reply: ReplyTo::Nobody });
     }
 
@@ -282,8 +285,8 @@ impl Store for Embedded {
     }
 
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError> {
-        // Taken: after a pass that fails, the next one looks at all of them again, as this one may have trimmed entries of
-        // messages that it did not come to.
+        // Taken out: after a pass that fails, the next one starts with the first message again, because this pass may
+        // have trimmed entries of messages that it did not come to.
         let swept = std::mem::take(&mut *self.swept.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut pass, mut trimmed) = (Pass::new(retention, now_ms, swept), Trimmed::default());
         loop {
@@ -333,7 +336,7 @@ impl Store for Embedded {
 
     async fn close(&self) {
         self.jobs.close();
-        // An error: the writer has ended.
+        // `changed` fails once the writer has ended.
         while self.ended.clone().changed().await.is_ok() {}
         let _ = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;
         self.readers.close();

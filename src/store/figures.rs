@@ -1,47 +1,47 @@
-//! What the store can say about itself to whoever watches it: sizes, what waits, what was found in memory.
+//! Figures of the store for monitoring: sizes, queue lengths, cache hits.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// What the store knows of itself without asking its engine.
+/// Figures that need no call to the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Operations that wait for the writer.
     pub writes_waiting: usize,
-    /// Reads that run.
+    /// Reads in progress.
     pub reads: usize,
     /// Messages that wait for their release.
     pub unreleased: usize,
-    /// Newest numbers of logs.
+    /// Cache lookups of a log's newest sequence.
     pub log_ends: Lookups,
-    /// Newest numbers of chats.
+    /// Cache lookups of a chat's newest version.
     pub chat_ends: Lookups,
-    /// Lengths of subscriber lists.
+    /// Cache lookups of the length of a subscriber list.
     pub lists: Lookups,
-    /// Messages that are released or acknowledged.
+    /// Cache lookups of a message to release or acknowledge.
     pub messages: Lookups,
 }
 
-/// What an engine takes, and how often it had to read.
+/// The engine's size on disk, and the lookups in its block cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
-    /// Bytes on disk, the journal's included.
+    /// Bytes on disk, including the journal.
     pub disk_bytes: u64,
     /// Bytes of the journal.
     pub journal_bytes: u64,
-    /// Blocks of files.
+    /// Cache lookups of blocks of table files.
     pub blocks: Lookups,
 }
 
-/// How often something was looked for in memory since the start.
+/// Cache lookups since the process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lookups {
-    /// And was there.
+    /// Lookups that found the value in memory.
     pub hits: u64,
-    /// And had to be fetched.
+    /// Lookups that had to fetch the value.
     pub misses: u64,
 }
 
-/// A cache counts by itself.
+/// Counters of a cache's lookups.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
     hits: AtomicU64,
@@ -59,7 +59,7 @@ impl Counted {
     }
 }
 
-/// What the ledger counts on the writer's thread and others read.
+/// Counters that the ledger updates on the writer's thread and other threads read.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) unreleased: AtomicUsize,

@@ -1,11 +1,11 @@
-//! Looks after the engine's files, so that commits do not wait for the disk on their account.
+//! Watches the engine's files, so that commits do not wait while such a file is written to disk or freed.
 //!
-//! **Written while they grow.** lsm-tree writes a file of some 16 or 64 MiB into memory and has it written to disk at its end,
-//! all at once: the commits' fdatasyncs wait behind it, and after a merge every insert does too, as it is done under a lock.
-//! Written bit by bit meanwhile there is little left to be written at the end.
+//! **Written while they grow.** lsm-tree writes a file of some 16 or 64 MiB into the page cache and syncs it once, at
+//! its end. The commits' fdatasyncs wait behind that sync, and after a merge every insert does, too, because the sync
+//! runs under a lock. If the write-back is started while the file grows, little is left to write at the end.
 //!
-//! **Freed bit by bit** ([`super::shrink`]), as each of them is kept open here. Whoever deletes one, the writer of commits or
-//! the engine under its lock, does not wait for it either.
+//! **Freed in steps** ([`super::shrink`]), as each file is kept open here. The thread that deletes a file, the writer
+//! of commits or the engine under its lock, does not wait for its blocks to be freed either.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -26,10 +26,10 @@ use super::background;
 use super::shrink::{Shrinker, is_deleted};
 use crate::limits;
 
-/// How the names of journals end. Nothing else in their folder is opened, least of all the engine's lock.
+/// Extension of the journals. No other file in their folder is opened, least of all the engine's lock.
 const JOURNAL: &str = "jnl";
 
-/// Watches folders, and the files that come and go in them.
+/// Watches folders, and the files that are created and deleted in them.
 pub(super) struct Files {
     inotify: Arc<OwnedFd>,
     watches: Vec<i32>,
@@ -38,8 +38,9 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Watches the folder of the journals, and those of the tables, from now on: all are there. `None`, which the log tells: the
-    /// system has no room for it, and commits wait for files as they would without.
+    /// Starts watching the journals' folder and the tables' folders, which must exist. Returns `None` and logs a
+    /// warning if the system refuses, for example for lack of inotify instances; commits then wait for files as they
+    /// would without this.
     pub(super) fn watch(journals: &Path, tables: impl IntoIterator<Item = PathBuf>) -> Option<Files> {
         Files::start(journals, tables).inspect_err(given_up).ok()
     }
@@ -48,7 +49,7 @@ impl Files {
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
         let comes_and_goes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
         let mut folders = HashMap::new();
-        // Journals grow with each commit, which syncs them.
+        // No MODIFY events: journals grow with each commit, which syncs them.
         let watch = inotify::add_watch(&inotify, journals, comes_and_goes)?;
         folders.insert(watch, Folder { path: journals.to_owned(), holds: Holds::Journals });
         for path in tables {
@@ -85,12 +86,12 @@ struct Folder {
 #[derive(PartialEq)]
 enum Holds {
     Tables,
-    /// And what else the engine has.
+    /// Journals, besides other files of the engine.
     Journals,
 }
 
 impl Folder {
-    /// The file of this name, if it is one to look after.
+    /// The path of the file with this name, if it is to be watched.
     fn file(&self, name: &OsStr) -> Option<PathBuf> {
         let path = self.path.join(name);
         let is_wanted = self.holds == Holds::Tables || path.extension() == Some(OsStr::new(JOURNAL));
@@ -98,16 +99,16 @@ impl Folder {
     }
 }
 
-/// What the thread has.
+/// The state of the watching thread.
 struct Care {
     folders: HashMap<i32, Folder>,
-    /// As many as there may be. The others are deleted as they would be without.
+    /// At most [`limits::STORE_FILES_OPEN_MAX`] files. Further ones are freed at once when they are deleted.
     open: HashMap<PathBuf, File>,
     shrinker: Shrinker,
 }
 
 impl Care {
-    /// What is there already.
+    /// Opens the files that exist already.
     fn open_all(&mut self) -> io::Result<()> {
         let mut files = Vec::new();
         for folder in self.folders.values() {
@@ -125,7 +126,7 @@ impl Care {
         }
         match OpenOptions::new().write(true).open(&path) {
             Ok(file) => drop(self.open.insert(path, file)),
-            // It is gone already, or is a folder.
+            // The file is gone already, or is a folder.
             Err(error) => tracing::debug!(file = %path.display(), %error, "not kept open"),
         }
     }
@@ -141,7 +142,8 @@ impl Care {
                 Err(error) => return Err(error.into()),
             };
             let what = event.events();
-            // A watch that was taken away is the end. That event may be lost among too many, but not all of those.
+            // A removed watch means the end. Its event may be lost if too many events are queued, but not all events
+            // are, and `ends` is checked with each.
             if what.contains(ReadFlags::IGNORED) || ends.load(Ordering::Acquire) {
                 return Ok(());
             }
@@ -171,14 +173,15 @@ impl Care {
         }
     }
 
-    /// Events were lost: what is gone is found by that it has no name, or it would take its place on the disk for ever.
+    /// Events were lost: finds deleted files by their missing names. They would keep their disk space for ever
+    /// otherwise.
     fn look_for_deleted(&mut self) {
         for (_, file) in self.open.extract_if(|_, file| is_deleted(file)) {
             self.shrinker.free(file);
         }
     }
 
-    /// Begins to write what of the file is in memory alone. Promises nothing: that is for the engine's own sync.
+    /// Starts to write the file's dirty pages to disk. Guarantees nothing: durability is left to the engine's own sync.
     #[allow(unsafe_code)]
     fn write_out(&self, path: &Path) -> io::Result<()> {
         let (opened, file);
@@ -189,7 +192,8 @@ impl Care {
                 file = &opened;
             }
         }
-        // SAFETY: no pointers; the descriptor is open until the end of the call. From 0 for 0 bytes is all of it.
+        // SAFETY: the call takes no pointers, and the descriptor is open until its end. Offset 0 with 0 bytes means the
+        // whole file.
         match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -200,7 +204,7 @@ impl Care {
 impl Drop for Files {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Release);
-        // Each of them wakes the thread.
+        // Each removal wakes the thread.
         for watch in &self.watches {
             let _ = inotify::remove_watch(&self.inotify, *watch);
         }
@@ -221,14 +225,14 @@ mod tests {
     const PIECE: usize = 64 * 1024;
     const PIECES: usize = 64;
 
-    /// Pages of a file that are in memory alone (cachestat(2), Linux 6.5).
+    /// Dirty pages of a file (cachestat(2), Linux 6.5).
     #[allow(unsafe_code)]
     fn dirty_pages(file: &File) -> Option<u64> {
         const CACHESTAT: libc::c_long = 451;
         let range = [0u64; 2];
-        // Cached, dirty, under way, evicted, evicted a short while ago.
+        // Cached, dirty, under write-back, evicted, recently evicted.
         let mut figures = [0u64; 5];
-        // SAFETY: both arrays are as the call wants them, and live through it.
+        // SAFETY: both arrays have the layout that the call expects, and live through it.
         let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), figures.as_mut_ptr(), 0) };
         (done == 0).then(|| figures[1])
     }
@@ -259,12 +263,12 @@ mod tests {
             if dirty_pages(&control).unwrap() > pages / 2 {
                 return;
             }
-            // A kernel that has much to write does so by itself, which says nothing.
+            // The kernel may have written both files by itself, which proves nothing: repeat.
             assert!(began.elapsed() < PATIENCE, "what nobody watched was written as soon");
         }
     }
 
-    /// Deletes it once it is kept open, and waits until it is cut shorter.
+    /// Deletes a file once it is kept open, and waits until it is truncated.
     fn delete(path: &Path) {
         let began = Instant::now();
         let is_open = || {
@@ -294,7 +298,7 @@ mod tests {
         let [journals, tables] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let long = |path: &Path| File::create_new(path).unwrap().set_len(64 * limits::STORE_FREED_BYTES).unwrap();
         let before = tables.path().join("before");
-        // The engine's alone.
+        // Not kept open: it is the engine's alone.
         let other = journals.path().join("lock");
         [&before, &other].into_iter().for_each(|path| long(path));
         let _files = Files::watch(journals.path(), [tables.path().to_owned()]).unwrap();

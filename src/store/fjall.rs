@@ -16,7 +16,7 @@ use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
-/// Where the engine keeps a space's files.
+/// The folder of the table files within a space's own folder.
 #[cfg(target_os = "linux")]
 const TABLES_FOLDER: &str = "tables";
 
@@ -27,13 +27,13 @@ pub(crate) struct Fjall {
     rotation: Rotation,
     #[cfg(target_os = "linux")]
     _files: Option<Files>,
-    /// As the last commit has left it. One that is taken while a commit is applied would show parts of it: whenever the
-    /// engine has written a file, it makes all visible that has a number by then.
+    /// The snapshot of the last complete commit. A snapshot taken while a commit is being applied could show parts of
+    /// it: when the engine has written a file, it makes everything visible that has a sequence number by then.
     newest: Mutex<Snapshot>,
 }
 
 impl Fjall {
-    /// Opens or makes the database in `dir`; replays its journal. Fails if another process has it open.
+    /// Opens or creates the database in `dir` and replays its journal. Fails if another process has it open.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Fjall, StoreError> {
         let told = |why: String| StoreError::Engine(format!("opening {}: {why}", dir.display()));
         let failed = |error| match error {
@@ -83,12 +83,13 @@ impl Fjall {
     }
 
     fn newest(&self) -> MutexGuard<'_, Snapshot> {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Opens it where the threads that it starts give way: they write and merge files, a core for a tenth of a second at a time.
+/// Opens the database on a thread of low priority, which the engine's worker threads inherit: they write and merge
+/// files, and that takes a core for a tenth of a second at a time.
 fn gives_way(open: impl FnOnce() -> ::fjall::Result<Database> + Send) -> ::fjall::Result<Database> {
     let run = || {
         background::give_way();
@@ -100,19 +101,19 @@ fn gives_way(open: impl FnOnce() -> ::fjall::Result<Database> + Send) -> ::fjall
     })
 }
 
-/// Memory that a space fills before it writes a file.
+/// Size of a space's memtable, in bytes, at which it is written to a file.
 pub(super) fn memtable_bytes(space: Space) -> u64 {
     match space {
         Space::Messages | Space::Chats | Space::Locals | Space::Logs => limits::STORE_MEMTABLE_BYTES_MAX,
-        // Small or short-lived rows: their deletions vanish in the memtable.
+        // Small or short-lived rows: a row and its deletion mostly meet in one memtable.
         _ => limits::STORE_MEMTABLE_BYTES_MAX / 4,
     }
 }
 
 fn options(space: Space) -> KeyspaceCreateOptions {
-    // What these are asked for by name is there nearly always, so a filter in the last level would only cost.
+    // Point reads in these spaces nearly always find their key, so a filter in the last level would save nothing.
     let hits = matches!(space, Space::Messages | Space::Chats | Space::Logs);
-    // The engine's own bound stands behind [`Rotation`], which comes first.
+    // The engine's own bound is only a backstop: [`Rotation`] closes a memtable earlier.
     KeyspaceCreateOptions::default().max_memtable_size(4 * memtable_bytes(space)).expect_point_read_hits(hits)
 }
 
@@ -126,7 +127,7 @@ impl Kv for Fjall {
     }
 
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
-        // A process that dies loses nothing that reached the kernel; only a power loss needs the fdatasync.
+        // Data that reached the kernel survives the end of the process; the fdatasync is for a power loss.
         let mode = if durable { PersistMode::SyncData } else { PersistMode::Buffer };
         if batch.is_empty() {
             return self.database.persist(mode).map_err(failed);
@@ -142,7 +143,7 @@ impl Kv for Fjall {
             }
         }
         writes.commit().map_err(failed)?;
-        // The former one is let go of outside of the lock.
+        // Drops the former snapshot outside the lock.
         let snapshot = self.database.snapshot();
         let former = std::mem::replace(&mut *self.newest(), snapshot);
         drop(former);
@@ -165,10 +166,10 @@ impl Kv for Fjall {
     }
 }
 
-/// What it gives may be part of a larger block, and keeps that in memory: rows are decoded at once, not kept.
+/// A snapshot from between two commits: fjall's plain reads would show some rows of a commit that is being applied.
 ///
-/// A snapshot from between two commits: fjall's plain reads would show rows of one that is just being applied, some before
-/// others.
+/// A returned slice may be part of a larger block and keeps all of it in memory. Rows are therefore decoded at once,
+/// not kept.
 struct FjallView {
     snapshot: Snapshot,
     spaces: Arc<[Keyspace]>,
@@ -206,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// Far above what writing some tens of MiB takes.
+    /// Far longer than it takes to write some tens of MiB.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     #[test]
@@ -261,7 +262,7 @@ mod tests {
             let row = |n: u32| (Space::Logs, Slice::from(n.to_be_bytes()), Some(value.clone()));
             engine.commit((rows..rows + 64).map(row).collect(), false).unwrap();
             rows += 64;
-            // Its own bound is further away, so it was not the engine that closed it.
+            // Still below the engine's own bound, so it was not the engine that closed the memtable.
             assert!(logs.tree.active_memtable().size() < 4 * bytes);
         }
         #[cfg(target_os = "linux")]

@@ -1,7 +1,7 @@
-//! Writes of which somebody has many under way: asked for without a future for each, answered into one inbox.
+//! Writes for callers with many under way: submitted without a future for each, and answered into one inbox.
 //!
-//! When a message finds no place in the store, those that were asked for behind it, before its refusal was known, are
-//! refused too: one of them may find a place, and would be before it.
+//! When a message finds no place in the store, the messages that the same caller submitted behind it, before it knew of
+//! the refusal, are refused, too. Otherwise one of them could find a place and overtake it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use super::types::{Acknowledgment, NewMessage};
 use super::{StoreError, ledger};
 use crate::wire::{Eid, MessageId};
 
-/// A write that [`super::Store::submit`] takes.
+/// A write for [`super::Store::submit`].
 #[derive(Debug)]
 pub enum Write {
     /// [`super::Store::accept`].
@@ -28,7 +28,7 @@ pub enum Write {
 }
 
 impl Write {
-    /// Whose turn it is done in, and what is done.
+    /// The user in whose turn the write is applied, and the operation.
     pub(crate) fn into_op(self) -> (Turn, Op) {
         match self {
             Write::Accept(message, release) => (Some(message.sender.clone()), Op::Accept { message, release }),
@@ -40,31 +40,31 @@ impl Write {
     }
 }
 
-/// A write that has no place yet, and who will be told what came of it.
+/// A write that found no place in the queue, and its promise.
 pub type Unplaced = (Write, Promise);
 
-/// What came of a write: its own number, and the outcome.
+/// The answer to a write: the number that its caller gave it, and the outcome.
 pub type Answer = (u32, Result<ledger::Reply, StoreError>);
 
-/// Where the answers to one caller's writes come in, each once. It holds no more than the caller has under way.
+/// Collects the answers to one caller's writes, each once. It holds at most as many as the caller has writes under way.
 #[derive(Default)]
 pub struct Inbox {
     answers: Mutex<Vec<Answer>>,
-    /// Something was put in since it was last emptied.
+    /// Whether an answer was added since the inbox was last emptied.
     filled: AtomicBool,
-    /// Messages that the store had no place for; and of how many of these the caller knows.
+    /// Number of writes refused for lack of a place; `known` is how many of them the caller has seen.
     refused: AtomicU32,
     known: AtomicU32,
     waker: AtomicWaker,
 }
 
 impl Inbox {
-    /// Whom to wake; register before taking.
+    /// Registers the waker. Call this before [`Inbox::take`], so that no wake-up is lost.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    /// All that has come in, in order.
+    /// Removes and returns all answers, in the order in which they were added.
     pub fn take(&self) -> Vec<Answer> {
         if !self.filled.swap(false, Ordering::AcqRel) {
             return Vec::new();
@@ -75,13 +75,14 @@ impl Inbox {
         answers
     }
 
-    /// `true` if a [`Inbox::wake`] has to follow, as nobody else's does.
+    /// Adds an answer. Returns `true` if the caller must follow with [`Inbox::wake`], because no earlier [`Inbox::put`]
+    /// will.
     fn put(&self, answer: Answer) -> bool {
         self.answers().push(answer);
         !self.filled.swap(true, Ordering::AcqRel)
     }
 
-    /// Has the caller look, unless it has done so since.
+    /// Wakes the inbox's owner, unless it has emptied the inbox since.
     pub(super) fn wake(&self) {
         if self.filled.load(Ordering::Acquire) {
             self.waker.wake();
@@ -89,7 +90,7 @@ impl Inbox {
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<Answer>> {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,16 +99,17 @@ fn is_refusal(outcome: &Outcome) -> bool {
     matches!(outcome, Err(StoreError::Overloaded))
 }
 
-/// Who is told what came of an operation.
+/// The receiver of an operation's outcome.
 pub(super) enum ReplyTo {
     Nobody,
-    /// Who does not wait any more does not mind.
+    /// A caller that no longer waits does not get the outcome, which is harmless.
     Caller(oneshot::Sender<Outcome>),
     Inbox(Promise),
 }
 
 impl ReplyTo {
-    /// A message of the same caller was refused for want of a place, and the caller did not know of it.
+    /// Whether a write of the same caller was refused for lack of a place, and the caller did not know that when it
+    /// submitted this one.
     pub(super) fn is_behind_refusal(&self) -> bool {
         match self {
             ReplyTo::Inbox(Promise { inbox: Some(inbox), known, .. }) => {
@@ -117,7 +119,8 @@ impl ReplyTo {
         }
     }
 
-    /// What will be told is known. Before the caller is, what it asked for behind it may be looked at.
+    /// Records a refusal as soon as the outcome is known, because the next writes of the caller may be applied before
+    /// it is sent.
     pub(super) fn note(&self, outcome: &Outcome) {
         if let ReplyTo::Inbox(Promise { inbox: Some(inbox), .. }) = self
             && is_refusal(outcome)
@@ -126,7 +129,7 @@ impl ReplyTo {
         }
     }
 
-    /// Tells; what comes back has to be woken, best after all others are told.
+    /// Sends the outcome. A returned inbox has to be woken, best after all other outcomes are sent.
     pub(super) fn send(self, outcome: Outcome) -> Option<Arc<Inbox>> {
         match self {
             ReplyTo::Nobody => None,
@@ -139,22 +142,22 @@ impl ReplyTo {
     }
 }
 
-/// An answer that is owed to an inbox: if nobody gives it, it is that the store is closed.
+/// An answer owed to an inbox. If the promise is dropped, the answer is [`StoreError::Closed`].
 pub struct Promise {
     inbox: Option<Arc<Inbox>>,
     number: u32,
-    /// Refusals that the caller knew of when it asked.
+    /// Number of refusals that the caller had seen when it submitted the write.
     known: u32,
 }
 
 impl Promise {
-    /// Of the write that the inbox's caller gives this number, and asks for now.
+    /// The promise for a write that the inbox's owner submits now, under this number.
     pub fn new(inbox: Arc<Inbox>, number: u32) -> Promise {
         let known = inbox.known.load(Ordering::Relaxed);
         Promise { inbox: Some(inbox), number, known }
     }
 
-    /// The answer is that there was no place.
+    /// Answers with [`StoreError::Overloaded`]: the write found no place.
     pub fn refuse(self) {
         let (reply, outcome) = (ReplyTo::Inbox(self), Err(StoreError::Overloaded));
         reply.note(&outcome);
@@ -230,7 +233,7 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 
-    /// So many answers: what was accepted, or nothing of other operations.
+    /// Waits for `count` answers: the accepted message, or `None` for other operations.
     async fn answers(inbox: &Inbox, count: usize) -> Vec<Result<Option<Accepted>, StoreError>> {
         let mut all = Vec::new();
         while all.len() < count {
@@ -259,7 +262,7 @@ mod tests {
         gate.reached().await;
         go_on.send(()).unwrap();
         let Ok(Some(oldest)) = answers(&inbox, 1).await.remove(0) else { panic!("it is the first") };
-        // The writer stands at the second, while all others are asked for.
+        // The writer is blocked at the second message while all others are submitted.
         (2..=full + 1).for_each(accept);
         gate.reached().await;
         let release = Write::Release(eid("alice"), oldest.message.id);
@@ -272,7 +275,7 @@ mod tests {
         let refused = || Err(StoreError::Overloaded);
         expected.extend([refused(), Ok(None), refused()]);
         assert_eq!(told, expected, "there was a place again for the last one");
-        // Its sender knows now, and sends it again.
+        // The sender knows of the refusal now, and sends the message again.
         accept(full + 1);
         let Ok(Some(again)) = answers(&inbox, 1).await.remove(0) else { panic!("there is a place") };
         assert_eq!(again.message.version.get(), full + 1);

@@ -1,17 +1,17 @@
-//! Where a row lies: keys of each space, and the spans that a read covers.
+//! The keys of the rows in each space, and the key ranges that a read covers.
 //!
-//! What belongs to a user begins with the eid and a zero byte, which no eid contains; numbers are big-endian, so that
-//! they sort.
+//! A user's keys begin with the eid and a zero byte, which no eid contains. Numbers are big-endian, so that keys sort
+//! by number.
 
 use super::kv::{Key, Span};
 use super::record::Corrupt;
 use super::types::RevocationTarget;
 use crate::wire::{ChatId, DeviceId, Eid, LocalId, MessageId, Sequence, Version};
 
-/// The one row of its space.
+/// The key of the only row in its space.
 pub(crate) const PROBE: &[u8] = b"p";
 
-/// Ends the eid in a key.
+/// Terminates the eid in a key.
 const END: u8 = 0;
 
 fn joined(parts: &[&[u8]]) -> Key {
@@ -20,12 +20,12 @@ fn joined(parts: &[&[u8]]) -> Key {
     key
 }
 
-/// Something of a user's.
+/// A key of `user` that ends with `rest`.
 fn under(user: &Eid, rest: &[u8]) -> Key {
     joined(&[user.as_str().as_bytes(), &[END], rest])
 }
 
-/// Everything of one user in a space.
+/// All keys of one user in a space.
 pub(crate) fn all_of(user: &Eid) -> Span {
     let mut to = under(user, &[]);
     if let Some(end) = to.last_mut() {
@@ -34,12 +34,12 @@ pub(crate) fn all_of(user: &Eid) -> Span {
     Span { from: under(user, &[]), to }
 }
 
-/// Everything in a space: no key begins with this many of the highest byte.
+/// All keys of a space: no key begins with this many bytes of the highest value.
 pub(crate) fn all() -> Span {
     Span { from: Key::new(), to: Key::from_slice(&[u8::MAX; 32]) }
 }
 
-/// The same without what lies up to and with `key`.
+/// The part of the span after `key`.
 pub(crate) fn following(span: Span, key: &[u8]) -> Span {
     let mut from = Key::from_slice(key);
     from.push(0);
@@ -54,7 +54,7 @@ pub(crate) fn chat(chat: ChatId, version: Version) -> Key {
     joined(&[chat.as_bytes(), &version.get().to_be_bytes()])
 }
 
-/// The versions of a chat after `after` and before `before`.
+/// The rows of a chat with versions above `after` and below `before`.
 pub(crate) fn versions(chat_id: ChatId, after: Version, before: Option<Version>) -> Span {
     let mut from = chat(chat_id, after);
     from.push(0);
@@ -77,12 +77,12 @@ pub(crate) fn local(sender: &Eid, local_id: &LocalId) -> Key {
     under(sender, local_id.as_str().as_bytes())
 }
 
-/// The row whose last entry is `last`.
+/// The key of the row whose last entry is `last`.
 pub(crate) fn log(user: &Eid, last: Sequence) -> Key {
     under(user, &last.get().to_be_bytes())
 }
 
-/// Whose row it is, where keys begin with a user.
+/// The user of a row, in a space where keys begin with one.
 pub(crate) fn user_of(key: &[u8]) -> Result<Eid, Corrupt> {
     key.split(|byte| *byte == END)
         .next()
@@ -91,7 +91,7 @@ pub(crate) fn user_of(key: &[u8]) -> Result<Eid, Corrupt> {
         .ok_or(Corrupt("not a user"))
 }
 
-/// The rows with the entries of a log after `after`; the first may begin before.
+/// The rows that hold a log's entries after `after`; the first row may also hold earlier ones.
 pub(crate) fn entries(user: &Eid, after: Sequence) -> Span {
     following(all_of(user), &log(user, after))
 }
@@ -116,7 +116,8 @@ pub(crate) fn mark(chat: ChatId, reader: &Eid) -> Key {
     joined(&[chat.as_bytes(), reader.as_str().as_bytes()])
 }
 
-/// In [`super::kv::Space::Contacts`] of the owner; the other way round in [`super::kv::Space::Owners`].
+/// In [`super::kv::Space::Contacts`] `of` is the owner and `with` the subscriber, in [`super::kv::Space::Owners`] the
+/// other way round.
 pub(crate) fn pair(of: &Eid, with: &Eid) -> Key {
     under(of, with.as_str().as_bytes())
 }

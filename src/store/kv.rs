@@ -1,10 +1,10 @@
-//! The little that the ledger asks of an engine: ordered spaces, consistent views, atomic commits.
+//! The interface that the ledger needs of an engine: ordered key spaces, consistent views, atomic commits.
 
 use smallvec::SmallVec;
 
 use super::{Size, StoreError};
 
-/// The ordered spaces; what lies in each is in [`super::record`].
+/// The ordered key spaces; [`super::record`] describes the rows in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Space {
     Messages,
@@ -38,7 +38,7 @@ impl Space {
         Space::Probe,
     ];
 
-    /// The name on disk: renaming a variant must not lose its rows.
+    /// The name on disk, independent of the variant's name: renaming a variant must not lose its rows.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Space::Messages => "messages",
@@ -62,7 +62,7 @@ impl Space {
     }
 }
 
-/// Keys from and with `from`, up to and without `to`; empty if they are the wrong way round.
+/// A range of keys from `from` (inclusive) to `to` (exclusive); empty unless `from` is below `to`.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) from: Key,
@@ -75,43 +75,43 @@ impl Span {
     }
 }
 
-/// From which end of a span rows are taken.
+/// The order in which the rows of a span are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Ascending,
     Descending,
 }
 
-/// What a key or a value is kept in: the engine's own, so that a row goes there as it is.
+/// The engine's own type for keys and values, so that a row is passed to the engine without a copy.
 pub(crate) use ::fjall::Slice;
 
-/// A key being put together or looked for: nearly all need no memory of their own.
+/// A key under construction or in a lookup. Nearly all fit in place, without an allocation.
 pub(crate) type Key = SmallVec<[u8; 64]>;
 
 /// A key and its value.
 pub(crate) type Row = (Slice, Slice);
 
-/// A state between two commits: later commits do not show in it, and no commit shows in part.
+/// A consistent state between two commits: it shows no later commit, and no commit in part.
 pub(crate) trait View: Send {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError>;
 
-    /// The first `limit` rows of the span in that order.
+    /// The first `limit` rows of the span in the given order.
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError>;
 }
 
-/// The writes of one commit: `None` deletes. No key comes twice.
+/// The writes of one commit: `None` deletes the row. No key appears twice.
 pub(crate) type Batch = Vec<(Space, Slice, Option<Slice>)>;
 
-/// An engine. One thread commits, any number reads.
+/// An engine. One thread commits, any number of threads read.
 pub(crate) trait Kv: Send + Sync + 'static {
     fn view(&self) -> Box<dyn View>;
 
-    /// Takes effect as a whole or not at all. Durable: survives a power loss from the return on, with every commit
-    /// before it; no view shows it earlier. Else a crash may lose it, but never without losing all that followed. After
-    /// an error the engine is not used for writing again, as nobody knows what became of the batch; until it is opened
-    /// again no view shows that.
+    /// Applies the batch as a whole or not at all. With `durable`, this commit and every commit before it survive a
+    /// power loss once the call returns, and no view shows the batch before that. Otherwise a crash may lose the batch,
+    /// but only together with every later commit. After an error it is unknown whether the batch was written: the
+    /// engine is not written to again, and no view shows the batch until the engine is opened again.
     fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError>;
 
-    /// What it takes on disk. May wait for a commit under way.
+    /// The size on disk. May wait for a commit in progress.
     fn size(&self) -> Result<Size, StoreError>;
 }

@@ -9,16 +9,16 @@ use super::{Size, StoreError};
 
 type Spaces = [BTreeMap<Slice, Slice>; Space::COUNT];
 
-/// What a commit that is told to fail leaves behind.
+/// What a commit that fails on demand leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
     Before,
-    /// Everything: only the answer is lost. It shows once the engine is opened again.
+    /// The whole batch: only the answer is lost. The batch becomes visible once the engine is opened again.
     After,
 }
 
-/// The rows of an embedded store that lives in memory. Clones share them, so that a store opened over one of them can
+/// The rows of an embedded store that lives in memory. Clones share the rows, so that a store opened over one clone can
 /// be crashed and opened again.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Mutex<State>>);
@@ -26,34 +26,35 @@ pub struct Memory(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     live: Arc<Spaces>,
-    /// What a crash leaves.
+    /// The rows that survive a crash.
     durable: Spaces,
-    /// Committed, not yet durable.
+    /// Commits that are not durable yet.
     unsynced: Vec<Batch>,
-    /// Commits until one fails, and how.
+    /// Number of commits until one fails, and how it fails.
     fault: Option<(usize, Fault)>,
     failed: bool,
     commits: usize,
 }
 
 impl Memory {
-    /// Without any rows.
+    /// An engine without any rows.
     pub fn new() -> Memory {
         Memory::default()
     }
 
-    /// The commit after the next `commits` ones fails, and all after it, until [`Memory::crash`].
+    /// Lets the next `commits` commits succeed and fails all later ones, until [`Memory::crash`]. `fault` says what the
+    /// first failed commit leaves behind.
     pub fn fail_after(&self, commits: usize, fault: Fault) {
         self.state().fault = Some((commits, fault));
     }
 
-    /// No commit fails any more, unless one already has.
+    /// Cancels a planned failure that has not happened yet.
     #[cfg(test)]
     pub(crate) fn heal(&self) {
         self.state().fault = None;
     }
 
-    /// As a power loss: of what was not durable only the oldest `kept` commits remain. Faults are cleared.
+    /// Simulates a power loss: of the commits that were not durable, only the oldest `kept` remain. Clears faults.
     pub fn crash(&self, kept: usize) {
         let mut state = self.state();
         let state = &mut *state;
@@ -65,18 +66,18 @@ impl Memory {
         state.failed = false;
     }
 
-    /// How many commits took effect.
+    /// Number of commits that took effect.
     pub fn commits(&self) -> usize {
         self.state().commits
     }
 
-    /// How many of them a crash could still lose.
+    /// Number of commits that a crash could still lose.
     pub fn unsynced(&self) -> usize {
         self.state().unsynced.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,7 +120,7 @@ impl Kv for Memory {
             return Err(StoreError::Engine("told to fail before".into()));
         }
         if fault.is_none() {
-            // Copies the rows only while somebody holds a view.
+            // Copies the rows only while a view holds them.
             write(Arc::make_mut(&mut state.live), &batch);
         }
         state.commits += 1;

@@ -1,8 +1,8 @@
-//! What must survive: every user's log, chats, acknowledgments, contacts, blocks, revocations and cursors.
+//! The durable state: every user's log, chats, acknowledgments, contacts, blocks, revocations and cursors.
 //!
-//! [`Store`] says what the families need, in their words; no engine's type leaks through it, so that a second
-//! implementation over PostgreSQL can stand beside [`Embedded`]. A call that changes something returns once the change
-//! is durable, unless it says otherwise. Time comes in as an argument.
+//! [`Store`] is the interface that sessions use, in the terms of the protocol. It exposes no type of an engine, so that
+//! a second implementation over PostgreSQL can be added beside [`Embedded`]. A call that changes something returns once
+//! the change is durable, unless its documentation says otherwise. The current time is passed in as an argument.
 
 mod archive;
 mod audit;
@@ -35,7 +35,7 @@ mod soak;
 #[cfg(test)]
 pub(crate) mod testing;
 
-// The parts of an embedded store, for who drives them a step at a time.
+// The parts of an embedded store, for tests that drive them one step at a time.
 #[cfg(test)]
 pub(crate) use {
     key::all as all_rows,
@@ -65,10 +65,10 @@ use std::sync::Arc;
 
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};
 
-/// Why the store did not do it.
+/// Why a store call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The sender used this `message_id_local` for something else (409).
+    /// The sender has already used this `message_id_local` for another message (409).
     #[error("this message_id_local was used for another message")]
     Conflict,
     /// No such message (404).
@@ -77,167 +77,223 @@ pub enum StoreError {
     /// The caller is not the message's recipient (403).
     #[error("only the recipient acknowledges a message")]
     NotRecipient,
-    /// The recipient has blocked the sender (403). Who blocks may still write.
+    /// The recipient has blocked the sender (403). The user who blocks may still write to the blocked one.
     #[error("not allowed to write to this user")]
     Blocked,
-    /// The user has as many devices as it may (403).
+    /// The user already has the maximum number of devices (403).
     #[error("the user has too many devices")]
     TooManyDevices,
-    /// More of the user's devices are revoked than are remembered one by one (403).
+    /// The user already has the maximum number of individually revoked devices (403).
     #[error("too many of the user's devices are revoked: revoke all of the user's tokens")]
     TooManyRevoked,
-    /// The list is full (403).
+    /// The list is full (answered with status FAILED).
     #[error("the list is full")]
     ListFull,
-    /// More waits than the writer takes (503).
+    /// The writer's queue is full, or too many messages wait for their release (503).
     #[error("the store is overloaded")]
     Overloaded,
-    /// The store is shutting down (503).
+    /// The store is closed or closing (503).
     #[error("the store is closed")]
     Closed,
-    /// The engine failed (503). The writer takes nothing more until the server is restarted.
+    /// The engine failed, or a row is corrupt (503). After a failed commit the writer accepts nothing more until the
+    /// server is restarted.
     #[error("storage failed: {0}")]
     Engine(String),
 }
 
-/// Makes a folder, and those that it lies in, for this process's user alone; one that is there stays as it is.
+/// Creates a directory and its missing parents, accessible to this process's user alone. An existing directory stays as
+/// it is.
 ///
 /// # Errors
-/// As the system gives them.
+/// The operating system's error if a directory cannot be created.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Told of every entry that became durable, in order, by the store's writer before the caller is answered.
+/// Receives every log entry that became durable, in log order, before the caller of the write is answered.
 ///
-/// Called on the writer's thread: it must not block.
+/// The methods run on the store's writer thread (at start-up, on the thread that opens the store). They must not block.
 pub trait LogObserver: Send + Sync + 'static {
     /// `entry` was appended to `user`'s log.
     fn appended(&self, user: &Eid, entry: &Arc<LogEntry>);
 
-    /// All of a commit was told, and its callers are answered: the time to wake others.
+    /// Every entry and change of a commit has been reported and its callers are answered: the observer may now wake
+    /// sessions.
     fn announced(&self) {}
 
-    /// Something changed that sessions have to follow.
+    /// A change that sessions must act on has become durable.
     fn changed(&self, change: &Change) {
         let _ = change;
     }
 }
 
-/// The durable state. All calls may run at once; calls of one caller that do not wait for each other take effect in
-/// the order in which they were first polled.
+/// The durable state. Calls may run concurrently. Writes of one user that do not wait for each other take effect in the
+/// order in which they were first polled.
+///
+/// Failures common to all calls: [`StoreError::Closed`] once the store is closing, and [`StoreError::Engine`] if the
+/// engine fails or a row is corrupt. A write also fails with [`StoreError::Overloaded`] if the writer's queue has no
+/// place for it in time.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + 'static {
-    // --- Chat (profile 7) ---
+    // --- Chat (protocol.md §7; history §10) ---
 
-    /// Accepts a message: numbers it, makes it durable, and enters its VersionUpdate into the sender's log.
+    /// Accepts a message: assigns its version, makes it durable, and appends its VersionUpdate to the sender's log.
     ///
-    /// The same sender and `message_id_local` again returns what was accepted then, changing nothing. With `release`
-    /// set the message is released in the same commit, unless an earlier one of the chat still waits.
+    /// A repeat with the same sender, `message_id_local` and content returns the message accepted before and changes
+    /// nothing. With `release` set, the message is released in the same commit, unless an earlier message of the chat
+    /// still waits for its release.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Blocked`], and the store's own.
+    /// [`StoreError::Conflict`] if the sender used the `message_id_local` for another message; [`StoreError::Blocked`]
+    /// if the recipient has blocked the sender; [`StoreError::Overloaded`] also if too many messages wait for their
+    /// release; and the common failures.
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
 
-    /// Releases an accepted message of `sender` to the recipient and the sender's other devices. Within a chat messages are
-    /// released in the order of their versions: one whose predecessor still waits is released right after it.
+    /// Releases an accepted message of `sender` to the recipient and the sender's other devices. Within a chat,
+    /// messages are released in version order: a message whose predecessor still waits is released right after it.
     /// Releasing again does nothing.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn release(&self, sender: &Eid, message: MessageId) -> Result<(), StoreError>;
 
-    /// Moves the state of one message, or of all up to a version, forward; enters it into both users' logs if that
-    /// changed anything, and moves the acknowledging device's cursor up to the message.
+    /// Moves the acknowledgment state of one message, or of all messages up to a version, forward. If that changed
+    /// anything, appends the new state to both users' logs. Also moves the acknowledging device's cursor up to the
+    /// message.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchMessage`], [`StoreError::NotRecipient`], and the store's own.
+    /// [`StoreError::NoSuchMessage`] if there is no such released message; [`StoreError::NotRecipient`] if the message
+    /// was not sent to the reader; and the common failures.
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError>;
 
-    /// Asks for a write and does not wait: who has the promise is told what came of it. Writes of one caller take effect in the
-    /// order in which they were asked for.
+    /// Submits a write without waiting for it; its outcome goes to the promise's inbox, also if the store is closed.
+    /// One user's writes take effect in the order in which they were submitted.
     ///
     /// # Errors
-    /// What was given: there is no place for it now. [`Store::submit_later`] waits for one.
+    /// Returns the write and the promise if the queue has no free place now. [`Store::submit_later`] waits for one.
     fn submit(&self, write: Write, promise: Promise) -> Result<(), Unplaced>;
 
-    /// The same, once there is a place.
+    /// Submits a write as [`Store::submit`] does, once the queue has a free place.
     ///
     /// # Errors
-    /// What was given: there was none for too long.
+    /// Returns the write and the promise if no place became free in time.
     async fn submit_later(&self, write: Write, promise: Promise) -> Result<(), Unplaced>;
 
-    /// A page of one chat, oldest first.
+    /// A page of one chat, oldest message first.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError>;
 
-    // --- Log (profile 8) ---
+    // --- Log and devices (protocol.md §9) ---
 
-    /// Entries of `user`'s log that follow `after`, at most `limit`, in order. Empty: `after` is the head, or what
-    /// followed has been trimmed.
+    /// The entries of `user`'s log that follow `after`, at most `limit`, in order. An empty result means that `after`
+    /// is the head or beyond, or that everything after it has been trimmed.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn read_log(&self, user: &Eid, after: Sequence, limit: usize) -> Result<Vec<Arc<LogEntry>>, StoreError>;
 
-    /// Registers the device if it is new, and says where it and its log stand.
+    /// Registers the device if it is new. Returns its cursor and the bounds of its user's log.
     ///
     /// # Errors
-    /// [`StoreError::TooManyDevices`] for a new one beyond the bound, and the store's own.
+    /// [`StoreError::TooManyDevices`] if the device is new and the user already has the maximum number; and the common
+    /// failures.
     async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError>;
 
-    /// Moves the device's cursor forward, never back. Not waited for and not synced: what a crash forgets is
-    /// delivered once more. [`Store::open_device`] sees it at once.
+    /// Moves the device's cursor forward, never back. The call does not wait, and the move is not synced: a crash or a
+    /// full queue may lose it, and then the entries behind it are delivered once more. A later [`Store::open_device`]
+    /// sees a move that found a place.
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence);
 
-    // --- Contacts and blocks (profile 6) ---
+    // --- Contacts and blocks (protocol.md §11) ---
 
-    /// Adds or changes an entry of the owner's list; `true` if it was there before.
+    /// Adds a subscriber to the owner's list or changes its entry. Returns `true` if it was in the list before.
     ///
     /// # Errors
-    /// [`StoreError::ListFull`], and the store's own.
+    /// [`StoreError::ListFull`] if the subscriber is new and the list is full; and the common failures.
     async fn put_contact(&self, owner: &Eid, contact: Contact) -> Result<bool, StoreError>;
 
-    /// Removes an entry; `true` if it was there.
-    async fn remove_contact(&self, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError>;
-
-    /// Blocks or unblocks; `true` if that changed anything.
-    async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError>;
-
-    /// The owner's list, blocked users that are no subscribers included, ordered by eid.
-    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError>;
-
-    /// The users in whose lists `subscriber` stands, unblocked either way, and what it may see of them.
-    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError>;
-
-    /// How `other` stands to `owner`.
-    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError>;
-
-    // --- Revocations (profile 6) ---
-
-    /// Records a revocation, and forgets a device of the same user with its cursor, both or neither.
+    /// Removes a subscriber from the owner's list. Returns `true` if it was in the list.
     ///
     /// # Errors
-    /// [`StoreError::TooManyRevoked`] for a device that is not revoked yet, and the store's own.
+    /// The common failures only.
+    async fn remove_contact(&self, owner: &Eid, subscriber: &Eid) -> Result<bool, StoreError>;
+
+    /// Blocks or unblocks a user. Returns `true` if that changed anything.
+    ///
+    /// # Errors
+    /// [`StoreError::ListFull`] if the list of blocks is full; and the common failures.
+    async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError>;
+
+    /// The owner's list, ordered by eid. It includes blocked users that are not subscribers.
+    ///
+    /// # Errors
+    /// The common failures only.
+    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError>;
+
+    /// The users that have `subscriber` in their lists, and what it may see of each. Left out are users where either of
+    /// the two has blocked the other.
+    ///
+    /// # Errors
+    /// The common failures only.
+    async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError>;
+
+    /// What `other` may see of `owner`, and whether either has blocked the other.
+    ///
+    /// # Errors
+    /// The common failures only.
+    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError>;
+
+    // --- Revocations (protocol.md §13) ---
+
+    /// Records a revocation and, if a device of the same user is named, forgets that device and its cursor, in one commit.
+    ///
+    /// # Errors
+    /// [`StoreError::TooManyRevoked`] if the target is a device that is not revoked yet and the user already has the maximum
+    /// number of revoked devices; and the common failures.
     async fn revoke(&self, revocation: Revocation, forget: Option<DeviceId>) -> Result<(), StoreError>;
 
-    /// All revocations that still refuse something at `now_ms` (Unix milliseconds): read once at start-up.
-    /// [`Store::trim`] deletes the others.
+    /// All revocations that still refuse something at `now_ms` (Unix milliseconds). The server reads them once, at
+    /// start-up; [`Store::trim`] deletes the expired ones.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError>;
 
-    // --- Life ---
+    // --- Retention, state and shutdown ---
 
-    /// Deletes what the retention does not keep, in steps that leave the store to others in between; `now_ms` is Unix
-    /// milliseconds. What is cut off is done by the next call. Numbers are never used again; messages that wait for
-    /// their release stay, and so does a message whose `message_id_local` has to be remembered.
+    /// Deletes what the retention does not keep; `now_ms` is Unix milliseconds. Works in small steps with pauses, so
+    /// that other operations can run in between; the next call finishes a pass that was interrupted. Sequences and
+    /// versions are never used again. Messages that wait for their release stay, and so do messages whose
+    /// `message_id_local` must still be remembered.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError>;
 
     /// The chat's newest version, zero if it has none.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn chat_version(&self, chat: ChatId) -> Result<crate::wire::Version, StoreError>;
 
-    /// Succeeds if the store takes writes: it has just made one durable.
+    /// Checks that the store accepts writes: succeeds once one test write is durable.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn check(&self) -> Result<(), StoreError>;
 
-    /// What waits, and what was found in memory.
+    /// Queue lengths and cache hit counts.
     fn figures(&self) -> Figures;
 
-    /// What the engine takes. May wait for the disk, and behind other readers.
+    /// The engine's size on disk. May wait for the disk, and for other readers to finish.
+    ///
+    /// # Errors
+    /// The common failures only.
     async fn size(&self) -> Result<Size, StoreError>;
 
-    /// Commits what waits, writes out what was not synced, and stops. Later calls are refused.
+    /// Commits what is queued, syncs what was not synced, and stops. Later reads and writes fail.
     async fn close(&self);
 }

@@ -1,5 +1,5 @@
-//! What waits for the writer: bounded, and taken in turns of the users, so that one who sends little does not wait behind
-//! all of one who sends much.
+//! The writer's queue: bounded, and served in turns of the users, so that a user with few operations does not wait
+//! behind all operations of a busy one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,21 +14,22 @@ use super::ledger::Op;
 use crate::limits;
 use crate::wire::Eid;
 
-/// An operation, and who waits for its outcome.
+/// An operation, and the receiver of its outcome.
 pub(super) struct Job {
     pub(super) op: Op,
     pub(super) reply: ReplyTo,
 }
 
-/// In whose turn something is done: what the server does for itself has a turn like a user's.
+/// The user in whose turn an operation is applied. `None` is the server itself, which has turns like a user.
 pub(crate) type Turn = Option<Eid>;
 
-/// The callers' end.
+/// The callers' end of the queue.
 pub(crate) struct Queue {
     shared: Arc<Shared>,
 }
 
-/// The writer's end. Without it nothing is taken any more, and who waits for an outcome is told.
+/// The writer's end of the queue. Once it is dropped, the queue accepts nothing more, and callers that wait for an
+/// outcome get [`StoreError::Closed`].
 pub(crate) struct Waiting {
     shared: Arc<Shared>,
 }
@@ -43,16 +44,16 @@ struct Shared {
 struct State {
     turns: Turns<Job>,
     closed: bool,
-    /// The writer sleeps, and nobody has woken it yet.
+    /// The writer waits for a job, and nobody has woken it yet.
     asleep: bool,
 }
 
-/// What came of waiting for a job.
+/// The result of waiting for a job.
 pub(crate) enum Next {
     Job(Job),
-    /// The time that was given.
+    /// The given time passed without a job.
     Late,
-    /// Closed, and nothing is left.
+    /// The queue is closed and empty.
     End,
 }
 
@@ -66,31 +67,31 @@ pub(crate) fn queue() -> (Queue, Waiting) {
 }
 
 impl Queue {
-    /// Puts it in, once there is a place.
+    /// Queues a job once there is a free place.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Overloaded`]: there was none for so long. [`StoreError::Closed`].
+    /// [`StoreError::Overloaded`] if no place became free within `wait`; [`StoreError::Closed`] if the queue is closed.
     pub(crate) async fn push(&self, turn: Turn, job: Job, wait: Duration) -> Result<(), StoreError> {
         let place = self.place(wait).await?;
         self.put(place, turn, job)
     }
 
-    /// Puts in what may be lost, and is where there is no place at once, or where a user's own take as many as
-    /// [`limits::STORE_OFFERED_MAX`]: what nobody waits for has no other bound.
+    /// Queues a job that may be lost. It is dropped if no place is free at once, or if [`limits::STORE_OFFERED_MAX`]
+    /// operations of the user are queued: no caller waits for such a job, so nothing else bounds their number.
     pub(crate) fn offer(&self, turn: Turn, job: Job) {
         let Ok(place) = self.try_place() else { return };
         if self.shared.state().turns.waiting_for(&turn) < limits::STORE_OFFERED_MAX {
-            // Closed meanwhile: lost as well.
+            // If the queue was closed meanwhile, the job is lost as well.
             let _ = self.put(place, turn, job);
         }
     }
 
-    /// A place for [`Queue::put`], once there is one.
+    /// Reserves a place for [`Queue::put`], once there is one.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Overloaded`]: there was none for so long. [`StoreError::Closed`].
+    /// [`StoreError::Overloaded`] if no place became free within `wait`; [`StoreError::Closed`] if the queue is closed.
     pub(crate) async fn place(&self, wait: Duration) -> Result<SemaphorePermit<'_>, StoreError> {
         match self.try_place() {
             Err(StoreError::Overloaded) => match timeout(wait, self.shared.places.acquire()).await {
@@ -101,11 +102,12 @@ impl Queue {
         }
     }
 
-    /// A place for [`Queue::put`], at once.
+    /// Reserves a place for [`Queue::put`], if there is one now.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Overloaded`]: none is free, or others wait for it. [`StoreError::Closed`].
+    /// [`StoreError::Overloaded`] if no place is free or other callers wait for one; [`StoreError::Closed`] if the
+    /// queue is closed.
     pub(crate) fn try_place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
         self.shared.places.try_acquire().map_err(|error| match error {
             TryAcquireError::NoPermits => StoreError::Overloaded,
@@ -113,11 +115,11 @@ impl Queue {
         })
     }
 
-    /// Puts it in its place.
+    /// Queues a job in a reserved place.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Closed`], and the job is gone.
+    /// [`StoreError::Closed`] if the queue is closed; the job is dropped.
     pub(crate) fn put(&self, place: SemaphorePermit<'_>, turn: Turn, job: Job) -> Result<(), StoreError> {
         place.forget();
         self.shared.put(turn, job)
@@ -127,7 +129,7 @@ impl Queue {
         self.shared.state().turns.len
     }
 
-    /// Takes nothing more; the writer does what waits, and ends.
+    /// Stops accepting jobs; the writer finishes the queued ones, and ends.
     pub(crate) fn close(&self) {
         self.shared.close();
     }
@@ -140,7 +142,7 @@ impl Drop for Queue {
 }
 
 impl Waiting {
-    /// Begins a commit: waits for its first job, or until then.
+    /// Begins a commit: waits for its first job, until `until` at the latest.
     pub(crate) fn next(&self, until: Option<Instant>) -> Next {
         let mut state = self.shared.state();
         state.turns.begin();
@@ -180,14 +182,14 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.shared.close();
-        // Their replies are dropped with them.
+        // Their reply channels are dropped with the jobs, which tells the callers.
         self.shared.state().turns = Turns::new();
     }
 }
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change.
+        // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -197,7 +199,7 @@ impl Shared {
             return Err(StoreError::Closed);
         }
         state.turns.push(turn, job);
-        // Once is enough, however long it takes to wake up.
+        // One wake-up is enough, however long the writer takes to run.
         if std::mem::take(&mut state.asleep) {
             self.filled.notify_one();
         }
@@ -211,17 +213,18 @@ impl Shared {
     }
 }
 
-/// First in, first out for each user, and some of each in a round. A commit is a round, or as many as make it large enough.
+/// First in, first out for each user, and some operations of each user in a round. A commit takes one round, or as many
+/// as it takes to become large enough.
 struct Turns<T> {
-    /// None is empty; each is in `order` or in `again`.
+    /// The users' queues. None is empty, and each user is in `order` or in `again`.
     waiting: HashMap<Turn, VecDeque<T>>,
-    /// Whose turn comes in this round.
+    /// Users who have or will have their turn in this round.
     order: VecDeque<Turn>,
-    /// Who had a turn in it and has more.
+    /// Users who had their turn in this round and have more operations.
     again: VecDeque<Turn>,
-    /// By the one whose turn it is.
+    /// Operations taken in the current turn.
     taken: usize,
-    /// For this commit.
+    /// Operations taken for this commit.
     together: usize,
     len: usize,
 }
@@ -250,7 +253,7 @@ impl<T> Turns<T> {
         self.order.append(&mut self.again);
     }
 
-    /// The next for this commit.
+    /// The next operation of this commit, if there is one.
     fn pop(&mut self) -> Option<T> {
         if self.order.is_empty() && self.together < limits::STORE_ROUNDS_UNTIL {
             self.order.append(&mut self.again);

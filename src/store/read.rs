@@ -1,4 +1,4 @@
-//! Reads that need nothing but a view: logs, history, lists, revocations.
+//! Reads that need only a view: logs, history, lists, revocations.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
 
-/// Ends before its limit once it has this many bytes of messages.
+/// At most `limit` entries after `after`. Stops early once the entries hold `bytes_max` bytes of messages.
 pub(crate) fn log(
     view: &dyn View,
     user: &Eid,
@@ -23,7 +23,8 @@ pub(crate) fn log(
     let mut bytes = 0;
     while entries.len() < limit {
         let missing = limit - entries.len();
-        // What rows hold is seen from those before; of full ones the first try is enough.
+        // Number of rows to read: assumes full rows at first, then as many entries per row as in the rows read so far.
+        // If all rows are full, the first read is enough.
         let likely = match read {
             0 => missing.div_ceil(LOG_ROW_ENTRIES_MAX),
             _ => missing.saturating_mul(read).div_ceil(entries.len().max(1)),
@@ -51,10 +52,10 @@ pub(crate) fn log(
     Ok(entries)
 }
 
-/// How many of a chat's newest messages a page of history expects not to be released.
+/// Number of unreleased messages that a page of history expects among a chat's newest.
 const UNRELEASED_USUALLY: usize = 8;
 
-/// Ends before its limit once it has more than `bytes_max` of content, and at least two messages.
+/// A page of a chat. Stops before `limit` once it holds at least two messages and more than `bytes_max` bytes of content.
 pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
     let chat = ChatId::between(&query.reader, &query.peer);
     let order = match (query.after, query.before) {
@@ -65,7 +66,7 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
     let (mut page, mut bytes) = (Vec::new(), 0);
     let is_full = |page: &Vec<_>, bytes: usize| page.len() >= query.limit || page.len() >= 2 && bytes > query.bytes_max;
     while !is_full(&page, bytes) {
-        // Some more, as the newest ones may wait for their release.
+        // Some more than needed, as the newest messages may wait for their release.
         let wanted = query.limit - page.len() + UNRELEASED_USUALLY;
         let rows = view.range(Space::Chats, &key::versions(chat, after, before), order, wanted)?;
         let Some((last, _)) = rows.last() else { break };
@@ -102,7 +103,7 @@ fn message(view: &dyn View, key: &[u8], row: &ChatRecord) -> Result<HistoryMessa
 }
 
 pub(crate) fn contacts(view: &dyn View, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
-    // Both bounds of a list together.
+    // The bound of subscribers and that of blocks together.
     let limit = 2 * limits::SUBSCRIBERS_PER_USER_MAX;
     let rows = view.range(Space::Contacts, &key::all_of(owner), Order::Ascending, limit)?;
     rows.iter()
@@ -125,7 +126,7 @@ pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<(Eid, Acce
         .collect()
 }
 
-/// The same rows are looked for whoever the two are, so that the cost tells nothing.
+/// Reads the same rows whoever the two users are, so that the cost reveals nothing about them.
 pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
     let access = record::read::<OwnerRecord>(view, &key::pair(other, owner))?;
     let blocks = |one, two| -> Result<bool, StoreError> {
@@ -136,7 +137,7 @@ pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Rela
     Ok(Relation { access, blocked: there || here })
 }
 
-/// Those that refuse something at `now_ms`.
+/// The revocations that refuse something at `now_ms` (Unix milliseconds).
 pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
     let (mut valid, mut span) = (Vec::new(), key::all());
     loop {

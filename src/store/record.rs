@@ -1,21 +1,21 @@
-//! What lies on disk: one record for each space, in protobuf so that fields can join later, and its meaning.
+//! The records on disk, one type for each space. They are protobuf messages, so that fields can be added later.
 //!
 //! | space | key | record |
 //! |---|---|---|
 //! | messages | message id | [`MessageRecord`] |
 //! | chats | chat, version | [`ChatRecord`] |
 //! | locals | sender, 0, `message_id_local` | [`LocalRecord`] |
-//! | logs | user, 0, sequence of the last | [`LogRecord`]: entries that one commit has appended, at most [`LOG_ROW_ENTRIES_MAX`] |
-//! | pending | message id | [`PendingRecord`]: accepted, not released |
+//! | logs | user, 0, sequence of the last entry | [`LogRecord`]: at most [`LOG_ROW_ENTRIES_MAX`] entries of one commit |
+//! | pending | message id | [`PendingRecord`]: an accepted message that is not released |
 //! | devices | user, 0, device | [`DeviceRecord`] |
-//! | floors | `l`, user or `c`, chat | [`FloorRecord`]: numbers that trimming took and that must not come again |
-//! | marks | chat, reader | [`MarkRecord`]: where bulk acknowledgments go on |
+//! | floors | `l`, user or `c`, chat | [`FloorRecord`]: highest number that trimming removed; it must not be used again |
+//! | marks | chat, reader | [`MarkRecord`]: where the next bulk acknowledgment starts |
 //! | contacts | owner, 0, subscriber | [`ContactRecord`] |
 //! | owners | subscriber, 0, owner | [`OwnerRecord`]: only where neither has blocked the other |
 //! | revocations | kind, target | [`RevocationRecord`] |
-//! | probe | `p` | [`ProbeRecord`]: written to see whether the store takes writes |
+//! | probe | `p` | [`ProbeRecord`]: written to check that the store accepts writes |
 //!
-//! Chat and message ids are 16 bytes, numbers in keys 8 bytes big-endian, eids and devices their text.
+//! Chat and message ids are 16 bytes, numbers in keys 8 bytes big-endian, eids and devices plain text.
 
 use std::sync::Arc;
 
@@ -28,20 +28,21 @@ use super::types::{
 };
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
-/// Entries of a log in one row: what a user is told in one commit is read and written together, and the row stays small.
+/// Maximum entries of a log in one row. A user's entries of one commit are read and written together, and the row stays
+/// small.
 pub(crate) const LOG_ROW_ENTRIES_MAX: usize = 16;
 
-/// Why a row makes no sense.
+/// Why a row cannot be interpreted.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Corrupt(pub(crate) &'static str);
 
-/// A record knows where it lies.
+/// A record type and the space of its rows.
 pub(crate) trait Record: prost::Message + Default {
     const SPACE: Space;
 }
 
-/// The failure to make sense of a row, with its place for the operator.
+/// The error for a row that cannot be interpreted, with its space and key for the operator.
 pub(crate) fn corrupt(space: Space, key: &[u8], why: impl std::fmt::Display) -> StoreError {
     StoreError::Engine(format!("corrupt row in {} at {}: {why}", space.name(), key.escape_ascii()))
 }
@@ -69,7 +70,7 @@ macro_rules! records {
 }
 
 records! {
-    /// What does not change about a message.
+    /// The immutable part of a message.
     Messages MessageRecord {
         chat: Vec<u8> => [bytes = "vec", tag = "1"],
         version: u64 => [uint64, tag = "2"],
@@ -79,35 +80,37 @@ records! {
         local_id: String => [string, tag = "6"],
         created_at: i64 => [int64, tag = "7"],
         received_at: i64 => [int64, tag = "8"],
-        /// Either this or `media`.
+        /// Exactly one of `text` and `media` is set.
         text: Option<String> => [string, optional, tag = "9"],
         media: Option<MediaRecord> => [message, optional, tag = "10"],
     }
 
-    /// What changes about a message, found by its version.
+    /// The mutable part of a message, keyed by chat and version.
     Chats ChatRecord {
         message: Vec<u8> => [bytes = "vec", tag = "1"],
-        /// Whether the sender's eid is the higher of the chat's two: who may acknowledge is known from the row alone.
+        /// Whether the sender's eid is the higher of the chat's two, so that the row alone tells who may acknowledge
+        /// the message.
         from_high: bool => [bool, tag = "2"],
         sender_sequence: u64 => [uint64, tag = "3"],
         /// Zero: not released yet.
         recipient_sequence: u64 => [uint64, tag = "4"],
-        /// Zero: unread.
+        /// [`AckStatus`] code; zero: unread.
         status: i32 => [int32, tag = "5"],
         delivered_at: i64 => [int64, tag = "6"],
         read_at: i64 => [int64, tag = "7"],
-        /// Where its copy stands in the sender's log; zero: in the same entry as its VersionUpdate, or nowhere yet.
+        /// Sequence of its copy in the sender's log; zero: the entry of its VersionUpdate is the copy, too, or there is
+        /// no copy yet.
         copy_sequence: u64 => [uint64, tag = "8"],
     }
 
-    /// That a sender has used this `message_id_local`, and for what.
+    /// The message for which a sender has used this `message_id_local`, with a digest of its content.
     Locals LocalRecord {
         message: Vec<u8> => [bytes = "vec", tag = "1"],
         digest: Vec<u8> => [bytes = "vec", tag = "2"],
         sender_sequence: u64 => [uint64, tag = "3"],
     }
 
-    /// An entry of a user's log.
+    /// One row of a user's log: its last entry, and those before it in `earlier`.
     Logs LogRecord {
         /// 1 received, 2 accepted, 3 copy, 4 sent, 5 acknowledged.
         kind: u32 => [uint32, tag = "1"],
@@ -115,13 +118,13 @@ records! {
         acknowledged: Option<AcknowledgedRecord> => [message, optional, tag = "3"],
         /// Empty: none of the user's devices.
         origin: String => [string, tag = "4"],
-        /// When it happened, for the retention.
+        /// When the server received it (Unix milliseconds), for the retention.
         at: i64 => [int64, tag = "5"],
-        /// Those before it that share its row, oldest first; they have none themselves.
+        /// Earlier entries in the same row, oldest first; their own `earlier` is empty.
         earlier: Vec<LogRecord> => [message, repeated, tag = "6"],
     }
 
-    /// A message that waits for its release: its place, so that start-up need not read the message.
+    /// The place of a message that waits for its release, so that start-up need not read the message.
     Pending PendingRecord {
         chat: Vec<u8> => [bytes = "vec", tag = "1"],
         version: u64 => [uint64, tag = "2"],
@@ -137,13 +140,13 @@ records! {
         last: u64 => [uint64, tag = "1"],
     }
 
-    /// Up to where every message for the reader is at least in that state.
+    /// The versions up to which every message for the reader is at least in that state.
     Marks MarkRecord {
         delivered: u64 => [uint64, tag = "1"],
         read: u64 => [uint64, tag = "2"],
     }
 
-    /// An entry of the owner's list.
+    /// An entry of the owner's contact list.
     Contacts ContactRecord {
         subscribed: bool => [bool, tag = "1"],
         nickname: String => [string, tag = "2"],
@@ -159,7 +162,7 @@ records! {
         share_location: bool => [bool, tag = "1"],
     }
 
-    /// What is revoked: the token's digest, or the user with or without device.
+    /// What is revoked: a token (by digest), a device, or a user. Unused fields are empty.
     Revocations RevocationRecord {
         token: Vec<u8> => [bytes = "vec", tag = "1"],
         user: String => [string, tag = "2"],
@@ -168,11 +171,11 @@ records! {
         expires_at: i64 => [int64, tag = "5"],
     }
 
-    /// Nothing: that it could be written is all.
+    /// Empty: only the success of the write matters.
     Probe ProbeRecord {}
 }
 
-/// What a media message says.
+/// The content of a media message.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct MediaRecord {
     #[prost(int32, tag = "1")]
@@ -187,15 +190,15 @@ pub(crate) struct MediaRecord {
     size_bytes: i64,
 }
 
-/// An acknowledgment, complete, as its message may have been trimmed. What is empty of reader and sender is the user whose
-/// log it is in; the chat is theirs.
+/// An acknowledgment. It is stored in full, because its message may have been trimmed. An empty `reader` or `sender` is
+/// the user whose log holds the record; the chat is the one between the two.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct AcknowledgedRecord {
     #[prost(string, tag = "1")]
     reader: String,
     #[prost(string, tag = "2")]
     sender: String,
-    /// Empty: up to a version.
+    /// Empty for a bulk acknowledgment up to a version.
     #[prost(bytes = "vec", tag = "4")]
     message: Vec<u8>,
     #[prost(uint64, tag = "5")]
@@ -287,7 +290,7 @@ pub(crate) fn message(view: &dyn View, id: MessageId) -> Result<Option<Message>,
     record.into_message(id).map(Some).map_err(|why| corrupt(Space::Messages, key, why))
 }
 
-/// Reads a message that another row speaks of.
+/// Reads a message that another row refers to.
 pub(crate) fn message_named(view: &dyn View, id: MessageId) -> Result<Arc<Message>, StoreError> {
     match message(view, id)? {
         Some(message) => Ok(Arc::new(message)),
@@ -304,7 +307,7 @@ impl ChatRecord {
         self.recipient_sequence != 0
     }
 
-    /// Where its acknowledgment stands, and since when.
+    /// The acknowledgment state and its time (Unix milliseconds); `None`: not acknowledged.
     pub(crate) fn acknowledged(&self) -> Result<Option<(AckStatus, i64)>, Corrupt> {
         match self.status {
             0 => Ok(None),
@@ -316,12 +319,12 @@ impl ChatRecord {
         }
     }
 
-    /// When it came to a state that it is in or past.
+    /// The time (Unix milliseconds) at which it reached a state that it is in or past.
     pub(crate) fn reached(&self, status: AckStatus) -> i64 {
         if status == AckStatus::Read { self.read_at } else { self.delivered_at }
     }
 
-    /// Moves the state forward; `false` if it was there or further.
+    /// Moves the state forward; `false` if it was already there or further.
     pub(crate) fn advance(&mut self, status: AckStatus, at: i64) -> bool {
         #[cfg(test)]
         if crate::planted::is(crate::planted::Bug::AcknowledgmentBackwards) && self.status != status.code() {
@@ -348,8 +351,8 @@ impl LocalRecord {
     }
 }
 
-/// Tells a repeated message from another one: the first 16 bytes of a SHA-256 over everything but the clocks, the
-/// device and the name.
+/// Distinguishes a repeated message from a different one: the first 16 bytes of a SHA-256 over the recipient and the
+/// content. Clocks, device and `message_id_local` are left out.
 pub(crate) fn digest(message: &NewMessage) -> [u8; 16] {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
@@ -401,7 +404,7 @@ impl LogRecord {
         }
     }
 
-    /// The row of some entries that follow each other in `user`'s log; `None` if there are none.
+    /// The key and record of a row with consecutive entries of `user`'s log; `None` if there are no entries.
     pub(crate) fn row(user: &Eid, entries: &[&LogEntry]) -> Option<(Key, LogRecord)> {
         let (last, earlier) = entries.split_last()?;
         let earlier = earlier.iter().map(|entry| LogRecord::new(user, entry)).collect();
@@ -418,7 +421,7 @@ impl LogRecord {
         Ok((first..=last).map(Sequence::from).zip(earlier.into_iter().chain([self]).collect::<Vec<_>>()))
     }
 
-    /// The entry at `sequence` in the row at `key`, its message read from `view`.
+    /// The entry at `sequence` in the row at `key`; its message is read from `view`.
     pub(crate) fn into_entry(self, view: &dyn View, key: &[u8], sequence: Sequence) -> Result<LogEntry, StoreError> {
         let wrong = |why| corrupt(Space::Logs, key, why);
         let message = || message_named(view, message_id(&self.message).map_err(wrong)?);
@@ -441,7 +444,7 @@ impl LogRecord {
     }
 }
 
-/// An entry that nobody has seen yet.
+/// A new entry that is neither committed nor encoded yet.
 pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, at: i64, body: EntryBody) -> LogEntry {
     LogEntry { sequence, origin, at, body, committed: None, frame: std::sync::OnceLock::new() }
 }
@@ -463,7 +466,7 @@ impl AcknowledgedRecord {
         }
     }
 
-    /// As it stands in `user`'s log.
+    /// The acknowledgment in the log of `user`.
     fn into_acknowledged(self, user: Eid) -> Result<Acknowledged, Corrupt> {
         let party = |text: &str| if text.is_empty() { Ok(user.clone()) } else { eid(text) };
         let (reader, sender) = (party(&self.reader)?, party(&self.sender)?);

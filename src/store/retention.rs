@@ -1,9 +1,9 @@
-//! What may go, and in which steps: log entries beyond their age or number, messages that no log refers to any more, and
-//! revocations that have expired.
+//! Determines what may be deleted, in bounded steps: log entries beyond their age or number, and messages that no log
+//! refers to any more.
 //!
-//! A pass looks at views beside the writer and hands it lists of rows to delete, a bounded number each, so that commits
-//! stay short. What a list names cannot be referred to again: what was trimmed stays trimmed, and what waits for its
-//! release is left out. A pass that is cut off is begun again.
+//! A pass reads views beside the writer, and hands the writer lists of rows to delete. Each list is bounded, so that
+//! commits stay short. A listed row cannot be referred to again: trimmed entries stay trimmed, and messages that wait
+//! for their release are left out. An interrupted pass is started again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,7 +15,7 @@ use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, MessageId, Sequence, Version};
 
-/// A message that goes, with what else stands for it.
+/// A message to delete, with the key of its `message_id_local`.
 #[derive(Clone, Debug)]
 pub(crate) struct Gone {
     pub(crate) version: Version,
@@ -27,14 +27,16 @@ pub(crate) struct Gone {
 /// One pass over everything.
 pub(crate) struct Pass {
     retention: Retention,
-    /// Messages accepted from then on keep their `message_id_local`, and with it themselves, as a repeat is answered
-    /// with them.
+    /// Messages received from this time on (Unix milliseconds) are kept, because a repeat of their `message_id_local`
+    /// is answered with them.
     locals_from_ms: i64,
     now_ms: i64,
     stage: Stage,
-    /// Messages to which perhaps nothing refers any more: their entries were trimmed, or they have come of age.
+    /// Messages that perhaps nothing refers to any more: their entries were trimmed, or their `message_id_local` need
+    /// not be remembered any longer.
     candidates: VecDeque<MessageId>,
-    /// Messages up to this key have come of age; they are looked at once, and again when an entry of theirs goes.
+    /// Key below which messages are old enough that their `message_id_local` need not be remembered. Each of them
+    /// becomes a candidate once for that, and again when one of its entries is trimmed.
     swept: Key,
 }
 
@@ -48,7 +50,7 @@ enum Stage {
 }
 
 impl Pass {
-    /// `swept` is what the pass before it came to; empty: there was none in this process.
+    /// `now_ms` is Unix milliseconds. `swept` is where the previous pass ended; empty: there was none in this process.
     pub(crate) fn new(retention: Retention, now_ms: i64, swept: Key) -> Pass {
         let kept = i64::try_from(limits::LOCAL_IDS_KEPT.as_millis()).unwrap_or(i64::MAX);
         Pass {
@@ -61,7 +63,7 @@ impl Pass {
         }
     }
 
-    /// The next step's operations, perhaps none; `None`: the pass is over.
+    /// The operations of the next step, perhaps none; `None`: the pass is complete.
     pub(crate) fn step(&mut self, view: &dyn View) -> Result<Option<Vec<Op>>, StoreError> {
         if !self.candidates.is_empty() {
             return self.messages(view).map(Some);
@@ -80,12 +82,12 @@ impl Pass {
         }
     }
 
-    /// Where the next pass goes on among the messages.
+    /// The message key from which the next pass continues.
     pub(crate) fn swept(self) -> Key {
         self.swept
     }
 
-    /// Trims logs from a key on, until it has looked at enough.
+    /// Trims logs from a key on, until it has examined enough rows.
     fn logs(&mut self, view: &dyn View, mut from: Key) -> Result<Vec<Op>, StoreError> {
         let (mut ops, mut looked_at) = (Vec::new(), 0);
         while looked_at < limits::TRIM_ROWS {
@@ -102,7 +104,7 @@ impl Pass {
             if self.goes(surplus, first, oldest)?.is_some() {
                 let (op, rows) = self.log(view, user, surplus)?;
                 looked_at += rows;
-                // There may be more of this one.
+                // This log may have more rows to trim.
                 if rows == limits::TRIM_ROWS
                     && let Some(Op::TrimLog { user, rows, .. }) = &op
                     && let Some(up_to) = rows.last()
@@ -116,7 +118,7 @@ impl Pass {
         Ok(ops)
     }
 
-    /// Up to where a log holds more than it may.
+    /// The sequence up to which a log exceeds its maximum number of entries.
     fn surplus(&self, view: &dyn View, user: &Eid) -> Result<u64, StoreError> {
         let newest = view.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?;
         let Some((key, _)) = newest.first() else { return Ok(0) };
@@ -124,7 +126,7 @@ impl Pass {
         Ok(head.get().saturating_sub(self.retention.entries_max_per_user))
     }
 
-    /// The entries of a row that goes, because all of them do, with the last one's sequence.
+    /// The last sequence and the entries of a row, if all of them may be deleted; otherwise `None`.
     fn goes(&self, surplus: u64, key: &[u8], value: &[u8]) -> Result<Option<(Sequence, Vec<LogRecord>)>, StoreError> {
         let last = key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?;
         let mut entries = Vec::new();
@@ -137,7 +139,7 @@ impl Pass {
         Ok(Some((last, entries)))
     }
 
-    /// Trims a page of a log, up to the first row that stays. Also returns how many rows it has looked at.
+    /// Trims a page of a log, up to the first row that stays. Also returns how many rows it has examined.
     fn log(&mut self, view: &dyn View, user: Eid, surplus: u64) -> Result<(Option<Op>, usize), StoreError> {
         let floor = record::read::<FloorRecord>(view, &key::log_floor(&user))?;
         let trimmed = Sequence::from(floor.map_or(0, |floor| floor.last));
@@ -160,7 +162,7 @@ impl Pass {
         Ok((op, page.len()))
     }
 
-    /// Messages that no longer have to answer a repeat.
+    /// Makes candidates of the messages whose `message_id_local` need not be remembered any longer.
     fn come_of_age(&mut self, view: &dyn View) -> Result<Vec<Op>, StoreError> {
         let to = MessageId::new(self.locals_from_ms, [0; 10]);
         let span = Span { from: self.swept.clone(), to: key::message(to) };
@@ -175,7 +177,7 @@ impl Pass {
         Ok(Vec::new())
     }
 
-    /// Deletes expired ones of a page of revocations.
+    /// Reads a page of revocations and deletes the expired ones.
     fn revocations(&mut self, view: &dyn View, from: Key) -> Result<Vec<Op>, StoreError> {
         let page =
             view.range(Space::Revocations, &Span { from, to: key::all().to }, Order::Ascending, limits::TRIM_ROWS)?;
@@ -193,7 +195,7 @@ impl Pass {
         Ok(op.into_iter().collect())
     }
 
-    /// Deletes, of some candidates' chats, all messages that nothing refers to.
+    /// Takes some candidates, and deletes all messages of their chats that nothing refers to.
     fn messages(&mut self, view: &dyn View) -> Result<Vec<Op>, StoreError> {
         let mut chats: BTreeMap<ChatId, (Version, MessageId)> = BTreeMap::new();
         let some = self.candidates.len().min(limits::TRIM_ROWS);
@@ -213,8 +215,8 @@ impl Pass {
             }
             let (op, rows) = self.chat(view, chat, version, room)?;
             room -= rows;
-            // More of this chat may have to go than a step takes. Where nothing went, nothing more will in this pass: an
-            // earlier message holds the rest, as of a time when the clock was ahead.
+            // The chat may have more to delete than a step takes. If nothing was deleted, nothing more will be in this
+            // pass: an earlier message holds back the rest, such as one from when the clock was ahead.
             if room == 0 && op.is_some() {
                 self.candidates.push_back(id);
             }
@@ -223,8 +225,9 @@ impl Pass {
         Ok(ops)
     }
 
-    /// Deletes a chat's oldest messages, up to a version, as far as nothing refers to them: in the order of their
-    /// versions, as both logs have them in that order, so that what is left of the chat has no hole.
+    /// Deletes a chat's oldest messages, up to a version, as far as nothing refers to them. It proceeds in version
+    /// order, which is their order in both logs, too, so that what is left of the chat has no gap. Also returns how
+    /// many rows it has read.
     fn chat(
         &self,
         view: &dyn View,
@@ -252,7 +255,7 @@ impl Pass {
         Ok((op, rows.len()))
     }
 
-    /// Whether no log refers to a message and no repeat of it has to be known.
+    /// Whether no log refers to a message, and its `message_id_local` need not be remembered any longer.
     fn is_past(&self, view: &dyn View, message: &Message) -> Result<bool, StoreError> {
         if message.received_at >= self.locals_from_ms || is_pending(view, message.id)? {
             return Ok(false);

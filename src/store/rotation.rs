@@ -1,12 +1,13 @@
-//! Closes memtables that are full, so that fjall writes them to files.
+//! Closes full memtables, so that fjall writes them to files.
 //!
-//! fjall does this by itself, but asks for it again with every commit until it is done: under load the requests fill the
-//! queue from which its worker takes them, and a worker that has to put something in there waits for itself (fjall-rs/fjall
-//! #257, #323). So it is asked here, once, and not on the writer's thread, as old files may have to be deleted.
+//! fjall does this by itself, but requests it again with every commit until it is done. Under load the requests fill
+//! the queue of fjall's worker, and a worker that has to put something into its own full queue waits for itself
+//! (fjall-rs/fjall #257, #323). This module therefore closes a memtable once, and not on the writer's thread, as old
+//! files may have to be deleted.
 //!
-//! Freeing a memtable, row by row, takes some 40 ms. fjall does it where it drops its last reference, under locks for which the
-//! writer's next read or commit waits; so here is one more reference to each, whoever closes it, and the last one is dropped on
-//! the thread of its own.
+//! Freeing a memtable, row by row, takes some 40 ms. fjall frees it where it drops its last reference, under locks for
+//! which the writer's next read or commit waits. This module therefore holds one more reference to each memtable,
+//! whether it or fjall closes it, and drops that reference last, on a thread of its own.
 
 use std::any::Any;
 use std::io;
@@ -22,20 +23,21 @@ use super::background;
 use super::fjall::memtable_bytes;
 use super::kv::Space;
 
-/// How long after the engine's last reference to a memtable it may stay.
+/// How long a memtable may stay in memory after the engine has dropped its last reference.
 const FREED_WITHIN: Duration = Duration::from_secs(1);
 
-/// A reference that keeps it.
+/// A reference that keeps a memtable in memory.
 type Memtable = Arc<dyn Any + Send + Sync>;
 
 pub(super) struct Rotation {
-    /// Spaces whose memtable to close. `None`: it is being dropped.
+    /// Spaces whose memtable is to be closed. `None` while `Rotation` is being dropped.
     full: Option<SyncSender<Space>>,
-    /// Memtables that were closed, to be freed once the engine has let go of them. `None`: the same.
+    /// Closed memtables, to be freed once the engine has dropped its references. `None` while `Rotation` is being
+    /// dropped.
     closed: Option<SyncSender<Memtable>>,
-    /// Asked to be closed and not done: once is enough.
+    /// Spaces whose memtable is requested to be closed and is not yet: one request is enough.
     pending: Arc<[AtomicBool; Space::COUNT]>,
-    /// Those that were last seen to be written to.
+    /// The active memtable of each space, as last seen.
     active: Mutex<[Option<Memtable>; Space::COUNT]>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -53,7 +55,7 @@ impl Rotation {
             threads: Vec::new(),
         };
         let (spaces, pending) = (spaces.clone(), rotation.pending.clone());
-        // Does not give way: it holds locks for which the writer waits.
+        // Keeps its normal priority, as it holds locks for which the writer waits.
         rotation.spawn("store-rotation", move || close(&to_close, &spaces, &pending))?;
         rotation.spawn("store-free", move || {
             background::give_way();
@@ -67,13 +69,14 @@ impl Rotation {
         Ok(())
     }
 
-    /// After a commit that wrote to `space`.
+    /// Checks the memtable of `space` after a commit that wrote to it: requests to close it if it is full, and has the
+    /// one that it has replaced freed.
     pub(super) fn look(&self, space: Space, keyspace: &Keyspace) {
         let memtable = keyspace.tree.active_memtable();
         let pending = &self.pending[space.index()];
         let full = memtable.size() >= memtable_bytes(space);
         if full && !pending.swap(true, Ordering::AcqRel) && !given(self.full.as_ref(), space) {
-            // No place: the next commit asks again.
+            // The channel is full: the next commit asks again.
             pending.store(false, Ordering::Release);
         }
         let memtable: Memtable = memtable;
@@ -82,13 +85,13 @@ impl Rotation {
         if !seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &memtable))
             && let Some(closed) = seen.replace(memtable)
         {
-            // No place: the engine frees it.
+            // If the channel is full, the engine frees the memtable.
             given(self.closed.as_ref(), closed);
         }
     }
 }
 
-/// Whether there was a place for it.
+/// Sends without waiting; `false` if the channel is full or closed.
 fn given<T>(to: Option<&SyncSender<T>>, what: T) -> bool {
     to.is_some_and(|to| to.try_send(what).is_ok())
 }
@@ -96,7 +99,7 @@ fn given<T>(to: Option<&SyncSender<T>>, what: T) -> bool {
 fn close(full: &Receiver<Space>, spaces: &[Keyspace], pending: &[AtomicBool; Space::COUNT]) {
     for space in full {
         if let Err(error) = spaces[space.index()].rotate_memtable() {
-            // The engine's own, larger bound is still there, and its next commit says what is wrong.
+            // The engine's own, larger bound still applies, and its next commit reports what is wrong.
             tracing::error!(space = space.name(), %error, "a memtable could not be closed");
         }
         pending[space.index()].store(false, Ordering::Release);
@@ -121,7 +124,7 @@ fn free(closed: &Receiver<Memtable>) {
 }
 
 impl Drop for Rotation {
-    /// Waits for its threads, which hold the database open.
+    /// Waits for the threads, which hold the database open.
     fn drop(&mut self) {
         (self.full, self.closed) = (None, None);
         for thread in self.threads.drain(..) {

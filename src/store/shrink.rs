@@ -1,9 +1,9 @@
-//! Frees what deleted files took, bit by bit.
+//! Frees the disk space of deleted files in small steps.
 //!
-//! A file that is deleted gives back all its blocks at once, and a file system that tells the disk of it (mounted with `discard`,
-//! as images for clouds often are) keeps the disk busy for as long: 14 ms for 64 MiB where this was measured, in which no
-//! fdatasync came to its end; without `discard` 3.5 ms. A file that somebody has open lives on without a name, and can be cut
-//! shorter a step at a time, between which the commits get their turn.
+//! Deleting a file frees all its blocks at once. A file system that reports this to the disk (mounted with `discard`,
+//! as cloud images often are) keeps the disk busy meanwhile: 14 ms for 64 MiB where this was measured, and no fdatasync
+//! completed in that time; 3.5 ms without `discard`. A deleted file that is still open keeps its blocks and can be
+//! truncated in steps, so that commits proceed in between.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use super::background;
 use crate::limits;
 
-/// A thread that frees them.
+/// The thread that frees deleted files.
 pub(super) struct Shrinker {
     deleted: Option<SyncSender<File>>,
     ends: Arc<AtomicBool>,
@@ -38,8 +38,8 @@ impl Shrinker {
         Ok(Shrinker { deleted: Some(deleted), ends, thread: Some(thread) })
     }
 
-    /// Takes a file, open for writing, that was deleted. One that has a name still is let go as it is, and so is one that is too
-    /// many: it is freed at once.
+    /// Takes over a deleted file that is open for writing. A file that still has a name is only closed. If too many
+    /// files wait, this one is closed, too, and thereby freed at once.
     pub(super) fn free(&self, file: File) {
         if is_deleted(&file)
             && let Some(deleted) = &self.deleted
@@ -49,7 +49,7 @@ impl Shrinker {
     }
 }
 
-/// No name leads to it any more.
+/// Whether the file has no name any more.
 pub(super) fn is_deleted(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
@@ -69,7 +69,7 @@ fn run(files: &Receiver<File>, ends: &AtomicBool) {
 }
 
 impl Drop for Shrinker {
-    /// What is left is freed at once.
+    /// Frees the remaining files at once, by closing them.
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
         self.deleted = None;
@@ -89,7 +89,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
     const STEPS: u64 = 200;
 
-    /// A file, and what looks at it after it is deleted.
+    /// A file, and a second handle to look at it after its deletion.
     fn made(path: &Path) -> [File; 2] {
         let file = File::create_new(path).unwrap();
         file.set_len(STEPS * limits::STORE_FREED_BYTES).unwrap();
@@ -120,7 +120,7 @@ mod tests {
                 assert!(began.elapsed() < PATIENCE, "{left} bytes are left");
                 std::thread::sleep(Duration::from_millis(1));
             }
-            // Whoever looks late may see nothing of it.
+            // If this thread runs late it may see none of the steps: repeat.
             if between {
                 return;
             }
@@ -136,7 +136,8 @@ mod tests {
         std::fs::remove_file(&deleted).unwrap();
         let shrinker = Shrinker::start().unwrap();
         shrinker.free(file);
-        // What it is given next is done after it.
+        // Files are freed in the order in which they are given: once the next one is empty, the first one has been
+        // handled.
         let [next, look_at_next] = made(&deleted);
         std::fs::remove_file(&deleted).unwrap();
         shrinker.free(next);
@@ -161,7 +162,7 @@ mod tests {
         });
         let looks: Vec<_> = looks.collect();
         drop(shrinker);
-        // Each that was waited for is empty.
+        // A file that was freed in steps is empty, so some were not.
         let untouched = looks.iter().filter(|look| length(look) == STEPS * limits::STORE_FREED_BYTES).count();
         assert!(untouched > 0);
     }

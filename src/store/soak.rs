@@ -1,4 +1,4 @@
-//! Whether the disk that a store takes levels off under a retention: a small run in every test, a long one on request
+//! Checks that the disk space of a store levels off under a retention: a small run in every test, a long one on request
 //! (`BIMIP_SOAK_MESSAGES=30000 cargo test --lib store::soak -- --nocapture`).
 
 use std::path::Path;
@@ -10,7 +10,8 @@ use super::testing::{Nobody, text};
 use super::*;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
-/// Each as long as names of messages are remembered: what a round writes can go in the second one after it.
+/// A round is longer than `message_id_local`s are remembered (7 days), so the messages of one round can be deleted in
+/// the next.
 const ROUND_MS: i64 = 8 * DAY_MS;
 const ROUNDS: i64 = 8;
 const USERS: u64 = 20;

@@ -9,14 +9,14 @@ use super::{Embedded, LogObserver, Op, Store};
 use crate::limits;
 use crate::wire::{AckStatus, DeviceId, Eid, LocalId, Sequence};
 
-/// Watches no log.
+/// An observer that ignores everything.
 pub(crate) struct Nobody;
 
 impl LogObserver for Nobody {
     fn appended(&self, _: &Eid, _: &Arc<LogEntry>) {}
 }
 
-/// Holds the writer at each entry until it is told to go on, or the other end is dropped.
+/// An observer that blocks the writer at each entry until the test sends a signal or drops the sender.
 pub(crate) struct Gate {
     told: Mutex<mpsc::Receiver<()>>,
     reached: tokio::sync::Semaphore,
@@ -28,7 +28,7 @@ impl Gate {
         (Arc::new(Gate { told: Mutex::new(told), reached: tokio::sync::Semaphore::new(0) }), go_on)
     }
 
-    /// The writer has come to one more entry.
+    /// Waits until the writer has reached one more entry.
     pub(crate) async fn reached(&self) {
         self.reached.acquire().await.unwrap().forget();
     }
@@ -41,7 +41,8 @@ impl LogObserver for Gate {
     }
 }
 
-/// Takes so many places of a store whose writer stands, with moves of cursors: as many of a user as it takes.
+/// Fills `places` places in the queue of a store whose writer is blocked, with cursor moves: for each user as many as
+/// the queue accepts.
 pub(crate) fn take_places(store: &Embedded, places: usize) {
     for place in 0..places {
         let user = eid(&format!("user-{}", place / limits::STORE_OFFERED_MAX));
@@ -57,7 +58,7 @@ pub(crate) fn device(name: &str) -> DeviceId {
     DeviceId::parse(name).unwrap()
 }
 
-/// From the sender's phone; `number` makes it unique and is its time.
+/// A text from the sender's phone; `number` makes it unique and is its time in Unix milliseconds.
 pub(crate) fn text(sender: &str, recipient: &str, number: u64) -> NewMessage {
     let mut entropy = [0; 10];
     entropy[..8].copy_from_slice(&number.to_be_bytes());
@@ -73,7 +74,7 @@ pub(crate) fn text(sender: &str, recipient: &str, number: u64) -> NewMessage {
     }
 }
 
-/// From the reader's phone.
+/// An acknowledgment from the reader's phone.
 pub(crate) fn ack(reader: &str, target: AckTarget, status: AckStatus, at: i64) -> Acknowledgment {
     Acknowledgment { reader: eid(reader), device: device("phone"), target, status, at, received_at: at }
 }
@@ -91,13 +92,13 @@ pub(crate) fn contact(subscriber: &str) -> Contact {
     }
 }
 
-/// The device signs out with a token of its own.
+/// Signs the device out: revokes a token and forgets the device.
 pub(crate) fn sign_out(user: &str, device: DeviceId) -> Op {
     let target = RevocationTarget::Token(eid(user), [9; 32]);
     Op::Revoke(Revocation { target, issued_until: 0, expires_at: 0 }, Some(device))
 }
 
-/// An entry in a line: position, kind, what it is about, origin.
+/// An entry in one line: sequence, kind, subject, origin.
 pub(crate) fn told(entry: &LogEntry) -> String {
     let body = match &entry.body {
         EntryBody::Received(message) => format!("received {}", message.id),
@@ -112,7 +113,7 @@ pub(crate) fn told(entry: &LogEntry) -> String {
     format!("{} {body} from {origin}", entry.sequence)
 }
 
-/// The kinds of entries alone.
+/// The kinds of the entries.
 pub(crate) fn kinds<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Vec<&'static str> {
     let kind = |entry: &LogEntry| match &entry.body {
         EntryBody::Received(_) => "received",

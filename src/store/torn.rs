@@ -1,9 +1,10 @@
-//! Takes a commit that a power loss has torn off the end of fjall's journal.
+//! Removes a commit that a power loss has torn from the end of fjall's journal.
 //!
-//! fjall drops a last commit that is cut off or does not parse. One of which everything parses but the checksum differs it
-//! takes for damage, and does not open: a page that is missing within one long text that does not compress looks like that.
-//! If nothing comes after it, nobody was told of it, as the file was never synced with it; so it is put aside.
-//! The journal's layout is that of fjall 3, whose `journal/entry.rs` describes it.
+//! fjall drops a last commit that is truncated or does not parse. If a commit parses but its checksum differs, fjall
+//! treats the journal as damaged and does not open it. A power loss can leave such a commit: a page is missing within
+//! one long text that does not compress. If nothing follows the commit, no caller was told of it, because the file was
+//! never synced with it; so the commit is moved to a file of its own. The journal's layout is that of fjall 3,
+//! described in its `journal/entry.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -12,27 +13,29 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-/// What every commit ends with.
+/// The last bytes of every commit.
 const MAGIC: [u8; 4] = [b'F', b'J', b'L', 3];
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 
-/// What has become of a journal that does not open.
+/// The result for a journal that does not open.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The torn commit of so many bytes is in this file now, and not in the journal.
+    /// The torn commit, `bytes` long, is now in `file` and no longer in the journal.
     PutAside { file: PathBuf, bytes: u64 },
-    /// Nothing was touched: what is wrong at this place of this file is followed by more.
+    /// Nothing was changed: the bad commit at offset `at` of `file` is followed by more data.
     Damaged { file: PathBuf, at: u64 },
-    /// Nothing was touched: no commit with a wrong checksum in the newest journal.
+    /// Nothing was changed: the newest journal has no commit with a wrong checksum.
     Sound,
 }
 
-/// Looks at the newest journal in `dir` and puts its last commit aside if that is torn. Fails if somebody has the store open.
+/// Checks the newest journal in `dir`, and moves its last commit to a file of its own if that is torn. Fails if another
+/// process has the store open.
 pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
-    // fjall's own, held until this is done: whoever opens it meanwhile would write behind the commit that is cut off.
+    // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
+    // commit that is removed.
     let lock = OpenOptions::new().read(true).write(true).open(dir.join("lock"))?;
     lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"))?;
     let Some((number, file)) = newest_journal(dir)? else { return Ok(Outcome::Sound) };
@@ -64,7 +67,7 @@ fn newest_journal(dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     Ok(newest)
 }
 
-/// Whether the rest has nothing but the zeros with which a journal is made.
+/// Whether the rest consists of zeros, with which a journal is filled when it is created.
 fn is_empty(rest: &mut impl Read) -> io::Result<bool> {
     let mut buffer = [0; 64 * 1024];
     loop {
@@ -76,7 +79,8 @@ fn is_empty(rest: &mut impl Read) -> io::Result<bool> {
     }
 }
 
-/// Where the first commit lies of which all parses, and the checksum differs. What does not parse is the end.
+/// The position of the first commit that parses but has a wrong checksum. The journal ends where a commit does not
+/// parse.
 fn torn_commit(journal: &File) -> io::Result<Option<Range<u64>>> {
     let mut commits = Commits { reader: BufReader::new(journal), at: 0, hash: Xxh3::new() };
     loop {
@@ -94,24 +98,25 @@ fn torn_commit(journal: &File) -> io::Result<Option<Range<u64>>> {
 struct Commits<R> {
     reader: R,
     at: u64,
-    /// Of the items of this commit.
+    /// The checksum of the items of the current commit.
     hash: Xxh3,
 }
 
 impl<R: Read> Commits<R> {
-    /// Whether the next one is as it was written; `None`: it does not parse.
+    /// Whether the checksum of the next commit is right; `None`: the commit does not parse.
     fn next(&mut self) -> io::Result<Option<bool>> {
         self.hash.reset();
         if self.byte()? != START {
             return Ok(None);
         }
-        // How many items, and the commit's number.
+        // Number of items, and the commit's number.
         self.take::<12>()?;
         loop {
             match self.byte()? {
                 ITEM => {
                     self.hash.update(&[ITEM]);
-                    // Kind of value, compression, space, lengths of the key, of the value, and of it as it lies here.
+                    // Kind of value, compression, space, and the lengths of the key, of the value, and of the value as
+                    // stored.
                     let head = self.take::<20>()?;
                     self.hash.update(&head);
                     let key = u64::from(u16::from_le_bytes([head[10], head[11]]));
@@ -183,7 +188,7 @@ mod tests {
         vec![(Space::Messages, Slice::new(&[key]), Some(Slice::new(value)))]
     }
 
-    /// Overwrites a page within a value as a file has it that was not synced.
+    /// Overwrites a page within a value with zeros, as a power loss leaves a file that was not synced.
     fn tear(dir: &Path, value: &[u8]) {
         let (_, path) = newest_journal(dir).unwrap().unwrap();
         let bytes = std::fs::read(&path).unwrap();

@@ -1,15 +1,15 @@
-//! What goes into a store and comes out of it, free of any engine.
+//! The values that go into a store and come out of it, independent of any engine.
 
 use std::time::Instant;
 
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
-/// What a message carries.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// 5.9.1 `TextPayloadRequest.content`.
+    /// BIMip-Foundation 5.9.1, `TextPayloadRequest.content`.
     Text(String),
-    /// 5.9.1 `MediaPayloadRequest`, its address resolved.
+    /// 5.9.1, `MediaPayloadRequest` with its address resolved.
     Media {
         /// 1 image, 2 audio, 3 video, 4 file.
         kind: MediaType,
@@ -19,13 +19,13 @@ pub enum Content {
         caption: String,
         /// May be empty.
         thumbnail_url: String,
-        /// Of the media file, not of the metadata.
+        /// Size of the media file, not of the metadata.
         size_bytes: i64,
     },
 }
 
 impl Content {
-    /// Bytes of everything in it.
+    /// Length in bytes of all texts and addresses in it.
     pub fn bytes(&self) -> usize {
         match self {
             Content::Text(text) => text.len(),
@@ -34,18 +34,18 @@ impl Content {
     }
 }
 
-/// A checked request to send.
+/// A validated request to send a message.
 #[derive(Clone, Debug)]
 pub struct NewMessage {
-    /// Who sends.
+    /// The sender.
     pub sender: Eid,
-    /// From which device.
+    /// The sending device.
     pub device: DeviceId,
-    /// Who receives; never the sender.
+    /// The recipient; never the sender.
     pub recipient: Eid,
-    /// The sender's own name for it.
+    /// The sender's `message_id_local`.
     pub local_id: LocalId,
-    /// What it says.
+    /// The content.
     pub content: Content,
     /// The sender's clock, Unix milliseconds.
     pub created_at: i64,
@@ -58,21 +58,21 @@ pub struct NewMessage {
 /// An accepted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Global name.
+    /// Globally unique id.
     pub id: MessageId,
-    /// The conversation.
+    /// The chat.
     pub chat: ChatId,
-    /// Position in it.
+    /// Position in the chat.
     pub version: Version,
-    /// Who sent it.
+    /// The sender.
     pub sender: Eid,
-    /// From which device.
+    /// The sending device.
     pub device: DeviceId,
-    /// Who receives it.
+    /// The recipient.
     pub recipient: Eid,
-    /// The sender's own name for it.
+    /// The sender's `message_id_local`.
     pub local_id: LocalId,
-    /// What it says.
+    /// The content.
     pub content: Content,
     /// The sender's clock, Unix milliseconds.
     pub created_at: i64,
@@ -80,66 +80,67 @@ pub struct Message {
     pub received_at: i64,
 }
 
-/// Whether an accept did something.
+/// What an accept call did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptOutcome {
     /// Accepted now, and released in the same commit.
     Released,
     /// Accepted now; waits for [`super::Store::release`].
     Waiting,
-    /// It had been accepted before; nothing changed.
+    /// The message had been accepted before; nothing changed.
     Known,
 }
 
-/// What came of an accept.
+/// The result of an accept call.
 #[derive(Clone, Debug)]
 pub struct Accepted {
-    /// As stored.
+    /// The message as stored.
     pub message: std::sync::Arc<Message>,
-    /// Where its VersionUpdate stands in the sender's log.
+    /// Sequence of its VersionUpdate in the sender's log.
     pub sequence: Sequence,
-    /// Whether anything was done.
+    /// What the call did.
     pub outcome: AcceptOutcome,
 }
 
 /// Which messages an acknowledgment is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AckTarget {
-    /// One.
+    /// One message.
     Message(MessageId),
-    /// All of the peer's messages in the chat up to and with this version.
+    /// All of the peer's messages in the chat up to and including this version.
     UpTo(ChatId, Version),
 }
 
-/// A checked acknowledgment.
+/// A validated acknowledgment.
 #[derive(Clone, Debug)]
 pub struct Acknowledgment {
-    /// Who acknowledges.
+    /// The user who acknowledges.
     pub reader: Eid,
-    /// On which device.
+    /// The acknowledging device.
     pub device: DeviceId,
-    /// About what.
+    /// The acknowledged messages.
     pub target: AckTarget,
     /// [`AckStatus::Delivered`] or [`AckStatus::Read`].
     pub status: AckStatus,
-    /// When, Unix milliseconds; by the device's clock.
+    /// When, Unix milliseconds by the device's clock.
     pub at: i64,
-    /// When the server had it, Unix milliseconds.
+    /// When the server received it, Unix milliseconds.
     pub received_at: i64,
 }
 
-/// The state of a message, or of all up to a version, as stored. Also an entry of both users' logs.
+/// The acknowledgment state of a message, or of all messages up to a version, as stored. It is also the body of an
+/// entry in both users' logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
-    /// Who acknowledged.
+    /// The user who acknowledged.
     pub reader: Eid,
-    /// Who sent the message.
+    /// The sender of the messages.
     pub sender: Eid,
-    /// About what.
+    /// The acknowledged messages.
     pub target: AckTarget,
-    /// The conversation.
+    /// The chat.
     pub chat: ChatId,
-    /// Now stored: at least what was asked for.
+    /// The stored state: at least the requested one.
     pub status: AckStatus,
     /// When that state was reached, Unix milliseconds.
     pub at: i64,
@@ -150,22 +151,23 @@ pub struct Acknowledged {
 /// One entry of a user's log.
 #[derive(Debug)]
 pub struct LogEntry {
-    /// Its position.
+    /// Position in the log.
     pub sequence: Sequence,
-    /// The user's device that caused it; it sees another form of the entry, or none.
+    /// The user's device that caused the entry. It sees another form of the entry, or nothing.
     pub origin: Option<DeviceId>,
-    /// When the server had what it says, Unix milliseconds: its age, whatever a device's clock says.
+    /// When the server received the content, Unix milliseconds. The retention uses it as the entry's age, whatever a
+    /// device's clock says.
     pub at: i64,
-    /// What it says.
+    /// The content.
     pub body: EntryBody,
-    /// When it was committed, if by this process and just now: for latency metrics.
+    /// When this process committed the entry, for latency metrics; `None` if it was read from disk.
     pub committed: Option<Instant>,
-    /// The frame that all devices which see the same form share, encoded once.
+    /// The encoded frame, shared by all devices that see the same form of the entry; encoded once.
     pub frame: std::sync::OnceLock<bytes::Bytes>,
 }
 
 impl LogEntry {
-    /// Bytes of the message in it, if there is one.
+    /// Bytes of content of the entry's message; zero for an acknowledgment.
     pub fn content_bytes(&self) -> usize {
         match &self.body {
             EntryBody::Received(message)
@@ -177,7 +179,7 @@ impl LogEntry {
     }
 }
 
-/// The kinds of entry. What each device sees of one (profile 7 and 8):
+/// The kinds of log entry, and what each device sees of one (protocol.md §9):
 ///
 /// | kind | in whose log | its origin device | the user's other devices |
 /// |---|---|---|---|
@@ -188,7 +190,7 @@ impl LogEntry {
 /// | `Acknowledged` | both | nothing: it had a direct reply | AcknowledgmentResponse |
 #[derive(Clone, Debug)]
 pub enum EntryBody {
-    /// A message for this user.
+    /// A message for this user was released.
     Received(std::sync::Arc<Message>),
     /// A message of this user was accepted and waits for its release.
     Accepted(std::sync::Arc<Message>),
@@ -196,120 +198,121 @@ pub enum EntryBody {
     Copy(std::sync::Arc<Message>),
     /// A message of this user was accepted and released in one commit.
     Sent(std::sync::Arc<Message>),
-    /// An acknowledgment of one of the chat's messages.
+    /// An acknowledgment of one or more of a chat's messages.
     Acknowledged(Acknowledged),
 }
 
 /// Where a log begins and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogBounds {
-    /// Everything up to and with this has been trimmed; zero: nothing.
+    /// All entries up to and including this one have been trimmed; zero: none.
     pub trimmed: Sequence,
-    /// The newest entry; zero: none yet.
+    /// The newest entry; zero: the log is empty.
     pub head: Sequence,
 }
 
-/// What is kept of the logs; what lies further back goes, but for entries that share their row with one that stays: some
-/// more than asked for, never fewer.
+/// What is kept of the logs; older entries are trimmed. An entry that shares a row with one to be kept stays, so
+/// somewhat more is kept than asked for, never less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Entries from before this are trimmed, Unix milliseconds.
+    /// Entries older than this are trimmed, Unix milliseconds.
     pub older_than_ms: i64,
-    /// So many of the newest entries of each user's log are kept, if they are not too old.
+    /// Number of the newest entries of each user's log to keep, as far as they are not too old.
     pub entries_max_per_user: u64,
 }
 
-/// What a pass of the retention has deleted.
+/// What a retention pass has deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {
-    /// Entries of logs.
+    /// Number of log entries.
     pub entries: u64,
-    /// Messages that no log referred to any more.
+    /// Number of messages that no log referred to any more.
     pub messages: u64,
 }
 
-/// Where a device stands.
+/// A device's cursor, with the bounds of its user's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceState {
-    /// Everything up to and with this is safe on the device; zero: nothing, as for a new one.
+    /// All entries up to and including this one are safe on the device; zero: none, as for a new device.
     pub cursor: Sequence,
-    /// Of the user's log.
+    /// The bounds of the user's log.
     pub log: LogBounds,
 }
 
-/// Which page of a chat (profile 8).
+/// Selects a page of a chat (protocol.md §10).
 #[derive(Clone, Debug)]
 pub struct HistoryQuery {
-    /// Who asks.
+    /// The user who asks.
     pub reader: Eid,
     /// The other party.
     pub peer: Eid,
     /// Only messages with a lower version; `None`: no bound.
     pub before: Option<Version>,
-    /// Only messages with a higher version; given alone, the page is the oldest of them, else the newest.
+    /// Only messages with a higher version; `None`: no bound. If only `after` is given, the page holds the oldest of
+    /// them, otherwise the newest.
     pub after: Option<Version>,
-    /// How many at most.
+    /// Maximum number of messages.
     pub limit: usize,
-    /// Bytes of content beyond which no more messages are read: the page holds at least two then, and more than so much.
+    /// No more messages are read once the page holds at least two and more than this many bytes of content.
     pub bytes_max: usize,
 }
 
-/// A message with its current state, as its reader sees it.
+/// A message with its current acknowledgment, as its reader sees it.
 #[derive(Clone, Debug)]
 pub struct HistoryMessage {
     /// The message.
     pub message: std::sync::Arc<Message>,
-    /// Where its acknowledgment stands; `None`: not acknowledged yet.
+    /// The acknowledgment and its time (Unix milliseconds); `None`: not acknowledged yet.
     pub acknowledged: Option<(AckStatus, i64)>,
 }
 
-/// An entry of a user's list.
+/// An entry of a user's contact list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contact {
-    /// Who.
+    /// The listed user.
     pub subscriber: Eid,
-    /// May see the owner; `false` for a user that is only blocked.
+    /// Whether the user may see the owner's presence; `false` for a user that is only blocked.
     pub subscribed: bool,
-    /// The owner's name for it.
+    /// The owner's nickname for the user.
     pub nickname: String,
-    /// The owner's group for it.
+    /// The group in which the owner lists the user.
     pub group: String,
-    /// Echoed or assigned.
+    /// The `subscriber_resource_id` that the owner gave or the server assigned.
     pub resource_id: String,
-    /// Whether it sees the owner's location.
+    /// Whether the user sees the owner's location.
     pub share_location: bool,
-    /// Whether the owner has blocked it.
+    /// Whether the owner has blocked the user.
     pub blocked: bool,
-    /// Unix milliseconds.
+    /// When the subscriber was added, Unix milliseconds; zero if only blocked.
     pub added_at: i64,
 }
 
-/// What a subscriber may see of an owner who admitted it.
+/// What a subscriber may see of an owner who has it in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// The location too.
+    /// Whether the location is visible, too.
     pub share_location: bool,
 }
 
-/// How one user stands to another.
+/// The relation of another user to an owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Relation {
-    /// What the other may see of the owner; `None`: nothing.
+    /// What the other user may see of the owner; `None`: nothing.
     pub access: Option<Access>,
-    /// One of them has blocked the other.
+    /// Whether either has blocked the other.
     pub blocked: bool,
 }
 
-/// A change that others have to act on at once.
+/// A change that sessions must act on at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// What `subscriber` may see of `owner` is now this.
+    /// The new access of `subscriber` to `owner`.
     Access {
-        /// Who is seen.
+        /// The user who is seen.
         owner: Eid,
-        /// Who sees.
+        /// The user who sees.
         subscriber: Eid,
-        /// `None`: nothing any more.
+        /// `None`: `subscriber` no longer sees anything.
         access: Option<Access>,
     },
     /// Tokens are refused from now on.
@@ -321,14 +324,14 @@ pub enum Change {
 pub enum RevocationTarget {
     /// One token of a user, by its fingerprint.
     Token(Eid, [u8; 32]),
-    /// Every token of one device issued up to a second.
+    /// Every token used on one device that was issued up to a given second.
     Device(Eid, DeviceId),
-    /// Every token of a user issued up to a second.
+    /// Every token of a user that was issued up to a given second.
     User(Eid),
 }
 
 impl RevocationTarget {
-    /// Whose tokens it refuses.
+    /// The user whose tokens it refuses.
     pub fn user(&self) -> &Eid {
         let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
             self;
@@ -339,10 +342,10 @@ impl RevocationTarget {
 /// A recorded revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// What it refuses.
+    /// The refused token, device or user.
     pub target: RevocationTarget,
-    /// Tokens issued at or before this second (Unix) are refused; not used for a single token.
+    /// Tokens issued at or before this time (Unix seconds) are refused; not used for a single token.
     pub issued_until: i64,
-    /// When nothing is left that it could refuse, Unix milliseconds.
+    /// When all tokens that it could refuse have expired, Unix milliseconds.
     pub expires_at: i64,
 }

@@ -1,4 +1,4 @@
-//! The thread that writes: takes what waits, commits it as one, tells the observer, then answers.
+//! The writer thread: takes queued operations, commits them as one, notifies the observer, then answers the callers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,7 +44,7 @@ impl Writer {
         }
     }
 
-    /// One commit, of `first` and what waits behind it.
+    /// Makes one commit of `first` and the operations queued behind it.
     fn turn(&mut self, first: Job) {
         let mut waiting = Vec::new();
         let mut next = Some(first);
@@ -82,11 +82,11 @@ impl Writer {
     }
 }
 
-/// Messages that a commit has accepted, and not known before.
+/// Number of messages that a commit newly accepted; repeats do not count.
 fn messages(committed: &Committed) -> usize {
     let accepted = |outcome: &&Outcome| matches!(outcome, Ok(Reply::Accepted(accepted)) if accepted.outcome != AcceptOutcome::Known);
     committed.outcomes.iter().filter(accepted).count()
 }
 
-/// Nothing: for those who do not measure.
+/// Does nothing: for callers that do not measure commits.
 pub(crate) fn unobserved(_commit: Commit) {}

@@ -1,4 +1,4 @@
-//! The boards: each user's presence, and the watches that stand with it.
+//! The boards: each user's presence, and the watches registered with it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -22,34 +22,35 @@ use super::watch::{Told, Watch, WatchPlace};
 
 const SHARDS: usize = 64;
 
-/// All users' presence.
+/// The presence of all users.
 pub struct Presence {
     timing: Timing,
     clock: Clock,
-    /// Boxed, as a table keeps more places than it has entries.
+    /// Boxed, because a hash table allocates more slots than it has entries.
     pub(super) shards: Vec<Mutex<HashMap<Eid, Box<Board>>>>,
     hasher: RandomState,
     watches: AtomicU64,
     tally: Arc<Tally>,
-    /// Boards that have something to do at a time; each board at most once.
+    /// When boards next have something to do; each board is in it at most once.
     agenda: Mutex<BTreeSet<(Instant, Eid)>>,
     agenda_changed: Notify,
-    /// Users with neither device nor watch, whose choice and last time are remembered: the least recent go first.
+    /// Users with neither device nor watch, whose choice and last time are remembered; the least recent are evicted
+    /// first.
     remembered: Mutex<LruCache<Eid, ()>>,
 }
 
 #[derive(Default)]
 pub(super) struct Board {
     user: UserPresence,
-    /// What is shown, as of the last change.
+    /// The shown state, as of the last change.
     latest: Option<Shown>,
-    /// That changed since the last fan-out. Not whether it differs from what was fanned out then: who looked in between
-    /// saw something else.
+    /// Whether the shown state changed since the last fan-out, even if it has changed back since: a watch that looked
+    /// in between saw another state.
     changed: bool,
     fanned_out: Option<Instant>,
-    /// Where the board stands on the agenda.
+    /// The time of the board's entry in the agenda.
     scheduled: Option<Instant>,
-    /// Who sees this user, by watch.
+    /// The watches that see this user, by watch id.
     pub(super) watchers: HashMap<u64, (Arc<Watch>, Access)>,
     /// This user's own watches.
     pub(super) watches: Vec<Arc<Watch>>,
@@ -65,7 +66,7 @@ impl Board {
         self.user.shown(now).status != AwarenessStatus::Offline
     }
 
-    /// Sees whether what is shown has changed.
+    /// Updates the shown state, and records whether it has changed.
     fn look(&mut self, now: Now) {
         let shown = self.user.shown(now);
         self.changed |= shown.differs(&self.latest.unwrap_or(Shown::GONE));
@@ -80,7 +81,7 @@ impl Board {
 }
 
 impl Presence {
-    /// Nobody is there.
+    /// Presence without any user.
     pub fn new(timing: Timing, clock: Clock) -> Presence {
         Presence {
             timing,
@@ -91,7 +92,7 @@ impl Presence {
             tally: Arc::default(),
             agenda: Mutex::default(),
             agenda_changed: Notify::new(),
-            // Bounded below; its own bound would be allocated at once.
+            // Bounded in `remember`; a cache with a bound would allocate it at once.
             remembered: Mutex::new(LruCache::unbounded()),
         }
     }
@@ -101,17 +102,17 @@ impl Presence {
         self.change(user, |board, now| board.user.connected(device, join, now));
     }
 
-    /// That connection is lost.
+    /// The device's connection `join` is lost.
     pub fn lost(&self, user: &Eid, join: u64) {
         self.change(user, |board, now| board.user.lost(join, self.timing.offline_grace, now));
     }
 
-    /// The device has left on purpose with that connection (profile 5: at once).
+    /// The device has left on purpose with this connection; presence shows it at once (protocol.md §12).
     pub fn left(&self, user: &Eid, device: &DeviceId, join: u64, signed_out: bool) {
         self.change(user, |board, now| board.user.left(device, join, signed_out, now));
     }
 
-    /// The device is its user's no more, connected or not: its silence does not hide the user any longer.
+    /// The device is revoked, connected or not: its DO_NOT_BROADCAST no longer hides the user.
     pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
         self.change(user, |board, now| {
             let there = board.user.is_there().then_some(now);
@@ -119,7 +120,7 @@ impl Presence {
         });
     }
 
-    /// A device has said how its user is; the user's other devices are told.
+    /// A device has stated its user's presence; the user's other devices are notified.
     pub fn update(&self, user: &Eid, device: &DeviceId, update: &Update) {
         let others = self.change(user, |board, now| {
             let before = board.user.shown_to_self(now);
@@ -133,13 +134,13 @@ impl Presence {
         others.iter().for_each(|watch| watch.mark(user));
     }
 
-    /// Tells one user something about another that nobody else learns. Not stored.
+    /// Sends one user a notice about another user that nobody else gets. Nothing is stored.
     pub fn direct(&self, to: &Eid, told: &Told) {
         let watches = self.shard(to).get(to).map(|board| board.watches.clone()).unwrap_or_default();
         watches.iter().for_each(|watch| watch.direct(told.clone()));
     }
 
-    /// A presence lane is open. Nothing is told until [`WatchPlace::install`].
+    /// Adds a watch for an open presence lane. It is notified of nothing until [`WatchPlace::install`].
     pub fn watch(self: &Arc<Self>, user: &Eid, device: &DeviceId, signal: Arc<Signal>) -> WatchPlace {
         let id = self.watches.fetch_add(1, Ordering::Relaxed);
         let watch =
@@ -148,7 +149,7 @@ impl Presence {
         WatchPlace { presence: self.clone(), watch }
     }
 
-    /// What `subscriber` may see of `owner` has changed.
+    /// Changes what `subscriber` may see of `owner`.
     pub fn access_changed(&self, owner: &Eid, subscriber: &Eid, access: Option<Access>) {
         let watches = self.shard(subscriber).get(subscriber).map(|board| board.watches.clone()).unwrap_or_default();
         for watch in watches {
@@ -165,8 +166,8 @@ impl Presence {
         }
     }
 
-    /// Puts a watch beside an owner, as the watch's own list says now: the owner may have withdrawn, or the lane closed,
-    /// since the caller looked. It is told if there is anything to see.
+    /// Registers a watch with an owner, if the watch's own list still has that owner: the owner may have withdrawn, or
+    /// the lane closed, since the caller looked. Marks the watch if there is anything to see.
     pub(super) fn stand(&self, owner: &Eid, watch: &Arc<Watch>) {
         let visible = self.change(owner, |board, now| {
             let Some(access) = watch.access(owner) else { return false };
@@ -178,7 +179,7 @@ impl Presence {
         }
     }
 
-    /// Takes a watch off all boards.
+    /// Removes a watch from all boards.
     pub(super) fn leave(&self, watch: &Arc<Watch>, owners: impl Iterator<Item = Eid>) {
         for owner in owners {
             self.change(&owner, |board, _| board.watchers.remove(&watch.id));
@@ -186,7 +187,7 @@ impl Presence {
         self.change(&watch.user, |board, _| board.watches.retain(|other| other.id != watch.id));
     }
 
-    /// What a watch's user sees of somebody. The cost is the same whether they exist or not.
+    /// What a watch's user sees of `owner`. The cost is the same whether the owner exists or not.
     pub(super) fn see(&self, owner: &Eid, watch: &Watch, now: Now) -> Option<Shown> {
         let shard = self.shard(owner);
         let board = shard.get(owner)?;
@@ -198,23 +199,23 @@ impl Presence {
         Some(Shown { location: shown.location.filter(|_| access.share_location), ..shown })
     }
 
-    /// Notifications that came to nothing.
+    /// Counters of notifications that were not sent.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Users that are not there and are remembered.
+    /// Number of users that are not connected but remembered.
     pub fn remembered(&self) -> usize {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// When [`Presence::run_due`] has something to do next.
+    /// When [`Presence::run_due`] next has something to do.
     pub fn due(&self) -> Option<Instant> {
         self.agenda().first().map(|(at, _)| *at)
     }
 
-    /// Does what is due: ends graces, and marks the watches of users whose state has changed, each user at most once in
-    /// an interval. The marks come in chunks, so that a famous user's do not hold up everybody else's.
+    /// Does what is due: ends graces, and returns the watches of each user whose state has changed, a user at most once
+    /// in an interval. The caller marks them in chunks, so that a user with many watches does not delay all others.
     pub fn run_due(&self) -> impl Iterator<Item = (Eid, Vec<Arc<Watch>>)> + '_ {
         std::iter::from_fn(move || {
             loop {
@@ -230,7 +231,7 @@ impl Presence {
                         return Vec::new();
                     }
                     if board.fanned_out.is_some_and(|last| last + self.timing.interval > now.at) {
-                        return Vec::new(); // Scheduled anew below.
+                        return Vec::new(); // Scheduled again in `change`.
                     }
                     (board.changed, board.fanned_out) = (false, Some(now.at));
                     board.watchers.values().map(|(watch, _)| watch.clone()).collect()
@@ -242,7 +243,7 @@ impl Presence {
         })
     }
 
-    /// Runs what is due, for as long as the server does.
+    /// Runs what is due, for as long as the server runs.
     pub async fn run(self: Arc<Self>) {
         loop {
             let work: Vec<_> = self.run_due().collect();
@@ -263,7 +264,7 @@ impl Presence {
         }
     }
 
-    /// Changes a board, and puts it on the agenda as its new state asks for.
+    /// Changes a board, and puts it on the agenda as its new state requires.
     fn change<T>(&self, user: &Eid, change: impl FnOnce(&mut Board, Now) -> T) -> T {
         let now = (self.clock)();
         let (result, was_idle, idle) = {
@@ -306,7 +307,7 @@ impl Presence {
         }
     }
 
-    /// Keeps an idle user's board for a while; the longest forgotten makes room.
+    /// Keeps an idle user's board for a while; the one that was idle the longest is evicted.
     fn remember(&self, user: &Eid) {
         let evicted = {
             let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -331,7 +332,7 @@ impl Presence {
     }
 }
 
-/// Taking what is due from the front.
+/// Removes due entries from the front.
 trait Agenda {
     fn pop_first_if_due(&mut self, now: Instant) -> Option<(Instant, Eid)>;
 }

@@ -1,8 +1,10 @@
-//! Presence: who sees what of whom, and who has to be told (4.1, profile 5). In memory only; no disk on its path.
+//! Presence: who sees the state of whom, and who has to be notified (BIMip-Foundation 4.1; protocol.md §12). In memory
+//! only, without the disk.
 //!
-//! A watch is one session's presence lane. It stands with every owner whom its user may see, so that a change costs one
-//! mark for each watch that is connected, and no look-up of lists. What is queued for a watch is only *whose* state it
-//! has to look at, once for each owner: a slow lane, or an owner who flaps, leaves nothing behind but the newest state.
+//! A watch is one session's presence lane. It is registered with every owner whom its user may see, so that a change
+//! costs one mark for each connected watch, and no lookup of lists. A watch queues only *whose* state it has to look
+//! at, each owner once. A slow lane, or an owner whose state flaps, therefore accumulates nothing: only the newest
+//! state is sent.
 
 mod board;
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Seeded stories of presence under a virtual clock: what every watch was told last is what the owner really shows.
+//! Seeded stories of presence under a virtual clock, which check that every watch was last told what the owner really
+//! shows.
 //!
-//! Devices flap, users choose, lists change, lanes come and go; commits, their announcements, fan-outs and slow lanes
-//! interleave as they may in the running server. An oracle that replays each owner's history says what is right.
+//! Devices flap, users choose a status, lists change, lanes open and close. Commits, their announcements, fan-outs and
+//! slow lanes interleave as in the running server. An oracle replays each owner's history to compute the right state.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +40,7 @@ fn in_the_end_every_watch_was_told_what_the_owner_shows() {
         world.check_end();
         told += world.told;
     }
-    // Else the stories are about nothing.
+    // Otherwise the stories would test nothing.
     assert!(told > SEEDS * 10, "{told}");
 }
 
@@ -50,7 +51,8 @@ fn who_withdraws_or_closes_while_a_list_is_taken_over_stands_nowhere() {
     world.presence.connected(&alice, &device(0), 1);
     let lane = world.presence.watch(&bob, &device(0), Arc::default());
     lane.install(Vec::new());
-    // Between what the store's writer says and what the session's thread does with the list that it read before.
+    // The list changes between the announcement by the store's writer and the moment when the session's thread uses the
+    // list that it has read before.
     world.presence.access_changed(&alice, &bob, access);
     world.presence.access_changed(&alice, &bob, None);
     world.presence.stand(&alice, &lane.watch);
@@ -75,7 +77,7 @@ impl Dice {
     }
 }
 
-/// What happened to an owner, for the oracle.
+/// An event of an owner's history, for the oracle.
 enum Event {
     Connected(usize, u64),
     Lost(u64),
@@ -83,11 +85,11 @@ enum Event {
     Said(usize, Update),
 }
 
-/// A presence lane, with what its device knows.
+/// A presence lane, with what its device was told.
 struct Lane {
     user: usize,
     place: WatchPlace,
-    /// What the store said, until the session has it.
+    /// The list that the store returned, until the session takes it over.
     loading: Option<Vec<(Eid, Access)>>,
     told: HashMap<Eid, (Shown, u64)>,
 }
@@ -96,20 +98,20 @@ struct World {
     seed: u64,
     dice: Dice,
     start: Now,
-    /// Milliseconds since the start; the presence's clock reads it.
+    /// Milliseconds since the start; the clock of presence reads it.
     time: Arc<AtomicU64>,
     presence: Arc<Presence>,
     histories: Vec<Vec<(u64, Event)>>,
     joins: u64,
     /// Connections that are signing in.
     joined: Vec<(usize, usize, u64)>,
-    /// Connections that the server has not seen the end of.
+    /// Connections whose end the server has not seen.
     connections: Vec<(usize, usize, u64)>,
-    /// As committed, and as announced: owner, subscriber.
+    /// Access as committed, and as announced, by owner and subscriber.
     committed: BTreeMap<(usize, usize), Access>,
     announced: BTreeMap<(usize, usize), Access>,
     announcements: VecDeque<(usize, usize, Option<Access>)>,
-    /// A fan-out that has not come to these yet.
+    /// Watches that a fan-out has not marked yet.
     marks: VecDeque<(Eid, Arc<Watch>)>,
     lanes: Vec<Lane>,
     told: u64,
@@ -158,7 +160,7 @@ impl World {
         at(self.start, self.ms())
     }
 
-    /// Most have admitted each other, and have a lane.
+    /// Most users may see each other, and have a lane.
     fn begin(&mut self) {
         (0..2 * USERS * USERS).for_each(|_| self.commit());
         for _ in 0..USERS {
@@ -191,7 +193,7 @@ impl World {
         self.joined.push((self.dice.roll(USERS), self.dice.roll(DEVICES), self.joins));
     }
 
-    /// Not always in the order in which they joined.
+    /// Completes a sign-in, not always in the order in which the connections joined.
     fn appear(&mut self) {
         let index = self.dice.roll(self.joined.len().max(1));
         if index < self.joined.len() {
@@ -207,7 +209,7 @@ impl World {
         self.histories[owner].push((ms, event));
     }
 
-    /// Often of a connection that a newer one has replaced.
+    /// Loses a connection, often one that a newer one has replaced.
     fn lose(&mut self) {
         if let Some((owner, _, join)) = self.some_connection() {
             self.presence.lost(&user(owner), join);
@@ -241,7 +243,7 @@ impl World {
         self.happened(owner, Event::Said(phone, update));
     }
 
-    /// The store's writer has committed a change of a list, and is about to say so.
+    /// The store's writer has committed a change of a list, and is about to announce it.
     fn commit(&mut self) {
         let (owner, other) = (self.dice.roll(USERS), self.dice.roll(USERS));
         let access = (self.dice.roll(3) > 0).then(|| Access { share_location: self.dice.roll(2) == 0 });
@@ -260,7 +262,7 @@ impl World {
             set(&mut self.announced, (owner, other), access);
             self.presence.access_changed(&user(owner), &user(other), access);
             if access.is_none() {
-                // When somebody was last there is forgotten with them.
+                // The lane forgets the `last_seen` of an owner who withdraws.
                 let lanes = self.lanes.iter_mut().filter(|lane| lane.user == other);
                 lanes.for_each(|lane| lane.told.retain(|told, (shown, _)| *told != user(owner) || !gone(shown)));
             }
@@ -331,13 +333,14 @@ impl World {
             let before = lane.told.get(&told.owner).copied();
             let known = before.is_some_and(|(shown, _)| shown.status != AwarenessStatus::Offline);
             if told.shown == Shown::GONE {
-                // Who withdraws seems to leave at once; nothing is said about who seemed not to be there.
+                // An owner who withdraws appears to leave at once. If the owner did not appear to be there, nothing is
+                // sent.
                 assert!(known, "seed {seed}: {told:?} of nobody");
                 lane.told.insert(told.owner, (told.shown, before.map_or(0, |(_, at)| at)));
                 continue;
             }
             let owner = (0..USERS).find(|index| user(*index) == told.owner).unwrap();
-            // Announced, or committed since then.
+            // The access that was announced, and those committed since then.
             let pair = (owner, lane.user);
             let pending = self.announcements.iter().filter(|(a, b, _)| (*a, *b) == pair).map(|(_, _, access)| *access);
             let allowed: Vec<_> = pending.chain([self.announced.get(&pair).copied()]).flatten().collect();
@@ -363,7 +366,7 @@ impl World {
         self.pass(ms as u64);
     }
 
-    /// Time passes; what becomes due is done at once, as the running server does it.
+    /// Time passes. What becomes due is done at once, as in the running server.
     fn pass(&mut self, ms: u64) {
         let end = self.ms() + ms;
         while let Some(due) = self.presence.due() {
@@ -377,8 +380,8 @@ impl World {
         self.time.store(end, Ordering::Relaxed);
     }
 
-    /// Nothing new happens, and everything that was under way comes to its end. Places are still held, or not, as the
-    /// dice say.
+    /// Nothing new happens, and everything under way completes. Whether locations are still kept at the end depends on
+    /// the dice.
     fn settle(&mut self) {
         while !self.announcements.is_empty() {
             self.announce();
@@ -427,7 +430,7 @@ impl World {
         self.check_closed();
     }
 
-    /// Nothing is left of the lanes that there were.
+    /// Checks that nothing is left of closed lanes.
     fn check_closed(&self) {
         for shard in &self.presence.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -448,7 +451,7 @@ fn set(list: &mut BTreeMap<(usize, usize), Access>, pair: (usize, usize), access
     }
 }
 
-/// Profile 5, read word by word over everything that happened.
+/// The rules of protocol.md §12, applied literally to the whole history.
 fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
     use AwarenessStatus::{Idle, Invisible, Offline, Online};
     let (grace, kept) = (TIMING.offline_grace.as_millis() as u64, TIMING.location_kept.as_millis() as u64);

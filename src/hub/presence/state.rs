@@ -1,4 +1,4 @@
-//! One user's presence over all devices, as rules without effects (4.1, profile 5).
+//! One user's presence over all devices, as rules without side effects (BIMip-Foundation 4.1; protocol.md §12).
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::limits::DEVICES_PER_USER_MAX;
 use crate::wire::{AwarenessStatus, DeviceId};
 
-/// Degrees.
+/// A position in degrees.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Location {
     /// Within ±90.
@@ -15,72 +15,73 @@ pub struct Location {
     pub longitude: f64,
 }
 
-/// What a device says about itself or its user.
+/// A device's statement about itself or its user.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     /// Anything but UNKNOWN.
     pub status: AwarenessStatus,
-    /// DO_NOT_BROADCAST.
+    /// Whether DO_NOT_BROADCAST is set.
     pub silent: bool,
-    /// `None`: not given; an earlier one stays until it expires.
+    /// `None`: not given; an earlier location stays until it expires.
     pub location: Option<Location>,
 }
 
-/// What somebody sees of a user.
+/// The state of a user as somebody sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shown {
     /// Never UNKNOWN, and INVISIBLE only to the user's own devices.
     pub status: AwarenessStatus,
     /// Unix milliseconds; zero: not known.
     pub last_seen: i64,
-    /// For those whose entry shares it.
+    /// Shown only to subscribers whose list entry shares it.
     pub location: Option<Location>,
-    /// DO_NOT_BROADCAST holds; only the user's own devices are told.
+    /// Whether DO_NOT_BROADCAST holds; only the user's own devices are told.
     pub silent: bool,
 }
 
 impl Shown {
-    /// What is seen of somebody of whom nothing is known, or who has just withdrawn.
+    /// The state of a user of whom nothing is known, or who has just withdrawn access.
     pub(super) const GONE: Shown =
         Shown { status: AwarenessStatus::Offline, last_seen: 0, location: None, silent: false };
 
-    /// Whether a change from `before` is worth telling: times alone are not, while somebody is there.
+    /// Whether the change from `before` is worth a notification. While the user is there, a change of `last_seen` alone
+    /// is not.
     pub(super) fn differs(&self, before: &Shown) -> bool {
         let gone = self.status == AwarenessStatus::Offline;
         self.status != before.status || self.location != before.location || gone && self.last_seen != before.last_seen
     }
 }
 
-/// A user's presence. Bounded: at most [`DEVICES_PER_USER_MAX`] devices of each kind.
+/// A user's presence. Bounded: it has at most [`DEVICES_PER_USER_MAX`] connected and as many silent devices.
 #[derive(Debug, Default)]
 pub(super) struct UserPresence {
     devices: Vec<Device>,
-    /// AWAY, BUSY, DO_NOT_DISTURB or INVISIBLE: holds on all devices until one of them sends ONLINE.
+    /// AWAY, BUSY, DO_NOT_DISTURB or INVISIBLE: holds for all devices until one of them sends ONLINE.
     choice: Option<AwarenessStatus>,
     /// Devices that said DO_NOT_BROADCAST, connected or not, until they say BROADCAST.
     silent: Vec<DeviceId>,
-    /// With the moment from which on it is no longer held.
+    /// The location, and the time at which it expires.
     location: Option<(Location, Instant)>,
-    /// When a device was last there.
+    /// When a device was last there, Unix milliseconds.
     seen: i64,
-    /// What others see as `last_seen` while the user hides.
+    /// The `last_seen` that others see while the user hides, Unix milliseconds.
     frozen: Option<i64>,
 }
 
 #[derive(Debug)]
 struct Device {
     id: DeviceId,
-    /// Which of its connections counts.
+    /// The number of the connection that counts.
     join: u64,
-    /// ONLINE, IDLE, or OFFLINE if it says so itself.
+    /// ONLINE, IDLE, or OFFLINE if the device says so itself.
     status: AwarenessStatus,
-    /// Its connection is lost; it still counts until then.
+    /// Set if its connection is lost; the device counts until then.
     lost_until: Option<Instant>,
 }
 
 impl UserPresence {
     /// A device has signed in. What it said before a short loss still holds. A connection that was replaced while it
-    /// signed in comes too late.
+    /// signed in is ignored.
     pub(super) fn connected(&mut self, id: &DeviceId, join: u64, now: Now) {
         if self.devices.iter().any(|device| device.id == *id && device.join > join) {
             return;
@@ -89,14 +90,15 @@ impl UserPresence {
         match self.devices.iter_mut().find(|device| device.id == *id) {
             Some(device) => (device.join, device.lost_until) = (join, None),
             None => {
-                // Most users have one.
+                // Most users have one device.
                 self.devices.reserve_exact(1);
                 self.devices.push(Device { id: id.clone(), join, status: AwarenessStatus::Online, lost_until: None })
             }
         }
     }
 
-    /// A device's connection is lost, unless a newer one has taken its place; the device counts for `grace` yet.
+    /// A device's connection is lost; the device counts for `grace` more. Ignored if a newer connection has replaced
+    /// it.
     pub(super) fn lost(&mut self, join: u64, grace: Duration, now: Now) {
         if let Some(device) = self.devices.iter_mut().find(|device| device.join == join) {
             device.lost_until = Some(now.at + grace);
@@ -104,7 +106,8 @@ impl UserPresence {
         }
     }
 
-    /// A device has left on purpose, unless a newer connection has taken its place: no grace. Signing out also takes back its DO_NOT_BROADCAST.
+    /// A device has left on purpose: there is no grace. The device stays if a newer connection has replaced this one.
+    /// Signing out also ends the device's DO_NOT_BROADCAST.
     pub(super) fn left(&mut self, id: &DeviceId, join: u64, signed_out: bool, now: Now) {
         self.devices.retain(|device| device.join != join);
         self.seen = now.unix_ms;
@@ -114,7 +117,7 @@ impl UserPresence {
         }
     }
 
-    /// A device has said something; where it is, if it said so, is held for `kept`.
+    /// A device has said something. Its location, if given, is kept for `kept`.
     pub(super) fn update(&mut self, id: &DeviceId, update: &Update, kept: Duration, now: Now) {
         self.seen = now.unix_ms;
         let was_hidden = self.hidden();
@@ -140,13 +143,13 @@ impl UserPresence {
             self.location = Some((location, now.at + kept));
         }
         if self.hidden() {
-            // Where a hiding user was is nobody's business later either.
+            // The location of a hiding user must not appear later either.
             self.location = None;
         }
         self.frozen = self.hidden().then(|| if was_hidden { self.frozen.unwrap_or(now.unix_ms) } else { now.unix_ms });
     }
 
-    /// Lets go of devices whose grace is over.
+    /// Removes devices whose grace is over, and the location when it expires or no device is left.
     pub(super) fn expire(&mut self, now: Now) {
         self.devices.retain(|device| device.lost_until.is_none_or(|until| until > now.at));
         if self.devices.is_empty() || self.location.is_some_and(|(_, until)| until <= now.at) {
@@ -154,7 +157,7 @@ impl UserPresence {
         }
     }
 
-    /// When [`UserPresence::expire`] has something to do next.
+    /// When [`UserPresence::expire`] next has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         let lost = self.devices.iter().filter_map(|device| device.lost_until);
         lost.chain(self.location.map(|(_, until)| until)).min()
@@ -165,7 +168,7 @@ impl UserPresence {
         !self.devices.is_empty()
     }
 
-    /// What those who may see are shown.
+    /// The state shown to those who may see it.
     pub(super) fn shown(&self, now: Now) -> Shown {
         if self.hidden() {
             return Shown { last_seen: self.frozen.unwrap_or(self.seen), ..Shown::GONE };
@@ -176,7 +179,7 @@ impl UserPresence {
         }
     }
 
-    /// What the user's own devices are shown: the truth.
+    /// The state shown to the user's own devices: the truth.
     pub(super) fn shown_to_self(&self, now: Now) -> Shown {
         let status = self.status();
         let last_seen = if status == AwarenessStatus::Offline { self.seen } else { now.unix_ms };
@@ -203,8 +206,8 @@ impl UserPresence {
         self.choice == Some(AwarenessStatus::Invisible) || !self.silent.is_empty()
     }
 
-    /// The device's DO_NOT_BROADCAST is taken back: nobody could do so on it any more. `at`: the user is there, or has just
-    /// been.
+    /// Ends the device's DO_NOT_BROADCAST, because nobody can end it on that device any more. `at` is given if the user
+    /// is there, or has just been.
     pub(super) fn speak(&mut self, id: &DeviceId, at: Option<Now>) {
         self.silent.retain(|device| device != id);
         if !self.hidden()
@@ -231,7 +234,7 @@ mod tests {
         Update { status, silent: false, location: None }
     }
 
-    /// Seconds after a fixed start.
+    /// The time `seconds` after a fixed start.
     fn at(start: Now, seconds: u64) -> Now {
         Now { at: start.at + Duration::from_secs(seconds), unix_ms: start.unix_ms + 1000 * seconds as i64 }
     }

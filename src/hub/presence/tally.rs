@@ -1,4 +1,4 @@
-//! What became of notifications that were not sent as such.
+//! Counters of presence notifications that were not sent on their own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +10,12 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Changes that one still to be told took in, or that had been undone before they were told.
+    /// Number of changes that were merged into a pending notification, or undone before they were sent.
     pub fn coalesced(&self) -> u64 {
         self.coalesced.load(Ordering::Relaxed)
     }
 
-    /// Notices to one user alone for which there was no room.
+    /// Number of directed notices that were dropped for lack of room.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -1,17 +1,17 @@
-//! How long presence waits for what; the operator's choice (profile 5).
+//! The waiting times of presence, which the operator may configure (protocol.md §12).
 
 use std::time::Duration;
 
 use crate::limits;
 
-/// The times that presence keeps.
+/// The waiting times of presence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// A lost connection still counts for so long.
+    /// How long a lost connection still counts.
     pub offline_grace: Duration,
-    /// A contact's changes reach a device at most once in it.
+    /// Interval in which a device is notified of a contact's changes at most once.
     pub interval: Duration,
-    /// A location is held no longer.
+    /// How long a location is kept at most.
     pub location_kept: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! A watch: one session's presence lane, and whom it still has to be told about.
+//! A watch: one session's presence lane, and the owners it still has to be notified of.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,12 @@ use super::board::Presence;
 use super::state::Shown;
 use super::tally::Tally;
 
-/// One thing to tell a watch.
+/// A notification for a watch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
-    /// About whom.
+    /// The user it is about.
     pub owner: Eid,
-    /// What is seen of them.
+    /// The state shown.
     pub shown: Shown,
 }
 
@@ -29,54 +29,56 @@ pub struct Watch {
     pub(super) id: u64,
     pub(super) user: Eid,
     pub(super) device: DeviceId,
-    /// It is told about an owner at most once in it.
+    /// Interval in which the watch is notified of an owner at most once.
     interval: Duration,
     signal: Arc<Signal>,
     tally: Arc<Tally>,
-    /// Something may be waiting; saves the lock where nothing is.
+    /// Whether something may be waiting; saves taking the lock where nothing is.
     marked: AtomicBool,
     queue: Mutex<Queue>,
 }
 
-/// Bounded: each owner stands at most once in it, and directed notices have a bound of their own.
+/// Bounded: each owner is in it at most once, and directed notices have a bound of their own.
 #[derive(Default)]
 struct Queue {
-    /// Whom this watch stands with. A board is only asked to take the watch in as this says, with the board held.
+    /// The owners that the watch sees. A board takes the watch in only if this map says so, and checks it with the
+    /// board locked.
     owners: HashMap<Eid, Standing>,
-    /// The lane is gone: nobody is added any more.
+    /// The lane is closed: no owner is added any more.
     closed: bool,
-    /// Until the list of owners has come from the store: what changed meanwhile, which is newer.
+    /// Set until the list of owners has come from the store: changes that arrived meanwhile, which are newer than the
+    /// list.
     loading: Option<HashMap<Eid, Option<Access>>>,
-    /// Whose state has to be looked at, and since when each waits.
+    /// Owners whose state has to be looked at, in order.
     ready: VecDeque<Eid>,
-    /// The same, for owners about whom this watch was told a moment ago.
+    /// Owners whose state has to be looked at later, as the watch was notified of them a moment ago; with the due time.
     postponed: BTreeSet<(Instant, Eid)>,
     waiting: HashSet<Eid>,
-    /// About whom it was told within the last interval, oldest first.
+    /// Owners that the watch was notified of within the last interval, oldest first.
     told: VecDeque<(Instant, Eid)>,
     told_at: HashMap<Eid, Instant>,
     directed: VecDeque<Told>,
     withdrawn: VecDeque<Eid>,
 }
 
-/// How a watch stands with an owner.
+/// A watch's relation to an owner.
 #[derive(Default)]
 struct Standing {
-    /// `None`: about to be taken off the owner's board.
+    /// `None`: the watch is about to be removed from the owner's board.
     access: Option<Access>,
-    /// What the lane was last told; `None`: nothing, which is as good as OFFLINE.
+    /// The state that the lane was told last; `None`: none yet, which is equivalent to OFFLINE.
     told: Option<Shown>,
-    /// The owner is being looked at, and may be told to be there.
+    /// The owner's state is being read, and the lane may be told that the owner is there.
     looking: bool,
 }
 
 impl Standing {
-    /// Whether the owner seems to be there, as far as can be known.
+    /// Whether the lane may believe that the owner is there.
     fn shows(&self) -> bool {
         self.looking || self.told.is_some_and(|told| told.status != AwarenessStatus::Offline)
     }
 
-    /// Whether it is worth telling.
+    /// Whether `shown` differs from what the lane was told.
     fn is_news(&self, shown: &Shown) -> bool {
         match &self.told {
             Some(told) => shown.differs(told),
@@ -98,7 +100,7 @@ impl Watch {
         Watch { id, user, device, interval, signal, tally, marked: AtomicBool::new(false), queue: Mutex::new(queue) }
     }
 
-    /// The owner's state has changed.
+    /// Queues an owner whose state has changed.
     pub fn mark(&self, owner: &Eid) {
         {
             let mut queue = self.queue();
@@ -116,8 +118,8 @@ impl Watch {
         self.wake();
     }
 
-    /// The watch is off the board of an owner whom the user may not see any more, and who therefore seems to leave, if
-    /// they seemed to be there.
+    /// The watch was removed from the board of an owner whom the user may not see any more. If the lane may believe
+    /// that the owner is there, it is told that the owner has left.
     pub(super) fn withdraw(&self, owner: &Eid) {
         {
             let mut queue = self.queue();
@@ -134,7 +136,7 @@ impl Watch {
         self.queue().owners.get(owner)?.access
     }
 
-    /// Somebody tells this user alone; the oldest such notice makes room.
+    /// Queues a notice for this user alone. If there are too many, the oldest is dropped.
     pub(super) fn direct(&self, told: Told) {
         {
             let mut queue = self.queue();
@@ -147,7 +149,8 @@ impl Watch {
         self.wake();
     }
 
-    /// While the list is loading, remembers a change for later and returns `false`.
+    /// Notes a change of access and returns `true`. While the list is loading, remembers the change for later and
+    /// returns `false`; it also returns `false` once the lane is closed.
     pub(super) fn note(&self, owner: &Eid, access: Option<Access>) -> bool {
         let mut queue = self.queue();
         if queue.closed {
@@ -173,13 +176,13 @@ impl Watch {
 }
 
 impl Queue {
-    /// The next owner to look at; what was postponed long enough is ready again.
+    /// The next owner to look at. Moves owners to `ready` whose postponement is over.
     fn next(&mut self, interval: Duration, now: Instant) -> Option<Eid> {
         while let Some((_, owner)) = self.told.pop_front_if(|(at, _)| *at + interval <= now) {
             self.told_at.remove(&owner);
         }
         if self.told.is_empty() {
-            // A burst's memory goes with it.
+            // Frees the memory that a burst has taken.
             (self.told, self.told_at) = (VecDeque::new(), HashMap::new());
         }
         while self.postponed.first().is_some_and(|(due, _)| *due <= now) {
@@ -198,14 +201,15 @@ impl Queue {
     }
 }
 
-/// A watch's place on the boards; dropping it takes it off them.
+/// A watch's place on the boards; dropping it removes the watch from them.
 pub struct WatchPlace {
     pub(super) presence: Arc<Presence>,
     pub(super) watch: Arc<Watch>,
 }
 
 impl WatchPlace {
-    /// The list of owners has come: the watch stands with each from now on, and is told about those who are there.
+    /// The list of owners has come from the store: registers the watch with each of them, and marks those who are
+    /// there.
     pub fn install(&self, owners: Vec<(Eid, Access)>) {
         let mut access: HashMap<Eid, Option<Access>> = owners.into_iter().map(|(owner, a)| (owner, Some(a))).collect();
         {
@@ -219,7 +223,7 @@ impl WatchPlace {
         access.keys().for_each(|owner| self.presence.stand(owner, &self.watch));
     }
 
-    /// The next thing to tell, if anything is due.
+    /// The next notification, if one is due.
     pub fn next(&self, now: Now) -> Option<Told> {
         loop {
             let owner = {
@@ -239,10 +243,11 @@ impl WatchPlace {
                 }
                 owner
             };
-            // Looked at only now: the newest state, and only if it still may be seen.
+            // Read only now, to get the newest state, and only if it may still be seen.
             let seen = self.presence.see(&owner, &self.watch, now);
             let mut queue = self.watch.queue();
-            // Not `looking` any more: the owner has withdrawn meanwhile, and seems to leave after this.
+            // If `looking` is no longer set, the owner has withdrawn meanwhile, and the lane is told after this that
+            // the owner has left.
             let mut standing = queue.owners.get_mut(&owner).filter(|standing| standing.looking);
             if let Some(standing) = &mut standing {
                 standing.looking = false;
@@ -265,12 +270,12 @@ impl WatchPlace {
         self.watch.marked.load(Ordering::Acquire)
     }
 
-    /// When something that was postponed is due.
+    /// When the first postponed owner is due.
     pub fn due(&self) -> Option<Instant> {
         self.watch.queue().postponed.first().map(|(due, _)| *due)
     }
 
-    /// What the watch's user sees of somebody; `None`: nothing, which does not tell whether they exist.
+    /// What the watch's user sees of `owner`; `None`: nothing, which does not reveal whether the owner exists.
     pub fn ask(&self, owner: &Eid, now: Now) -> Option<Shown> {
         self.presence.see(owner, &self.watch, now)
     }

@@ -1,4 +1,4 @@
-//! A backup gives back what was there, or nothing; and what does not fit together is found.
+//! A backup restores exactly what was there, or nothing; rows that do not fit together are found.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::wire::{AckStatus, ChatId, Sequence, Version};
 const TAKEN_AT_MS: i64 = 77;
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// Something in every space.
+/// A store with rows in every space.
 async fn lived_in(memory: &Memory) -> Embedded {
     let store = Embedded::open_memory(memory.clone(), Options::default(), Arc::new(Nobody)).unwrap();
     for number in 1..=5 {
         store.accept(text("alice", "bob", number), true).await.unwrap();
     }
-    // The older ones go, and leave the floors.
+    // The older entries are trimmed, which writes the floors.
     let now = 30 * DAY_MS;
     store.trim(Retention { older_than_ms: 3, entries_max_per_user: u64::MAX }, now).await.unwrap();
     store.open_device(&eid("bob"), &device("phone")).await.unwrap();

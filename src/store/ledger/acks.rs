@@ -1,4 +1,4 @@
-//! Acknowledgments of one message, and of all up to a version (profile 7).
+//! Acknowledgments of one message, and of all messages up to a version (protocol.md §7, Receipts).
 
 use super::books::{Books, Stored};
 use super::txn::Txn;
@@ -24,7 +24,7 @@ impl Books {
         Ok(acknowledged)
     }
 
-    /// The state, and where the message stands in the reader's log.
+    /// Acknowledges one message. Also returns the message's sequence in the reader's log.
     fn acknowledge_one(
         &mut self,
         txn: &mut Txn,
@@ -74,7 +74,7 @@ impl Books {
             Some(row) => Some(row),
             None => newest_for_reader(txn, chat, from_high, forward.covered)?,
         };
-        // The state that all of them have: the newest may be further than the others.
+        // The state that all of the messages have: the newest may be further than the others.
         let (status, at) = match &newest {
             Some((_, row)) if !forward.changed => {
                 let read = all_read(txn, &ack.reader, chat, from_high, forward.covered)?;
@@ -90,7 +90,7 @@ impl Books {
         Ok((acknowledged, Sequence::from(sequence)))
     }
 
-    /// Moves the rows up to `last`, all released, forward; begins where an earlier one has ended.
+    /// Moves the rows up to `last`, all of them released, forward. Starts where an earlier bulk acknowledgment ended.
     fn go_forward(
         &mut self,
         txn: &mut Txn,
@@ -109,7 +109,7 @@ impl Books {
             let page = limits::STORE_PAGE_ROWS.min(limits::ACKNOWLEDGED_ROWS_MAX - looked_at);
             let rows = txn.range(Space::Chats, &span, Order::Ascending, page)?;
             looked_at += rows.len();
-            // Fewer than a page: the rest has been trimmed.
+            // Fewer rows than a page: there are no more up to `last`. Versions without a row have been trimmed.
             if rows.len() < page {
                 forward.covered = last;
             }
@@ -132,23 +132,24 @@ impl Books {
             if ack.status == AckStatus::Read {
                 mark.read = forward.covered.get();
             }
-            // If it is lost, the next one looks at some rows again.
+            // If the mark is lost, the next bulk acknowledgment reads some rows again.
             txn.put_unsynced(&mark_key, &mark);
         }
         Ok(forward)
     }
 }
 
-/// What a bulk acknowledgment came to.
+/// The result of a bulk acknowledgment.
 struct Forward {
-    /// Up to here every message for the reader is at least in the state asked for.
+    /// Up to this version, every message for the reader is at least in the requested state.
     covered: Version,
     changed: bool,
-    /// The last row for the reader that it looked at.
+    /// The last row for the reader among those read.
     newest: Option<(Slice, ChatRecord)>,
 }
 
-/// Whether every message for the reader up to `last` is known to be read, at the cost of a look at some rows.
+/// Whether every message for the reader up to `last` is known to be read. Reads at most
+/// [`limits::ACKNOWLEDGED_LOOK_MAX`] rows to find out.
 fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Version) -> Result<bool, StoreError> {
     let mark = record::read::<MarkRecord>(txn, &key::mark(chat, reader))?.unwrap_or_default();
     let span = key::versions(chat, Version::from(mark.read), Some(last.next()));
@@ -162,7 +163,7 @@ fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Versio
     Ok(rows.len() < limits::ACKNOWLEDGED_LOOK_MAX)
 }
 
-/// The newest row for the reader up to `last`, if not too many of the other's lie behind it.
+/// The newest row for the reader up to `last`, if it is among the newest [`limits::ACKNOWLEDGED_LOOK_MAX`] rows.
 fn newest_for_reader(
     txn: &Txn,
     chat: ChatId,
@@ -170,7 +171,7 @@ fn newest_for_reader(
     last: Version,
 ) -> Result<Option<(Slice, ChatRecord)>, StoreError> {
     let span = key::versions(chat, Version::ZERO, Some(last.next()));
-    // Usually the first one or the next is it.
+    // It is usually among the first rows.
     for page in [8, limits::ACKNOWLEDGED_LOOK_MAX] {
         for (key, value) in txn.range(Space::Chats, &span, Order::Descending, page)? {
             let row = record::decode::<ChatRecord>(&key, &value)?;

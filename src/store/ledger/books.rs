@@ -1,4 +1,5 @@
-//! What the ledger knows without asking the engine: where logs and chats end, and what waits for its release.
+//! The ledger's state in memory: where logs and chats end, the newest messages, and the messages that wait for their
+//! release.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
@@ -15,12 +16,12 @@ use crate::store::types::{EntryBody, LogBounds, Message};
 use crate::store::{StoreError, key};
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
-/// What a message holds beside its content, with its row.
+/// Estimated memory of a message besides its content, including its row, in bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 500;
 
 pub(super) struct Books {
     pub(super) unreleased: Unreleased,
-    /// Cursors that have moved since they were written. At most [`limits::CURSORS_UNWRITTEN_MAX`] and a commit's.
+    /// Moved cursors that are not written yet. At most [`limits::CURSORS_UNWRITTEN_MAX`] and those of one commit.
     pub(super) cursors: HashMap<(Eid, DeviceId), Sequence>,
     pub(super) lists: LruCache<Eid, ListLength>,
     pub(super) tally: Arc<Tally>,
@@ -29,22 +30,22 @@ pub(super) struct Books {
     messages: Newest,
 }
 
-/// Where a chat stands, and between whom it is.
+/// The newest version of a chat, and its two users.
 #[derive(Clone, Debug)]
 pub(super) struct ChatEnd {
     pub(super) version: Version,
-    /// Lower eid first.
+    /// The lower eid first.
     pub(super) parties: (Eid, Eid),
 }
 
-/// A message with what changes about it.
+/// A message with its mutable row.
 #[derive(Clone)]
 pub(super) struct Stored {
     pub(super) message: Arc<Message>,
     pub(super) row: ChatRecord,
 }
 
-/// How many stand in a list.
+/// The number of users in a list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListLength {
     pub(super) subscribed: usize,
@@ -65,7 +66,7 @@ impl Books {
         }
     }
 
-    /// Forgets what can be read again: an operation that failed may have moved it.
+    /// Clears the caches that can be read again, as a failed operation may have changed them.
     pub(super) fn forget_ends(&mut self) {
         self.lists.clear();
         self.logs.clear();
@@ -73,12 +74,12 @@ impl Books {
         self.messages = Newest::new();
     }
 
-    /// A message has been accepted: it is about to be released and acknowledged.
+    /// Caches an accepted message: it is about to be released and acknowledged.
     pub(super) fn keep(&mut self, message: Arc<Message>, row: ChatRecord) {
         self.messages.push(Stored { message, row });
     }
 
-    /// A message has been deleted.
+    /// Removes a deleted message from the cache.
     pub(super) fn forget_message(&mut self, id: MessageId) {
         self.messages.remove(id);
     }
@@ -98,7 +99,7 @@ impl Books {
         }
     }
 
-    /// Writes what has changed about the message of a chat's row.
+    /// Writes the changed row of a message, and updates the cache.
     pub(super) fn put_row(&mut self, txn: &mut Txn, row_key: &[u8], row: &ChatRecord) -> Result<(), StoreError> {
         let id = row.message().map_err(|why| corrupt(Space::Chats, row_key, why))?;
         txn.put(row_key, row);
@@ -106,7 +107,7 @@ impl Books {
         Ok(())
     }
 
-    /// Where `user`'s log begins and ends.
+    /// The bounds of `user`'s log.
     pub(super) fn log(&mut self, txn: &Txn, user: &Eid) -> Result<LogBounds, StoreError> {
         let known = self.logs.get(user);
         self.tally.log_ends.count(known.is_some());
@@ -126,19 +127,19 @@ impl Books {
         Ok(bounds)
     }
 
-    /// `user`'s log begins after `up_to` now.
+    /// Records that `user`'s log was trimmed up to and including `up_to`.
     pub(super) fn has_trimmed(&mut self, user: &Eid, up_to: Sequence) {
         if let Some(bounds) = self.logs.get_mut(user) {
             bounds.trimmed = up_to;
         }
     }
 
-    /// The chat has no message any more.
+    /// Forgets the end of a chat that has no message any more.
     pub(super) fn forget_chat(&mut self, chat: ChatId) {
         self.chats.pop(&chat);
     }
 
-    /// Appends to `user`'s log what the server had at `at`.
+    /// Appends an entry to `user`'s log. `at` is when the server received its content, Unix milliseconds.
     pub(super) fn append(
         &mut self,
         txn: &mut Txn,
@@ -149,7 +150,8 @@ impl Books {
     ) -> Result<Sequence, StoreError> {
         let head = self.log(txn, user)?.head.next();
         txn.append(user.clone(), record::entry(head, origin, at, body));
-        // It has just been looked up; what is no longer kept is read again, from the transaction.
+        // The log's end was just looked up. If the cache does not hold it any more, it is read again, from the
+        // transaction.
         if let Some(bounds) = self.logs.peek_mut(user) {
             bounds.head = head;
         }
@@ -175,14 +177,14 @@ impl Books {
         Ok(version)
     }
 
-    /// The chat has got `version`.
+    /// Records that `version` is the newest of the chat.
     pub(super) fn advance_chat(&mut self, chat: ChatId, version: Version) {
         if let Some(end) = self.chats.get_mut(&chat) {
             end.version = version;
         }
     }
 
-    /// A chat of which only the id is known; `None` if it has no message.
+    /// The end of a chat of which only the id is known; `None` if it has no message.
     pub(super) fn chat(&mut self, view: &dyn View, chat: ChatId) -> Result<Option<ChatEnd>, StoreError> {
         let known = self.chats.get(&chat);
         self.tally.chat_ends.count(known.is_some());
@@ -205,7 +207,7 @@ impl Books {
     }
 }
 
-/// The newest version of a chat: the newest row, unless trimming has taken it.
+/// The newest version of a chat: that of its newest row, or its floor if trimming has deleted that row.
 pub(crate) fn chat_version(view: &dyn View, chat: ChatId) -> Result<Version, StoreError> {
     let span = key::versions(chat, Version::ZERO, None);
     let newest = view.range(Space::Chats, &span, Order::Descending, 1)?;
@@ -220,10 +222,10 @@ fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
     Ok(record::read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
 }
 
-/// The newest messages, at most [`limits::STORE_NEWEST_BYTES`] of them: nearly every release and acknowledgment is about
-/// one, and reading it costs the writer more than what it changes.
+/// The newest messages, at most [`limits::STORE_NEWEST_BYTES`] of them. Nearly every release and acknowledgment is
+/// about one of them, and reading it would cost the writer more than the change itself.
 struct Newest {
-    /// By age: looking does not change the order.
+    /// In order of age: a lookup does not change the order.
     messages: LruCache<MessageId, Stored>,
     bytes: usize,
 }
@@ -262,13 +264,13 @@ impl Newest {
     }
 }
 
-/// What a message takes in memory: its content, ids, row, and place in the cache.
+/// Estimated memory of a cached message in bytes: its content, ids, row, and place in the cache.
 fn weight(message: &Message) -> usize {
     message.content.bytes() + MESSAGE_OVERHEAD_BYTES
 }
 
-/// The messages that are accepted and not released. In a chat they are the newest ones without a gap, as releases keep
-/// the order of the versions.
+/// The messages that are accepted and not released. In each chat these are the newest ones, without a gap, because
+/// releases follow the order of versions.
 #[derive(Default)]
 pub(super) struct Unreleased {
     chats: HashMap<ChatId, BTreeMap<Version, Waiting>>,
@@ -277,7 +279,7 @@ pub(super) struct Unreleased {
 
 struct Waiting {
     id: MessageId,
-    /// Asked to be released; an earlier one is not.
+    /// Whether its release was requested; then it only waits for earlier messages of the chat.
     ready: bool,
 }
 
@@ -291,7 +293,7 @@ impl Unreleased {
         self.places.insert(id, (chat, version));
     }
 
-    /// Whether no further message of a chat may wait.
+    /// Whether no further message of the chat may wait.
     pub(super) fn is_full_for(&self, chat: ChatId) -> bool {
         self.len() >= limits::STORE_UNRELEASED_MAX
             || self.chats.get(&chat).is_some_and(|waiting| waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX)
@@ -305,14 +307,15 @@ impl Unreleased {
         self.places.contains_key(&id)
     }
 
-    /// Up to which version of a chat that has got up to `newest` all are released.
+    /// The version up to which all messages of a chat are released; `newest` is the chat's newest version.
     pub(super) fn released(&self, chat: ChatId, newest: Version) -> Version {
         let first = self.chats.get(&chat).and_then(|waiting| waiting.first_key_value());
         first.map_or(newest, |(version, _)| Version::from(version.get().saturating_sub(1)))
     }
 
-    /// What may be released now that `id` may be: nothing while an earlier one waits, else it and those behind it that
-    /// are ready. Only remembers; [`Unreleased::remove`] follows for each.
+    /// Marks `id` as ready, and returns the messages that may be released now: none while an earlier one of the chat
+    /// waits, otherwise `id` and the ready ones directly behind it. They stay until [`Unreleased::remove`] is called
+    /// for each.
     pub(super) fn make_ready(&mut self, id: MessageId) -> Vec<(ChatId, Version, MessageId)> {
         let Some((chat, version)) = self.places.get(&id).copied() else { return Vec::new() };
         let Some(waiting) = self.chats.get_mut(&chat) else { return Vec::new() };
@@ -333,7 +336,7 @@ impl Unreleased {
         }
     }
 
-    /// Up to `limit` messages, those of a chat by version.
+    /// Up to `limit` messages; those of one chat in version order.
     pub(super) fn in_order(&self, limit: usize) -> Vec<MessageId> {
         let mut chats: Vec<_> = self.chats.iter().collect();
         chats.sort_unstable_by_key(|(chat, _)| **chat);

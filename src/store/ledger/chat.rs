@@ -1,4 +1,4 @@
-//! Accepting and releasing messages (profile 7).
+//! Accepting and releasing messages (protocol.md §7).
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl Books {
         txn.put(&key::message(message.id), &MessageRecord::from(&*message));
         txn.put(&key::chat(chat, version), &row);
         txn.put(&local_key, &local);
-        // From here on nothing fails.
+        // From here on nothing can fail.
         self.keep(message.clone(), row);
         self.advance_chat(chat, version);
         if !now {
@@ -78,7 +78,7 @@ impl Books {
         for (chat, version, id) in &ready {
             self.release_one(txn, *chat, *version, *id)?;
         }
-        // From here on nothing fails.
+        // From here on nothing can fail.
         for (_, _, id) in ready {
             self.unreleased.remove(id);
         }
@@ -100,7 +100,7 @@ impl Books {
     }
 }
 
-/// The same sender has used the same `message_id_local`.
+/// The answer to a message whose sender has already used the `message_id_local`.
 fn accepted_before(txn: &Txn, key: &[u8], known: &LocalRecord, digest: &[u8]) -> Result<Accepted, StoreError> {
     if known.digest != digest {
         return Err(StoreError::Conflict);

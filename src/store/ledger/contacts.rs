@@ -1,4 +1,4 @@
-//! Subscriber lists and blocks (profile 6), and who stands in whose list.
+//! Subscriber lists and blocks (protocol.md §11), and the index of the owners who list a user.
 
 use super::books::{Books, ListLength};
 use super::txn::Txn;
@@ -10,7 +10,7 @@ use crate::store::{StoreError, key};
 use crate::wire::Eid;
 
 impl Books {
-    /// Leaves a block as it is; keeps the time at which the user was first added.
+    /// Adds or changes a subscriber. A block stays as it is, and so does the time at which the user was first added.
     pub(super) fn put_contact(&mut self, txn: &mut Txn, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
         let old = self.contact(txn, owner, &contact.subscriber)?;
         let there = old.as_ref().filter(|old| old.subscribed);
@@ -77,13 +77,13 @@ impl Books {
             None => txn.delete(Space::Contacts, &row),
         }
         self.index(txn, owner, subscriber)?;
-        // A block also hides the other's list from the one who blocks.
+        // A block also hides the blocked user's presence from the user who blocks.
         self.index(txn, subscriber, owner)?;
         self.lists.put(owner.clone(), length);
         Ok(())
     }
 
-    /// Enters `owner` among those in whose lists `subscriber` stands, or takes it out.
+    /// Enters `owner` among the owners whose presence `subscriber` may see, or removes it.
     fn index(&self, txn: &mut Txn, owner: &Eid, subscriber: &Eid) -> Result<(), StoreError> {
         let entry = self.contact(txn, owner, subscriber)?;
         let visible = entry.as_ref().is_some_and(|entry| entry.subscribed && !entry.blocked)
@@ -109,7 +109,7 @@ impl Books {
             return Ok(*length);
         }
         let mut length = ListLength::default();
-        // No list is longer than both of its bounds.
+        // No list is longer than the bounds of subscribers and blocks together.
         let rows = txn.range(Space::Contacts, &key::all_of(owner), Order::Ascending, 2 * SUBSCRIBERS_PER_USER_MAX)?;
         for (key, value) in rows {
             let one = counted(Some(&record::decode(&key, &value)?));
@@ -121,7 +121,8 @@ impl Books {
     }
 }
 
-/// What an entry counts: a blocked subscriber for both bounds, so that removing it from the one list always works.
+/// What an entry adds to the length of the list. A blocked subscriber counts for both bounds, so that removing it as a
+/// subscriber always works.
 fn counted(contact: Option<&ContactRecord>) -> ListLength {
     let (subscribed, blocked) = contact.map_or((false, false), |contact| (contact.subscribed, contact.blocked));
     ListLength { subscribed: subscribed.into(), blocked: blocked.into() }

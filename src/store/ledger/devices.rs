@@ -1,4 +1,4 @@
-//! Devices and how far each has come in its user's log (profile 3 and 8).
+//! Devices and their cursors in their user's log (protocol.md §5, Devices; §9, the cursor).
 
 use super::books::Books;
 use super::txn::Txn;
@@ -29,7 +29,7 @@ impl Books {
         Ok(DeviceState { cursor: Sequence::ZERO, log })
     }
 
-    /// Forward only, and not past the log's head. A device that is not registered has no cursor: one that signs out
+    /// Moves a cursor forward only, and not past the log's head. An unregistered device is ignored: one that signs out
     /// may still have an acknowledgment under way.
     pub(super) fn advance_cursor(
         &mut self,
@@ -61,7 +61,7 @@ impl Books {
         }
     }
 
-    /// `None`: not registered.
+    /// The device's cursor; `None`: the device is not registered.
     fn cursor(&self, txn: &Txn, user: &Eid, device: &DeviceId) -> Result<Option<Sequence>, StoreError> {
         if let Some(cursor) = self.cursors.get(&(user.clone(), device.clone())) {
             return Ok(Some(*cursor));

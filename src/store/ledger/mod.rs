@@ -1,7 +1,7 @@
-//! What the operations do to the rows: pure transactions over any [`Kv`], without a thread and without a clock.
+//! The transactions that each operation makes on the rows, over any [`Kv`], without a thread and without a clock.
 //!
-//! Operations are applied one after the other to one commit; they see each other's writes, nobody else does before the
-//! commit. A test or a simulation drives this a step at a time; [`super::writer`] drives it on its thread.
+//! Operations are applied one after the other to one commit. They see each other's writes; nobody else does before the
+//! commit. Tests and simulations drive the ledger one step at a time; [`super::writer`] drives it on its thread.
 
 mod acks;
 mod books;
@@ -65,14 +65,14 @@ pub(crate) enum Op {
         rows: Vec<Key>,
         expired_at: i64,
     },
-    /// Delete the oldest rows of a log, each given by its last entry.
+    /// Deletes the oldest rows of a log, each given by the sequence of its last entry.
     TrimLog {
         user: Eid,
-        /// The first entry of the first one.
+        /// Sequence of the first entry of the first row.
         from: Sequence,
         rows: Vec<Sequence>,
     },
-    /// Delete the oldest messages of a chat, which no log refers to.
+    /// Deletes the oldest messages of a chat, which no log refers to.
     TrimChat {
         chat: ChatId,
         parties: (Eid, Eid),
@@ -82,34 +82,34 @@ pub(crate) enum Op {
     Check,
 }
 
-/// What a write comes to.
+/// The successful result of a write.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// Of [`super::Store::accept`].
+    /// The result of [`super::Store::accept`].
     Accepted(Accepted),
-    /// Of [`super::Store::acknowledge`].
+    /// The result of [`super::Store::acknowledge`].
     Acknowledged(Acknowledged),
-    /// Of [`super::Store::open_device`].
+    /// The result of [`super::Store::open_device`].
     Device(DeviceState),
-    /// Whether it was there before, or has changed, as the call says.
+    /// Whether the entry was there before, or has changed, as the call says.
     Flag(bool),
-    /// Nothing more to say.
+    /// Done, without a value.
     Done,
 }
 
 impl Reply {
-    /// The accepted message.
+    /// The result of an accept.
     ///
     /// # Errors
-    /// It is another kind of reply.
+    /// [`StoreError::Engine`] if this is another kind of reply.
     pub fn accepted(self) -> Result<Accepted, StoreError> {
         if let Reply::Accepted(accepted) = self { Ok(accepted) } else { Err(mismatch()) }
     }
 
-    /// The acknowledged message.
+    /// The result of an acknowledgment.
     ///
     /// # Errors
-    /// It is another kind of reply.
+    /// [`StoreError::Engine`] if this is another kind of reply.
     pub fn acknowledged(self) -> Result<Acknowledged, StoreError> {
         if let Reply::Acknowledged(acknowledged) = self { Ok(acknowledged) } else { Err(mismatch()) }
     }
@@ -123,47 +123,47 @@ impl Reply {
     }
 }
 
-/// A reply of another kind than the operation has: only a slip in [`Ledger::perform`] could cause it.
-/// What the reply holds stays out of the error, which is logged.
+/// The error for a reply of another kind than the operation has, which only a bug in [`Ledger::perform`] can cause. The
+/// reply's content stays out of the error, because errors are logged.
 fn mismatch() -> StoreError {
     StoreError::Engine("an answer to something else".to_owned())
 }
 
-/// An answer.
+/// The result of an operation.
 pub(crate) type Outcome = Result<Reply, StoreError>;
 
-/// What a commit comes to.
+/// The result of a commit.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// In the order of the operations.
+    /// The outcomes, in the order of the operations.
     pub(crate) outcomes: Vec<Outcome>,
-    /// The entries that are now in the logs, in order.
+    /// The entries that the commit appended to the logs, in order.
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
-    /// What sessions have to follow, in order.
+    /// The changes that sessions must act on, in order.
     pub(crate) changes: Vec<Change>,
-    /// Whether the disk was waited for.
+    /// Whether the commit was synced to disk.
     pub(crate) synced: bool,
 }
 
-/// The one who writes. An engine must not have two.
+/// The only writer of an engine; an engine must not have two.
 pub(crate) struct Ledger {
     kv: Arc<dyn Kv>,
     books: Books,
-    /// The commit that is being put together.
+    /// The commit under construction.
     txn: Option<Txn>,
     outcomes: Vec<Outcome>,
-    /// Why the engine is not written to any more.
+    /// The error after which the engine is not written to any more.
     failed: Option<StoreError>,
 }
 
 impl Ledger {
-    /// Takes over an engine's rows, and releases what was accepted but not released, in the order of the versions;
-    /// `committed` is told what came of it.
+    /// Takes over an engine's rows, and releases the messages that were accepted but not released, in version order
+    /// within each chat. `committed` is called with the result of each commit.
     pub(crate) fn open(kv: Arc<dyn Kv>, now: Instant, committed: impl FnMut(Committed)) -> Result<Ledger, StoreError> {
         Ledger::open_caching(kv, now, limits::STORE_ENDS_CACHED, committed)
     }
 
-    /// As [`Ledger::open`], keeping the ends of so many logs and chats in memory.
+    /// As [`Ledger::open`], with a cache of `ends` log ends and chat ends.
     fn open_caching(
         kv: Arc<dyn Kv>,
         now: Instant,
@@ -209,7 +209,7 @@ impl Ledger {
         self.commit(|| now)
     }
 
-    /// Adds an operation to the commit. What comes of it, unless the commit fails.
+    /// Applies an operation to the commit. The returned outcome holds unless the commit fails.
     pub(crate) fn apply(&mut self, op: Op) -> &Outcome {
         let outcome = match &self.failed {
             Some(error) => Err(error.clone()),
@@ -218,7 +218,7 @@ impl Ledger {
         self.add(outcome)
     }
 
-    /// Adds one that has no place, and is not looked at.
+    /// Refuses an operation for lack of a place, without applying it.
     pub(crate) fn refuse(&mut self) -> &Outcome {
         let error = self.failed.clone().unwrap_or(StoreError::Overloaded);
         self.add(Err(error))
@@ -255,20 +255,21 @@ impl Ledger {
                 Ok(Reply::Done)
             }
         };
-        // A refusal comes before the first write and costs nothing; only an engine that fails in between leaves some.
+        // A refused operation has written nothing, so the roll-back costs nothing. Only an engine that fails half-way
+        // leaves writes to take back.
         if outcome.is_err() && txn.roll_back() {
             books.forget_ends();
         }
         outcome
     }
 
-    /// Whether the commit should take no more.
+    /// Whether the commit has reached its bound of operations or rows.
     pub(crate) fn is_full(&self) -> bool {
         self.outcomes.len() >= limits::COMMIT_OPERATIONS_MAX
             || self.txn.as_ref().is_some_and(|txn| txn.rows() >= limits::COMMIT_ROWS_MAX)
     }
 
-    /// What it counts.
+    /// The ledger's counters.
     pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.books.tally
     }
@@ -278,15 +279,16 @@ impl Ledger {
         self.failed.is_some()
     }
 
-    /// Whether a cursor has moved that is not written and still can be.
+    /// Whether a moved cursor is not written yet and still can be.
     pub(crate) fn has_unwritten_cursors(&self) -> bool {
         self.failed.is_none() && !self.books.cursors.is_empty()
     }
 
-    /// Makes what was applied durable, if it has to be; `now` is asked for after that. If the engine fails, so does
-    /// every operation, and all later ones.
+    /// Commits what was applied, durably if it has to be. `now` is called after the commit. If the engine fails, so do
+    /// all operations of the commit and all later ones.
     pub(crate) fn commit(&mut self, now: impl FnOnce() -> Instant) -> Committed {
-        // Usually they wait for [`Ledger::flush_cursors`]: a device that takes much moves its cursor with every commit.
+        // Cursors usually wait for [`Ledger::flush_cursors`]: a device that receives much moves its cursor with every
+        // commit.
         if self.books.cursors.len() >= limits::CURSORS_UNWRITTEN_MAX {
             self.write_cursors();
         }
@@ -311,7 +313,7 @@ impl Ledger {
         }
     }
 
-    /// Writes the moved cursors, without waiting for the disk.
+    /// Writes the moved cursors, without a sync.
     pub(crate) fn flush_cursors(&mut self) -> Result<(), StoreError> {
         self.write_cursors();
         let Some(txn) = self.txn.take() else { return Ok(()) };
@@ -319,7 +321,7 @@ impl Ledger {
         self.write(batch, durable)
     }
 
-    /// Writes and syncs all that was not; nothing may have been applied since the last commit.
+    /// Writes and syncs everything that is not durable yet. Nothing may have been applied since the last commit.
     pub(crate) fn close(&mut self) -> Result<(), StoreError> {
         self.flush_cursors()?;
         match &self.failed {

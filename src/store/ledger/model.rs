@@ -1,4 +1,4 @@
-//! Random operations, crashes and restarts, against a model that keeps everything in plain lists.
+//! Random operations, crashes and restarts, checked against a model that keeps everything in plain lists.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const DEVICES: [&str; 2] = ["phone", "tablet"];
 const SEEDS: u64 = 150;
 const STEPS: usize = 60;
 
-/// SplitMix64: the same seed, the same story.
+/// SplitMix64: the same seed gives the same story.
 struct Random(u64);
 
 impl Random {
@@ -41,7 +41,7 @@ struct Sent {
     recipient: Eid,
     origin: DeviceId,
     ready: bool,
-    /// In the recipient's log; zero: not released.
+    /// Sequence in the recipient's log; zero: not released.
     received: u64,
     state: Option<(AckStatus, i64)>,
     delivered_at: i64,
@@ -64,7 +64,7 @@ impl Model {
         sequence
     }
 
-    /// What the caller is told, in a line.
+    /// Applies an operation, and returns the expected answer in one line.
     fn apply(&mut self, op: &Op) -> String {
         match op {
             Op::Accept { message, release } => self.accept(message, *release),
@@ -126,7 +126,7 @@ impl Model {
         format!("{} {id} v{} at {sequence}", if now { "Released" } else { "Waiting" }, chat.len())
     }
 
-    /// Releases what is ready and has nothing before it.
+    /// Releases the messages that are ready and have no unreleased message before them.
     fn settle(&mut self, chat: ChatId) {
         for index in 0..self.chats[&chat].len() {
             let sent = self.chats[&chat][index].clone();
@@ -141,7 +141,7 @@ impl Model {
         }
     }
 
-    /// As start-up does.
+    /// Releases all messages, as start-up does.
     fn recover(&mut self) {
         let chats: Vec<_> = self.chats.keys().copied().collect();
         for chat in chats {
@@ -247,7 +247,7 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
         0..7 => {
             let mut message = text(user, peer, number);
             message.device = at_device;
-            // Names come again, and so does what they stand for.
+            // `message_id_local`s repeat, mostly with the same content.
             let name = random.below(40);
             message.local_id = LocalId::parse(&format!("n{name}")).unwrap();
             message.content = Content::Text(format!("{}", name + random.below(8) / 7));
@@ -302,7 +302,7 @@ fn compare(model: &Model, view: &dyn View) {
     assert_eq!(view.range(Space::Pending, &key::all(), Order::Ascending, 999).unwrap().len(), waiting);
 }
 
-/// What a restart has left of the cursors: none further than before, and no device more or less.
+/// Takes over the cursors that a restart has left: none is further than before, and no device is missing or new.
 fn take_cursors(model: &mut Model, view: &dyn View, exact: bool) {
     assert_eq!(view.range(Space::Devices, &key::all(), Order::Ascending, 999).unwrap().len(), model.devices.len());
     for ((user, device), cursor) in &mut model.devices {
@@ -323,7 +323,7 @@ fn story(seed: u64, seen: &mut Seen) {
     let mut random = Random(seed);
     let memory = Memory::new();
     let mut model = Model::default();
-    // Caches from one that evicts all the time to one that never does.
+    // Caches from one that evicts all the time to one that never evicts.
     let ends = [1, 2, 100][(seed % 3) as usize];
     let open = |memory: &Memory| Ledger::open_caching(Arc::new(memory.clone()), Instant::now(), ends, drop).unwrap();
     let mut ledger = open(&memory);
@@ -381,7 +381,7 @@ fn story(seed: u64, seen: &mut Seen) {
             seen.closes += 1;
             restarted = true;
         }
-        // Reading everything is most of the work: what goes wrong in between is still there later.
+        // Comparing everything is most of the work, and an error in between is still visible later.
         if restarted || random.below(8) == 0 {
             compare(&model, &*memory.view());
         }
@@ -399,7 +399,7 @@ fn random_operations_and_crashes_agree_with_the_model() {
             std::panic::resume_unwind(panic);
         }
     }
-    // The stories are worth something: all of this has happened in them.
+    // The stories are not trivial: all of this has happened in them.
     assert!(seen.crashes.iter().all(|crashes| *crashes > 50) && seen.closes > 50, "{seen:?}");
     for kind in ["Released", "Waiting", "Known", "delivered", "read", "device", "flag", "this", "no", "only", "not"] {
         assert!(seen.answers.contains_key(kind), "{kind}: {seen:?}");

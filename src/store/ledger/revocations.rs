@@ -1,4 +1,4 @@
-//! Revocations of tokens, devices and users (profile 6).
+//! Revocations of tokens, devices and users (protocol.md §13).
 
 use super::books::Books;
 use super::txn::Txn;
@@ -10,8 +10,8 @@ use crate::store::{StoreError, key};
 use crate::wire::DeviceId;
 
 impl Books {
-    /// Revokes, and forgets a device of the same user if one is named. A later revocation of the same target never refuses
-    /// less than the earlier one.
+    /// Records a revocation and, if a device of the same user is named, forgets that device. If the same target was revoked
+    /// before, the result refuses at least as much as before.
     pub(super) fn revoke(
         &mut self,
         txn: &mut Txn,
@@ -24,7 +24,7 @@ impl Books {
             record.issued_until = record.issued_until.max(old.issued_until);
             record.expires_at = record.expires_at.max(old.expires_at);
         } else if let RevocationTarget::Device(user, _) = &revocation.target {
-            // These rows last for years, and a user may make up device ids.
+            // These rows last for years, and a client can make up any number of device ids.
             let bound = limits::REVOKED_DEVICES_PER_USER_MAX;
             if txn.range(Space::Revocations, &key::revoked_devices(user), Order::Ascending, bound)?.len() >= bound {
                 return Err(StoreError::TooManyRevoked);
@@ -43,7 +43,8 @@ impl Books {
     }
 }
 
-/// Deletes those of the rows that refuse nothing any more: a later revocation of the same target may have prolonged one.
+/// Deletes those of the rows that have expired. A later revocation of the same target may have prolonged a row since it was
+/// selected.
 pub(super) fn drop_expired(txn: &mut Txn, rows: &[Key], now_ms: i64) -> Result<(), StoreError> {
     for row in rows {
         if record::read::<RevocationRecord>(txn, row)?.is_some_and(|record| record.expires_at <= now_ms) {

@@ -1,4 +1,5 @@
-//! Deleting what [`crate::store::retention`] has found. Never waited for: what a crash brings back goes again.
+//! Deletes what [`crate::store::retention`] has found. The deletions are not synced: the next pass repeats what a crash
+//! undoes.
 
 use super::books::Books;
 use super::txn::Txn;
@@ -9,7 +10,7 @@ use crate::store::{StoreError, key};
 use crate::wire::{ChatId, Eid, Sequence};
 
 impl Books {
-    /// Deletes the oldest rows of a log, given by their last entries; they are in no way looked at.
+    /// Deletes the oldest rows of a log, given by the sequences of their last entries, without reading them.
     pub(super) fn trim_log(&mut self, txn: &mut Txn, user: &Eid, rows: &[Sequence]) -> Result<(), StoreError> {
         let Some(up_to) = rows.last() else { return Ok(()) };
         let bounds = self.log(txn, user)?;
@@ -23,7 +24,7 @@ impl Books {
         Ok(())
     }
 
-    /// Deletes messages that nothing refers to, the oldest of their chat.
+    /// Deletes the oldest messages of a chat, which nothing refers to.
     pub(super) fn trim_chat(
         &mut self,
         txn: &mut Txn,
@@ -39,7 +40,7 @@ impl Books {
             txn.delete_unsynced(Space::Locals, &local);
             self.forget_message(id);
         }
-        // The versions go on from here at the least, and the next pass looks no further back.
+        // The floor keeps versions from being reused, and tells the next pass where to start.
         txn.put_unsynced(&key::chat_floor(chat), &FloorRecord { last: last.get() });
         if is_empty {
             for reader in [&parties.0, &parties.1] {

@@ -1,4 +1,4 @@
-//! A commit being put together: its operations see each other's writes, nobody else does.
+//! A commit under construction: its operations see each other's writes, nobody else does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -15,9 +15,10 @@ type Value = Option<Slice>;
 
 pub(crate) struct Txn {
     base: Box<dyn View>,
-    /// Of the operations that are done.
+    /// Writes of the completed operations.
     writes: [BTreeMap<Slice, Value>; Space::COUNT],
-    /// Of the running one, in order: few, or not looked at by the operation itself.
+    /// Writes of the running operation, in order. A list suffices: an operation makes few writes, or does not read them
+    /// itself.
     running: Vec<(Space, Slice, Value)>,
     rows: usize,
     durable: bool,
@@ -27,7 +28,7 @@ pub(crate) struct Txn {
     scratch: Vec<u8>,
 }
 
-/// How things stood before the running operation.
+/// The counts before the running operation, for its roll-back.
 #[derive(Default)]
 struct Before {
     rows: usize,
@@ -36,11 +37,11 @@ struct Before {
     changes: usize,
 }
 
-/// What a transaction comes to.
+/// The result of a transaction.
 pub(crate) struct Written {
     pub(crate) batch: Batch,
     pub(crate) durable: bool,
-    /// Nobody else has them yet.
+    /// No other reference to these entries exists yet.
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
     pub(crate) changes: Vec<Change>,
 }
@@ -60,7 +61,7 @@ impl Txn {
         }
     }
 
-    /// Writes since it began, some perhaps to the same row.
+    /// Number of writes so far; several to one row count each.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -70,7 +71,7 @@ impl Txn {
         self.put_unsynced(key, record);
     }
 
-    /// As [`Txn::put`], for what may be lost in a crash.
+    /// As [`Txn::put`], for a row whose write a crash may lose.
     pub(crate) fn put_unsynced<R: Record>(&mut self, key: &[u8], record: &R) {
         let value = encoded(&mut self.scratch, record);
         self.write(R::SPACE, key, Some(value));
@@ -81,21 +82,21 @@ impl Txn {
         self.delete_unsynced(space, key);
     }
 
-    /// As [`Txn::delete`], for what may come back in a crash.
+    /// As [`Txn::delete`], for a row that a crash may bring back.
     pub(crate) fn delete_unsynced(&mut self, space: Space, key: &[u8]) {
         self.write(space, key, None);
     }
 
-    /// Appends an entry to the end of `user`'s log. Its row is made when the commit is: until then no range shows it.
+    /// Appends an entry to `user`'s log. Its row is made at the end of the transaction; until then no range shows it.
     pub(crate) fn append(&mut self, user: Eid, entry: LogEntry) {
         self.durable = true;
         self.rows += 1;
         self.appended.push((user, Arc::new(entry)));
     }
 
-    /// The newest entry of `user`'s log, if this commit appends any.
+    /// The sequence of the newest entry that this commit appends to `user`'s log, if it appends any.
     pub(crate) fn newest_entry(&self, user: &Eid) -> Option<Sequence> {
-        // Only asked for logs of which nothing is remembered, which takes a read anyway.
+        // Called only for logs whose end is not cached, which costs a read of the engine anyway.
         self.appended.iter().rev().find(|(whose, _)| whose == user).map(|(_, entry)| entry.sequence)
     }
 
@@ -108,7 +109,7 @@ impl Txn {
         self.rows += 1;
     }
 
-    /// The next operation begins: what was done before stays.
+    /// Begins the next operation: the writes of the former ones are kept.
     pub(crate) fn begin_operation(&mut self) {
         self.keep();
         let (rows, durable) = (self.rows, self.durable);
@@ -121,7 +122,7 @@ impl Txn {
         }
     }
 
-    /// Takes back what the running operation wrote; `false` if that was nothing.
+    /// Takes back what the running operation wrote; `false` if it wrote nothing.
     pub(crate) fn roll_back(&mut self) -> bool {
         let Before { rows, durable, appended, changes } = self.before;
         let wrote = self.rows > rows;
@@ -132,10 +133,10 @@ impl Txn {
         wrote
     }
 
-    /// Ends it, letting go of the view.
+    /// Ends the transaction and drops its view.
     pub(crate) fn finish(mut self) -> Written {
         self.keep();
-        // No more than that: what was written twice is one row, and so are entries of one log.
+        // An upper bound: several writes to one row become one, and entries of one log share rows.
         let mut batch = Vec::with_capacity(self.rows);
         for (space, writes) in Space::ALL.into_iter().zip(self.writes) {
             batch.extend(writes.into_iter().map(|(key, value)| (space, key, value)));
@@ -145,7 +146,7 @@ impl Txn {
     }
 }
 
-/// Adds the rows of all entries: those of a user together, as far as they go into one.
+/// Adds the rows of all entries: the entries of one user share rows, up to [`LOG_ROW_ENTRIES_MAX`] in each.
 fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch, scratch: &mut Vec<u8>) {
     let mut logs: HashMap<&Eid, Vec<&LogEntry>> = HashMap::new();
     for (user, entry) in appended {
@@ -157,7 +158,7 @@ fn put_log_rows(appended: &[(Eid, Arc<LogEntry>)], batch: &mut Batch, scratch: &
     batch.extend(rows.map(|(key, record)| (Space::Logs, Slice::new(&key), Some(encoded(scratch, &record)))));
 }
 
-/// A record as it lies on disk. By way of a buffer that is used again, as a slice is made in one piece.
+/// Encodes a record as it is stored. It goes through a reused buffer, because a slice is created in one piece.
 fn encoded<R: Record>(buffer: &mut Vec<u8>, record: &R) -> Slice {
     buffer.clear();
     let encoded = record.encode(buffer);
@@ -181,7 +182,7 @@ impl View for Txn {
         let bounds = (Bound::Included(span.from.as_slice()), Bound::Excluded(span.to.as_slice()));
         let writes = self.writes[space.index()].range::<[u8], _>(bounds);
         let running = self.running.iter().filter(|(its, key, _)| *its == space && span.contains(key));
-        // Each write hides at most one row of the base, so with that many more the limit is still met.
+        // Each write hides at most one row of the base, so that many more rows are enough to meet the limit.
         let mut hidden: HashMap<&Slice, &Value> = writes.chain(running.map(|(_, key, value)| (key, value))).collect();
         let base = self.base.range(space, span, order, limit.saturating_add(hidden.len()))?;
         let mut rows = Vec::with_capacity(base.len());

@@ -1,4 +1,4 @@
-//! Acknowledgments (profile 7).
+//! Tests of acknowledgments (protocol.md §7, Receipts).
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn a_bulk_acknowledgment_covers_the_peers_released_messages_with_one_entry() {
     assert_eq!((delivered.target, delivered.sender), (up_to(3), eid("alice")));
     let (read, told_delivered) = (Some((AckStatus::Read, 10)), Some((AckStatus::Delivered, 11)));
     assert_eq!(house.states(), [read, None, told_delivered, None]);
-    // Further than anything is released; the waiting one is not touched.
+    // Asks for more than is released: the message that waits is not changed.
     let all = house.ack(ack("bob", up_to(99), AckStatus::Read, 12)).unwrap();
     assert_eq!((all.target, all.changed), (up_to(4), true));
     let all_read = Some((AckStatus::Read, 12));
@@ -66,7 +66,7 @@ fn a_bulk_acknowledgment_covers_the_peers_released_messages_with_one_entry() {
     }
     let again = house.ack(ack("bob", up_to(4), AckStatus::Delivered, 13)).unwrap();
     assert_eq!((again.status, again.at, again.changed, again.target), (AckStatus::Read, 12, false, up_to(4)));
-    // The sender's own acknowledgment covers bob's one message.
+    // Alice's own acknowledgment covers bob's one message.
     let hers = house.ack(ack("alice", up_to(4), AckStatus::Delivered, 14)).unwrap();
     assert!(hers.changed);
     assert_eq!(house.states()[1], Some((AckStatus::Delivered, 14)));
@@ -147,7 +147,7 @@ fn an_acknowledgment_moves_the_devices_cursor_to_the_message() {
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(2));
     house.ack(ack("bob", up_to(3), AckStatus::Read, 2)).unwrap();
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(3));
-    // Nothing new for the state, but for this device.
+    // The state does not change, but this device's cursor moves.
     house.open("bob", "tablet").unwrap();
     let theirs = Acknowledgment { device: device("tablet"), ..ack("bob", up_to(2), AckStatus::Read, 3) };
     assert!(!house.ack(theirs).unwrap().changed);

@@ -1,4 +1,4 @@
-//! Accepting and releasing (profile 7).
+//! Tests of accepting and releasing messages (protocol.md §7).
 
 use super::*;
 
@@ -93,7 +93,7 @@ fn start_up_releases_what_was_accepted_and_not_released() {
         .collect();
     assert_eq!(versions, [1, 2, 3]);
     assert_eq!(house.rows(Space::Pending), 0);
-    // Durably: another crash changes nothing.
+    // The releases are durable: another crash changes nothing.
     let lines = house.lines("bob");
     let (house, committed) = house.restart();
     assert!(committed.appended.is_empty());
@@ -106,7 +106,7 @@ fn the_same_message_again_is_known_and_another_under_its_name_a_conflict() {
     let again = NewMessage { created_at: 99, received_at: 99, device: device("tablet"), ..text("alice", "bob", 1) };
     let other = NewMessage { recipient: eid("carol"), ..text("alice", "bob", 1) };
     let theirs = NewMessage { sender: eid("carol"), entropy: [3; 10], ..text("alice", "bob", 1) };
-    // In one commit, and then again in a later one.
+    // All in one commit; below, the same again in later commits.
     let first = house.run(vec![
         accept(text("alice", "bob", 1), true),
         accept(again.clone(), false),
@@ -162,7 +162,7 @@ fn a_blocked_sender_stores_nothing_but_learns_of_what_it_sent_before() {
     assert_eq!(house.accept(text("alice", "bob", 2), true).unwrap_err(), StoreError::Blocked);
     assert_eq!(house.accept(text("alice", "bob", 1), true).unwrap().outcome, AcceptOutcome::Known);
     assert_eq!(house.memory.commits(), commits);
-    // The version that was refused is the next one's.
+    // The refused message has not used up a version.
     assert_eq!(house.sent("bob", "alice", 3).version, Version::from(2));
 }
 
@@ -186,7 +186,7 @@ fn numbers_that_trimming_took_do_not_come_again() {
     let next = house.accept(text("alice", "bob", 3), true).unwrap();
     assert_eq!((next.message.version, next.sequence), (Version::from(3), Sequence::from(3)));
     assert_eq!(house.lines("bob"), [format!("3 received {} from none", next.message.id)]);
-    // A bulk acknowledgment passes over what is gone.
+    // A bulk acknowledgment skips the deleted messages.
     let read = house.ack(ack("bob", up_to(3), AckStatus::Read, 9)).unwrap();
     assert_eq!((read.target, read.changed), (up_to(3), true));
 }

@@ -1,4 +1,4 @@
-//! Lists, blocks and revocations (profile 6).
+//! Tests of lists and blocks (protocol.md §11), and of revocations (protocol.md §13).
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn lists_are_bounded_subscribers_and_blocks_apart() {
     assert_eq!(house.flag(put("alice", "not-user1")).unwrap_err(), StoreError::ListFull);
     assert!(house.flag(remove("alice", "user8")).unwrap());
     assert!(!house.flag(put("alice", "not-user1")).unwrap());
-    // Both full, and a subscriber that is blocked: it can still be removed.
+    // Both lists are full and contain a blocked subscriber: it can still be removed.
     assert!(house.flag(remove("alice", "not-user1")).unwrap());
     assert_eq!(house.flag(block("alice", "more", true)).unwrap_err(), StoreError::ListFull);
     assert!(house.flag(block("alice", "not-user1", false)).unwrap());

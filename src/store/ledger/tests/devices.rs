@@ -1,4 +1,4 @@
-//! Devices and cursors (profile 3 and 8).
+//! Tests of devices (protocol.md §5) and cursors (protocol.md §9).
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn a_cursor_waits_for_its_flush_or_the_end() {
     house.run(vec![cursor("bob", "phone", 1)]);
     assert_eq!(house.memory.commits(), commits);
     assert!(house.ledger.has_unwritten_cursors());
-    // A crash here loses it, and only it.
+    // A crash now loses the cursor, and nothing else.
     let (mut house, _) = house.restart();
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::ZERO);
 
@@ -34,7 +34,7 @@ fn a_cursor_waits_for_its_flush_or_the_end() {
     assert!(house.ledger.has_unwritten_cursors(), "other commits do not take it along");
     house.ledger.flush_cursors().unwrap();
     assert!(!house.ledger.has_unwritten_cursors());
-    // Written, and durable with the next commit that is.
+    // The cursor is written, and becomes durable with the next durable commit.
     house.sent("alice", "bob", 4);
     let (mut house, _) = house.restart();
     assert_eq!(house.open("bob", "phone").unwrap().cursor, Sequence::from(1));

@@ -1,4 +1,4 @@
-//! Corrupt rows, an engine that fails, and the bounds.
+//! Tests with corrupt rows, a failing engine, and full bounds.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
     let message = house.sent("alice", "bob", 1);
     let key = key::message(message.id);
     house.memory.commit(vec![(Space::Messages, Slice::new(&key), Some(vec![0xff, 0xff].into()))], true).unwrap();
-    // As after a restart: nothing is known from memory.
+    // Empties the caches, as after a restart.
     house.ledger.books.forget_ends();
     let committed = house.run(vec![
         accept(text("carol", "bob", 2), true),
@@ -119,7 +119,7 @@ fn when_a_commit_fails_so_do_all_of_its_operations_and_all_later_ones() {
         assert!(house.one(Op::Check).is_err());
         assert!(house.ledger.close().is_err());
         let (mut house, _) = house.restart();
-        // Whatever became of it: the sender repeats, and each message is there once.
+        // Whether or not the failed commit took effect: the sender repeats, and each message is stored once.
         for number in 2..=3 {
             let known = house.accept(text("alice", "bob", number), true).unwrap().outcome == AcceptOutcome::Known;
             assert_eq!(known, fault == Fault::After);
@@ -196,12 +196,12 @@ fn too_many_moved_cursors_are_written_at_once() {
 #[test]
 fn records_of_a_later_version_are_still_read() {
     let mut value = prost::Message::encode_to_vec(&FloorRecord { last: 7 });
-    // Field 15, a string.
+    // Field 15, of type string.
     value.extend_from_slice(&[0x7a, 0x01, b'x']);
     assert_eq!(record::decode::<FloorRecord>(b"k", &value).unwrap().last, 7);
     let span = Span { from: Key::from_slice(&[2]), to: Key::from_slice(&[1]) };
     assert!(Memory::new().view().range(Space::Logs, &span, Order::Ascending, 1).unwrap().is_empty());
-    // An empty value is a record of nothing but defaults; where that makes no sense it is an error.
+    // An empty value decodes to default fields. Where a default makes no sense, that is an error.
     assert!(MessageRecord::default().into_message(MessageId::new(1, [0; 10])).is_err());
     assert!(LocalRecord::default().message().is_err());
 }

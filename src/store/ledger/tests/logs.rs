@@ -1,4 +1,4 @@
-//! Rows of logs: what one commit appends to a log lies together.
+//! Tests of log rows: entries that one commit appends to a log share rows.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ fn read_after(house: &House, after: u64, limit: usize) -> Vec<u64> {
     sequences(&read::log(&*house.memory.view(), &eid("bob"), Sequence::from(after), limit, usize::MAX).unwrap())
 }
 
-/// Runs a pass of the retention to its end.
+/// Runs a complete pass of the retention.
 fn trim(house: &mut House, retention: Retention) {
     let (mut pass, mut ops) = (Pass::new(retention, i64::MAX, Key::new()), VecDeque::new());
     while let Some(step) = pass.step(&*house.memory.view()).unwrap() {
@@ -51,7 +51,7 @@ fn entries_of_one_commit_share_rows_up_to_the_bound_and_are_read_from_anywhere()
     }
     let numbers: Vec<_> = house.lines("bob").iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(numbers, all.iter().map(u64::to_string).collect::<Vec<_>>());
-    // Who begins anew finds the same end.
+    // A ledger opened anew finds the same end.
     let (mut house, _) = house.restart();
     assert_eq!(house.open("bob", "phone").unwrap().log.head, Sequence::from(MANY + 1));
 }
@@ -66,7 +66,7 @@ fn a_page_goes_over_many_rows_of_one_entry() {
     assert_eq!(read_after(&house, 10, 1000), (11..=150).collect::<Vec<_>>());
 }
 
-/// A view that notes how many rows each range of a log brought.
+/// A view that records how many rows each range read of a log returned.
 struct Counted(Box<dyn View>, RefCell<Vec<usize>>);
 
 impl View for Counted {
@@ -117,7 +117,7 @@ fn acknowledgments_are_read_from_both_logs_as_they_were() {
 
 #[test]
 fn an_end_that_was_forgotten_within_the_commit_is_found_in_it() {
-    // So small a cache forgets each end before it is needed again.
+    // The cache is so small that it forgets each end before it is needed again.
     let ledger = Ledger::open_caching(Arc::new(Memory::new()), Instant::now(), 1, drop);
     let mut ledger = ledger.unwrap();
     let ops = (1..=6).map(|number| accept(text("alice", ["bob", "carol"][number as usize % 2], number), true));
@@ -152,7 +152,7 @@ fn a_row_goes_once_all_of_it_may() {
     trim(&mut house, keep(4));
     assert_eq!(read_after(&house, 0, 99), [5, 6, 7, 8]);
     assert_eq!(house.open("bob", "phone").unwrap().log.trimmed, Sequence::from(4));
-    // By age: the text's number is its time.
+    // By age: a text's number is its time.
     trim(&mut house, Retention { older_than_ms: 8, entries_max_per_user: u64::MAX });
     assert_eq!(read_after(&house, 0, 99), [5, 6, 7, 8], "the last of its row is too young");
     trim(&mut house, Retention { older_than_ms: 9, entries_max_per_user: u64::MAX });
@@ -182,7 +182,8 @@ fn a_message_from_when_the_clock_was_ahead_holds_its_chat_and_no_pass() {
     house.run(vec![accept(NewMessage { received_at: i64::MAX - 1, ..text("alice", "bob", 1) }, true)]);
     house.run((2..=many).map(|number| accept(text("alice", "bob", number), true)).collect());
     let nothing = Retention { older_than_ms: 0, entries_max_per_user: 0 };
-    // Ends, which is what this is about: only the first message is younger than what repeats are known for.
+    // The pass comes to an end, which is what this test is about. Only the first message is too young for its
+    // `message_id_local` to be forgotten.
     trim(&mut house, nothing);
     assert_eq!((house.rows(Space::Logs), house.rows(Space::Messages) as u64), (0, many));
 }

@@ -1,4 +1,4 @@
-//! The ledger's promises, one commit at a time.
+//! Tests of the ledger's guarantees, one commit at a time.
 
 use super::*;
 use crate::limits::{
@@ -38,7 +38,7 @@ impl House {
         (House { memory, ledger: ledger.unwrap() }, recovered)
     }
 
-    /// As after a power loss.
+    /// Restarts the ledger after a power loss.
     fn restart(self) -> (House, Committed) {
         self.memory.crash(0);
         House::over(self.memory)
