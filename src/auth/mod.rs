@@ -1,4 +1,4 @@
-//! Who may sign in: token verification and its keys, the server's certificate, and what development makes for itself.
+//! Who may sign in: token verification and its keys, the server's certificate, and the files that development creates.
 
 pub mod dev;
 mod facts;

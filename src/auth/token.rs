@@ -222,7 +222,7 @@ impl Verifier {
     }
 }
 
-/// The claims as they stand in the token.
+/// The claims as the token has them.
 #[derive(Deserialize)]
 struct RawClaims {
     eid: Option<String>,

@@ -60,7 +60,7 @@ use tail::Tail;
 
 /// What sessions need from the server; all of them share it.
 pub struct Services {
-    /// Who else is connected.
+    /// The users that are connected, and what connects their sessions.
     pub hub: Arc<Hub>,
     /// Rate limits.
     pub flood: Flood,

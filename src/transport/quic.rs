@@ -262,7 +262,7 @@ async fn begin(
     };
     // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
     let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
-        tracing::debug!(%remote, "the first packet was none that could be answered");
+        tracing::debug!(%remote, "the first packet could not be answered");
         return None;
     };
     let (shaken, metrics) = (connection.clone(), services.metrics.clone());
