@@ -1,8 +1,8 @@
 //! The server's configuration: its fields, their defaults, and the layers they come from.
 //!
 //! Later layers win, key by key: defaults, the TOML file, `BIMIP_*` environment variables, command-line flags. In the
-//! environment a key's levels are parted by two underscores (`BIMIP_QUIC__IDLE_TIMEOUT_MS`), lists by commas, and an
-//! empty variable counts as not set, apart from `BIMIP_CONFIG`, which the command line reads. Paths are relative to the
+//! environment a key's levels are separated by two underscores (`BIMIP_QUIC__IDLE_TIMEOUT_MS`) and the items of a list by
+//! commas. An empty variable counts as not set, except `BIMIP_CONFIG`, which the command line reads. Paths are relative to the
 //! working directory.
 
 mod check;
@@ -31,14 +31,14 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// Where messages, and in development the keys and certificates, are kept.
     pub data_dir: PathBuf,
-    /// Domains whose users live here: a recipient elsewhere is refused with 404. Empty: any domain is served.
+    /// Domains that are served: a recipient in another domain is refused with 404. Empty: every domain is served.
     pub domains: Vec<String>,
     /// Development: create the certificates and the token key that are missing in `data_dir`, and use them.
     pub dev: bool,
-    /// Host names and IP addresses that the development certificate is for, besides this machine's own: the address by
+    /// Host names and IP addresses that the development certificate is for, besides this machine's own, such as the address by
     /// which a phone in the same network reaches it.
     pub dev_names: Vec<String>,
-    /// The name that `SessionAccept` tells clients.
+    /// The server's name, which clients get in `SessionAccept`.
     pub server_name: String,
     /// The server's certificate.
     pub tls: TlsConfig,
@@ -50,13 +50,13 @@ pub struct Config {
     pub tcp: TcpConfig,
     /// Signed-in devices.
     pub session: SessionConfig,
-    /// Who is there.
+    /// What users see of each other.
     pub presence: PresenceConfig,
-    /// How fast is too fast.
+    /// Rate limits.
     pub limits: LimitsConfig,
     /// The message store.
     pub store: StoreConfig,
-    /// What is kept of the logs, and how long.
+    /// How much of the logs is kept, and for how long.
     pub retention: RetentionConfig,
     /// Media messages.
     pub media: MediaConfig,
@@ -68,7 +68,7 @@ pub struct Config {
     pub token: TokenConfig,
 }
 
-/// `[tls]`: both or neither; without them only `dev` can start.
+/// `[tls]`: set both or neither. Without them the server starts only with `dev`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
@@ -78,7 +78,7 @@ pub struct TlsConfig {
     pub key: Option<PathBuf>,
 }
 
-/// `[auth]`: whose tokens are believed (profile 3).
+/// `[auth]`: whose tokens are accepted (protocol.md §5).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthConfig {
@@ -88,9 +88,9 @@ pub struct AuthConfig {
     pub jwks: Option<PathBuf>,
     /// File with the shared secret of HS256 tokens, at least 32 bytes. Absent: HS256 is refused.
     pub hs256_secret_file: Option<PathBuf>,
-    /// What `iss` must be. Absent: not looked at.
+    /// What `iss` must be. Absent: not checked.
     pub issuer: Option<String>,
-    /// What `aud` must be or contain. Absent: not looked at.
+    /// What `aud` must be or contain. Absent: not checked.
     pub audience: Option<String>,
 }
 
@@ -100,8 +100,8 @@ pub struct AuthConfig {
 pub struct QuicConfig {
     /// Milliseconds of silence after which a connection is given up; the client's own value may be lower.
     pub idle_timeout_ms: u64,
-    /// Milliseconds of silence after which the server sends a keep-alive packet; 0: never, since clients know their
-    /// network and keep its bindings alive, and a packet from here would wake a sleeping phone's radio.
+    /// Milliseconds of silence after which the server sends a keep-alive packet; 0: never. Clients know their network and keep
+    /// its bindings alive, and a packet from the server would wake a sleeping phone's radio.
     pub keep_alive_ms: u64,
     /// Bytes of one lane that a client may send ahead of the server's reading.
     pub stream_receive_window: u32,
@@ -111,10 +111,10 @@ pub struct QuicConfig {
     pub send_window: u32,
     /// Connections at once; further ones are refused.
     pub max_connections: usize,
-    /// Handshakes under way at once, over QUIC and over TCP each; further ones are refused. One address has half of
-    /// TCP's.
+    /// Handshakes under way at once, over QUIC and over TCP each; further ones are refused. One address may have half of them,
+    /// over either.
     pub handshakes_max: usize,
-    /// Handshakes under way from which on a newcomer has to prove its address first; 0: always.
+    /// Number of handshakes under way from which on a new client must prove its address first; 0: always.
     pub handshakes_before_retry: usize,
     /// Milliseconds of round-trip time assumed before the first measurement.
     pub initial_rtt_ms: u64,
@@ -122,7 +122,7 @@ pub struct QuicConfig {
     pub congestion: Congestion,
     /// Folder for a qlog trace of each connection. Absent: none are written.
     pub qlog_dir: Option<PathBuf>,
-    /// A load balancer in front.
+    /// A load balancer in front of the server.
     pub lb: LbConfig,
 }
 
@@ -130,7 +130,7 @@ pub struct QuicConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TcpConfig {
-    /// Whether there is one.
+    /// Whether the fallback is available.
     pub enabled: bool,
 }
 
@@ -140,7 +140,7 @@ impl Default for TcpConfig {
     }
 }
 
-/// How fast to send on a path.
+/// The congestion control, which decides how fast to send on a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
@@ -149,7 +149,7 @@ pub enum Congestion {
     Cubic,
     /// Follows measured bandwidth instead of loss: for paths that lose packets without being full.
     Bbr,
-    /// RFC 9002's own.
+    /// RFC 9002's own algorithm.
     NewReno,
 }
 
@@ -157,29 +157,29 @@ pub enum Congestion {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionConfig {
-    /// Milliseconds of silence from a client after which the server pings it (profile 4).
+    /// Milliseconds without a frame from a client after which the server pings it (protocol.md §6).
     pub ping_interval_ms: u64,
-    /// Longest frame, in bytes (profile 2).
+    /// Longest frame, in bytes (protocol.md §2).
     pub max_frame_bytes: usize,
-    /// Milliseconds within which `SessionOpen` must have come (profile 3).
+    /// Milliseconds within which a new connection must send `SessionOpen` (protocol.md §5).
     pub open_within_ms: u64,
-    /// Milliseconds after which a message is released without its sender's answer (profile 7).
+    /// Milliseconds after which a message is released without its sender's answer (protocol.md §7).
     pub release_within_ms: u64,
 }
 
-/// `[presence]`: who is there (profile 5).
+/// `[presence]`: what users see of each other (protocol.md §12).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PresenceConfig {
-    /// Milliseconds for which a user whose last connection was lost still seems to be there.
+    /// Milliseconds for which a user whose last connection was lost is still shown as before.
     pub offline_grace_ms: u64,
-    /// Milliseconds within which a device is told about a contact at most once; 0: of every change.
+    /// A device is told about a contact at most once in so many milliseconds; 0: of every change.
     pub interval_ms: u64,
     /// Milliseconds for which a location is held, in memory only.
     pub location_kept_ms: u64,
 }
 
-/// `[limits]`: how fast is too fast. Who goes over is answered 429 with the milliseconds to wait.
+/// `[limits]`: rate limits. A session over a rate gets error 429 with the milliseconds to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
@@ -199,9 +199,9 @@ pub struct LimitsConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// In the long run; 0: no limit.
+    /// In the long run, a second; 0: no limit.
     pub per_second: u32,
-    /// At once, after a quiet.
+    /// At once, after a quiet time.
     pub burst: u32,
 }
 
@@ -215,11 +215,11 @@ impl From<(u32, u32)> for Rate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// Memory for what was read, in bytes.
+    /// Memory for the cache of what was read, in bytes.
     pub cache_bytes: u64,
 }
 
-/// `[retention]`: what is kept of the logs (profile 8). What lies further back is deleted in the background.
+/// `[retention]`: how much of the logs is kept (protocol.md §9). Anything older is deleted in the background.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
@@ -235,7 +235,7 @@ pub struct RetentionConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MediaConfig {
-    /// https address that a media id is resolved against (profile 7). Absent: only whole addresses are taken.
+    /// https address that a media id is appended to (protocol.md §7). Absent: only full addresses are accepted.
     pub cdn_base: Option<String>,
 }
 
@@ -245,7 +245,7 @@ pub struct MediaConfig {
 pub struct LogConfig {
     /// Filter: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module (`info,bimip::session=debug`).
     pub level: String,
-    /// Its form.
+    /// The form of its lines.
     pub format: LogFormat,
 }
 
@@ -287,7 +287,7 @@ pub struct ClientConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientTransport {
-    /// QUIC, and TLS over TCP where QUIC stays silent.
+    /// QUIC, and TLS over TCP if QUIC gets no answer.
     #[default]
     Auto,
     /// QUIC alone.
@@ -307,7 +307,10 @@ pub struct TokenConfig {
 }
 
 impl TokenConfig {
-    /// `ttl` as a duration, or why it is none.
+    /// `ttl` as a duration.
+    ///
+    /// # Errors
+    /// [`ConfigError::Check`] if it is not a number with a unit, from one second to 3,650 days.
     pub fn ttl(&self) -> Result<Duration, ConfigError> {
         let wrong = || ConfigError::Check {
             key: "token.ttl",
@@ -322,7 +325,7 @@ impl TokenConfig {
         };
         let number = &self.ttl[..self.ttl.len() - 1];
         let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-        // Digits alone, as `parse` takes a sign too.
+        // Digits alone: `parse` accepts a sign, too.
         match seconds.filter(|_| number.bytes().all(|digit| digit.is_ascii_digit())) {
             Some(seconds) if (1..=3650 * 24 * 3600).contains(&seconds) => Ok(Duration::from_secs(seconds)),
             _ => Err(wrong()),
@@ -331,8 +334,11 @@ impl TokenConfig {
 }
 
 impl Config {
-    /// Puts the layers together and checks the result. `flags` serializes to a map of the keys that the command line
-    /// set; what is `None` in it counts as not set.
+    /// Merges the layers and checks the result. `flags` serializes to a map of the keys that the command line set; a `None` in
+    /// it counts as not set.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not TOML, a key does not exist, or a value has the wrong type or cannot work.
     pub fn load(file: Option<&Path>, flags: impl Serialize) -> Result<Config, ConfigError> {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
@@ -340,6 +346,9 @@ impl Config {
     }
 
     /// The same with the environment as an argument.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
     pub fn load_from(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -351,12 +360,15 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the values make sense together. Files that it names are not opened.
+    /// Checks whether the values make sense, alone and together. Files that they name are not opened.
+    ///
+    /// # Errors
+    /// [`ConfigError::Check`] for the first value that cannot work.
     pub fn check(&self) -> Result<(), ConfigError> {
         check::check(self)
     }
 
-    /// The configuration as a TOML file that, loaded, gives the same one. Optional keys that are not set are left out.
+    /// The configuration as a TOML file that loads to the same configuration. Optional keys that are not set are left out.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field has a TOML form: strings, numbers, lists and tables")
     }
@@ -378,7 +390,7 @@ pub enum ConfigError {
     Syntax {
         /// Which file.
         path: PathBuf,
-        /// Where in it, from 1.
+        /// The line, from 1.
         line: usize,
         /// Why.
         reason: String,
@@ -501,7 +513,7 @@ impl Default for RetentionConfig {
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        // quinn_proto warns of single packets, which anybody can send as fast as they like.
+        // quinn_proto warns about single packets, which anybody can send at any rate.
         let level = "info,fjall=warn,lsm_tree=warn,quinn_proto=error".to_owned();
         LogConfig { level, format: LogFormat::default() }
     }

@@ -1,7 +1,7 @@
-//! CUBIC with a floor under its window, for either side of a connection (docs/decisions/0003).
+//! CUBIC with a floor under its congestion window, for both sides of a connection (docs/decisions/0003).
 //!
-//! A conversation never fills its window, and so it never grows again after a loss that congestion had no part in: with
-//! one packet in fifty lost it is soon at its least, two packets, and pings wait for the acknowledgment of texts.
+//! A conversation never fills its window, so the window does not grow back after a loss that congestion did not cause. With one
+//! packet in fifty lost it soon reaches its minimum of two packets, and pings wait for the acknowledgment of texts.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::time::Instant;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, Cubic, CubicConfig};
 use quinn_proto::RttEstimator;
 
-/// Packets that may be on the way whatever was lost before: the least that a conversation does not notice. RFC 9002 (7.2)
-/// recommends two, and starts with ten.
+/// Packets that may be in flight whatever was lost before: the smallest window that does not slow a conversation down. RFC 9002
+/// (7.2) recommends a minimum of two, and starts with ten.
 const FLOOR_PACKETS: u64 = 4;
 
 /// Makes a [`Floored`] for each path.
@@ -29,8 +29,8 @@ impl ControllerFactory for FlooredCubic {
 struct Floored {
     cubic: Cubic,
     mtu: u16,
-    /// Everything of a long time was lost by then (persistent congestion): until something that was sent later arrives,
-    /// the window is the standard's least, as it must be (RFC 9002, 7.6.2).
+    /// When persistent congestion was declared (all packets of a long period were lost). Until a packet that was sent later is
+    /// acknowledged, there is no floor: RFC 9002 (7.6.2) requires its own minimum window.
     collapsed: Option<Instant>,
 }
 

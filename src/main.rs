@@ -2,19 +2,19 @@
 
 use std::process::ExitCode;
 
-/// Many small allocations for years, most of them freed by another thread than the one that made them: sessions make
-/// what the writer frees, and the other way round.
+/// The process makes many small allocations for years, and mostly another thread frees them than the one that made them:
+/// sessions allocate what the store's writer frees, and the other way round.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// How the allocator is set up; `_RJEM_MALLOC_CONF` in the environment goes before it.
+/// Configures jemalloc; `_RJEM_MALLOC_CONF` in the environment takes precedence.
 ///
-/// Threads keep much of what they free, to give out again: by default some tens of each size, and what one thread frees
-/// for another goes through locks. Few arenas, so that it is found again there. What is given back to the system is by a
-/// thread that does nothing else.
+/// By default a thread caches some tens of freed allocations of each size, and memory that one thread frees for another goes
+/// through locks. So the threads' caches are larger. There are few arenas, so that freed memory is found again there. A
+/// background thread returns memory to the system.
 #[cfg(target_os = "linux")]
 #[used]
-#[allow(unsafe_code)] // The name is the allocator's own, and what it finds there a thin pointer, as C has it.
+#[allow(unsafe_code)] // jemalloc defines the symbol's name, and reads a thin C pointer there.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static ALLOCATOR_SETTINGS: &[u8; 102] =
     b"narenas:4,lg_tcache_nslots_mul:8,tcache_nslots_small_max:4000,lg_tcache_max:16,\

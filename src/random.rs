@@ -1,4 +1,4 @@
-//! Chance that repeats: the same seed, the same numbers. Not for what nobody may guess.
+//! Repeatable random numbers: the same seed gives the same numbers. Not for secrets.
 
 /// SplitMix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug)]
@@ -9,7 +9,7 @@ impl Random {
         Random(seed)
     }
 
-    /// Another source, which has nothing to do with this one's next numbers.
+    /// Another generator, whose numbers do not depend on how this one is used afterwards.
     pub(crate) fn fork(&mut self) -> Random {
         Random(self.number())
     }
@@ -22,7 +22,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0, below 1.
+    /// A number from 0 up to, but not including, 1.
     pub(crate) fn share(&mut self) -> f64 {
         // The upper 53 bits: as many as a double holds exactly.
         (self.number() >> 11) as f64 / (1u64 << 53) as f64

@@ -1,5 +1,5 @@
-//! What development needs and nobody should have to make by hand: a certificate authority, a certificate for this
-//! machine, and a key that signs tokens. What exists is never overwritten, save a certificate of ours that runs out.
+//! What development needs and nobody should have to create by hand: a certificate authority, a certificate for this machine,
+//! and a key that signs tokens. Existing files are never overwritten, except a certificate of ours that expires soon.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -21,13 +21,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::AuthError;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// The authority outlives what it is installed on.
+/// The authority should outlive the devices that it is installed on.
 const CA_VALID: Duration = DAY.saturating_mul(10 * 365);
-/// The longest that Apple's platforms accept of a certificate from a private authority.
+/// The longest validity that Apple's platforms accept for a certificate of a private authority.
 const CERTIFICATE_VALID: Duration = DAY.saturating_mul(825);
-/// A certificate with less left than this is renewed.
+/// A certificate that is valid for less than this is renewed.
 const RENEW_BEFORE: Duration = DAY.saturating_mul(30);
-/// Clocks of phones and virtual machines run late.
+/// By how much certificates are dated back: clocks of phones and virtual machines run late.
 const CLOCK_SLACK: Duration = DAY;
 /// Names under which a machine reaches itself.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -62,7 +62,7 @@ pub struct DevFiles {
 }
 
 impl DevFiles {
-    /// Where they are in a data directory, whether or not they exist.
+    /// The files' paths in a data directory, whether or not they exist.
     pub fn in_data_dir(data_dir: &Path) -> DevFiles {
         let Certificates { ca, certificate, key } = Certificates::in_folder(&data_dir.join("certs"));
         let keys = data_dir.join("keys");
@@ -71,7 +71,7 @@ impl DevFiles {
 }
 
 impl Certificates {
-    /// Where they are in a folder, whether or not they exist.
+    /// The files' paths in a folder, whether or not they exist.
     pub fn in_folder(folder: &Path) -> Certificates {
         Certificates {
             ca: folder.join("ca.pem"),
@@ -81,7 +81,10 @@ impl Certificates {
     }
 }
 
-/// Creates in a data directory what is missing: `certs/`, good for `names` besides this machine's own, and `keys/`.
+/// Creates what is missing in a data directory: `certs/`, for `names` and this machine's own names, and `keys/`.
+///
+/// # Errors
+/// A file cannot be read, written or used, a name is neither a host name nor an IP address, or no key can be generated.
 pub fn ensure(data_dir: &Path, names: &[String]) -> Result<DevFiles, AuthError> {
     let files = DevFiles::in_data_dir(data_dir);
     certificates(&data_dir.join("certs"), names)?;
@@ -89,8 +92,11 @@ pub fn ensure(data_dir: &Path, names: &[String]) -> Result<DevFiles, AuthError> 
     Ok(files)
 }
 
-/// Creates in a folder what is missing of an authority and a certificate for this machine and for `names`, which are
-/// host names or IP addresses.
+/// Creates what is missing in a folder of an authority and a certificate for this machine and for `names`, which are host names
+/// or IP addresses.
+///
+/// # Errors
+/// As [`ensure`].
 pub fn certificates(folder: &Path, names: &[String]) -> Result<Certificates, AuthError> {
     certificates_at(folder, names, SystemTime::now())
 }
@@ -105,7 +111,7 @@ fn certificates_at(folder: &Path, names: &[String], now: SystemTime) -> Result<C
         return Err(not_a_name(name));
     }
 
-    // Keys come first and certificates second, so that a start that was cut off is taken up where it stopped.
+    // Keys are created before certificates, so that a start that was interrupted is continued where it stopped.
     if !files.ca.exists() {
         let ca_key = private_key(&ca_key_file, &PKCS_ECDSA_P256_SHA256)?;
         let ca = ca_params(now).self_signed(&ca_key).map_err(crypto)?;
@@ -141,7 +147,7 @@ fn token_key(files: &DevFiles) -> Result<(), AuthError> {
     create(&files.token_public, &key.public_key_pem(), Access::Anyone)
 }
 
-/// Whether the certificate is good for the names, and remains so for a while. False: to be renewed.
+/// Whether the certificate is valid for the names, and remains so for a while. `false`: it must be renewed.
 fn is_current(files: &Certificates, names: &[String], now: Duration) -> Result<bool, AuthError> {
     let unusable = |reason: String| AuthError::unusable(CERTIFICATE, &files.certificate, reason);
     let read = |path: &Path| {
@@ -177,7 +183,7 @@ fn is_current(files: &Certificates, names: &[String], now: Duration) -> Result<b
     Ok(true)
 }
 
-/// The same for every authority of ours, so that the issuer can be told from its key alone.
+/// The same for every authority of ours, so that the issuer can be reconstructed from its key alone.
 fn ca_params(now: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("bimip development authority");
@@ -215,7 +221,8 @@ fn valid(params: &mut CertificateParams, now: Duration, how_long: Duration) {
     params.not_after = epoch + now + how_long - CLOCK_SLACK;
 }
 
-/// The key in the file, made first if there is none. Read back in any case, as another process may have been faster.
+/// The key in the file, which is created first if there is none. It is read back in any case, because another process may have
+/// been faster.
 fn private_key(path: &Path, algorithm: &'static SignatureAlgorithm) -> Result<KeyPair, AuthError> {
     if !path.exists() {
         let key = KeyPair::generate_for(algorithm).map_err(crypto)?;
@@ -233,7 +240,7 @@ pub(super) enum Access {
     Anyone,
 }
 
-/// Writes a new file whole or not at all; one that exists stays as it is.
+/// Writes a new file completely or not at all; an existing file stays as it is.
 pub(super) fn create(path: &Path, text: &str, access: Access) -> Result<(), AuthError> {
     if path.exists() {
         return Ok(());
@@ -241,7 +248,7 @@ pub(super) fn create(path: &Path, text: &str, access: Access) -> Result<(), Auth
     let written = temporary(path, text, access).and_then(|temporary| match fs::hard_link(&temporary, path) {
         Ok(()) => fs::remove_file(&temporary),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::remove_file(&temporary),
-        // A file system without links: it was not there a moment ago.
+        // A file system without hard links: the file did not exist a moment ago.
         Err(_) => fs::rename(&temporary, path),
     });
     written.map_err(|reason| AuthError::Write { path: path.to_owned(), reason })
@@ -253,7 +260,7 @@ fn replace(path: &Path, text: &str) -> Result<(), AuthError> {
         .map_err(|reason| AuthError::Write { path: path.to_owned(), reason })
 }
 
-/// The text in a new file beside `path`, readable by its owner alone from its first byte on where that is asked for.
+/// Writes the text to a new file beside `path`. With [`Access::Owner`] only its owner can read it, from the first byte on.
 fn temporary(path: &Path, text: &str, access: Access) -> io::Result<PathBuf> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;

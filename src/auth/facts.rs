@@ -1,27 +1,27 @@
-//! What a certificate says that an operator wants to know.
+//! The fields of a certificate that an operator wants to see.
 
 use std::net::IpAddr;
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// Of one certificate.
+/// The fields of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// From when it is valid, in Unix seconds.
     pub not_before: i64,
-    /// Until when.
+    /// Until when it is valid, in Unix seconds.
     pub not_after: i64,
     /// Host names and IP addresses that it is for.
     pub names: Vec<String>,
-    /// Who it is about.
+    /// The subject.
     pub subject: String,
-    /// Who has issued it.
+    /// The issuer.
     pub issuer: String,
 }
 
 impl CertificateFacts {
-    /// Reads them, believing everything; `None` if it is no certificate.
+    /// Reads the fields without verifying anything; `None` if it is not a certificate.
     pub fn read(certificate: &CertificateDer<'_>) -> Option<CertificateFacts> {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         let names = parsed.subject_alternative_name().ok()?.map(|names| &names.value.general_names);

@@ -1,5 +1,5 @@
-//! Verification keys from PEM, JWKS and secret files. A key serves the one algorithm that its own kind implies, so that
-//! nothing in a token can choose how its key is used (profile 3).
+//! Verification keys from PEM, JWKS and secret files. A key serves only the one algorithm that its kind implies, so that
+//! nothing in a token can choose how a key is used (protocol.md §5).
 
 use std::fs::File;
 use std::io::Read;
@@ -20,10 +20,10 @@ const PUBLIC_KEY: &str = "token key";
 const JWKS: &str = "JWKS file";
 const SECRET: &str = "HS256 secret";
 
-/// One key and the only algorithm it serves.
+/// One key, and the only algorithm that it serves.
 pub(super) struct Key {
     pub(super) algorithm: Algorithm,
-    /// Its name in a JWKS; PEM files give none.
+    /// Its name in a JWKS; keys from PEM files have none.
     pub(super) id: Option<String>,
     pub(super) decoding: DecodingKey,
 }
@@ -48,9 +48,9 @@ pub(super) fn from_pem_file(path: &Path) -> Result<Vec<Key>, AuthError> {
     Ok(keys)
 }
 
-/// The signature keys of a JWKS file. What serves other purposes or algorithms may stand beside them and is left out.
+/// The signature keys of a JWKS file. Keys for other purposes or algorithms are left out.
 pub(super) fn from_jwks_file(path: &Path) -> Result<Vec<Key>, AuthError> {
-    /// Entries stay raw, so that a key of a kind unknown to us does not spoil the others.
+    /// Entries stay raw, so that a key of an unknown kind does not make the others unusable.
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<serde_json::Value>,
@@ -73,7 +73,7 @@ pub(super) fn from_jwks_file(path: &Path) -> Result<Vec<Key>, AuthError> {
     Ok(keys)
 }
 
-/// The shared secret of HS256. A last line break, as editors and `openssl rand -base64` leave it, is not part of it.
+/// The shared secret of HS256. A line break at the end, as editors and `openssl rand -base64` leave it, is not part of it.
 pub(super) fn from_secret_file(path: &Path) -> Result<Key, AuthError> {
     let mut secret = read(SECRET, path)?;
     for end in [b'\n', b'\r'] {
@@ -145,7 +145,7 @@ fn p256(decoding: DecodingKey) -> Result<Key, String> {
 }
 
 fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Key, String> {
-    /// What the verifier takes at most.
+    /// The most that the verifier accepts.
     const BITS_MAX: usize = 8192;
     let significant = |number: &[u8]| number.iter().position(|&byte| byte != 0).map_or(0, |at| number.len() - at);
     let (modulus, exponent) =
@@ -176,7 +176,8 @@ const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
 const SEQUENCE: u8 = 0x30;
 
-/// Takes one DER element off the front and gives its content. Lengths to 64 KiB, which a key file cannot exceed by much.
+/// Takes one DER element off the front and returns its content. Lengths of up to 64 KiB are supported, far more than an
+/// accepted key needs.
 fn element<'a>(der: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
     let (length, rest) = match **der {
         [first, length @ 0..=0x7f, ref rest @ ..] if first == tag => (usize::from(length), rest),

@@ -1,4 +1,4 @@
-//! The key under which connection ids carry a server id: the load balancer and all servers behind it have the same.
+//! The key that encrypts server ids in connection ids: the load balancer and all servers behind it share it.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::config::from_hex;
 
 const WHAT: &str = "quic.lb.key_file";
 
-/// The key of `quic.lb.key_file`: AES-128, as 32 hexadecimal digits. White space around them is not part of it.
+/// The key of `quic.lb.key_file`: AES-128, as 32 hexadecimal digits. White space around them is ignored.
 ///
 /// # Errors
 /// The file cannot be read or holds something else.

@@ -1,4 +1,4 @@
-//! Who may sign in: token verification and its keys, the server's certificate, and what development makes for itself.
+//! Who may sign in: token verification and its keys, the server's certificate, and the files that development creates.
 
 pub mod dev;
 mod facts;
@@ -20,20 +20,23 @@ pub use reset_key::reset_key;
 pub use tls::{load_tls, server_tls};
 pub use token::{Claims, Grant, Signer, TokenError, Verifier};
 
-/// What the server shows to devices, and what it asks of them.
+/// The certificate that the server presents to devices, and the verifier of their tokens.
 #[derive(Debug)]
 pub struct Credentials {
     /// The certificate chain, the server's own first.
     pub chain: Vec<CertificateDer<'static>>,
     /// The key of the first certificate.
     pub key: PrivateKeyDer<'static>,
-    /// Decides about tokens.
+    /// Verifies tokens.
     pub verifier: Verifier,
 }
 
 impl Credentials {
-    /// Reads what is configured. With `dev`, what is missing in the data directory is made first: its certificate serves
-    /// where none is configured, and its token key is believed besides the configured ones.
+    /// Reads what is configured. With `dev`, files that are missing in the data directory are created first: their certificate
+    /// is used if none is configured, and their token key is accepted besides the configured ones.
+    ///
+    /// # Errors
+    /// There is no certificate or no token key, or a file cannot be read, written or used.
     pub fn from_config(config: &Config) -> Result<Credentials, AuthError> {
         let dev = config.dev.then(|| dev::ensure(&config.data_dir, &config.dev_names)).transpose()?;
         let (chain, key) = match (&config.tls.certificate, &config.tls.key, &dev) {
@@ -46,22 +49,22 @@ impl Credentials {
     }
 }
 
-/// Why keys or certificates cannot be used. Each says what the operator can do.
+/// Why keys or certificates cannot be used. Each message says what the operator can do.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// Nobody could connect.
+    /// Without a certificate nobody could connect.
     #[error("no certificate: set tls.certificate and tls.key, or start with --dev")]
     NoCertificate,
-    /// Nobody could sign in.
+    /// Without token keys nobody could sign in.
     #[error("no token keys: set auth.keys, auth.jwks or auth.hs256_secret_file, or start with --dev")]
     NoKeys,
-    /// More keys than are worth trying.
+    /// More keys than are worth trying for a token.
     #[error("more than {} token keys: remove the retired ones", crate::limits::TOKEN_KEYS_MAX)]
     TooManyKeys,
     /// A file cannot be read.
     #[error("cannot read {what} {}: {reason}", path.display())]
     Read {
-        /// What it is for.
+        /// What the file is for.
         what: &'static str,
         /// Which file.
         path: PathBuf,
@@ -76,20 +79,20 @@ pub enum AuthError {
         /// Why.
         reason: std::io::Error,
     },
-    /// A file holds something else.
+    /// A file does not hold what it should.
     #[error("{what} {}: {reason}", path.display())]
     Unusable {
-        /// What it is for.
+        /// What the file is for.
         what: &'static str,
         /// Which file.
         path: PathBuf,
         /// Why, and what to do.
         reason: String,
     },
-    /// A certificate cannot be for it.
+    /// No certificate can be issued for this name.
     #[error("{0:?} is not a host name or an IP address")]
     Name(String),
-    /// The machine gives no randomness, or refuses to sign.
+    /// The system provides no randomness, or a key or signature cannot be made.
     #[error("cannot make a key or a signature: {0}")]
     Crypto(String),
 }

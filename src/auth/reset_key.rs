@@ -9,7 +9,7 @@ use crate::config::from_hex;
 
 const WHAT: &str = "stateless reset key";
 
-/// The key, made first if there is none.
+/// The key, which is created first if there is none.
 ///
 /// # Errors
 /// The file cannot be read or written, or holds something else.

@@ -1,4 +1,4 @@
-//! The server's side of TLS: its certificate chain and private key, and what they are used with.
+//! The server's side of TLS: its certificate chain and private key, and the settings that use them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,10 @@ use crate::wire::ALPN;
 const CERTIFICATE: &str = "certificate";
 const KEY: &str = "private key";
 
-/// The chain, the server's own certificate first, and the key that belongs to it.
+/// Reads the certificate chain, the server's own certificate first, and the key that belongs to it.
+///
+/// # Errors
+/// A file cannot be read or used, or the key does not belong to the certificate.
 pub fn load_tls(
     certificate: &Path,
     key: &Path,
@@ -41,8 +44,8 @@ pub fn load_tls(
     Ok((chain, private))
 }
 
-/// TLS 1.3 alone, with the protocol's ALPN. What it remembers of sessions is its own: nothing that was agreed on under
-/// another one can be resumed with it.
+/// TLS 1.3 alone, with the protocol's ALPN. It remembers only its own TLS sessions: a session of another configuration cannot
+/// be resumed with it.
 ///
 /// # Errors
 /// The certificate and the key cannot be used together.

@@ -1,4 +1,4 @@
-//! Tokens: what they claim, and whether to believe it (profile 3). The clock is an argument.
+//! Tokens: their claims, and whether they are valid (protocol.md §5). The time is an argument.
 
 use std::fmt;
 use std::path::Path;
@@ -18,9 +18,9 @@ use crate::config::AuthConfig;
 use crate::limits;
 use crate::wire::{DeviceId, Eid};
 
-/// The end of the year 9999: later times in a token mean "never", and milliseconds of this one still fit everywhere.
+/// The end of the year 9999: later times in a token mean "never". In milliseconds it still fits everywhere.
 const LATEST_UNIX_S: i64 = 253_402_300_799;
-/// The scope that may revoke any user's tokens (profile 6).
+/// The scope that may revoke any user's tokens (protocol.md §13).
 const ADMIN: &str = "admin";
 
 /// What a verified token says.
@@ -28,10 +28,10 @@ const ADMIN: &str = "admin";
 pub struct Claims {
     /// The user: claim `eid`, else `sub`.
     pub eid: Eid,
-    /// The only device that may use it, if it names one.
+    /// The only device that may use the token, if it names one.
     pub device: Option<DeviceId>,
-    /// Names the token for revocation: by its `jti` within issuer and user, else by its signed content. The signature is
-    /// left out, since an ECDSA one can be rewritten into a second that is as good.
+    /// Identifies the token for revocation: by its `jti` within issuer and user, or else by its signed content. The signature
+    /// is left out, because an ECDSA signature can be rewritten into another valid one.
     pub fingerprint: [u8; 32],
     /// `iat`, in Unix seconds.
     pub issued_at: Option<i64>,
@@ -41,7 +41,7 @@ pub struct Claims {
     pub admin: bool,
 }
 
-/// Why a token is refused, in words for the peer: they repeat nothing of the token.
+/// Why a token is refused. The messages are sent to the peer, and repeat nothing of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// None was given.
@@ -82,7 +82,7 @@ pub enum TokenError {
     Device,
 }
 
-/// Decides about tokens. Holds its keys, which can be replaced, and no other state.
+/// Verifies tokens. Its keys can be replaced; it has no other state.
 pub struct Verifier {
     keys: RwLock<Arc<[Key]>>,
     issuer: Option<String>,
@@ -96,7 +96,10 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// Reads the configured keys; `dev_key` is the public key of development tokens, believed besides.
+    /// Reads the configured keys. `dev_key` is the public key of development tokens, which is accepted besides.
+    ///
+    /// # Errors
+    /// A file cannot be read or used, or there are no keys or more than [`limits::TOKEN_KEYS_MAX`].
     pub fn from_config(config: &AuthConfig, dev_key: Option<&Path>) -> Result<Verifier, AuthError> {
         let mut keys = Vec::new();
         for path in config.keys.iter().map(AsRef::as_ref).chain(dev_key) {
@@ -121,14 +124,14 @@ impl Verifier {
         })
     }
 
-    /// From here on the keys of another one are believed, and no others: a key that is gone voids its tokens. Issuer and
-    /// audience stay.
+    /// Accepts the keys of another verifier from now on, and no others: tokens of a key that is gone are no longer valid.
+    /// Issuer and audience stay.
     pub fn replace(&self, other: Verifier) {
         let keys = other.keys.into_inner().unwrap_or_else(PoisonError::into_inner);
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// How many keys it has.
+    /// The number of its keys.
     pub fn keys(&self) -> usize {
         self.current().len()
     }
@@ -137,8 +140,11 @@ impl Verifier {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the token is good at `now`, in Unix seconds. That its device is the connection's, and that it is not
-    /// revoked, is for the session to see.
+    /// Verifies a token at `now_unix_s`, in Unix seconds. The session itself checks that the token is for its device, and not
+    /// revoked.
+    ///
+    /// # Errors
+    /// [`TokenError`] if the token is not valid at that time, or not signed by a configured key.
     pub fn verify(&self, token: &str, now_unix_s: i64) -> Result<Claims, TokenError> {
         if token.is_empty() {
             return Err(TokenError::Missing);
@@ -150,14 +156,14 @@ impl Verifier {
         self.judge(claims, token, now_unix_s)
     }
 
-    /// The claims, once a key of the header's algorithm has confirmed them.
+    /// The claims, once a key of the header's algorithm has verified the signature.
     fn signed(&self, token: &str) -> Result<RawClaims, TokenError> {
         let header = decode_header(token).map_err(|error| match error.kind() {
-            // Sound JSON that is no header: an algorithm without a name here, `none` above all.
+            // Valid JSON that is not a header: an algorithm that the library does not know, above all `none`.
             ErrorKind::Json(json) if json.is_data() => TokenError::Algorithm,
             _ => TokenError::Malformed,
         })?;
-        // RFC 7515, 4.1.11: extensions that must be understood, and none are.
+        // RFC 7515, 4.1.11: these extensions must be understood, and none are.
         if header.crit.is_some() {
             return Err(TokenError::Algorithm);
         }
@@ -167,13 +173,13 @@ impl Verifier {
             return Err(TokenError::Algorithm);
         }
 
-        // The signature only: times need the caller's clock, and the rest its own words.
+        // Only the signature: times need the caller's clock, and the rest has errors of its own.
         let mut validation = Validation::new(header.alg);
         validation.required_spec_claims.clear();
         validation.validate_exp = false;
         validation.validate_aud = false;
 
-        // A `kid` picks among keys that have one; keys from PEM have none, and are tried for any.
+        // A `kid` selects among keys that have an id; keys from PEM have none, and are tried for every `kid`.
         let fits = |key: &&Key| header.kid.is_none() || key.id.is_none() || key.id == header.kid;
         for key in candidates().filter(fits) {
             match decode::<RawClaims>(token, &key.decoding, &validation) {
@@ -216,7 +222,7 @@ impl Verifier {
     }
 }
 
-/// The claims as they stand in the token.
+/// The claims as the token has them.
 #[derive(Deserialize)]
 struct RawClaims {
     eid: Option<String>,
@@ -251,7 +257,7 @@ impl OneOrMany {
 
 /// Whole seconds of a NumericDate (RFC 7519, 2), which may have a fraction.
 fn unix_s(number: &serde_json::Number) -> i64 {
-    // `as` saturates, and numbers of JSON are finite.
+    // `as` saturates, and numbers in JSON are finite.
     let seconds = number.as_i64().or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64));
     seconds.unwrap_or(0).clamp(0, LATEST_UNIX_S)
 }
@@ -263,7 +269,7 @@ fn fingerprint(claims: &RawClaims, eid: &Eid, token: &str) -> [u8; 32] {
             let issuer = claims.iss.as_deref().unwrap_or_default();
             hash.update(b"bimip token jti v1\0");
             for part in [issuer, eid.as_str(), jti] {
-                // Lengths, since a claim may hold any character that could serve as a separator.
+                // Lengths are included, because a claim may contain any character that could serve as a separator.
                 hash.update((part.len() as u64).to_be_bytes());
                 hash.update(part);
             }
@@ -281,14 +287,14 @@ pub struct Signer {
     key: EncodingKey,
 }
 
-/// What a signed token is to say.
+/// What a token to be signed says.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The user.
     pub eid: Eid,
     /// The only device that may use it; `None`: any.
     pub device: Option<DeviceId>,
-    /// From now until it expires.
+    /// How long the token is valid.
     pub ttl: Duration,
     /// Space-separated scopes, as in `admin`.
     pub scope: Option<String>,
@@ -296,6 +302,9 @@ pub struct Grant {
 
 impl Signer {
     /// Reads a private key: Ed25519, PKCS#8, PEM.
+    ///
+    /// # Errors
+    /// The file cannot be read, or does not hold such a key.
     pub fn from_pem_file(path: &Path) -> Result<Signer, AuthError> {
         let what = "token signing key";
         let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|error| match error {
@@ -309,7 +318,10 @@ impl Signer {
         }
     }
 
-    /// A token that is good from `now`, in Unix seconds, with a random `jti`.
+    /// Signs a token that is valid from `now_unix_s` on, in Unix seconds, with a random `jti`.
+    ///
+    /// # Errors
+    /// [`AuthError::Crypto`] if the system provides no randomness, or signing fails.
     pub fn sign(&self, grant: &Grant, now_unix_s: i64) -> Result<String, AuthError> {
         #[derive(Serialize)]
         struct Payload<'a> {

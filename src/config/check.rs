@@ -1,4 +1,4 @@
-//! Whether configured values can work, alone and together.
+//! Checks whether configured values can work, alone and together.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -8,37 +8,37 @@ use super::{Config, ConfigError, LbConfig};
 use crate::limits;
 use crate::wire::{DeviceId, Eid};
 
-/// Below, a connection dies between two retransmissions of a slow mobile path.
+/// Below this, a connection would end between two retransmissions on a slow mobile path.
 const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 5_000..=3_600_000;
-/// Below, pings would be the traffic.
+/// Below this, pings would be most of the traffic.
 const PING_INTERVAL_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-/// From a text of full length with its envelope, to what a session may reasonably hold in memory for one frame.
+/// From a text of full length with its envelope, up to what a session may reasonably hold in memory for one frame.
 const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=1024 * 1024;
-/// From two packets to the largest window that is still a bound.
+/// From two packets, up to the largest window that is still a bound.
 const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
-/// Of which each lane has its part.
+/// The upper bound is each lane's part of the connection's window.
 const LANE_WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024 / limits::LANES;
 const OPEN_WITHIN_MS: RangeInclusive<u64> = 100..=600_000;
 const RELEASE_WITHIN_MS: RangeInclusive<u64> = 0..=60_000;
-/// From none, to what still tells a lost connection from a user who is there.
+/// From none, up to what still distinguishes a lost connection from a user who is there.
 const OFFLINE_GRACE_MS: RangeInclusive<u64> = 0..=600_000;
-/// Above, presence is no longer news.
+/// Above this, presence is no longer news.
 const PRESENCE_INTERVAL_MS: RangeInclusive<u64> = 0..=60_000;
-/// The profile's ten minutes at most.
+/// At most ten minutes (protocol.md §12).
 const LOCATION_KEPT_MS: RangeInclusive<u64> = 0..=limits::LOCATION_KEPT.as_millis() as u64;
 const INITIAL_RTT_MS: RangeInclusive<u64> = 1..=10_000;
-/// Three bits, of which the last value means that there is no server id.
+/// Three bits, whose last value means that there is no server id.
 const LB_CONFIG_ID: RangeInclusive<u8> = 0..=6;
-/// Up to what one byte of server id leaves of a connection id.
+/// Up to what a server id of one byte leaves of a connection id.
 const LB_NONCE_BYTES: RangeInclusive<usize> = limits::LB_NONCE_BYTES..=LB_BYTES_MAX - 1;
-/// Server id and nonce: a connection id of QUIC version 1 without its first octet.
+/// Bytes of server id and nonce together: a connection id of QUIC version 1 without its first octet.
 const LB_BYTES_MAX: usize = 19;
-/// The store's own working set, to a machine's memory.
+/// From the store's own working set, up to a machine's memory.
 const CACHE_BYTES: RangeInclusive<u64> = 1024 * 1024..=1 << 40;
 
 /// From a day to ten years.
 const RETENTION_DAYS: RangeInclusive<u32> = 1..=3650;
-/// Fewer would make a device that was away for a moment lose messages.
+/// With fewer, a device that was away for a moment would lose messages.
 const RETENTION_ENTRIES: RangeInclusive<u64> = 100..=1_000_000_000;
 /// Up to a day.
 const RETENTION_MINUTES: RangeInclusive<u64> = 1..=1440;
@@ -79,7 +79,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     within("quic.stream_receive_window", quic.stream_receive_window, LANE_WINDOW_BYTES)?;
     within("quic.connection_receive_window", quic.connection_receive_window, WINDOW_BYTES)?;
-    // Lanes that are not read would leave the others none.
+    // Otherwise lanes that are not read would leave no window for the others.
     let least = limits::LANES * quic.stream_receive_window;
     if quic.connection_receive_window < least {
         let reason = format!("must be at least {least}: quic.stream_receive_window for each lane");
@@ -107,7 +107,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     within("retention.interval_minutes", retention.interval_minutes, RETENTION_MINUTES)?;
 
     if let Some(base) = &media.cdn_base {
-        // An id is appended to it, and the whole has to stay within the bound.
+        // An id is appended to the base, and the whole address must stay within the bound.
         let host = base.strip_prefix("https://").and_then(|rest| rest.split('/').next());
         if host.is_none_or(str::is_empty)
             || base.len() > limits::URL_BYTES_MAX / 2
@@ -120,7 +120,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         let reason = format!("is {:?}: give a level or a filter, as in info or info,bimip::session=debug", log.level);
         return wrong("log.level", reason);
     }
-    // What a socket of both families would take besides shows when it is bound.
+    // A socket for both IP families may take more addresses; such a conflict shows when it is bound.
     let (devices, pages) = (config.listen, config.metrics_listen);
     if config.tcp.enabled && devices.port() != 0 && devices.port() == pages.port() && overlap(devices.ip(), pages.ip())
     {
@@ -141,7 +141,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// `[quic.lb]`.
+/// Checks `[quic.lb]`.
 fn balanced(lb: &LbConfig) -> Result<(), ConfigError> {
     within("quic.lb.config_id", lb.config_id, LB_CONFIG_ID)?;
     within("quic.lb.nonce_bytes", lb.nonce_bytes, LB_NONCE_BYTES)?;
@@ -170,7 +170,7 @@ fn within<T: PartialOrd + Display>(key: &'static str, value: T, range: RangeIncl
     wrong(key, format!("is {value}, must be {} to {}", range.start(), range.end()))
 }
 
-/// What the log takes for one; the client alone has no log.
+/// Whether the log accepts it as a filter. The client alone has no log, and accepts any text.
 fn is_filter(text: &str) -> bool {
     #[cfg(feature = "server")]
     let is_known = tracing_subscriber::EnvFilter::try_new(text).is_ok();
@@ -179,7 +179,7 @@ fn is_filter(text: &str) -> bool {
     !text.is_empty() && is_known
 }
 
-/// Whether two sockets of one port, each of one family, would be in each other's way.
+/// Whether two sockets with the same port, each of one IP family, would conflict.
 fn overlap(one: IpAddr, other: IpAddr) -> bool {
     one == other || one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified())
 }

@@ -1,4 +1,4 @@
-//! Reads the layers of the configuration and merges them, so that an error knows which one a value came from.
+//! Reads the layers of the configuration and merges them, so that an error can name the layer that a value came from.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use serde::Serialize;
 
 use super::{Config, ConfigError};
 
-/// What every variable begins with.
+/// What the name of every variable begins with.
 const PREFIX: &str = "BIMIP_";
-/// Names the configuration file itself; the command line reads it.
+/// The variable with the path of the configuration file itself; the command line reads it.
 const FILE_VARIABLE: &str = "CONFIG";
-/// Parts the levels of a key in a variable's name.
+/// Separates the levels of a key in a variable's name.
 const LEVEL: &str = "__";
 const ENVIRONMENT: &str = "the environment";
 
-/// Defaults, then the file, then the environment, then flags; key by key the last one stands.
+/// Merges defaults, file, environment and flags in this order; for each key the last value wins.
 pub(super) fn merge(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -65,7 +65,8 @@ fn from_file(path: &Path) -> Result<Dict, ConfigError> {
     dict(table)
 }
 
-/// A variable has no type of its own: it takes the default's, so that `BIMIP_CLIENT__DEVICE=1` is a text and not a number.
+/// A variable has no type of its own. It gets the type of the key's default, so that `BIMIP_CLIENT__DEVICE=1` is a text and not
+/// a number.
 fn from_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     defaults: &Value,
@@ -98,8 +99,8 @@ fn from_environment(
     Ok(values)
 }
 
-/// Kubernetes sets such variables by itself next to a service called `bimip`: `BIMIP_SERVICE_HOST`,
-/// `BIMIP_PORT_4433_UDP_ADDR`. None of our keys looks like one.
+/// Whether Kubernetes may have set the variable for a service called `bimip`, as in `BIMIP_SERVICE_HOST` or
+/// `BIMIP_PORT_4433_UDP_ADDR`. No key of the configuration looks like that.
 fn is_service_link(key: &str) -> bool {
     key == "PORT" || ["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|start| key.starts_with(start))
 }
@@ -122,7 +123,7 @@ fn insert(values: &mut Dict, levels: &[String], value: Value) {
     }
 }
 
-/// Any serializable map as a layer's values, without what is `None`.
+/// A serializable map as a layer's values, without those that are `None`.
 fn dict(values: impl Serialize) -> Result<Dict, ConfigError> {
     match Value::serialize(values).map_err(explain)? {
         Value::Dict(_, mut dict) => {
@@ -247,7 +248,7 @@ mod tests {
         let printed = file(&config.to_toml());
         assert_eq!(Config::load_from(Some(printed.path()), NOTHING, no_flags()).unwrap(), config);
 
-        // All digits, and yet a text.
+        // Only digits, but a text.
         let env = variables(&[("BIMIP_QUIC__LB__SERVER_ID", "0012"), ("BIMIP_QUIC__LB__CONFIG_ID", "6")]);
         let lb = Config::load_from(Some(stated.path()), env.clone(), no_flags()).unwrap().quic.lb;
         assert_eq!((lb.server_id.unwrap().to_string(), lb.config_id, lb.nonce_bytes), ("0012".to_owned(), 6, 14));

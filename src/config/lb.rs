@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-/// `[quic.lb]`: connection ids by which a load balancer finds the way back to this server, wherever a phone has moved
+/// `[quic.lb]`: connection ids by which a load balancer finds this server, wherever a phone has moved
 /// (draft-ietf-quic-load-balancers-21).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LbConfig {
-    /// This server among those behind the balancer, in hexadecimal: another one for each, of the same length for all.
-    /// Absent: connection ids say nothing.
+    /// The id of this server among those behind the balancer, in hexadecimal: different for each server, and of the same length
+    /// for all. Absent: connection ids carry no server id.
     pub server_id: Option<ServerId>,
     /// Which of the balancer's configurations this is, 0 to 6 (section 3.1 of the draft).
     pub config_id: u8,
-    /// Bytes by which one connection id of this server differs from the other.
+    /// Bytes of the nonce, which distinguishes the connection ids of one server.
     pub nonce_bytes: usize,
-    /// File with the key that the balancer and all its servers share, 32 hexadecimal digits. Absent: everybody on the
-    /// way can read the server from a connection id.
+    /// File with the key that the balancer and all its servers share, 32 hexadecimal digits. Absent: everybody on the path can
+    /// read the server from a connection id.
     pub key_file: Option<PathBuf>,
 }
 
@@ -31,16 +31,16 @@ impl Default for LbConfig {
     }
 }
 
-/// A server among those behind one balancer: 1 to 15 bytes, and at most 11 with the 8 or more of a server's nonce.
+/// The id of a server among those behind one balancer: 1 to 15 bytes, and at most 11 with a server's nonce of 8 or more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ServerId {
-    /// Zeros after `length`.
+    /// Zeros after `length` bytes.
     bytes: [u8; ServerId::BYTES_MAX],
     length: u8,
 }
 
-/// Why something is no server id.
+/// Something is not a server id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be 1 to {} bytes in hexadecimal (11 with a nonce of 8), as in \"a1\" or \"00c3\"", ServerId::BYTES_MAX)]
 pub struct ServerIdError;
@@ -50,7 +50,10 @@ impl ServerId {
     /// take five.
     pub const BYTES_MAX: usize = 15;
 
-    /// From its bytes, unless there are none or too many.
+    /// The id with these bytes.
+    ///
+    /// # Errors
+    /// [`ServerIdError`] if there are no bytes or more than [`ServerId::BYTES_MAX`].
     pub fn new(bytes: &[u8]) -> Result<ServerId, ServerIdError> {
         if bytes.is_empty() || bytes.len() > Self::BYTES_MAX {
             return Err(ServerIdError);
@@ -93,7 +96,7 @@ impl fmt::Debug for ServerId {
     }
 }
 
-/// Bytes from pairs of hexadecimal digits, with nothing between or around them.
+/// Decodes pairs of hexadecimal digits, with nothing between or around them.
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();

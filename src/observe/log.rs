@@ -1,4 +1,4 @@
-//! Sets up tracing: human on a terminal, JSON otherwise; what is said can be changed while it runs.
+//! Sets up tracing: lines for people on a terminal, JSON otherwise. The filter can be changed while the process runs.
 
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Human on a terminal, JSON otherwise.
@@ -19,13 +19,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// The log is the process's, and so is what changes it.
+/// Changes the log's filter. There is one log per process, so there is one handle.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging to standard error with a filter such as `info` or `bimip=debug,quinn=warn`.
 ///
 /// # Errors
-/// A sentence about the filter, or that logging was started before.
+/// The filter is invalid, or logging was started before; the text says which.
 pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let terminal = io::stderr().is_terminal();
@@ -35,9 +35,9 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Json => false,
     };
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(terminal);
-    // There is one span, a session's, and no list of them is needed.
+    // There is only one span, the session's, so no list of spans is needed.
     let lines = if human { lines.boxed() } else { lines.json().with_span_list(false).boxed() };
-    // What the console wants to know is not the log's to filter.
+    // The filter applies to the log's lines, and not to what the console collects.
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     #[cfg(feature = "tokio-console")]
     let subscriber = subscriber.with(console_subscriber::spawn());
@@ -46,10 +46,10 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// From here on logs what another filter lets through.
+/// Changes the filter of the log.
 ///
 /// # Errors
-/// A sentence about the filter, or that logging was not started.
+/// The filter is invalid, or logging was not started; the text says which.
 pub fn set_log(filter: &str) -> Result<(), String> {
     let handle = FILTER.get().ok_or("nothing is logged by this process")?;
     handle.reload(parse(filter)?).map_err(|error| error.to_string())

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Metrics;
 
 impl Metrics {
-    /// Takes the process's figures of now; nothing where the system does not keep them as Linux does.
+    /// Reads the process's current figures; does nothing if the system does not provide them as Linux does.
     pub fn read_process(&self) {
         if let Some(stat) = read("/proc/self/stat").as_deref().and_then(Stat::parse) {
             self.process_cpu.set(stat.cpu_seconds);
@@ -17,7 +17,7 @@ impl Metrics {
             }
         }
         if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-            // One of them reads the folder.
+            // One of them is open for reading this folder.
             self.process_fds.set(open.count().saturating_sub(1) as f64);
         }
         if let Some(max) = read("/proc/self/limits").as_deref().and_then(|text| number_after(text, "Max open files")) {
@@ -25,7 +25,7 @@ impl Metrics {
         }
     }
 
-    /// Takes the size of a folder's file system, and what of it is left for this process.
+    /// Reads the size of a folder's file system, and how much of it this process may still use.
     #[cfg(unix)]
     pub fn read_disk(&self, folder: &Path) {
         use std::os::unix::ffi::OsStrExt;
@@ -42,7 +42,7 @@ impl Metrics {
         self.disk_size.set(figures.f_blocks as f64 * block);
     }
 
-    /// Not known here.
+    /// Not available on this system.
     #[cfg(not(unix))]
     pub fn read_disk(&self, _folder: &Path) {}
 }
@@ -51,16 +51,16 @@ fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// The first number behind a text.
+/// The first number after a text.
 fn number_after(text: &str, what: &str) -> Option<f64> {
     let (_, rest) = text.split_once(what)?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Ticks a second in /proc: fixed for programs, whatever the kernel counts in.
+/// Ticks per second in /proc: fixed for programs, whatever the kernel counts in.
 const TICKS: f64 = 100.0;
 
-/// Of /proc/self/stat.
+/// Fields of /proc/self/stat.
 #[derive(Debug, PartialEq)]
 struct Stat {
     cpu_seconds: f64,
@@ -74,7 +74,7 @@ impl Stat {
         // The second field is the program's name in parentheses, and may hold anything.
         let (_, rest) = text.rsplit_once(") ")?;
         let fields: Vec<f64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
-        // As numbered in proc(5), where the state is the third.
+        // Numbered as in proc(5), where the state is field 3.
         let field = |number: usize| fields.get(number - 3).copied();
         Some(Stat {
             cpu_seconds: (field(14)? + field(15)?) / TICKS,

@@ -1,7 +1,7 @@
-//! The control socket: what the operator on this machine asks of a running server, over a Unix socket in the data
-//! directory that only the server's own user can open.
+//! The control socket: requests of the operator on this machine to a running server, over a Unix socket in the data directory
+//! that only the server's own user can open.
 //!
-//! A connection carries one request, a line of JSON, and its answer, another line; after the answer to a backup comes the
+//! A connection carries one request, a line of JSON, and its answer, another line. The answer to a backup is followed by the
 //! archive, up to the end of the stream.
 
 use std::io;
@@ -27,30 +27,30 @@ use crate::observe::{self, ReloadResult};
 use crate::session::Services;
 use crate::store::Embedded;
 
-/// What is asked.
+/// A request of the operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// How the server is.
+    /// Report the server's state.
     Status,
-    /// Log what this filter lets through from now on; without one: which it is.
+    /// Log what this filter lets through from now on; without a filter: report the one in use.
     Log {
         /// As in `log.level`.
         filter: Option<String>,
     },
-    /// Read certificate and token keys again.
+    /// Read the certificate and the token keys again.
     Reload,
-    /// Write out the store.
+    /// Send a backup of the store.
     Backup,
 }
 
-/// What comes back.
+/// The answer to a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// It was done.
     Done,
-    /// How the server is.
+    /// The server's state.
     Status(Status),
     /// The filter that is in use.
     Log(String),
@@ -60,29 +60,29 @@ pub enum Answer {
     Refused(String),
 }
 
-/// How a server is.
+/// The state of a server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Its version.
+    /// The server's version.
     pub version: String,
-    /// Its process.
+    /// The id of its process.
     pub pid: u32,
-    /// Since when it runs.
+    /// How long it has been running, in seconds.
     pub uptime_seconds: u64,
     /// Devices that are connected.
     pub connected: usize,
-    /// Where it listens for devices.
+    /// The UDP address where it listens for devices.
     pub quic: String,
     /// The filter of its log, if this process logs.
     pub log: Option<String>,
 }
 
-/// Where the socket is in a data directory.
+/// The path of the socket in a data directory.
 pub fn socket(data_dir: &Path) -> PathBuf {
     data_dir.join("control.sock")
 }
 
-/// What requests are answered with.
+/// Answers requests.
 pub(super) struct Control {
     pub(super) services: Arc<Services>,
     pub(super) store: Arc<Embedded>,
@@ -90,21 +90,21 @@ pub(super) struct Control {
     pub(super) quic: String,
     pub(super) began: Instant,
     pub(super) stop: CancellationToken,
-    /// One backup at a time: each keeps a reader busy.
+    /// One backup at a time, because each keeps a reader busy.
     pub(super) backups: Semaphore,
 }
 
-/// An open socket; the file goes when it is dropped.
+/// An open socket; its file is removed when this is dropped.
 pub(super) struct Listening {
     listener: UnixListener,
     path: PathBuf,
-    /// Who made it, and may use it.
+    /// The user that created the socket, and may use it.
     owner: u32,
 }
 
 impl Listening {
-    /// Opens it, in the place of one that a process left behind which is gone: that nobody else runs on the data directory
-    /// is the store's lock to see to.
+    /// Opens the socket, and replaces one that a process left behind which is gone. The store's lock ensures that no other
+    /// process runs on the data directory.
     pub(super) fn open(data_dir: &Path) -> io::Result<Listening> {
         let path = socket(data_dir);
         if std::fs::symlink_metadata(&path).is_ok_and(|there| there.file_type().is_socket()) {
@@ -116,7 +116,7 @@ impl Listening {
         Ok(Listening { listener, path, owner })
     }
 
-    /// Answers until `stop`.
+    /// Answers requests until `stop`.
     pub(super) async fn serve(self, control: Arc<Control>) {
         let places = Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX));
         loop {
@@ -128,7 +128,7 @@ impl Listening {
                 tokio::time::sleep(crate::limits::ACCEPT_RETRY).await;
                 continue;
             };
-            // The file's mode says it already, where the system heeds it.
+            // The file's mode already ensures this, on systems that respect it.
             let uid = stream.peer_cred().map(|peer| peer.uid());
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             if !uid.is_ok_and(|uid| uid == self.owner || uid == 0) {
@@ -153,7 +153,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // A later server removes it too.
+        // If this fails, a later server removes it.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -204,7 +204,7 @@ impl Control {
         }
     }
 
-    /// The archive is read as fast as it is taken: who stops taking it ends it.
+    /// The archive is read as fast as the client takes it; a client that stops taking it ends the backup.
     async fn backup(&self, write: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
         let Ok(_turn) = self.backups.try_acquire() else {
             return say(write, &Answer::Refused("another backup is under way".to_owned())).await;
@@ -213,7 +213,7 @@ impl Control {
         let began = Instant::now();
         let (sender, mut chunks) = mpsc::channel::<Bytes>(CONTROL_CHUNKS_MAX);
         let taker = &mut *write;
-        // Owns the receiving end: when this gives up, reading the store ends with it.
+        // This future owns the receiving end: when it gives up, reading the store ends, too.
         let writing = async move {
             while let Some(chunk) = chunks.recv().await {
                 within(CONTROL_WITHIN, taker.write_all(&chunk)).await?;
@@ -245,7 +245,7 @@ async fn within<T>(time: Duration, step: impl Future<Output = io::Result<T>>) ->
     timeout(time, step).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Hands chunks from the thread that reads the store to the task that writes the socket.
+/// Passes chunks from the thread that reads the store to the task that writes to the socket.
 struct Chunks(mpsc::Sender<Bytes>);
 
 impl io::Write for Chunks {

@@ -1,4 +1,4 @@
-//! Gathers the figures that nobody keeps while they change: sizes, queues, lag, the runtime, the process.
+//! Gathers the figures that are not maintained while they change: sizes, queues, lag, the runtime, the process.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::session::Services;
 use crate::store::{Lookups, Store};
 use crate::transport::Crowd;
 
-/// Where the figures come from.
+/// The sources of the figures.
 pub(super) struct Figures {
     pub(super) services: Arc<Services>,
     pub(super) store: Arc<dyn Store>,
     pub(super) crowd: Arc<Crowd>,
     pub(super) data_dir: PathBuf,
     pub(super) handshakes_max: usize,
-    /// When they were last gathered: many who look at once cost one look.
+    /// When the figures were last gathered: many simultaneous scrapes gather them only once.
     pub(super) gathered: Mutex<Option<Instant>>,
 }
 
 impl Figures {
-    /// Brings the readings up to date, unless that was done a moment ago.
+    /// Updates the readings, unless that was done a moment ago.
     pub(super) async fn gather(&self) {
         let mut gathered = self.gathered.lock().await;
         if gathered.is_some_and(|at| at.elapsed() < FIGURES_KEPT) {
@@ -68,7 +68,7 @@ impl Figures {
 }
 
 async fn store(metrics: &Metrics, store: &dyn Store) {
-    // First what needs no turn of a reader: that all are taken is for these to show.
+    // First the figures that need no reader: they show when all readers are busy.
     let figures = store.figures();
     queue(metrics, QueueKind::StoreWrites, figures.writes_waiting, STORE_QUEUE_MAX);
     queue(metrics, QueueKind::StoreReads, figures.reads, STORE_READERS_MAX);
@@ -77,7 +77,7 @@ async fn store(metrics: &Metrics, store: &dyn Store) {
     cache(metrics, CacheKind::ChatEnds, figures.chat_ends);
     cache(metrics, CacheKind::Messages, figures.messages);
     cache(metrics, CacheKind::Lists, figures.lists);
-    // A disk that hangs does not hide the other figures.
+    // A disk that hangs must not hide the other figures.
     let Ok(Ok(size)) = timeout(FIGURES_WITHIN, store.size()).await else { return };
     metrics.store_disk.set(size.disk_bytes as f64);
     metrics.store_journal.set(size.journal_bytes as f64);
@@ -116,7 +116,7 @@ mod tests {
     use crate::store::testing::Nobody;
     use crate::store::{Embedded, Memory, Options};
 
-    /// Takes a reader's turn: says that it has it, and holds it until the sender of `until` is gone.
+    /// Occupies a reader of the store: reports that it has one, and holds it until the sender of `until` is dropped.
     struct Held {
         has: tokio::sync::mpsc::Sender<()>,
         until: mpsc::Receiver<()>,

@@ -1,5 +1,5 @@
-//! The metrics listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts and routes, and a page
-//! for people.
+//! The metrics listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for what restarts servers and routes traffic, and
+//! a page for people.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) struct Pages {
     pub(super) status: Status,
 }
 
-/// Serves until the task is aborted; draining only turns `/readyz` red, so that the last figures can be read.
+/// Serves until the task is aborted. Draining only makes `/readyz` fail, so that the last figures can still be read.
 pub(super) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let routes = Router::new()
         .route("/", get(status))
@@ -38,8 +38,8 @@ pub(super) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     }
 }
 
-/// A point for the status page now and then. Reading the figures also folds the histograms' samples into their buckets,
-/// which nobody might else do.
+/// Adds a point to the status page from time to time. Reading the figures also folds the histograms' samples into their
+/// buckets, which nothing else might do.
 pub(super) async fn keep(pages: Arc<Pages>) {
     let mut every = tokio::time::interval(METRICS_UPKEEP);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -50,7 +50,7 @@ pub(super) async fn keep(pages: Arc<Pages>) {
 }
 
 async fn metrics(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
-    // What it says shows in the metric.
+    // The result shows in the metric.
     let _ = pages.readiness.check().await;
     pages.figures.gather().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], pages.metrics.render())
@@ -67,7 +67,7 @@ async fn status(State(pages): State<Arc<Pages>>) -> impl IntoResponse {
     let ready = pages.readiness.check().await;
     pages.figures.gather().await;
     let page = pages.status.page(&pages.metrics, &ready, Now::system().unix_ms / 1000);
-    // Nothing is loaded from anywhere, and no script runs.
+    // The page loads nothing and runs no script.
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)], page)
 }

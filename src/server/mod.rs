@@ -1,4 +1,4 @@
-//! The composition root: a configuration goes in, a running server comes out, and stops gracefully.
+//! The composition root: turns a configuration into a running server, and stops it gracefully.
 
 pub mod control;
 mod figures;
@@ -39,16 +39,16 @@ use readiness::Readiness;
 use reload::Reload;
 use status::Status;
 
-/// Why a server does not start; each says what to do.
+/// Why a server does not start. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Keys or certificates.
+    /// Keys or certificates are missing or cannot be used.
     #[error(transparent)]
     Auth(#[from] AuthError),
     /// The certificate and key cannot be used together.
     #[error("the certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
-    /// There is no data directory, and none can be made.
+    /// The data directory does not exist and cannot be created.
     #[error("cannot make the data directory {directory}: {source}; make it for the user that the server runs as")]
     DataDir {
         /// The data directory.
@@ -95,11 +95,11 @@ pub enum StartError {
 
 /// A running server. Stop it with [`Server::shutdown`]; dropping it stops it at once.
 pub struct Server {
-    /// Where QUIC listens.
+    /// The address where QUIC listens.
     pub quic_address: SocketAddr,
-    /// Where TLS over TCP listens, if it does: the same port number.
+    /// The address where TLS over TCP listens, if it is enabled: the same port number.
     pub tcp_address: Option<SocketAddr>,
-    /// Where the metrics listener is.
+    /// The address of the metrics listener.
     pub metrics_address: SocketAddr,
     services: Arc<Services>,
     store: Arc<dyn Store>,
@@ -112,8 +112,12 @@ pub struct Server {
 
 impl Server {
     /// Opens the store, recovers what a crash left, and listens.
+    ///
+    /// # Errors
+    /// [`StartError`] if keys, certificates, the data directory, the store or the folder for traces cannot be used, or an
+    /// address cannot be bound.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        // Development makes its keys in there. Else a server that may not start leaves nothing behind.
+        // Development creates its keys in the data directory. Otherwise a server that cannot start leaves nothing behind.
         if config.dev {
             own_data_dir(&config)?;
         }
@@ -182,7 +186,7 @@ impl Server {
                 let control = Control { services, store: embedded, reload, quic, began, stop, backups };
                 background.push(tokio::spawn(listening.serve(Arc::new(control))));
             }
-            // Devices are served all the same; a path over 107 bytes is the usual reason.
+            // Devices are served all the same. The usual reason is a path of more than 107 bytes.
             Err(error) => {
                 let socket = control::socket(&config.data_dir);
                 tracing::warn!(socket = %socket.display(), %error, "no control socket: no backup and no other log level");
@@ -225,15 +229,16 @@ impl Server {
         })
     }
 
-    /// Takes up the certificate and the token keys that the configured files hold now, for new connections and sign-ins;
-    /// sessions go on. With something wrong in them everything stays as it was, the log says why, and this is `false`; so it
-    /// is when they are not read within [`RELOAD_WITHIN`](crate::limits::RELOAD_WITHIN).
+    /// Applies the certificate and the token keys that the configured files hold now to new connections and sign-ins; sessions
+    /// continue. Returns `false` if something is wrong in the files (then everything stays as it was, and the log says why), or
+    /// if they are not read within [`RELOAD_WITHIN`](crate::limits::RELOAD_WITHIN).
     pub async fn reload(&self) -> bool {
         self.reload.clone().in_background(true).await == ReloadResult::Done
     }
 
-    /// Drains: takes no new sessions, lets those under way finish and tells them to reconnect elsewhere, makes
-    /// everything durable, and returns, within [`DRAIN_WITHIN`] and the store's last commit.
+    /// Drains: accepts no new sessions, lets those under way finish and tells them to reconnect elsewhere, and makes everything
+    /// durable. It waits up to [`DRAIN_WITHIN`] for the sessions, up to as long each for the endpoint's close and for the
+    /// sessions that this cuts off, and then for the store's last commit.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         self.reload.close();
@@ -263,7 +268,7 @@ impl Drop for Server {
     }
 }
 
-/// Gives each connection a trace of its own, if that is configured.
+/// Gives each connection its own trace, if that is configured.
 fn accept_with(
     config: &QuicConfig,
     server: watch::Receiver<Arc<quinn::ServerConfig>>,
@@ -285,7 +290,7 @@ fn accept_with(
     }
 }
 
-/// UDP and, unless it is switched off, TCP on the same port number; where any port will do, one that is free for both.
+/// Binds UDP and, unless it is switched off, TCP on the same port number. If any port will do, finds one that is free for both.
 async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
     let reset_key = crate::auth::reset_key(&config.data_dir)?;
     let lb = &config.quic.lb;
@@ -310,7 +315,7 @@ async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, 
     }
 }
 
-/// Opening replays the journal, which can take a while: not on a thread that serves.
+/// Opening replays the journal, which can take a while, so it runs on a blocking thread.
 async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
     let directory = config.data_dir.join("store");
     let commits = metrics.clone();
@@ -359,7 +364,7 @@ fn timing(config: &Config) -> Timing {
 }
 
 fn fill_random(bytes: &mut [u8]) {
-    // Seeded by the kernel, and without a system call for each id. It fails only where the kernel gives no randomness; ids
-    // must not repeat, so there is no going on.
+    // The generator is seeded by the kernel, and needs no system call for each id. It fails only if the kernel gives no
+    // randomness; ids must not repeat, so the server cannot continue then.
     aws_lc_rs::rand::fill(bytes).expect("the operating system gives randomness");
 }

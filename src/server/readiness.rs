@@ -1,4 +1,4 @@
-//! Whether the server should get traffic: it is not draining, its listeners run, and the store takes writes.
+//! Whether the server should receive traffic: it is not draining, its listeners run, and the store takes writes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ pub(super) struct Readiness {
     draining: CancellationToken,
     /// The tasks that accept connections, by what they listen to.
     listeners: Vec<(&'static str, AbortHandle)>,
-    /// The last probe and when it was: one that waits for the disk is shared by all who ask meanwhile.
+    /// Time and result of the last probe. The lock is held during a probe, so all callers that ask meanwhile share it.
     probed: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
@@ -33,7 +33,7 @@ impl Readiness {
         Readiness { store, metrics, draining, listeners, probed: Mutex::default() }
     }
 
-    /// Why it is not ready, if so; also sets the metric.
+    /// Checks whether the server is ready; the error says why it is not. Also sets the metric.
     pub(super) async fn check(&self) -> Result<(), String> {
         let ready = self.look().await;
         self.metrics.ready.set(if ready.is_ok() { 1.0 } else { 0.0 });

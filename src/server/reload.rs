@@ -1,8 +1,8 @@
-//! Takes up a renewed certificate and changed token keys without dropping a session.
+//! Applies a renewed certificate and changed token keys without dropping a session.
 //!
-//! The contents of the files are looked at every few seconds, and not their events: certificates are renewed by renaming
-//! files, by swapping symbolic links (Kubernetes) and over network file systems, and only reading sees all of it. They
-//! are a few kilobytes.
+//! The contents of the files are read every few seconds instead of watching for events: certificates are renewed by renaming
+//! files, by swapping symbolic links (Kubernetes) and over network file systems, and only reading notices all of these. The
+//! files are a few kilobytes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,27 +22,27 @@ use crate::observe::ReloadResult;
 use crate::session::Services;
 use crate::transport::{quic, tls_tcp};
 
-/// What new connections are accepted with.
+/// The configurations that new connections are accepted with, and what renews them.
 pub(super) struct Reload {
     config: Config,
     services: Arc<Services>,
     endpoint: Endpoint,
     quic: watch::Sender<Arc<quinn::ServerConfig>>,
     tcp: watch::Sender<Arc<rustls::ServerConfig>>,
-    /// Held while files are read, which may take for ever on a network file system: one reload at a time.
+    /// Held while files are read, which may take forever on a network file system: one reload at a time.
     state: Arc<tokio::sync::Mutex<State>>,
-    /// The endpoint takes no new connections any more. Held while what it accepts with is exchanged, and for no longer.
+    /// Whether the endpoint takes no more new connections. Locked only while the endpoint's configuration is exchanged.
     closed: Mutex<bool>,
 }
 
 struct State {
-    /// Of all files, when they were last taken up or refused.
+    /// Digest of all files when they were last applied or refused.
     seen: [u8; 32],
     chain: Vec<CertificateDer<'static>>,
 }
 
 impl Reload {
-    /// `chain` is in use.
+    /// `chain` is the certificate chain in use.
     pub(super) fn new(
         config: Config,
         services: Arc<Services>,
@@ -57,17 +57,17 @@ impl Reload {
         Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
 
-    /// What QUIC accepts with.
+    /// The configuration that QUIC accepts connections with.
     pub(super) fn quic(&self) -> watch::Receiver<Arc<quinn::ServerConfig>> {
         self.quic.subscribe()
     }
 
-    /// What TCP accepts with.
+    /// The configuration that TCP accepts connections with.
     pub(super) fn tcp(&self) -> watch::Receiver<Arc<rustls::ServerConfig>> {
         self.tcp.subscribe()
     }
 
-    /// Looks at the files until `stop`.
+    /// Checks the files until `stop`.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -78,8 +78,8 @@ impl Reload {
         }
     }
 
-    /// Takes up what the files hold now. `asked`: even if nothing seems to have changed. Who waits for longer than
-    /// [`RELOAD_WITHIN`] is told so; the files are taken up all the same once they are read.
+    /// Applies what the files hold now; with `asked`, even if nothing seems to have changed. After [`RELOAD_WITHIN`] the caller
+    /// gets [`ReloadResult::Late`]; the files are applied all the same once they are read.
     pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> ReloadResult {
         let reload = self.clone();
         let reading = async move {
@@ -96,7 +96,7 @@ impl Reload {
     }
 
     fn once(&self, state: &mut State, asked: bool) -> ReloadResult {
-        // Before they are read: a change in between is seen the next time.
+        // Computed before the files are read, so that a change in between is noticed the next time.
         let seen = digest(&self.config);
         if *self.closed() || !asked && seen == state.seen {
             return ReloadResult::Done;
@@ -117,13 +117,13 @@ impl Reload {
         }
     }
 
-    /// All of it or, with an error, nothing. Whether the certificate is another one.
+    /// Applies everything or, with an error, nothing. Returns whether the certificate has changed.
     fn take_up(&self, state: &mut State) -> Result<bool, StartError> {
         let credentials = Credentials::from_config(&self.config)?;
         let changed = credentials.chain != state.chain;
         if changed {
-            // A configuration of its own, with nothing that was remembered under the old certificate: a client does not
-            // look at the certificate when it resumes, so nothing of before may be resumed.
+            // A new configuration, which remembers nothing from the old certificate's time: a client does not check the
+            // certificate when it resumes a session, so no earlier session may be resumed.
             let tls = auth::server_tls(&credentials)?;
             let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
             let closed = self.closed();
@@ -141,7 +141,7 @@ impl Reload {
         Ok(changed)
     }
 
-    /// No new connections from here on, whatever the files say. Does not wait for a reload that is under way.
+    /// Stops accepting connections, whatever the files say. Does not wait for a reload that is under way.
     pub(super) fn close(&self) {
         let mut closed = self.closed();
         *closed = true;
@@ -159,7 +159,8 @@ fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {
     }
 }
 
-/// Of everything that is read from files. One that cannot be read counts as empty: it is told when it is taken up.
+/// A digest of everything that is read from files. A file that cannot be read counts as empty; the error is reported when the
+/// files are applied.
 fn digest(config: &Config) -> [u8; 32] {
     let mut digest = Sha256::new();
     for path in files(config) {

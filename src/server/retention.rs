@@ -1,4 +1,4 @@
-//! Keeps the store from growing for ever: a pass of the retention now and then, in the background.
+//! Keeps the store from growing without bound: runs a pass of the retention from time to time, in the background.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::store::{Retention, Store};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// Runs until `stop`. The first pass waits for a part of the interval, so that a start-up is not slowed down and servers
-/// that were started together do not work together; the others wait for about the interval.
+/// Runs until `stop`. The first pass waits for a part of the interval, so that it does not slow down the start-up and servers
+/// that were started together do not work together. Each later pass waits for about the interval.
 pub(super) async fn run(
     config: RetentionConfig,
     store: Arc<dyn Store>,
@@ -53,7 +53,7 @@ async fn pass(config: &RetentionConfig, store: &dyn Store, metrics: &Metrics) {
     }
 }
 
-/// Three to five quarters of it.
+/// A random time from three to five quarters of `time`.
 fn jittered(time: Duration, random: &impl Fn(&mut [u8])) -> Duration {
     let mut byte = [0];
     random(&mut byte);

@@ -1,4 +1,4 @@
-//! The status page: what a person wants to know at a glance, over the last minutes, without any other program.
+//! The status page: what an operator wants to know at a glance about the last minutes, without any other program.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::limits::{METRICS_UPKEEP, STATUS_POINTS};
 use crate::observe::{Metrics, Snapshot};
 
-/// The last minutes, in memory.
+/// The figures of the last minutes, in memory.
 pub(super) struct Status {
     name: String,
     began: Instant,
@@ -22,16 +22,16 @@ struct History {
     points: VecDeque<Point>,
 }
 
-/// What happened from one look to the next.
+/// What happened between two samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Point {
     sessions_quic: f64,
     sessions_tcp: f64,
-    /// A second, as the next two.
+    /// Per second, as are the next two.
     accepted: f64,
     delivered: f64,
     errors: f64,
-    /// Seconds; `None`: nothing was delivered live.
+    /// Median and 99th percentile in seconds; `None`: nothing was delivered live.
     live: Option<(f64, f64)>,
     commit: Option<f64>,
 }
@@ -58,7 +58,7 @@ impl Status {
         Status { name: name.to_owned(), began: Instant::now(), history: Mutex::default() }
     }
 
-    /// A point joins: what happened since the last call.
+    /// Adds a point: what happened since the last call.
     pub(super) fn take(&self, snapshot: Snapshot) {
         let now = Instant::now();
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,7 +72,7 @@ impl Status {
         history.before = Some((now, snapshot));
     }
 
-    /// The page.
+    /// Renders the page.
     pub(super) fn page(&self, metrics: &Metrics, ready: &Result<(), String>, unix_s: i64) -> String {
         let points: Vec<Point> =
             self.history.lock().unwrap_or_else(PoisonError::into_inner).points.iter().copied().collect();
@@ -146,7 +146,7 @@ fn charts(points: &[Point]) -> String {
 
 type Line<'a> = (&'a str, Vec<Option<f64>>);
 
-/// Two lines over the last minutes, from zero to the highest of both.
+/// A chart of two lines over the last minutes, from zero to the highest value of both.
 fn chart((title, shown): (&str, fn(f64) -> String), one: Line<'_>, two: Line<'_>) -> String {
     let highest = one.1.iter().chain(&two.1).flatten().copied().fold(0.0, f64::max);
     let scale = if highest > 0.0 { highest } else { 1.0 };
@@ -166,7 +166,7 @@ fn chart((title, shown): (&str, fn(f64) -> String), one: Line<'_>, two: Line<'_>
 const WIDTH: usize = 600;
 const HEIGHT: usize = 100;
 
-/// The newest value at the right edge; where there is none the line is broken.
+/// A line with the newest value at the right edge, broken where there is no value.
 fn line(values: &[Option<f64>], scale: f64, class: &str) -> String {
     let first = STATUS_POINTS.saturating_sub(values.len());
     let place = |(index, value): (usize, f64)| {
@@ -179,7 +179,7 @@ fn line(values: &[Option<f64>], scale: f64, class: &str) -> String {
         let mut points: Vec<_> =
             stretch.iter().filter_map(|(index, value)| Some((*index, (*value)?))).map(place).collect();
         if let [only] = points.as_slice() {
-            // A line of one point would not be seen.
+            // A line of one point would be invisible.
             points.push(only.clone());
         }
         let _ = write!(svg, "<polyline class={class} stroke-linecap=round points=\"{}\"/>", points.join(" "));
@@ -218,7 +218,7 @@ fn sized(bytes: f64) -> String {
     if value < 10.0 && unit > 0 { format!("{value:.1} {}", units[unit]) } else { format!("{value:.0} {}", units[unit]) }
 }
 
-/// Its two largest parts.
+/// A time as its two largest units.
 fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -1,4 +1,4 @@
-//! Store calls as values: the session says what it wants, the driver runs it, the result comes back as an input.
+//! Store calls as values: the session asks for them, the driver runs them, and their results come back as inputs.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::store::{
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
 use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
 
-/// Which request a call answers.
+/// The request that a call answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
-    /// Where it came in, and where an error goes.
+    /// The lane on which the request came, and on which an error is sent.
     pub lane: Lane,
-    /// Echoed; zero: none.
+    /// Echoed in the answer; zero: none.
     pub request_id: i64,
     /// The payload's field name.
     pub payload: &'static str,
@@ -26,34 +26,34 @@ pub struct Origin {
 pub enum ListChange {
     /// Add or change an entry.
     Put(Box<Contact>),
-    /// Remove one.
+    /// Remove an entry.
     Remove(Eid),
-    /// Block, or unblock.
+    /// Block a user (`true`), or unblock.
     Block(Eid, bool),
 }
 
-/// Why a session asks how somebody stands to somebody.
+/// Why a session asks for the relation between two users.
 #[derive(Debug)]
 pub enum Purpose {
     /// To relay a ping.
     Ping(Option<DeviceId>, Box<PingPong>),
-    /// To tell a user something about another.
+    /// To send one user a notification about another.
     Direct(Update),
 }
 
-/// Which write of chat it is.
+/// Which chat operation a write is.
 #[derive(Debug)]
 pub enum Asked {
-    /// A message of this name.
+    /// Accept the message with this local id.
     Accept(Origin, LocalId),
-    /// The release of a message of the user's.
+    /// Release one of the user's messages.
     Release(MessageId),
-    /// An acknowledgment.
+    /// Acknowledge one or more messages.
     Acknowledge(Origin),
 }
 
 impl Asked {
-    /// It is done.
+    /// Turns the outcome into the session's input.
     pub fn done(self, outcome: Result<Reply, StoreError>) -> Done {
         match self {
             Asked::Accept(origin, local) => Done::Accept(origin, local, outcome.and_then(Reply::accepted)),
@@ -63,24 +63,24 @@ impl Asked {
     }
 }
 
-/// A wanted store call.
+/// A store call that a session asks for.
 #[derive(Debug)]
 pub enum Call {
-    /// The session's device signs in.
+    /// Sign in the session's device.
     OpenDevice(Eid, DeviceId),
     /// Accept, release or acknowledge a message.
     Write(Asked, Write),
-    /// A page of history.
+    /// Read a page of history.
     History(Origin, Box<HistoryQuery>),
-    /// Read the user's log after a position.
+    /// Read the user's log after a position: at most so many entries.
     ReadLog(Eid, Sequence, usize),
-    /// In whose lists the user stands.
+    /// Find the lists that the user is on.
     Owners(Eid),
-    /// How the second user stands to the first.
+    /// Find what the first user's list says of the second, and whether either has blocked the other.
     Relation(Origin, Eid, Eid, Purpose),
     /// Change the user's list, then send the answer.
     ChangeList(Origin, Eid, ListChange, Box<Payload>),
-    /// The user's list.
+    /// Read the user's list.
     List(Origin, Eid),
     /// Revoke, then send the answer.
     Revoke(Origin, Box<Revocation>, Box<TokenRevokeResponse>),
@@ -117,7 +117,7 @@ pub enum Done {
     SignOut(Origin, Eid, DeviceId, Logout, Result<(), StoreError>),
 }
 
-/// Runs a call.
+/// Runs a call against the store.
 pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {
         Call::OpenDevice(user, device) => Done::OpenDevice(store.open_device(&user, &device).await),
@@ -149,7 +149,7 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             Done::List(origin, owner, contacts)
         }
         Call::Revoke(origin, revocation, answer) => {
-            // A lost device gives its place back: nobody can sign it out any more.
+            // A lost device gives its place back here, because nobody can sign it out any more.
             let forget = match &revocation.target {
                 RevocationTarget::Device(_, device) => Some(device.clone()),
                 _ => None,

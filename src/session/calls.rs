@@ -1,9 +1,10 @@
 //! The store calls of a session that are under way.
 //!
-//! Most are writes of chat: they cost no future each, the store answers them into one inbox. When it has no place for
-//! one, that one waits for it, and those behind it wait their turn, so that a sender's messages stay in order. After a
-//! while all of them are refused (503), but for releases: nobody would ask for those again. They wait for as long as the
-//! store lives, also when their session is over; there are no more than it has unreleased messages.
+//! Most are writes of chat. They need no future each: the store answers them into one inbox. When the store has no place for a
+//! write, that write waits for one, and the writes behind it wait their turn, so that a sender's messages stay in order. After
+//! a while all of them are refused (503), except releases, because no client would request those again. Releases wait for as
+//! long as the store lives, even after their session has ended. There are no more of them than the session has unreleased
+//! messages.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,20 +21,20 @@ use crate::wire::{DeviceId, Eid, Sequence};
 pub(super) struct Calls {
     store: Arc<dyn Store>,
     inbox: Arc<Inbox>,
-    /// Taken out of the inbox, and not looked at yet.
+    /// Taken out of the inbox, and not processed yet.
     answers: std::vec::IntoIter<Answer>,
-    /// What the numbers of answers stand for, oldest first; answers mostly come in that order.
+    /// The writes under way by the number that their answer carries, oldest first; answers mostly come in that order.
     asked: VecDeque<(u32, Asked)>,
     last: u32,
-    /// A write for which the store had no place.
+    /// A write for which the store had no place, and those behind it.
     crowded: Option<Box<Crowded>>,
-    /// `None` at rest: also an empty one takes memory.
+    /// `None` when idle: even an empty one takes memory.
     others: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
 }
 
 struct Crowded {
     waiting: BoxFuture<'static, Result<(), Unplaced>>,
-    /// Those behind it.
+    /// The writes behind it.
     held: VecDeque<Unplaced>,
 }
 
@@ -50,7 +51,7 @@ impl Calls {
         }
     }
 
-    /// Begins a call; `true` if it has to be polled before it does anything.
+    /// Starts a call. Returns `true` if it must be polled before it does anything.
     pub(super) fn start(&mut self, call: Call) -> bool {
         let Call::Write(asked, write) = call else {
             self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
@@ -58,7 +59,7 @@ impl Calls {
         };
         self.last = self.last.wrapping_add(1);
         self.asked.push_back((self.last, asked));
-        // Made here, also for one that waits: it tells which refusals were known when it was asked for.
+        // Created here even for a write that waits: the promise records which refusals were known when it was requested.
         let promise = Promise::new(self.inbox.clone(), self.last);
         match &mut self.crowded {
             Some(crowded) => {
@@ -74,7 +75,7 @@ impl Calls {
         self.store.advance_cursor(user, device, sequence);
     }
 
-    /// One after the other; `true` if one has to wait for a place, as has what is behind it then.
+    /// Submits the writes one after the other. Returns `true` if one has to wait for a place; those behind it then wait, too.
     fn submit(&mut self, first: Unplaced, mut behind: VecDeque<Unplaced>) -> bool {
         let mut next = Some(first);
         while let Some((write, promise)) = next {
@@ -89,7 +90,7 @@ impl Calls {
         false
     }
 
-    /// The next that is done; `None`: none is under way.
+    /// The next call that is done; `None` if none is under way.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done>> {
         if let Some(done) = self.answered(cx) {
             return Poll::Ready(Some(done));
@@ -98,10 +99,10 @@ impl Calls {
             && let Poll::Ready(placed) = crowded.waiting.poll_unpin(cx)
         {
             if self.go_on(placed) {
-                // It waits again, and has to be polled for that.
+                // Another write waits now, and must be polled.
                 cx.waker().wake_by_ref();
             }
-            // Told at once: what the session is asked until it knows of refusals would be taken before them.
+            // Reported at once: a message that the session accepts before it knows of the refusals would overtake them.
             if let Some(done) = self.answered(cx) {
                 return Poll::Ready(Some(done));
             }
@@ -113,7 +114,7 @@ impl Calls {
                 Poll::Pending => {}
             }
         }
-        // Whatever waits for a place was asked for, too.
+        // A write that waits for a place is in `asked`, too.
         if self.asked.is_empty() && self.others.is_none() { Poll::Ready(None) } else { Poll::Pending }
     }
 
@@ -139,8 +140,8 @@ impl Calls {
         Some(asked.done(outcome))
     }
 
-    /// The write that had to wait has a place, or has waited too long: then it is refused, and so are those behind it, all but
-    /// the releases. `true` if one has to wait again.
+    /// The write that waited has got a place, or has waited too long. In the latter case it is refused with all writes behind
+    /// it, except releases. Returns `true` if another write has to wait.
     fn go_on(&mut self, placed: Result<(), Unplaced>) -> bool {
         let Some(crowded) = self.crowded.take() else { return false };
         let mut held = crowded.held;
@@ -173,7 +174,7 @@ mod tests {
         Call::Write(Asked::Accept(origin, message.local_id.clone()), Write::Accept(Box::new(message), true))
     }
 
-    /// A store whose writer stands and whose queue is full; what lets it go on; and one message that it is at.
+    /// A store whose writer is blocked at message 1 and whose queue is full. Dropping the sender unblocks the writer.
     async fn crowded(queue_wait: Duration) -> (Calls, mpsc::Sender<()>) {
         let (gate, go_on) = Gate::new();
         let options = Options { queue_wait, ..Options::default() };
@@ -269,7 +270,8 @@ mod tests {
         gate.reached().await;
         go_on.send(()).unwrap();
         let Some(Done::Accept(_, _, Ok(oldest))) = calls.next().await else { panic!("it is the first") };
-        // The writer stands at the second. Of the others the last is one too many, but not for long: a release follows.
+        // The writer blocks at the second message. The last of the others is one too many, but only until the release behind
+        // it.
         (2..=full + 1).for_each(|number| assert!(!calls.start(unreleased(number)), "{number} has a place"));
         gate.reached().await;
         assert!(
@@ -279,7 +281,7 @@ mod tests {
         take_places(&store, STORE_QUEUE_MAX);
         assert!(calls.start(unreleased(full + 2)), "it waits for a place");
         drop(go_on);
-        // Alice's writes are done in turn: the refusal is there, and known, before a place is.
+        // Alice's writes are done in turn: the refusal is there, and known, before a place becomes free.
         store.release(&eid("alice"), oldest.message.id).await.unwrap();
         let mut refused = Vec::new();
         while let Some(done) = calls.next().await {

@@ -1,4 +1,5 @@
-//! The chat family: texts, version updates, acknowledgments, synchronisation, history (4.8, 5.9, 5.10, profile 7, 8).
+//! The chat family: texts, version updates, acknowledgments, synchronisation, history (BIMip-Foundation 4.8, 5.9 and 5.10;
+//! protocol.md §7 to §10).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -20,15 +21,15 @@ use super::fault::{Fault, require_own};
 use super::order::Why;
 use super::{Asked, Call, Now, Open, Origin, Output, Phase, Session, render};
 
-/// What a session remembers of its own messages on their way.
+/// The session's own messages that are still being processed.
 pub(super) struct Chat {
-    /// The sender chose not to wait for its own answers to VersionUpdates.
+    /// The sender chose that its messages are released without waiting for its answers to VersionUpdates.
     pipelined: bool,
-    /// Accepted, not released, oldest first; bounded: at the bound the oldest is released at once.
+    /// Messages that are accepted but not released, oldest first. Bounded: at the bound the oldest is released at once.
     unreleased: VecDeque<(Instant, MessageId)>,
-    /// Request ids of sends whose VersionUpdate has not gone out, oldest first; bounded by [`Session::wanted`].
+    /// Request ids of sends whose VersionUpdate was not sent yet, oldest first; bounded by [`Session::wanted`].
     requests: VecDeque<(LocalId, i64)>,
-    /// Second answers to one message, owed once the tail has brought the first, so that sequences stay in order.
+    /// Repeated answers for a message. They are sent once the tail has sent the first answer, so that sequences stay in order.
     owed: VecDeque<(Sequence, Bytes)>,
 }
 
@@ -37,7 +38,7 @@ impl Chat {
         Chat { pipelined, unreleased: VecDeque::new(), requests: VecDeque::new(), owed: VecDeque::new() }
     }
 
-    /// Sends that wait for their answer.
+    /// Number of sends that wait for their answer.
     pub(super) fn unanswered(&self) -> usize {
         self.requests.len() + self.owed.len()
     }
@@ -54,25 +55,25 @@ impl Chat {
 
     /// The request id that the VersionUpdate of this message answers; zero: none.
     pub(super) fn answer(&mut self, local_id: &LocalId) -> i64 {
-        // Nearly always the first: they are answered in the order in which they came.
+        // Nearly always the first: sends are answered in the order in which they came.
         let place = self.requests.iter().position(|(name, _)| name == local_id);
         place.and_then(|place| self.requests.remove(place)).map_or(0, |(_, id)| id)
     }
 
-    /// The next answer that is owed now that the tail stands at `position`.
+    /// The next owed answer that may be sent now that the tail is at `position`.
     pub(super) fn pop_owed(&mut self, position: Sequence) -> Option<Bytes> {
         let (_, frame) = self.owed.pop_front_if(|(sequence, _)| *sequence <= position)?;
         Some(frame)
     }
 
-    /// Whether [`Chat::pop_owed`] has something.
+    /// Whether [`Chat::pop_owed`] would return an answer.
     pub(super) fn is_owed(&self, position: Sequence) -> bool {
         self.owed.front().is_some_and(|(sequence, _)| *sequence <= position)
     }
 
-    /// A message waits for its release. Returns one that has to go now to stay within the bound.
+    /// Adds a message that waits for its release. Returns the message that must be released now to stay within the bound.
     pub(super) fn wait_for_answer(&mut self, message: MessageId, due: Instant) -> Option<MessageId> {
-        // A pipelined one waits for another's answer: the store releases it with that.
+        // A pipelined message only waits for an earlier one of the chat. The store releases it together with that one.
         if self.pipelined || self.unreleased.iter().any(|(_, waiting)| *waiting == message) {
             return None;
         }
@@ -106,7 +107,7 @@ impl Session {
         Ok(self.new_message((sender, device, recipient), local_id, Content::Text(text.content), text.created_at, now))
     }
 
-    /// `from` is the session's own user, and there is exactly one recipient, somebody else, in a served domain.
+    /// Checks that `from` is the session's own user, and that there is exactly one recipient: another user, in a served domain.
     pub(super) fn check_parties(
         &self,
         from: Option<&Identity>,
@@ -148,8 +149,8 @@ impl Session {
         self.call(Call::Write(asked, Write::Accept(Box::new(message), release)));
     }
 
-    /// The store has accepted or refused. The VersionUpdate itself comes with the tail, in its place among the
-    /// sender's other entries.
+    /// The store has accepted or refused a message. The tail sends the VersionUpdate, in its place among the sender's other
+    /// entries.
     pub(super) fn accepted(
         &mut self,
         origin: Origin,
@@ -191,14 +192,14 @@ impl Session {
         }
     }
 
-    /// Only the lost connection of the sender released what it had in flight: what was accepted since must not wait.
+    /// The session has ended, and released only what was accepted until then. A message that was accepted later must not wait.
     fn release_orphan(&mut self, accepted: Result<Accepted, StoreError>) {
         if let Ok(Accepted { message, outcome: AcceptOutcome::Waiting, .. }) = accepted {
             self.release(&message.sender, [message.id]);
         }
     }
 
-    /// The same message again: the same VersionUpdate again, and nothing else (profile 7).
+    /// The same message was sent again: repeats the same VersionUpdate, and does nothing else (protocol.md §7).
     fn answer_again(&mut self, origin: Origin, local: &LocalId, accepted: &Accepted) {
         let Phase::Open(open) = &mut self.phase else { return };
         let passed = accepted.sequence <= open.tail.position();
@@ -207,7 +208,7 @@ impl Session {
             return; // The tail answers it.
         }
         if !forget_request(open, local, origin.request_id) {
-            return; // The tail came by while the store was asked, and has answered it.
+            return; // The tail passed it while the store was asked, and has answered it.
         }
         let mut scheme = render::version_update(&accepted.message, accepted.sequence);
         scheme.request_id = origin.request_id;
@@ -228,7 +229,7 @@ impl Session {
         let message = MessageId::parse(&update.message_id)?;
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         let waiting = open.chat.unreleased.iter().position(|(_, waiting)| *waiting == message);
-        // Unknown: released meanwhile, or answered in an earlier connection.
+        // Not found: it was released meanwhile, or accepted in an earlier connection.
         let answered = waiting.and_then(|index| open.chat.unreleased.remove(index)).map(|(_, message)| message);
         let sender = open.user.clone();
         self.release(&sender, answered);
@@ -254,7 +255,7 @@ impl Session {
 
     pub(super) fn released(&mut self, message: MessageId, released: Result<(), StoreError>) {
         if let Err(error) = released {
-            // It is accepted and durable; start-up releases it.
+            // It is accepted and durable; it is released at start-up.
             tracing::error!(%message, %error, "a message was not released");
         }
     }
@@ -279,7 +280,8 @@ impl Session {
             }
             _ => return Err(Fault::malformed("message_id, or chat_id with up_to_version, is needed")),
         };
-        // A device may have been off line when its user read; one whose clock is ahead has not read in the future.
+        // The user may have read it earlier, while the device was offline. A time in the future means that the device's clock
+        // is ahead.
         let received_at = now.unix_ms;
         let at = if request.timestamp > 0 { request.timestamp.min(received_at) } else { received_at };
         let (reader, device) = (open.user.clone(), open.device.clone());
@@ -291,7 +293,7 @@ impl Session {
     pub(super) fn acknowledged(&mut self, origin: Origin, acknowledged: Result<Acknowledged, StoreError>, now: Now) {
         match acknowledged {
             Ok(state) => {
-                // One receipt for many messages does not say when the last of them was accepted.
+                // A receipt for many messages does not tell when the last of them was accepted.
                 if let (AckTarget::Message(id), AckStatus::Delivered, true) =
                     (&state.target, state.status, state.changed)
                 {
@@ -304,7 +306,7 @@ impl Session {
         }
     }
 
-    /// Profile 8 SyncAck: everything up to here is safe on the device.
+    /// SyncAck (protocol.md §9): everything up to this sequence is safe on the device.
     pub(super) fn sync_ack(&mut self, ack: &SyncAck) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         if ack.sequence < 0 {
@@ -316,23 +318,23 @@ impl Session {
     }
 }
 
-/// A time that should not be negative, and is if the clock was set back.
+/// A time difference, which is negative only if the clock was set back; then it counts as zero.
 pub(super) fn millis(difference: i64) -> Duration {
     Duration::from_millis(u64::try_from(difference).unwrap_or(0))
 }
 
-/// Errors echo the client's own id, cut to a length that any legal one has.
+/// The client's own id as errors echo it, cut to the length of the longest valid one.
 pub(super) fn echo(local_id: &str) -> String {
     local_id.chars().take(LOCAL_ID_ECHO_MAX).collect()
 }
 
-/// Takes a send off those that wait for their answer; `false`: it had been answered.
+/// Removes a send from those that wait for their answer. Returns `false` if it was already answered.
 fn forget_request(open: &mut Open, local_id: &LocalId, request_id: i64) -> bool {
     let place = open.chat.requests.iter().rposition(|(name, id)| name == local_id && *id == request_id);
     place.and_then(|place| open.chat.requests.remove(place)).is_some()
 }
 
-/// Clients count characters differently: any decimal number up to the content's bytes will do (profile 7).
+/// Clients count characters differently, so any decimal number up to the content's bytes is accepted (protocol.md §7).
 fn is_plausible_size(count: &str, content_bytes: usize) -> bool {
     count.is_empty()
         || count.bytes().all(|byte| byte.is_ascii_digit())

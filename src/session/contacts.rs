@@ -1,4 +1,4 @@
-//! Subscribers and blocks (4.4, 4.5, 5.5, 5.6, profile 6).
+//! Subscribers and blocks (BIMip-Foundation 4.4, 4.5, 5.5 and 5.6; protocol.md §11).
 
 use prost::{Message, length_delimiter_len};
 
@@ -17,13 +17,13 @@ use super::call::ListChange;
 use super::fault::{Fault, require_own};
 use super::{Call, Now, Origin, Phase, Session};
 
-/// Longest frame of a list, unless frames are to be shorter.
+/// Bytes of the longest frame of a list, unless the configured limit is lower.
 const LIST_FRAME_BYTES: usize = LANE_QUEUE_BYTES / 2;
-/// By how much the lengths in front of a frame, of its payload and of its list grow with the entries.
+/// By how many bytes at most the lengths of a frame, of its payload and of its list grow with the entries.
 const LIST_LENGTHS_BYTES: usize = 8;
 
 impl Session {
-    /// 5.5 SubscriberAddRequest: the owner admits somebody to see the owner.
+    /// 5.5 SubscriberAddRequest: the owner lets somebody see the owner's presence.
     pub(super) fn subscriber_add(&mut self, origin: Origin, add: SubscriberAddRequest, now: Now) -> Result<(), Fault> {
         let (owner, subscriber) = self.check_pair(add.owner.as_ref(), add.subscriber.as_ref())?;
         if !self.services.settings.serves(&subscriber) {
@@ -33,7 +33,7 @@ impl Session {
             return Err(Fault::new(ErrorCode::TooLarge, "nickname and group are at most 256 bytes"));
         }
         let resource_id = if add.subscriber_resource_id.is_empty() {
-            // The same each time: a request that is sent again changes nothing.
+            // Derived, so that a repeated request changes nothing.
             ChatId::between(&owner, &subscriber).to_string()[..16].to_owned()
         } else {
             DeviceId::parse(&add.subscriber_resource_id)?.to_string()
@@ -60,7 +60,7 @@ impl Session {
         Ok(())
     }
 
-    /// Profile 1 SubscriberRemove: the owner withdraws it.
+    /// SubscriberRemove (protocol.md §11): the owner withdraws that.
     pub(super) fn subscriber_remove(
         &mut self,
         origin: Origin,
@@ -81,7 +81,7 @@ impl Session {
         Ok(())
     }
 
-    /// 5.6 BlockSubscriber, either way. Needs no prior subscription.
+    /// 5.6 BlockSubscriber: blocks or unblocks a user, who need not be a subscriber.
     pub(super) fn block_subscriber(&mut self, origin: Origin, block: BlockSubscriber, now: Now) -> Result<(), Fault> {
         let (owner, subscriber) = self.check_pair(block.owner.as_ref(), block.subscriber.as_ref())?;
         check_request(block.r#type)?;
@@ -103,7 +103,8 @@ impl Session {
         Ok(())
     }
 
-    /// A change is durable, and in effect for everybody: the store's observer saw to that before it answered.
+    /// A list has changed. The change is durable and already in effect for everybody: the store told its observer before it
+    /// answered.
     pub(super) fn list_changed(&mut self, origin: Origin, answer: Payload, changed: Result<bool, StoreError>) {
         let changed = match changed {
             Ok(changed) => Ok(changed),
@@ -150,7 +151,7 @@ impl Session {
         self.send(Lane::Control, origin.request_id, answer);
     }
 
-    /// Profile 1 SubscriberListRequest.
+    /// SubscriberListRequest (protocol.md §11).
     pub(super) fn subscriber_list(&mut self, origin: Origin, request: &SubscriberListRequest) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(request.owner.as_ref(), &open.user, open.device.as_str())?;
@@ -160,7 +161,7 @@ impl Session {
         Ok(())
     }
 
-    /// The list, in as many frames as it needs; all but the last say that there is more.
+    /// Sends the list in as many frames as it needs; all but the last set `more`.
     pub(super) fn list_read(&mut self, origin: Origin, owner: &Eid, contacts: Result<Vec<Contact>, StoreError>) {
         if let Phase::Open(open) = &mut self.phase {
             open.listing = false;
@@ -180,7 +181,7 @@ impl Session {
             while let Some(entry) = rest.next_if(|entry| {
                 let length = entry.encoded_len();
                 bytes += 1 + length_delimiter_len(length) + length;
-                // The smallest frame that can be configured takes the longest entry many times.
+                // Even the smallest frame that can be configured holds the longest entry many times.
                 bytes <= most
             }) {
                 entries.push(entry);
@@ -196,7 +197,7 @@ impl Session {
         }
     }
 
-    /// The session's own user, and somebody else.
+    /// Checks that the owner is the session's own user and the subscriber somebody else.
     fn check_pair(&self, owner: Option<&Identity>, subscriber: Option<&Identity>) -> Result<(Eid, Eid), Fault> {
         let Phase::Open(open) = &self.phase else {
             return Err(Fault::new(ErrorCode::Unauthenticated, "not signed in"));
@@ -210,7 +211,7 @@ impl Session {
     }
 }
 
-/// `type` of what is request and response at once.
+/// Checks the `type` of a request whose payload is also its response.
 pub(super) fn check_request(kind: i32) -> Result<(), Fault> {
     match kind {
         0 | 1 => Ok(()),

@@ -1,4 +1,4 @@
-//! Connectivity: PingPong both ways, and relayed to another device (4.2, 5.3, profile 4).
+//! Connectivity: PingPong both ways, and relayed to another device (BIMip-Foundation 4.2 and 5.3; protocol.md §6).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,13 +14,14 @@ use super::call::Purpose;
 use super::fault::Fault;
 use super::{Call, Now, Origin, Phase, Session};
 
-/// When the client was last heard, the pings that it has not answered, and those that it had relayed.
+/// When the client last sent a frame, the pings that it has not answered, and the pings that it asked to be relayed.
 pub(super) struct Pings {
     heard: Instant,
     last_asked: Option<Instant>,
     asked: Vec<Asked>,
     relayed: Vec<Relayed>,
-    /// Pings for the next pump to send, and for whom: no more than a session has notices, and its own.
+    /// Pings for the next pump to send, each with the session that asked for it. Bounded: one for each notice that a session
+    /// may hold, and the server's own.
     wanted: Vec<Option<Relay>>,
     numbers: u64,
 }
@@ -32,7 +33,7 @@ struct Asked {
     relay: Option<Relay>,
 }
 
-/// A ping that this session's device wanted another to get.
+/// A ping that this session's device asked to be relayed to another device.
 struct Relayed {
     number: u64,
     due: Instant,
@@ -56,7 +57,7 @@ impl Pings {
         self.heard = now.at;
     }
 
-    /// Gives back what only pings under way need.
+    /// Frees memory that only pings under way need.
     pub(super) fn rest(&mut self) {
         if self.asked.is_empty() {
             self.asked = Vec::new();
@@ -66,13 +67,13 @@ impl Pings {
         }
     }
 
-    /// When a ping is due, or a relayed one has taken too long.
+    /// When the next ping is due, or the oldest relayed ping times out.
     pub(super) fn due(&self, interval: Duration) -> Instant {
         let ping = self.ping_due(interval);
         self.relayed.first().map_or(ping, |oldest| ping.min(oldest.due))
     }
 
-    /// After an interval without a word, and not before an interval after the last one.
+    /// One interval after the client's last frame or the last ping to it, whichever is later.
     fn ping_due(&self, interval: Duration) -> Instant {
         self.last_asked.map_or(self.heard, |at| at.max(self.heard)) + interval
     }
@@ -88,14 +89,15 @@ impl Session {
         }
     }
 
-    /// The device is to be pinged, for itself or for somebody else.
+    /// Queues a ping to the device, for the server itself or for another session.
     pub(super) fn want_ping(&mut self, relay: Option<Relay>) {
         if let Phase::Open(open) = &mut self.phase {
             open.pings.wanted.push(relay);
         }
     }
 
-    /// Pings the device, unless it reads control so late that pings would only pile up: who asked for them is told TIMEOUT.
+    /// Sends the queued pings. If the device reads control so late that pings would only pile up, it drops them instead, and
+    /// the sessions that asked for them answer TIMEOUT.
     pub(super) fn pump_pings(&mut self, queued: impl FnOnce() -> usize, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if open.pings.wanted.is_empty() {
@@ -107,14 +109,14 @@ impl Session {
         }
     }
 
-    /// One ping more than it may leave unanswered makes the oldest forgotten.
+    /// Sends a ping. At the bound on unanswered pings the oldest is forgotten.
     fn ask(&mut self, relay: Option<Relay>, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         let asked = &mut open.pings.asked;
         if asked.len() >= PINGS_ASKED_MAX {
             asked.remove(0);
         }
-        // What names a ping has to be its own.
+        // `request_time` names the ping, so it must be unique.
         let latest = asked.iter().map(|ping| ping.request_time + 1).max().unwrap_or(0);
         let request_time = now.unix_ms.max(latest);
         asked.push(Asked { request_time, at: now.at, relay });
@@ -139,7 +141,7 @@ impl Session {
         }
     }
 
-    /// Measured on our own monotonic clock; an answer to nothing that was asked says nothing.
+    /// The round trip is measured on the server's own monotonic clock. An answer that names no ping is ignored.
     fn answered(&mut self, ping: &PingPong, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         let Some(index) = open.pings.asked.iter().position(|asked| asked.request_time == ping.request_time) else {
@@ -157,7 +159,7 @@ impl Session {
 
     fn ping_request(&mut self, origin: Origin, ping: PingPong, now: Now) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
-        // A device of nobody's is no identity: what is echoed has been looked at.
+        // A device without a user is refused as no identity: the answer echoes only what was checked.
         let Some(to) = ping.to.as_ref().filter(|to| !to.eid.is_empty() || !to.connection_resource_id.is_empty()) else {
             self.pong(origin, ping, PingStatus::Ok, None, now);
             return Ok(());
@@ -177,7 +179,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the device's owner admits the asker is known: relays the ping, or says FAIL to whoever else.
+    /// The store has answered whether the device's owner admits the asker: relays the ping, or answers FAIL.
     pub(super) fn relay_if_allowed(
         &mut self,
         origin: Origin,
@@ -208,7 +210,7 @@ impl Session {
         }
     }
 
-    /// A device that was asked has answered the relayed ping: the first, where all of a user's were.
+    /// A device has answered a relayed ping. If all devices of a user were pinged, this is the first answer.
     pub(super) fn relayed(&mut self, number: u64, rtt: Duration, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if let Some(index) = open.pings.relayed.iter().position(|relayed| relayed.number == number) {
@@ -226,7 +228,7 @@ impl Session {
         }
     }
 
-    /// The answer to a ping: with the round trip that was measured to another device, else that of the clocks.
+    /// Answers a ping with the round trip measured to another device, or else with the difference of the two clocks.
     fn pong(&mut self, origin: Origin, ping: PingPong, status: PingStatus, measured: Option<Duration>, now: Now) {
         let rtt = match (status, measured) {
             (_, Some(rtt)) => i64::try_from(rtt.as_millis()).unwrap_or(i64::MAX),

@@ -1,7 +1,7 @@
 //! Connects a session to a link and a store: one task, one loop, nothing shared.
 //!
-//! A turn takes in whatever is ready (notices, finished store calls, a bounded number of frames, the time), lets the
-//! session answer, and writes once. It never waits for one lane, one call or one frame.
+//! A turn takes in everything that is ready (notices, finished store calls, a bounded number of frames, the time), lets the
+//! session respond, and flushes once. It never waits for a single lane, call or frame.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -22,18 +22,18 @@ use super::calls::Calls;
 use super::path::PathMeter;
 use super::{Call, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session};
 
-/// Serves one connection to its end, which is the return value. What the session accepted is released before it
-/// returns.
+/// Serves one connection to its end, and returns the reason for the end. Everything that the session accepted is released
+/// before it returns.
 ///
-/// The driver is boxed and this is no `async fn`: a future holds what is moved into it once more for each `async fn` that
-/// it passes through, and idle sessions would pay for it.
+/// The driver is boxed and this is not an `async fn`: every `async fn` that a value is moved through keeps another copy of it
+/// in its future, and idle sessions would pay for the memory.
 pub fn drive<L: Link>(
     link: L,
     services: Arc<Services>,
     store: Arc<dyn Store>,
 ) -> impl Future<Output = CloseReason> + use<L> {
     let (transport, path) = (link.kind().name(), link.remote());
-    // Who it is, is filled in when it has signed in.
+    // Session, user and device are recorded once the session has signed in.
     let span = tracing::info_span!("session", session = Empty, user = Empty, device = Empty, transport, %path);
     let now = Now::system();
     let session = span.in_scope(|| Session::new(services.clone(), link.kind(), link.remote().ip(), now));
@@ -44,7 +44,7 @@ pub fn drive<L: Link>(
 
 async fn serve<L: Link>(mut driver: Box<Driver<L>>) -> CloseReason {
     let ending = poll_fn(|cx| driver.poll(cx)).await;
-    // Boxed, so that a session which goes on keeps no room for its end.
+    // Boxed, so that a running session reserves no memory for its end.
     Box::pin(leave(driver, ending)).await
 }
 
@@ -58,19 +58,20 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
             Ending::Theirs(reason) => reason,
             Ending::Ours(code, reason) => {
                 link.announce(code, reason);
-                // The last error has to arrive before the close does.
+                // The last error must arrive before the close does.
                 let _ = timeout(CLOSE_LINGER, poll_fn(|cx| link.poll_drained(cx))).await;
                 link.close(code, reason);
                 code.into()
             }
         }
     };
-    // What the sender left behind does not wait for its last answer to arrive.
+    // The sender's remaining messages are released without waiting until its last frames are delivered.
     let (reason, ()) = tokio::join!(farewell, finish(session, calls, remaining));
     let stats = link.path();
     path.look(&stats, kind, &services.metrics, Now::system());
     let reason = match reason {
-        // Closed here and not by the session: its handshake was never completed, if this is not the end of a shutdown.
+        // The connection was closed on this side, but not by the session. Unless the server is shutting down, its handshake was
+        // not completed in time.
         CloseReason::Draining if !services.hub.is_draining() => CloseReason::TimedOut,
         reason => reason,
     };
@@ -87,7 +88,7 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
     reason
 }
 
-/// Runs what is still under way, so that nothing that was accepted waits for a sender that is gone.
+/// Runs the calls that are still under way to their end, so that no accepted message waits for a sender that is gone.
 async fn finish(session: &mut Session, calls: &mut Calls, remaining: Vec<Call>) {
     for call in remaining {
         calls.start(call);
@@ -111,9 +112,9 @@ enum Ending {
 struct Driver<L> {
     link: L,
     session: Session,
-    /// Bounded by the session.
+    /// The session bounds their number.
     calls: Calls,
-    /// A call was added that has not been polled: nothing would wake the task for it.
+    /// A call was started that has not been polled yet, so nothing would wake the task for it.
     called: bool,
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
     path: PathMeter,
@@ -137,7 +138,7 @@ impl<L: Link> Driver<L> {
                 Ok(taken) => taken,
             };
             self.session.pump(|lane| self.link.queued(lane), now);
-            // Last: whatever came before may have put something off, of which nothing else would remind the task.
+            // Last: the steps before may have set a deadline, and nothing else would wake the task for it.
             progress |= self.take_time(cx, now);
             if let Some(ending) = self.perform() {
                 return Poll::Ready(ending);
@@ -146,7 +147,7 @@ impl<L: Link> Driver<L> {
                 progress |= self.take_calls(cx, now);
             }
             let _ = self.link.poll_flush(cx);
-            // What was written made room: what had stopped for want of it goes on, each on its own lane, and a lane whose
+            // Writing made room: sources that had stopped for lack of it continue, each on its own lane, and a lane whose
             // answers had piled up is read again. Nothing else would wake the task for a lane that is empty now.
             let room = self.session.has_backlog(|lane| self.link.queued(lane)) || self.wanted() != wanted;
             if !(progress || room) {
@@ -177,7 +178,7 @@ impl<L: Link> Driver<L> {
         some
     }
 
-    /// Which lanes were looked at last, and whether there may be more in them.
+    /// Returns the lanes that were polled last, and whether they may hold more frames.
     fn take_frames(&mut self, cx: &mut Context<'_>, now: Now) -> Result<(LaneSet, bool), Ending> {
         for _ in 0..FRAMES_PER_TURN {
             let wanted = self.wanted();
@@ -193,7 +194,7 @@ impl<L: Link> Driver<L> {
         Ok((self.wanted(), true))
     }
 
-    /// A lane whose answers pile up is not read: its peer is not reading.
+    /// The session's lanes, except those whose answers pile up because the peer does not read them.
     fn wanted(&self) -> LaneSet {
         let wanted = self.session.wanted();
         Lane::ALL
@@ -202,7 +203,7 @@ impl<L: Link> Driver<L> {
             .fold(LaneSet::NONE, LaneSet::with)
     }
 
-    /// The timer is only moved when it would fire too late; one that fires too early is set anew.
+    /// Replaces the timer only if it would fire too late; if it fires too early, it is set again.
     fn take_time(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
         let Some(deadline) = self.session.deadline() else { return false };
         if deadline <= now.at {
@@ -217,7 +218,7 @@ impl<L: Link> Driver<L> {
         {
             *at = deadline;
             sleep.as_mut().reset(deadline.into());
-            // Registers the waker for the new time.
+            // The next turn polls the timer, which registers the waker for the new time.
             return true;
         }
         false

@@ -1,4 +1,4 @@
-//! Why a request is refused, and the protocol's code for it, in one place (profile 9).
+//! Why a request is refused, and the protocol's code for it, in one place (protocol.md §15).
 
 use crate::store::StoreError;
 use crate::wire::{Eid, ErrorCode, IdError, Identity};
@@ -20,7 +20,7 @@ impl Fault {
         Fault::new(ErrorCode::Malformed, message)
     }
 
-    /// With `details`, unless it has some.
+    /// Sets the details, unless there are some already.
     pub(super) fn details(mut self, details: impl Into<String>) -> Fault {
         if self.details.is_empty() {
             self.details = details.into();
@@ -62,9 +62,9 @@ impl From<&StoreError> for Fault {
     }
 }
 
-/// `from`, `owner` or `entity`: the session's own user, with its own or an empty resource id (profile 3).
+/// Checks that `from`, `owner` or `entity` is the session's own user, with its own or an empty resource id (protocol.md §4).
 pub(super) fn require_own(identity: Option<&Identity>, user: &Eid, device: &str) -> Result<(), Fault> {
-    // Usually written as the server writes it, which needs no parsing.
+    // Usually it is written as the server writes it, and needs no parsing.
     let own = identity.is_some_and(|identity| identity.eid == user.as_str()) || Eid::from_identity(identity)? == *user;
     let resource = identity.map_or("", |identity| identity.connection_resource_id.as_str());
     if !own || !(resource.is_empty() || resource == device) {

@@ -1,8 +1,8 @@
-//! Flood control: how fast is too fast, for a session, a user and an address (specification 9, profile 9).
+//! Flood control: rate limits for a session, a user and an address (BIMip-Foundation 9; protocol.md §15 and §16).
 //!
-//! Each limit is a rate with a burst. Bursts are chosen so that a phone that returns with a full outbox, or a fleet that
-//! signs in again after a restart, never meets them; a loop that has gone wild does within seconds. Who goes over is
-//! told how long to wait; who goes on all the same is closed with ABUSE.
+//! Each limit is a rate with a burst. Bursts are so large that a phone that returns with a full outbox, or a fleet that signs
+//! in again after a restart, never reaches them; a client in an endless loop does within seconds. A peer over a limit is told
+//! how long to wait; a peer that goes on all the same is closed with ABUSE.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
@@ -21,17 +21,17 @@ use crate::wire::{CloseCode, Eid, ErrorCode};
 use super::fault::Fault;
 use super::{Open, Origin, Phase, Session};
 
-/// One limit.
+/// One rate limit; `None` if there is no limit.
 pub(super) struct Limit(Option<Limited>);
 
 struct Limited {
     limiter: DefaultDirectRateLimiter,
-    /// From nothing to as many as come at once.
+    /// How long the limiter takes to refill from empty to its full burst.
     fills_in: Duration,
 }
 
 impl Limit {
-    /// A rate of zero is no limit.
+    /// A rate of zero means no limit.
     pub(super) fn new(rate: Rate) -> Limit {
         Limit(NonZeroU32::new(rate.per_second).map(|per_second| {
             let burst = NonZeroU32::new(rate.burst).unwrap_or(per_second);
@@ -40,12 +40,12 @@ impl Limit {
         }))
     }
 
-    /// Takes one; or says how long to wait for it.
+    /// Takes one token, or returns how long to wait for it.
     pub(super) fn take(&self) -> Result<(), Duration> {
         self.take_or_wait(Duration::ZERO)
     }
 
-    /// The same; but who has to wait waits for so long at least, unless all that may come at once is there before.
+    /// Like [`Limit::take`], but the wait is at least `least`, or the time of a full refill if that is shorter.
     pub(super) fn take_or_wait(&self, least: Duration) -> Result<(), Duration> {
         let Some(Limited { limiter, fills_in }) = &self.0 else { return Ok(()) };
         limiter.check().map_err(|not_yet| {
@@ -55,7 +55,7 @@ impl Limit {
     }
 }
 
-/// The limits that sessions share: by user and by address. Both forget who has been quiet.
+/// The limits that sessions share, by user and by address. A limit that nobody used for a while is forgotten.
 pub struct Flood {
     limits: LimitsConfig,
     users: Cache<Eid, Arc<Limit>>,
@@ -63,7 +63,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Nobody has done anything yet.
+    /// Limits of which nothing is used yet.
     pub fn new(limits: LimitsConfig) -> Flood {
         Flood {
             limits,
@@ -92,7 +92,7 @@ impl Flood {
     }
 }
 
-/// A household or a phone has a whole IPv6 /64 to itself.
+/// What an address counts as: for IPv6 its /64, since a household or a phone has a whole /64 to itself.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -103,12 +103,12 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What one session may do, and how often it was told to wait without having waited.
+/// The rate limits of one session.
 pub(super) struct Meter {
     pub(super) frames: Limit,
-    /// From the first of each on: most devices are idle.
+    /// Created with the first awareness request or change: most devices are idle.
     awareness: Option<Box<Limit>>,
-    /// The user's, and when it was looked for.
+    /// The user's limit, and when it was looked up.
     messages: Option<Box<(Arc<Limit>, Instant)>>,
 }
 
@@ -121,8 +121,8 @@ impl Meter {
         self.awareness.get_or_insert_with(|| Box::new(flood.awareness()))
     }
 
-    /// Shared by the user's sessions. Looked for again now and then: one that nobody has asked for is forgotten, and another
-    /// session of the user would begin a new one.
+    /// The limit that the user's sessions share. It is looked up again from time to time: a limit that nobody looks up is
+    /// forgotten, and another session of the user would start a new one.
     pub(super) fn messages(&mut self, flood: &Flood, user: &Eid, now: Instant) -> &Arc<Limit> {
         let known = self.messages.take().filter(|known| now < known.1 + USER_LIMIT_LOOKED_FOR_EVERY);
         &self.messages.insert(known.unwrap_or_else(|| Box::new((flood.of_user(user), now)))).0
@@ -130,8 +130,8 @@ impl Meter {
 }
 
 impl Session {
-    /// Counts a frame, or a part of what it asks for. Over the limit it is refused with 429, and the session closed that
-    /// keeps on. An error is how long it was told to wait.
+    /// Counts a frame against a limit. Over the limit, the frame is refused with 429, and a session that keeps going is closed.
+    /// The error is how long the peer was told to wait.
     pub(super) fn meter(
         &mut self,
         origin: Origin,
@@ -144,7 +144,7 @@ impl Session {
         taken
     }
 
-    /// A sign-in from the session's address.
+    /// Counts a sign-in from the session's address. Returns `false` if it was refused.
     pub(super) fn meter_sign_in(&mut self, origin: Origin) -> bool {
         let taken = self.services.flood.sign_in(self.address);
         self.judge(origin, LimitKind::SignIns, taken)
@@ -152,7 +152,7 @@ impl Session {
 
     fn judge(&mut self, origin: Origin, kind: LimitKind, taken: Result<(), Duration>) -> bool {
         let Err(wait) = taken else {
-            // The frame's own limit is met by whatever comes: only the narrower ones show that the peer has slowed down.
+            // Every frame counts against the frames' limit, so only the narrower limits show that the peer has slowed down.
             self.strikes = self.strikes.saturating_sub(u32::from(kind != LimitKind::Frames));
             return true;
         };
@@ -162,7 +162,7 @@ impl Session {
         false
     }
 
-    /// The peer went on after it was told to wait: not for ever.
+    /// The peer went on after it was told to wait. If it does so too often, the session is closed.
     pub(super) fn strike(&mut self) {
         self.strikes += 1;
         if self.strikes > STRIKES_MAX {
@@ -171,7 +171,7 @@ impl Session {
     }
 }
 
-/// As 429 tells it: who waits for so long has waited long enough.
+/// A wait in milliseconds for the details of a 429, rounded up: a peer that waits so long has waited long enough.
 pub(super) fn millis(wait: Duration) -> String {
     wait.as_micros().div_ceil(1000).max(1).to_string()
 }

@@ -1,4 +1,4 @@
-//! Pages of a chat, with the current acknowledgment states (profile 8).
+//! Pages of a chat, with the current acknowledgment states (protocol.md §10).
 
 use prost::Message as _;
 
@@ -10,13 +10,13 @@ use crate::wire::{ChatId, Eid, Lane, Payload, Version};
 use super::fault::Fault;
 use super::{Call, Origin, Phase, Session, render};
 
-/// Envelope, chat id and lengths of a page.
+/// Bytes of a page besides its messages: envelope, chat id and lengths.
 const PAGE_OVERHEAD_BYTES: usize = 128;
-/// Tag and length of a message in it.
+/// Bytes of tag and length for each message of a page.
 const PAGE_ENTRY_OVERHEAD_BYTES: usize = 6;
 
 impl Session {
-    /// Profile 8 HistoryRequest.
+    /// HistoryRequest (protocol.md §10).
     pub(super) fn history(&mut self, origin: Origin, request: &HistoryRequest) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         let peer = Eid::from_identity(request.peer.as_ref())?;
@@ -35,7 +35,7 @@ impl Session {
         }
         let bound = |version| (version > 0).then(|| Version::from_wire(version));
         let (before, after) = (bound(request.before_version), bound(request.after_version));
-        // One more than asked for tells whether the page is the last.
+        // One message more than asked for tells whether the page is the last.
         let (limit, bytes_max) = (limit + 1, self.services.settings.frame_bytes_max);
         let query = HistoryQuery { reader: open.user.clone(), peer, before, after, limit, bytes_max };
         open.paging += 1;
@@ -59,7 +59,7 @@ impl Session {
                 let complete = messages.len() <= limit;
                 let forwards = query.after.is_some() && query.before.is_none();
                 if !complete {
-                    // The surplus one lies at the far end of the direction asked for.
+                    // The surplus message lies at the far end of the direction asked for.
                     messages.remove(if forwards { messages.len() - 1 } else { 0 });
                 }
                 let messages = messages.iter().map(|message| render::history(message, &query.reader)).collect();
@@ -72,8 +72,8 @@ impl Session {
     }
 }
 
-/// As many messages as one frame holds, from the near end of the direction asked for; `true`: some were left out. One
-/// message always fits.
+/// Keeps as many messages as one frame holds, from the near end of the direction asked for. Returns `true` if some were left
+/// out. One message always fits.
 fn fit(mut messages: Vec<ChatMessage>, forwards: bool, frame_bytes_max: usize) -> (Vec<ChatMessage>, bool) {
     let mut room = frame_bytes_max.saturating_sub(PAGE_OVERHEAD_BYTES);
     let mut fits = |message: &ChatMessage| {

@@ -1,4 +1,4 @@
-//! Token revocation and logout (4.3, 4.6, 5.4, 5.7, profile 6).
+//! Token revocation and logout (BIMip-Foundation 4.3, 4.6, 5.4 and 5.7; protocol.md §13).
 
 use crate::auth::TokenError;
 use crate::limits::TOKEN_LIFETIME_MAX;
@@ -11,10 +11,11 @@ use super::fault::{Fault, require_own};
 use super::{Call, Now, Origin, Phase, Session};
 
 impl Session {
-    /// 5.4 TokenRevokeRequest: one token, one device, or all of the user's. Another's only with the scope `admin`.
+    /// 5.4 TokenRevokeRequest: revokes one token, one device's tokens, or all of the user's. Another user's tokens need the
+    /// scope `admin`.
     pub(super) fn token_revoke(&mut self, origin: Origin, request: TokenRevokeRequest, now: Now) -> Result<(), Fault> {
         check_request(request.r#type)?;
-        // A signature costs as much to check as that of a sign-in.
+        // Checking the token's signature costs as much as a sign-in does.
         if !request.token.is_empty() && !self.meter_sign_in(origin) {
             return Ok(());
         }
@@ -31,19 +32,19 @@ impl Session {
             rtt: now.unix_ms.saturating_sub(request.timestamp).max(0),
         };
         let resource = request.to.as_ref().map_or("", |to| to.connection_resource_id.as_str());
-        // Also where a token is named: the answer echoes it.
+        // Checked even if a token is named, because the answer echoes it.
         let device = Some(resource).filter(|resource| !resource.is_empty()).map(DeviceId::parse).transpose()?;
         let seconds = now.unix_ms.div_euclid(1000);
         let lasts = now.unix_ms.saturating_add(i64::try_from(TOKEN_LIFETIME_MAX.as_millis()).unwrap_or(i64::MAX));
         let revocation = if !request.token.is_empty() {
-            // Only a token that was really issued to the user: its id alone could be made up to hit another's.
+            // Only a token that was really issued to the user: a forged one could carry the id of somebody else's token.
             match self.services.verifier.verify(&request.token, seconds) {
                 Ok(claims) if claims.eid == user => Revocation {
                     target: RevocationTarget::Token(user, claims.fingerprint),
                     issued_until: 0,
                     expires_at: expiry_ms(claims.expires_at),
                 },
-                // It refuses itself.
+                // An expired token is refused anyway, so there is nothing to revoke: success.
                 Err(TokenError::Expired) => {
                     self.send(Lane::Control, origin.request_id, Payload::TokenRevokeResponse(response));
                     return Ok(());
@@ -66,8 +67,8 @@ impl Session {
         Ok(())
     }
 
-    /// The revocation is durable; the sessions that it hits were told before this one, whose own end comes after its
-    /// answer.
+    /// A revocation has finished. The sessions that it affects were notified before; if this session is one of them, it closes
+    /// after its answer.
     pub(super) fn revoked(&mut self, origin: Origin, response: TokenRevokeResponse, revoked: Result<(), StoreError>) {
         let Phase::Open(open) = &mut self.phase else { return };
         open.revoking -= 1;
@@ -81,8 +82,8 @@ impl Session {
         }
     }
 
-    /// The hub closes the session because its token was revoked: at once, unless it is about to answer the request that
-    /// did it.
+    /// The hub closes the session because its token was revoked: at once, unless the session still has to answer a revocation
+    /// or sign-out.
     pub(super) fn close_revoked(&mut self) {
         match &mut self.phase {
             Phase::Open(open) if open.revoking > 0 => open.revoked = true,
@@ -90,7 +91,7 @@ impl Session {
         }
     }
 
-    /// 5.7 Logout: status 1 leaves for now; anything else signs the device out.
+    /// 5.7 Logout: status 1 disconnects for now; 0, 3 and 4 sign the device out.
     pub(super) fn logout(&mut self, origin: Origin, logout: &Logout, now: Now) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(logout.entity.as_ref(), &open.user, open.device.as_str())?;
@@ -114,7 +115,7 @@ impl Session {
                     expires_at: expiry_ms(open.claims.expires_at),
                 };
                 let (user, device) = (open.user.clone(), open.device.clone());
-                // The revocation of its own token must not cut off the answer.
+                // The revocation of its own token must not close the session before the answer.
                 open.revoking += 1;
                 self.call(Call::SignOut(origin, user, device, Box::new(revocation), response));
             }
@@ -131,7 +132,7 @@ impl Session {
         done: Result<(), StoreError>,
     ) {
         let Phase::Open(open) = &mut self.phase else {
-            // The connection was lost first: what the device had said of its user is over all the same.
+            // The connection was lost before the answer. The device's DO_NOT_BROADCAST ends all the same.
             if done.is_ok() {
                 self.services.hub.presence().forgotten(user, device);
             }
@@ -140,7 +141,7 @@ impl Session {
         open.revoking -= 1;
         if let Err(error) = done {
             tracing::error!(session = open.session_id, %error, "a device was not signed out");
-            // Another request may have revoked its token meanwhile.
+            // Half of it may have happened: a session whose token is revoked closes all the same.
             let close = open.revoked && open.revoking == 0;
             let failed = Logout { status: LogoutStatus::Fail.code(), ..response };
             self.send(Lane::Control, origin.request_id, Payload::Logout(failed));
@@ -155,7 +156,8 @@ impl Session {
     }
 }
 
-/// A token is accepted for a while after it ran out, so its revocation lasts that much longer.
+/// When a token's revocation may be forgotten, in Unix milliseconds. A token is accepted for a leeway after `exp`, so its
+/// revocation is kept longer than that.
 fn expiry_ms(expires_at: i64) -> i64 {
     let leeway = i64::try_from(crate::limits::TOKEN_LEEWAY.as_millis()).unwrap_or(0);
     expires_at.saturating_mul(1000).saturating_add(2 * leeway)
@@ -227,7 +229,7 @@ mod tests {
         let Some(Output::Call(call)) = outputs.pop() else { panic!("{outputs:?}") };
         phone.session.notice(Notice::Close(CloseCode::Revoked), Now::system());
         assert_eq!(phone.session.wanted(), LaneSet::NONE);
-        // Nor does what was read before count.
+        // Frames that were read before the revocation have no effect either.
         phone.hear(Lane::Control, revoke("another"));
         phone.hear(Lane::Control, Payload::PingpongMessage(PingPong { r#type: 1, ..PingPong::default() }));
         assert!(phone.outputs().is_empty());

@@ -22,7 +22,7 @@ impl LaneSet {
         LaneSet(self.0 | 1 << lane.index())
     }
 
-    /// Whether the lane is in it.
+    /// Whether the lane is in the set.
     pub fn contains(self, lane: Lane) -> bool {
         self.0 & (1 << lane.index()) != 0
     }
@@ -37,59 +37,59 @@ pub enum LinkEvent {
     Frame(Lane, Bytes),
     /// A frame is longer than allowed; nothing more comes from this lane.
     Oversized(Lane),
-    /// A lane opened twice, or an unknown one.
+    /// A lane was opened twice, or an unknown one was named.
     Violation(&'static str),
-    /// The peer is gone, or has said so. Nothing more comes.
+    /// The connection is gone, or the peer has ended it. Nothing follows.
     Closed(CloseReason),
 }
 
-/// What a link's path has done since the connection began.
+/// Statistics of a connection's path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathStats {
-    /// The current round-trip time, smoothed; `None` where the transport does not tell.
+    /// The current round-trip time, smoothed; `None` if the transport does not report it.
     pub rtt: Option<Duration>,
-    /// Packets sent since the connection began, or since it moved to this path; zero where the kernel does not say.
+    /// Packets sent since the connection began, or since it moved to this path; zero if the kernel does not report it.
     pub packets_sent: u64,
     /// Of those, packets that were declared lost.
     pub packets_lost: u64,
-    /// Bytes that came: of UDP payload, or of what TLS carried.
+    /// Bytes received: UDP payload, or what TLS carried.
     pub bytes_in: u64,
-    /// Bytes that went; over QUIC those that were sent again too.
+    /// Bytes sent; over QUIC this includes retransmissions.
     pub bytes_out: u64,
-    /// How often the peer was seen at another address than before. An address that it had for less time than it took to
-    /// say something is not seen.
+    /// How often the peer was seen at another address than before. A short stay at an address is missed if nothing arrives from
+    /// there that wakes the session.
     pub migrations: u64,
 }
 
-/// One device's connection. Everything here returns at once; `Poll::Pending` means that the context's waker is called.
+/// One device's connection. All methods return at once; after `Poll::Pending` the context's waker is called.
 pub trait Link: Send + 'static {
     /// Which transport it is.
     fn kind(&self) -> TransportKind;
 
-    /// Where the peer is now; it may move.
+    /// The peer's current address, which may change.
     fn remote(&self) -> SocketAddr;
 
-    /// What its path has done. Costs a lock or a system call: to be asked now and then, not for each frame.
+    /// Statistics of the path. Costs a lock or a system call, so call it from time to time and not for each frame.
     fn path(&self) -> PathStats;
 
-    /// The next event; frames only of the lanes in `wanted`, in the order of the lanes' priority. What is not wanted
-    /// stays in the transport, whose flow control then stops the peer.
+    /// The next event. Frames come only from the lanes in `wanted`, in the order of the lanes' priority. Frames of other lanes
+    /// stay in the transport, whose flow control then stops the peer.
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent>;
 
-    /// Queues a frame, prefix included. Dropped if the lane is not open.
+    /// Queues a frame, length prefix included. It is dropped if the lane is not open.
     fn push(&mut self, lane: Lane, frame: Bytes);
 
     /// Bytes queued on a lane that the transport has not taken.
     fn queued(&self, lane: Lane) -> usize;
 
-    /// Hands what is queued to the transport, each lane as far as it goes: a full lane does not delay another. Ready
-    /// when nothing is left.
+    /// Hands queued frames to the transport, each lane as far as it has room: a full lane does not delay another. Ready when
+    /// nothing is left.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Says with the last frame that the connection closes, where the transport's own close cannot carry the code.
+    /// Queues a last frame with the close code, if the transport's own close cannot carry it.
     fn announce(&mut self, code: CloseCode, reason: &str);
 
-    /// Ends the lanes; ready when everything that was queued has reached the peer, as far as the transport can know.
+    /// Ends the lanes. Ready when everything that was queued has reached the peer, as far as the transport can know.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Closes at once.

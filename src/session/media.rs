@@ -1,4 +1,5 @@
-//! The media family: metadata of media messages (5.9.1 MediaPayloadRequest, profile 7). The files are elsewhere.
+//! The media family: metadata of media messages (BIMip-Foundation 5.9.1 MediaPayloadRequest; protocol.md §7). The files
+//! themselves are stored elsewhere.
 
 use crate::limits::{CAPTION_BYTES_MAX, MEDIA_BYTES_MAX, URL_BYTES_MAX};
 use crate::store::{Content, NewMessage};
@@ -10,7 +11,7 @@ use super::fault::Fault;
 use super::{Now, Origin, Session};
 
 impl Session {
-    /// Accepted as a text is; its VersionUpdate and ChatMessage go on the chat lane.
+    /// Accepts a media message like a text. Its VersionUpdate and ChatMessage go on the chat lane.
     pub(super) fn media_payload(&mut self, origin: Origin, media: MediaPayloadRequest, now: Now) -> Result<(), Fault> {
         let local = echo(&media.message_id_local);
         self.check_media(media, now).map_err(|fault| fault.details(local)).map(|message| self.accept(origin, message))
@@ -45,7 +46,7 @@ impl Session {
     }
 }
 
-/// An https address stays; an id is appended to the configured base.
+/// Returns an https address as it is, and appends an id to the configured base.
 fn resolve(cdn_url_id: &str, base: Option<&str>) -> Result<String, Fault> {
     if cdn_url_id.is_empty() {
         return Err(Fault::malformed("cdn_url_id is missing"));
@@ -68,7 +69,7 @@ fn resolve(cdn_url_id: &str, base: Option<&str>) -> Result<String, Fault> {
 }
 
 fn is_https(url: &str) -> bool {
-    // A scheme is the same in capitals (RFC 3986, 3.1).
+    // Schemes are case-insensitive (RFC 3986, 3.1).
     let (scheme, rest) = url.split_at_checked("https://".len()).unwrap_or_default();
     let host = Some(rest)
         .filter(|_| scheme.eq_ignore_ascii_case("https://"))

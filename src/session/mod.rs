@@ -1,9 +1,9 @@
 //! One signed-in device: what each frame means, as a state machine without I/O.
 //!
-//! Inputs are events of the link, finished store calls, notices of the hub and the time; outputs are frames to send,
-//! store calls to run, and the close. [`drive`] connects it to a [`Link`] and a store. The families have a file each:
-//! `chat`, `media`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout); `sign_in` comes before
-//! them, `tail` delivers the user's log.
+//! The inputs are events of the link, finished store calls, notices of the hub, and the time; the outputs are frames to send,
+//! store calls to run, and the close. [`drive`] connects the state machine to a [`Link`] and a store. Each family of requests
+//! has its own file: `chat`, `media`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout). `sign_in`
+//! opens the session, and `tail` delivers the user's log.
 
 mod call;
 mod calls;
@@ -60,81 +60,81 @@ use presence::Watching;
 use sign_in::Opening;
 use tail::Tail;
 
-/// What a session is made with, shared by all sessions of a server.
+/// What sessions need from the server; all of them share it.
 pub struct Services {
-    /// Who else is connected.
+    /// The users that are connected, and what connects their sessions.
     pub hub: Arc<Hub>,
-    /// How fast is too fast.
+    /// Rate limits.
     pub flood: Flood,
     /// Checks tokens.
     pub verifier: Verifier,
-    /// What the operator sees.
+    /// The server's metrics.
     pub metrics: Arc<Metrics>,
-    /// What the operator chose.
+    /// The operator's configuration.
     pub settings: Settings,
-    /// Fills with randomness; a seeded one makes a simulation repeatable.
+    /// Source of randomness; a seeded one makes a simulation repeatable.
     pub random: Random,
 }
 
-/// Fills bytes with randomness.
+/// Fills a buffer with random bytes.
 pub type Random = Box<dyn Fn(&mut [u8]) + Send + Sync>;
 
-/// What the operator chose, as sessions need it.
+/// The part of the operator's configuration that sessions need.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Told to clients.
+    /// The server's name, sent to clients.
     pub server_name: String,
-    /// Domains served; empty: all.
+    /// Domains that are served; empty: all.
     pub domains: Vec<String>,
-    /// What a media id is resolved against; `None`: only addresses are taken.
+    /// Base address that media ids are appended to; `None`: only full addresses are accepted.
     pub media_base: Option<String>,
-    /// `SessionOpen` must have come by then.
+    /// How long a new connection may take to send `SessionOpen`.
     pub open_within: Duration,
-    /// A VersionUpdate that is not answered holds its message back no longer.
+    /// How long a message waits for its sender's answer to the VersionUpdate before it is released anyway.
     pub release_within: Duration,
-    /// Silence after which the server pings.
+    /// Time without a frame from the client after which the server pings it.
     pub ping_interval: Duration,
-    /// Longest frame.
+    /// Longest frame, in bytes.
     pub frame_bytes_max: usize,
-    /// The transport's, told to clients.
+    /// The transport's idle timeout, sent to clients.
     pub idle_timeout: Duration,
 }
 
 impl Settings {
-    /// Whether users of this domain are served here.
+    /// Whether this server serves the user's domain.
     pub fn serves(&self, user: &Eid) -> bool {
         self.domains.is_empty() || self.domains.iter().any(|domain| domain.eq_ignore_ascii_case(user.domain()))
     }
 }
 
-/// What a session wants done.
+/// What a session asks its driver to do.
 #[derive(Debug)]
 pub enum Output {
-    /// Send a frame.
+    /// Send a frame on a lane.
     Send(Lane, Bytes),
-    /// Run a store call and bring its result.
+    /// Run a store call and pass its result to [`Session::done`].
     Call(Call),
     /// Move the device's stored cursor; there is no result.
     Synced(Eid, DeviceId, Sequence),
-    /// Hand over what was sent, then close. Nothing follows.
+    /// Deliver the frames sent so far, then close. Frames that follow are not sent.
     Close(CloseCode, &'static str),
 }
 
-/// The state machine.
+/// The state machine of one connection.
 pub struct Session {
     services: Arc<Services>,
     transport: TransportKind,
-    /// Where the peer signed in from.
+    /// The peer's address at the start of the connection.
     address: IpAddr,
-    /// Times it was told to wait and did not.
+    /// How often the peer was refused because it was too fast; each request within its narrower rates takes one off.
     strikes: u32,
     signal: Arc<Signal>,
     phase: Phase,
     lanes: LaneSet,
     draining: bool,
-    /// The close was asked for.
+    /// [`Output::Close`] was already queued.
     closing: bool,
-    /// Of the peer's path, when it was looked at last; zero before, and where the transport does not tell.
+    /// Round-trip time of the peer's path when it was last sampled; zero before that, and if the transport does not report it.
     round_trip: Duration,
     /// Store calls under way.
     calls: usize,
@@ -145,17 +145,17 @@ enum Phase {
     /// No SessionOpen yet.
     Waiting {
         until: Instant,
-        /// Its SessionOpen came too soon after others from its address, and may come again. What it sends besides counts as
-        /// sent behind the one that was not taken, and is dropped on every lane (profile 3).
+        /// The address's sign-in rate refused the SessionOpen, which may come again. Until then everything else counts as sent
+        /// behind the refused one, and is dropped on every lane (protocol.md §5).
         put_off: bool,
-        /// How a shutdown finds it.
+        /// Lets a shutdown reach the session.
         _visit: Visit,
     },
-    /// The token is good; the store is asked where the device stands.
+    /// The token is valid; the store is being asked for the device's state.
     Opening(Box<Opening>),
     /// Signed in.
     Open(Box<Open>),
-    /// Refused, or gone.
+    /// Refused, or disconnected.
     Closed,
 }
 
@@ -164,7 +164,7 @@ struct Open {
     user: Eid,
     device: DeviceId,
     session_id: String,
-    /// For the log's last line.
+    /// When the session signed in, for the log line at its end.
     since: Instant,
     expires: Instant,
     membership: Membership,
@@ -174,16 +174,16 @@ struct Open {
     watching: Option<Watching>,
     claims: Claims,
     meter: Meter,
-    /// A message is to come again before others are taken.
+    /// A message that was refused for now, and is to be sent again before others are accepted.
     put_off: Option<Box<PutOff>>,
-    /// The user's list is being read.
+    /// The user's subscriber list is being read.
     listing: bool,
-    /// Pages of history under way.
+    /// Number of history requests under way.
     paging: usize,
-    /// Revocations and sign-outs under way, whose answers come before the close that they may cause.
+    /// Number of revocations and sign-outs under way. Their answers are sent before a close that they may cause.
     revoking: u32,
-    /// The session's token was revoked meanwhile: nothing more is taken from it, or it could go on for as long as it keeps
-    /// revocations under way.
+    /// The session's token was revoked while some were under way. The session then accepts no more frames; otherwise it could
+    /// stay open for as long as it keeps requesting revocations.
     revoked: bool,
 }
 
@@ -209,17 +209,17 @@ impl Session {
         }
     }
 
-    /// How others get its attention.
+    /// The mailbox through which other tasks wake the session.
     pub fn signal(&self) -> &Arc<Signal> {
         &self.signal
     }
 
-    /// The next thing to do.
+    /// The next output, if there is one.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.out.pop_front()
     }
 
-    /// Gives back what only a busy session needs, once there is nothing to do.
+    /// Frees memory that only a busy session needs. Call it when there is nothing to do.
     pub fn rest(&mut self) {
         if self.out.is_empty() {
             self.out = VecDeque::new();
@@ -229,8 +229,8 @@ impl Session {
         }
     }
 
-    /// Lanes whose frames it takes now. Before it is signed in only control, or all to drop what they hold; at its bounds
-    /// none that make store calls.
+    /// The lanes whose frames the session accepts now. Before sign-in that is control only, or all lanes in order to drop their
+    /// frames. At the bounds on store calls and unanswered sends, lanes whose frames would exceed them are left out.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
             _ if self.draining => LaneSet::NONE,
@@ -243,7 +243,7 @@ impl Session {
                 if self.calls >= SESSION_CALLS_MAX + SESSION_CALLS_RESERVED {
                     return wanted;
                 }
-                // One list at a time: it may fill the lane many times over.
+                // One list at a time: its frames may fill the lane's queue many times over.
                 if !open.listing {
                     wanted = wanted.with(Lane::Control);
                 }
@@ -274,7 +274,7 @@ impl Session {
         }
     }
 
-    /// Input: the link.
+    /// Input: an event of the link.
     pub fn event(&mut self, event: LinkEvent, now: Now) {
         match event {
             LinkEvent::Opened(lane) => {
@@ -298,7 +298,7 @@ impl Session {
         }
     }
 
-    /// Input: the hub's notices.
+    /// Input: a notice of the hub.
     pub fn notice(&mut self, notice: Notice, now: Now) {
         match notice {
             Notice::Close(CloseCode::Revoked) => self.close_revoked(),
@@ -309,7 +309,7 @@ impl Session {
         }
     }
 
-    /// Input: what the path is like, now and then.
+    /// Input: statistics of the path, which the driver samples from time to time.
     pub fn seen(&mut self, path: &PathStats) {
         self.round_trip = path.rtt.unwrap_or(self.round_trip);
     }
@@ -371,8 +371,8 @@ impl Session {
         }
     }
 
-    /// Moves the tail, presence and pings on as far as their lanes take it, `queued` being what a lane still holds. Call after
-    /// every other input.
+    /// Sends what the tail, presence and pings have, as far as their lanes have room. `queued` returns the bytes that a lane
+    /// still holds. Call it after every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
@@ -382,8 +382,9 @@ impl Session {
         }
     }
 
-    /// Whether tail or presence stopped for want of room on a lane that is empty now, `queued` being what a lane still
-    /// holds. Each goes by its own: another that is stuck is nothing to it. One that holds something wakes the task itself.
+    /// Whether the tail or presence stopped for lack of room on a lane that is empty now. `queued` returns the bytes that a
+    /// lane still holds. Each looks at its own lane only, so a stuck lane does not affect the other. A lane that still holds
+    /// bytes wakes the task itself.
     pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
         let chat = open.tail.is_held() || open.chat.is_owed(open.tail.position());
@@ -391,7 +392,7 @@ impl Session {
             || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0
     }
 
-    /// The connection is gone or going: what still has to be done so that nothing accepted waits for it.
+    /// The connection is closed or closing. Returns the calls that release the messages which still wait for this session.
     pub fn end(&mut self) -> Vec<Call> {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Open(mut open) => {
@@ -403,7 +404,7 @@ impl Session {
         }
     }
 
-    /// Since when it is signed in, if it is.
+    /// When the session signed in; `None` if it is not signed in.
     pub fn signed_in_since(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Open(open) => Some(open.since),
@@ -411,7 +412,7 @@ impl Session {
         }
     }
 
-    /// A frame came in on a lane.
+    /// Handles a frame that was received on a lane.
     fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
         self.services.metrics.frames(lane, Direction::In, 1);
         if let Phase::Open(open) = &mut self.phase {
@@ -491,14 +492,14 @@ impl Session {
                 Payload::BlockSubscriber(block) => self.block_subscriber(origin, block, now),
                 Payload::TokenRevokeRequest(request) => self.token_revoke(origin, request, now),
                 Payload::Logout(logout) => self.logout(origin, &logout, now),
-                // An answer to an error would be answered in turn.
+                // Never answered: the peer's answer could be another error, without end.
                 Payload::ErrorMessage(_) => Ok(()),
                 _ => Err(Fault::new(ErrorCode::Unsupported, "this payload is not served")),
             },
         }
     }
 
-    /// The narrower limits of what costs more than a frame.
+    /// Applies the narrower rates of payloads that cost more than a frame.
     fn meter_payload(&mut self, origin: Origin, payload: &Payload, now: Now) -> bool {
         match payload {
             Payload::AwarenessRequest(_) | Payload::AwarenessNotification(_) => {
@@ -524,14 +525,14 @@ impl Session {
         self.refuse(Origin { lane, request_id, payload }, Fault::new(code, message).details(echo(local)));
     }
 
-    /// Whoever is not signed in has no rate of frames, and is not answered for ever.
+    /// Counts a refusal before sign-in. There is no frame rate yet, so this is what bounds the answers.
     fn strike_before_sign_in(&mut self) {
         if matches!(self.phase, Phase::Waiting { .. }) {
             self.strike();
         }
     }
 
-    /// Answers with an error on the lane of the request (profile 2 and 9).
+    /// Answers with an error on the lane of the request (protocol.md §15).
     fn refuse(&mut self, origin: Origin, fault: Fault) {
         self.services.metrics.error(fault.code, origin.payload);
         let error = wire::ErrorMessage {
@@ -543,7 +544,7 @@ impl Session {
         self.send(origin.lane, origin.request_id, Payload::ErrorMessage(error));
     }
 
-    /// Sends a payload that is not from the log; `request_id` zero: not a direct reply.
+    /// Sends a payload that is not from the log. `request_id` is zero if it is not a direct reply.
     fn send(&mut self, lane: Lane, request_id: i64, payload: Payload) {
         let mut scheme = wire::envelope(payload);
         scheme.request_id = request_id;
@@ -567,5 +568,5 @@ impl Session {
     }
 }
 
-/// What of a closing session may still be on its way: bounds the driver's wait.
+/// Bounds how long the driver waits for a closing session's last frames to be delivered.
 const _: () = assert!(CLOSE_LINGER.as_secs() < 5, "a shutdown waits for lingering closes");

@@ -1,10 +1,12 @@
-//! A sender's order where one of its messages is put off (429, 503): what was on the wire behind it is put off, too.
+//! Keeps a sender's messages in order when one of them is put off (429, 503): messages that were on the wire behind it are put
+//! off, too.
 //!
-//! Otherwise a later message of a pipeline would get the token, or the store's place, that the earlier one did not. So what
-//! comes in the time that a sender over its rate was told to wait is refused and told what is left of it, and so is what
-//! comes soon behind a message that the store had no place for, unless that one is there again. Soon is 250 ms, or two round
-//! trips. That costs nothing of the rate and is not counted towards ABUSE: the frames' own rate still counts. On a path of more
-//! than two seconds the last that were on the wire may still be first.
+//! Otherwise a later message of a pipeline would get the rate's token, or the store's place, that the earlier one did not get.
+//! So while a sender over its rate has to wait, its further messages are refused and told the rest of that wait. The same holds
+//! for messages that come soon behind one that the store had no place for, until that one is sent again. Soon means 250 ms or
+//! two round trips, whichever is longer, up to two seconds. These refusals cost nothing of the rate and do not count towards
+//! ABUSE; the frames' own rate still counts them. If a round trip takes more than two seconds, the last messages on the wire
+//! may still overtake the first.
 
 use std::time::{Duration, Instant};
 
@@ -16,24 +18,25 @@ use super::fault::Fault;
 use super::flood::{Flood, millis};
 use super::{Now, Open, Origin, Phase, Session};
 
-/// The first message of a session that was put off and has not come again.
+/// The first message of a session that was put off and has not been sent again.
 pub(super) struct PutOff {
     first: LocalId,
-    /// When it was told to.
+    /// When its wait is over.
     again: Instant,
     why: Why,
 }
 
-/// What a message was put off by.
+/// Why a message was put off.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     Rate,
-    /// It was taken before any that a rate put off meanwhile.
+    /// The store had no place. The message passed the rate before any that the rate put off since.
     Store,
 }
 
 impl Session {
-    /// A message may go on: none before it is still to come again, and it is within the rate.
+    /// Whether a message may go on: no earlier message is still to be sent again, and the message is within the rate. Otherwise
+    /// it is refused.
     pub(super) fn meter_send(&mut self, origin: Origin, local: &str, now: Now) -> bool {
         let Phase::Open(open) = &self.phase else { return true };
         if let Some(held) = &open.put_off
@@ -57,25 +60,26 @@ impl Session {
         true
     }
 
-    /// How long it takes until all is here that was on the wire behind a message when its refusal arrived.
+    /// How long it takes until everything has arrived that was on the wire behind a message when its refusal reached the
+    /// sender.
     pub(super) fn behind_wait(&self) -> Duration {
         self.round_trip.saturating_mul(SEND_BEHIND_ROUND_TRIPS).clamp(SEND_BEHIND_WAIT, SEND_BEHIND_WAIT_MAX)
     }
 
-    /// A message was refused for now, and told to wait.
+    /// Records that a message was refused for now and told to wait.
     pub(super) fn put_off(&mut self, local: &str, wait: Duration, why: Why, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         let again = now.at + wait;
         match &mut open.put_off {
             Some(held) if held.first.as_str() == local => held.again = again,
             Some(held) if held.again > now.at && (held.why == Why::Store || why == Why::Rate) => {}
-            // What is no name would never be taken.
+            // A message with an invalid name would never be accepted, so nothing waits for it.
             held => *held = LocalId::parse(local).ok().map(|first| Box::new(PutOff { first, again, why })),
         }
     }
 }
 
-/// The name of a message that a client sends.
+/// The `message_id_local` of a message that a client sends; `None` for other payloads.
 pub(super) fn sent_name(payload: &Payload) -> Option<&str> {
     match payload {
         Payload::TextPayloadRequest(text) => Some(&text.message_id_local),
@@ -95,7 +99,7 @@ mod tests {
     use crate::wire::Lane;
     use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
 
-    /// A session with a clock that only the test moves. The rates have their own.
+    /// A session with a clock that only the test moves. The rate limits use the system's clock.
     struct Bench {
         bare: Bare,
         now: Now,
@@ -104,7 +108,7 @@ mod tests {
     #[derive(Debug, PartialEq)]
     enum Then {
         Taken,
-        /// Told to wait so long.
+        /// Refused, and told to wait for so many milliseconds.
         Wait(u64),
     }
     use Then::{Taken, Wait};
@@ -138,7 +142,7 @@ mod tests {
             }
         }
 
-        /// The store has no place for what it was asked to take.
+        /// Answers a message as if the store had no place for it.
         fn crowded(&mut self, name: &str) {
             let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
             let done = Done::Accept(origin, LocalId::parse(name).unwrap(), Err(StoreError::Overloaded));
@@ -146,7 +150,7 @@ mod tests {
             assert!(matches!(self.bare.outputs()[..], [Output::Send(..)]));
         }
 
-        /// Sends until one is refused: its number, and how long it was told to wait.
+        /// Sends until a message is refused. Returns its number and how many milliseconds it was told to wait.
         fn fill(&mut self) -> (usize, u64) {
             for number in 1.. {
                 if let Wait(wait) = self.send(&format!("local-{number}")) {
@@ -168,7 +172,7 @@ mod tests {
             let mut bench = Bench::new(messages, frames).await;
             let (refused, wait) = bench.fill();
             let strikes = bench.bare.session.strikes;
-            // There is room within the rate again. Not for what follows before its time.
+            // The rate has room again, but not for what follows before the refused message's time.
             tokio::time::sleep(Duration::from_millis(wait) + Duration::from_millis(150)).await;
             let media = MediaPayloadRequest { message_id_local: "picture".into(), ..Default::default() };
             bench.bare.hear_at(Lane::Media, Payload::MediaPayloadRequest(media), bench.now);

@@ -1,4 +1,4 @@
-//! Samples the way to one device, round trip and losses, at a bounded cost.
+//! Samples the path to one device (round trip and losses) at a bounded cost.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::observe::{Metrics, TransportKind};
 
 use super::{Now, PathStats};
 
-/// When a connection's path is looked at next, and what was seen of it.
+/// When a connection's path is sampled next, and what the last sample was.
 pub(super) struct PathMeter {
     due: Instant,
     seen: PathStats,
@@ -18,12 +18,12 @@ impl PathMeter {
         PathMeter { due: now.at, seen: PathStats::default() }
     }
 
-    /// Whether to look; a connection on which nothing happens is not woken for it.
+    /// Whether a sample is due. An idle connection is not woken for it.
     pub(super) fn is_due(&self, now: Now) -> bool {
         self.due <= now.at
     }
 
-    /// Counts what was sent and lost since the last look, and the round trip if it is time.
+    /// Counts what was sent and lost since the last look, and records the round trip if a sample is due.
     pub(super) fn look(&mut self, path: &PathStats, kind: TransportKind, metrics: &Metrics, now: Now) {
         let (sent, lost) = self.since(path);
         metrics.packets_sent[kind].increment(sent);

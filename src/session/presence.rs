@@ -1,4 +1,4 @@
-//! The presence family: awareness requests, responses and notifications (4.1, 5.2, profile 5).
+//! The presence family: awareness requests, responses and notifications (BIMip-Foundation 4.1 and 5.2; protocol.md §12).
 
 use crate::hub::presence::{Location, Shown, Told, Update, WatchPlace};
 use crate::limits::LANE_QUEUE_BYTES;
@@ -11,11 +11,11 @@ use super::call::Purpose;
 use super::fault::{Fault, require_own};
 use super::{Call, Now, Origin, Phase, Session};
 
-/// A presence lane: nothing is read from it or told on it before the list of owners has come.
+/// A presence lane. Nothing is read from it or sent on it before the list of owners has been read.
 pub(super) struct Watching {
     place: WatchPlace,
     ready: bool,
-    /// The lane is full: nothing is due before it takes more.
+    /// The lane is full, so nothing is due until it has room.
     held: bool,
 }
 
@@ -28,14 +28,14 @@ impl Watching {
         self.ready && (self.held || self.place.is_marked())
     }
 
-    /// When something that was put off is due.
+    /// When a notification that was put off is due.
     pub(super) fn due(&self) -> Option<std::time::Instant> {
         self.place.due().filter(|_| self.ready && !self.held)
     }
 }
 
 impl Session {
-    /// The presence lane is open and the device signed in.
+    /// Starts watching once the presence lane is open and the device is signed in.
     pub(super) fn watch_if_open(&mut self) {
         let Phase::Open(open) = &mut self.phase else { return };
         if self.lanes.contains(Lane::Presence) && open.watching.is_none() {
@@ -61,7 +61,7 @@ impl Session {
         }
     }
 
-    /// Tells what is due, as far as the lane takes it.
+    /// Sends the notifications that are due, as far as the lane has room.
     pub(super) fn pump_presence(&mut self, queued: usize, now: Now) {
         let mut room = LANE_QUEUE_BYTES.saturating_sub(queued);
         loop {
@@ -83,7 +83,7 @@ impl Session {
         }
     }
 
-    /// 5.2 AwarenessRequest. Those who may not see get UNKNOWN, whether the user exists or not.
+    /// 5.2 AwarenessRequest. An asker who may not see the user gets UNKNOWN, whether the user exists or not.
     pub(super) fn awareness_request(
         &mut self,
         origin: Origin,
@@ -109,7 +109,7 @@ impl Session {
         Ok(())
     }
 
-    /// 5.2 AwarenessNotification from a device: its user's new state, or with a `to` a word to that user alone.
+    /// 5.2 AwarenessNotification from a device: its user's new state, or with a `to` a notification to that user alone.
     pub(super) fn awareness_notification(
         &mut self,
         origin: Origin,
@@ -132,7 +132,7 @@ impl Session {
         }
     }
 
-    /// A word to one user alone: not stored, and dropped where one has blocked the other.
+    /// Sends a notification to one user alone. It is not stored, and is dropped if either user has blocked the other.
     pub(super) fn direct(&mut self, to: &Eid, update: &Update, relation: &Relation, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if relation.blocked {
@@ -142,7 +142,7 @@ impl Session {
         let shown = Shown {
             status: if hides { AwarenessStatus::Offline } else { update.status },
             last_seen: now.unix_ms,
-            // The same condition as for everybody who sees the user.
+            // Shared on the same condition as with everybody who sees the user.
             location: update.location.filter(|_| !hides && relation.access.is_some_and(|access| access.share_location)),
             silent: false,
         };
@@ -188,7 +188,7 @@ fn parse(notification: &AwarenessNotification) -> Result<Update, Fault> {
     Ok(Update { status, silent: intention == AwarenessIntention::DoNotBroadcast, location })
 }
 
-/// Not a number is not within anything.
+/// NaN is in no range, so it is refused.
 fn is_on_earth(latitude: f64, longitude: f64) -> bool {
     (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude)
 }

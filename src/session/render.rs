@@ -1,10 +1,10 @@
-//! How stored things look on the wire.
+//! Stored messages and acknowledgments as payloads of the protocol.
 
 use crate::store::{AckTarget, Acknowledged, Content, HistoryMessage, Message};
 use crate::wire::proto::{self, AcknowledgmentResponse, ChatMessage, MediaMetadata, VersionUpdate, chat_message};
 use crate::wire::{AckStatus, Author, Eid, Exchange, MessageScheme, Payload, Sequence, VersionStatus, envelope};
 
-/// 5.10 VersionUpdate REQUEST, an entry of the sender's log.
+/// BIMip-Foundation 5.10 VersionUpdate REQUEST, an entry of the sender's log.
 pub(super) fn version_update(message: &Message, sequence: Sequence) -> MessageScheme {
     let update = VersionUpdate {
         to: Some(message.sender.device_identity(&message.device)),
@@ -19,22 +19,22 @@ pub(super) fn version_update(message: &Message, sequence: Sequence) -> MessageSc
     MessageScheme { sequence: sequence.wire(), ..envelope(Payload::VersionUpdate(update)) }
 }
 
-/// 5.9.2 ChatMessage, an entry of the recipient's or the sender's log: a copy as it was when the message was sent.
-/// Later acknowledgments are entries of their own.
+/// 5.9.2 ChatMessage, an entry of the recipient's or the sender's log: a copy with the state at sending. Later acknowledgments
+/// are entries of their own.
 pub(super) fn chat_message(message: &Message, author: Author, sequence: Sequence) -> MessageScheme {
     let copy = copy(message, author, initial(author), 0);
     MessageScheme { sequence: sequence.wire(), ..envelope(Payload::ChatMessage(copy)) }
 }
 
-/// One message of a HistoryPage, with its state.
+/// One message of a HistoryPage, with its current state.
 pub(super) fn history(message: &HistoryMessage, reader: &Eid) -> ChatMessage {
     let author = if message.message.sender == *reader { Author::Sender } else { Author::Receiver };
     let (status, at) = message.acknowledged.unwrap_or((initial(author), 0));
     copy(&message.message, author, status, at)
 }
 
-/// 5.9.3 AcknowledgmentResponse. In each, `from` is who acknowledged and `to` the message's sender; one for all
-/// messages up to a version leaves `message_id` empty (profile 7).
+/// 5.9.3 AcknowledgmentResponse. `from` is the user who acknowledged and `to` the message's sender. For all messages up to a
+/// version, `message_id` is empty (protocol.md §7).
 pub(super) fn acknowledgment(state: &Acknowledged) -> Payload {
     let (message_id, up_to_version) = match state.target {
         AckTarget::Message(id) => (id.to_string(), 0),

@@ -1,4 +1,4 @@
-//! SessionOpen: from a token to a signed-in device (profile 3).
+//! SessionOpen: from a token to a signed-in device (protocol.md §5).
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::flood::Meter;
 use super::tail::Tail;
 use super::{Call, Now, Open, Origin, Phase, Session};
 
-/// Signing in, waiting for the store.
+/// A sign-in that waits for the store.
 pub(super) struct Opening {
     origin: Origin,
     user: Eid,
@@ -26,7 +26,7 @@ pub(super) struct Opening {
     resume_from: Option<Sequence>,
     pipelined: bool,
     client: String,
-    /// Joined before the store is asked, so that no entry falls between its answer and the first wake-up.
+    /// Joined before the store is asked, so that no entry is missed between its answer and the first wake-up.
     membership: Membership,
 }
 
@@ -41,12 +41,14 @@ impl Session {
             Ok((user, device, claims)) => match &mut self.phase {
                 Phase::Open(_) => self.renew(origin, &user, &device, &claims, now),
                 _ => {
-                    // Before joining, or a stolen token that is long revoked could still throw out the device's session.
+                    // Checked before joining, or a stolen token that was revoked long ago could still replace the device's
+                    // session.
                     if self.services.hub.refuses(&claims, &device) {
                         return self.refuse_revoked(origin);
                     }
                     let membership = self.services.hub.join(&device, claims.clone(), self.signal.clone());
-                    // And after, or a revocation in between would find neither the token refused nor the session.
+                    // Checked again after joining, or a revocation in between would neither refuse the token nor find the
+                    // session.
                     if self.services.hub.refuses(&claims, &device) {
                         return self.refuse_revoked(origin);
                     }
@@ -90,7 +92,7 @@ impl Session {
         Ok((user, device, claims))
     }
 
-    /// A SessionOpen on an open session brings a new token for the same device, and changes nothing else.
+    /// A SessionOpen on an open session renews the token of the same device, and changes nothing else.
     fn renew(&mut self, origin: Origin, user: &Eid, device: &DeviceId, claims: &Claims, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if open.user != *user || open.device != *device {
@@ -98,7 +100,7 @@ impl Session {
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
-        // The new token first, or a revocation in between would find neither of the two.
+        // The hub gets the new token before the check, or a revocation in between would neither refuse it nor find the session.
         open.membership.renew(claims.clone());
         if self.services.hub.refuses(claims, device) {
             return self.refuse_revoked(origin);
@@ -121,7 +123,7 @@ impl Session {
         self.close(CloseCode::Unauthenticated, "refused");
     }
 
-    /// The store has answered: the session is open, or refused.
+    /// The store has answered: the session is opened or refused.
     pub(super) fn opened(&mut self, state: Result<DeviceState, StoreError>, now: Now) {
         if !matches!(self.phase, Phase::Opening(_)) {
             return; // Closed meanwhile.
@@ -195,11 +197,12 @@ impl Session {
     }
 }
 
-/// When an open session's token runs out: at `exp`. A token taken within the leeway after it lasts to the leeway's end.
+/// When an open session's token expires: at `exp`. A token that was accepted within the leeway after `exp` lasts to the
+/// leeway's end.
 fn expiry(claims: &Claims, now: Now) -> Instant {
     let left = claims.expires_at.saturating_mul(1000).saturating_sub(now.unix_ms);
     let left = if left > 0 { left } else { left + i64::try_from(TOKEN_LEEWAY.as_millis()).unwrap_or(0) };
-    // A year is as good as any longer time, and surely fits an Instant.
+    // At most a year, which surely fits an Instant.
     let left = u64::try_from(left).unwrap_or(0).min(365 * 24 * 3600 * 1000);
     now.at + Duration::from_millis(left)
 }

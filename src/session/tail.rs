@@ -1,12 +1,12 @@
-//! The tail: delivers the user's log to the device, from its cursor on, in order (profile 8).
+//! The tail: delivers the user's log to the device in order, from the device's cursor on (protocol.md §9).
 //!
-//! Live delivery, the returning phone and the second device are this one loop: take the next entries from the hub's
-//! memory, or from the store when the hub no longer has them, for as long as the chat lane takes frames. A lane that is
-//! full simply stops the loop; nothing is queued for it.
+//! Live delivery, the returning phone and the second device are all this one loop: take the next entries from the hub's memory,
+//! or from the store when the hub no longer has them, for as long as the chat lane takes frames. A full lane simply stops the
+//! loop; nothing is queued for it.
 //!
-//! The seam is the hand-over from reading the store to following live. It holds because the session joins the hub
-//! before the store tells it the head, and because every wake-up makes the loop look again: an entry is either in what
-//! the store returned, or announced after it.
+//! The critical moment is the hand-over from reading the store to following live. No entry is lost there because the session
+//! joins the hub before the store tells it the head, and because every wake-up makes the loop look again: an entry is either in
+//! what the store returned, or announced after it.
 
 use std::sync::Arc;
 
@@ -21,17 +21,17 @@ use crate::wire::{self, Author, DeviceId, Lane, MessageScheme, Sequence, encode_
 use super::chat::millis;
 use super::{Call, Now, Open, Phase, Session, render};
 
-/// Where a device's tail stands.
+/// How far the delivery to a device has come.
 pub(super) struct Tail {
     /// Everything up to here was sent, or is not for this device.
     position: Sequence,
     /// The log's newest entry as far as this session knows.
     head: Sequence,
-    /// Entries taken from the store, not sent yet; at most one read's worth.
+    /// Entries taken from the store or the hub and not sent yet; at most one read's worth.
     fetched: std::collections::VecDeque<Arc<LogEntry>>,
     /// A store read is under way.
     reading: bool,
-    /// There may be something new.
+    /// There may be new entries.
     look: bool,
 }
 
@@ -48,7 +48,7 @@ impl Tail {
         self.position
     }
 
-    /// Whether there is something it could send now.
+    /// Whether it may have something to send now.
     pub(super) fn is_held(&self) -> bool {
         !self.fetched.is_empty() || self.look && !self.reading
     }
@@ -87,7 +87,7 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         open.tail.reading = false;
         match entries {
-            // What was announced has been trimmed meanwhile.
+            // The announced entries were trimmed meanwhile.
             Ok(entries) if entries.is_empty() => open.tail.position = open.tail.head(),
             Ok(entries) => open.tail.fetched.extend(entries),
             Err(error) => {
@@ -159,7 +159,7 @@ fn next_entry(open: &mut Open) -> Next {
     }
     match open.membership.recent(tail.position, RECENT_ENTRIES_MAX) {
         Recent::Entries(entries) => {
-            // What comes after the last of them is announced.
+            // If there are fewer, these are all there are, and the next one is announced.
             tail.look = entries.len() == RECENT_ENTRIES_MAX;
             tail.fetched.extend(entries);
             return tail.fetched.pop_front().map_or(Next::Nothing, Next::Entry);
@@ -169,7 +169,7 @@ fn next_entry(open: &mut Open) -> Next {
             return Next::Nothing;
         }
         Recent::Nothing => {}
-        // Should all of it have been trimmed, the tail goes on after it.
+        // If all of them were trimmed meanwhile, the tail continues after this head.
         Recent::Behind(head) => tail.head = tail.head.max(head),
     }
     tail.reading = true;
@@ -180,7 +180,7 @@ fn next_entry(open: &mut Open) -> Next {
 enum Form<'a> {
     Nothing,
     VersionUpdate(&'a Message),
-    /// The same for every device that sees it.
+    /// The same frame for every device that sees the entry.
     Shared(Box<dyn FnOnce() -> MessageScheme + 'a>),
 }
 

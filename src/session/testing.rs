@@ -1,4 +1,4 @@
-//! What sessions are tested with: services of their own, and a link of which the test plays the other end.
+//! Helpers for tests of sessions: services of their own, and a link whose other end the test plays.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,7 +20,7 @@ use crate::wire::{
     CloseCode, DeviceId, Eid, FrameDecoder, Lane, MessageScheme, Payload, encode_frame, envelope, open_envelope,
 };
 
-/// A server without a network. No timer of it comes to a session's aid.
+/// A server without a network. Its timeouts are an hour, so that none of them wakes a session during a test.
 pub(super) struct House {
     pub(super) services: Arc<Services>,
     pub(super) store: Arc<dyn Store>,
@@ -74,14 +74,14 @@ impl House {
         })
     }
 
-    /// A session that has said nothing, without a driver.
+    /// A session that has received nothing yet, without a driver.
     pub(super) fn visitor(&self) -> Bare {
         let session =
             Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), Now::system());
         Bare { session, store: self.store.clone() }
     }
 
-    /// One that is signed in, with every lane open and presence ready.
+    /// A session that is signed in, with every lane open and presence ready, without a driver.
     pub(super) async fn bare(&self, user: &Eid, device: &DeviceId) -> Bare {
         let mut bare = self.visitor();
         for lane in Lane::ALL {
@@ -92,12 +92,12 @@ impl House {
         bare
     }
 
-    /// The same with a driver, and the other end of its link.
+    /// The same with a driver. Returns the other end of its link.
     pub(super) async fn device(&self, user: &Eid, device: &DeviceId) -> Peer {
         self.device_at(Peer::default(), user, device).await
     }
 
-    /// On this link.
+    /// The same on a given link.
     pub(super) async fn device_at(&self, peer: Peer, user: &Eid, device: &DeviceId) -> Peer {
         tokio::spawn(drive(Played(peer.0.clone()), self.services.clone(), self.store.clone()));
         Lane::ALL.into_iter().for_each(|lane| peer.play(|played| played.coming.push_back(LinkEvent::Opened(lane))));
@@ -107,30 +107,30 @@ impl House {
     }
 }
 
-/// A session alone: what goes in and what comes out is up to the test.
+/// A session without a driver: the test chooses its inputs and examines its outputs.
 pub(super) struct Bare {
     pub(super) session: Session,
     store: Arc<dyn Store>,
 }
 
 impl Bare {
-    /// A frame reaches the session.
+    /// Passes a frame to the session.
     pub(super) fn hear(&mut self, lane: Lane, payload: Payload) {
         self.hear_at(lane, payload, Now::system());
     }
 
-    /// At this time.
+    /// The same at a given time.
     pub(super) fn hear_at(&mut self, lane: Lane, payload: Payload, now: Now) {
         let frame = content(&encode_frame(&MessageScheme { request_id: 1, ..envelope(payload) }));
         self.session.event(LinkEvent::Frame(lane, frame), now);
     }
 
-    /// What the session wants done.
+    /// Takes the session's outputs.
     pub(super) fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.session.poll_output()).collect()
     }
 
-    /// Runs every call and every pump, to the end; what was sent, and the close.
+    /// Runs calls and pumps until nothing is left to do. Returns the frames sent, and the close code if the session closed.
     pub(super) async fn settle(&mut self) -> (Vec<(Lane, Payload)>, Option<CloseCode>) {
         let (mut sent, mut closed) = (Vec::new(), None);
         loop {
@@ -150,7 +150,7 @@ impl Bare {
         }
     }
 
-    /// A call runs, and the session hears of it.
+    /// Runs a call and passes its result to the session.
     pub(super) async fn answer(&mut self, call: Call) {
         let done = run(self.store.clone(), call).await;
         self.session.done(done, Now::system());
@@ -175,11 +175,11 @@ pub(super) struct Peer(Arc<Mutex<State>>);
 pub(super) struct State {
     coming: VecDeque<LinkEvent>,
     queues: [VecDeque<Bytes>; 4],
-    /// What the peer has, in the order of the lanes.
+    /// Frames that the peer has received, by lane.
     arrived: [VecDeque<Bytes>; 4],
-    /// Lanes of which the peer takes nothing.
+    /// Lanes from which the peer takes nothing.
     pub(super) unread: [bool; 4],
-    /// Called once, when the session is about to tell what presence has.
+    /// Called once, right before the session sends presence notifications.
     pub(super) before_presence: Option<Box<dyn FnOnce() + Send>>,
     pub(super) path: PathStats,
     looked_at: Option<Lane>,
@@ -207,7 +207,7 @@ impl Peer {
         self.0.lock().unwrap().queues[lane.index()].iter().map(Bytes::len).sum()
     }
 
-    /// The next frame of a lane, or a failed test: nothing that is waited for takes as long.
+    /// The next frame of a lane. The test fails if none comes within 20 s, far longer than any should take.
     pub(super) async fn next(&self, lane: Lane) -> MessageScheme {
         let next = poll_fn(|cx| {
             let mut state = self.0.lock().unwrap();
@@ -258,7 +258,7 @@ impl Link for Played {
 
     fn queued(&self, lane: Lane) -> usize {
         let before = self.state().looked_at.replace(lane);
-        // Only the pump looks at presence after chat, and the first to do so is it.
+        // Only the pump asks for presence right after chat, so the first such call comes from it.
         let pumped = (before, lane) == (Some(Lane::Chat), Lane::Presence);
         let hook = pumped.then(|| self.state().before_presence.take()).flatten();
         hook.into_iter().for_each(|hook| hook());

@@ -1,4 +1,4 @@
-//! What truly happened: every entry of every log, written down as soon as it is durable, whatever is trimmed later.
+//! What truly happened: every entry of every log, recorded as soon as it is durable, whatever is trimmed later.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::Violation;
 #[derive(Default)]
 pub(super) struct Chronicle {
     pub(super) logs: BTreeMap<Eid, BTreeMap<u64, Arc<LogEntry>>>,
-    /// Message ids that stand in their recipient's log, by text.
+    /// Messages that are in their recipient's log, by the text of their id.
     pub(super) released: BTreeMap<String, Arc<Message>>,
 }
 
@@ -33,7 +33,7 @@ impl Chronicle {
         Ok(())
     }
 
-    /// After a restart: what was durable although nobody was told.
+    /// After a restart: records what was durable although the hub was not told of it.
     pub(super) fn catch_up(&mut self, memory: &Memory, users: &[Eid]) -> Result<(), Violation> {
         let view = memory.view();
         for user in users {
@@ -48,7 +48,7 @@ impl Chronicle {
     }
 }
 
-/// What a device is to see of an entry, in words; the table at [`EntryBody`], written a second time.
+/// What a device should see of an entry, as text: the table at [`EntryBody`], written a second time.
 pub(super) fn shown(entry: &LogEntry, device: &DeviceId) -> Option<String> {
     let own = entry.origin.as_ref() == Some(device);
     match (&entry.body, own) {
@@ -74,7 +74,7 @@ pub(super) fn seen_copy(m: &ChatMessage) -> String {
     format!("{id} {from}>{to} v{} {local} {} {} {head} {len}", m.version, m.author, m.acknowledgment)
 }
 
-/// Texts differ in their first bytes.
+/// The first bytes of a text, in which texts differ.
 fn head(text: &str) -> &str {
     &text[..text.len().min(8)]
 }
@@ -105,7 +105,7 @@ fn eid(identity: Option<&crate::wire::Identity>) -> &str {
     identity.map_or("nobody", |identity| &identity.eid)
 }
 
-/// An entry in full, to compare what is stored with what was written down.
+/// An entry in full as text, to compare what is stored with what was recorded.
 pub(super) fn told(entry: &LogEntry) -> String {
     let origin = entry.origin.as_ref().map_or("none", |device| device.as_str());
     let body = match &entry.body {

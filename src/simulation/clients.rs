@@ -1,4 +1,4 @@
-//! The clients' ends of their links: signing in, sending, taking in what comes, and losing the connection.
+//! The clients' ends of their links: signing in, sending, receiving, and losing the connection.
 
 use crate::wire::proto::HistoryPage;
 use crate::wire::{Lane, MessageScheme, Payload, envelope};
@@ -25,7 +25,7 @@ impl World {
         lane.up.push_back(Up::Opened);
     }
 
-    /// The device gives its connection up without a word.
+    /// The device drops its connection without telling the server.
     pub(super) fn abandon(&mut self, device: usize) {
         if let Some(old) = self.devices[device].link {
             if let Some(link) = self.links.get_mut(&old) {
@@ -98,7 +98,7 @@ impl World {
         self.collect(link);
     }
 
-    /// Nothing in a page that did not happen.
+    /// Checks that a page shows only what has happened.
     fn check_page(&self, page: &HistoryPage) -> Result<(), Violation> {
         for message in &page.messages {
             let Some(happened) = self.chronicle.released.get(&message.message_id) else {

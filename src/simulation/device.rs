@@ -16,12 +16,12 @@ use super::Violation;
 use super::chronicle::{seen_acknowledged, seen_copy, seen_update};
 use super::server::{LinkId, token};
 
-/// A message in the outbox: kept until the end, so that it can be sent again after its answer too.
+/// A message in the outbox. It is kept until the end, so that it can be sent again even after its answer.
 pub(super) struct Outgoing {
     pub(super) local: String,
     pub(super) to: Eid,
     pub(super) text: String,
-    /// So old that the server may have forgotten it: it is not sent again, and an answer is not expected.
+    /// So old that the server may have forgotten it: it is not sent again, and no answer is expected.
     pub(super) given_up: bool,
     /// How often it was sent.
     pub(super) sends: usize,
@@ -36,7 +36,7 @@ pub(super) struct Known {
     pub(super) version: i64,
     pub(super) mine: bool,
     sequence: i64,
-    /// 0, or 2 delivered, 3 read.
+    /// 0, 2 delivered or 3 read.
     pub(super) status: i32,
 }
 
@@ -46,27 +46,27 @@ pub(super) struct Device {
     pub(super) link: Option<LinkId>,
     pub(super) accepted: bool,
     asked: Option<i64>,
-    /// Newest sequence processed: what is not above it is a repeat.
+    /// Newest sequence processed; an entry that is not above it is a repeat.
     pub(super) highest: i64,
     /// The same as it would survive a restart of the phone. Only this is acknowledged to the server.
     pub(super) saved: i64,
     /// Newest sequence on this connection.
     newest: i64,
-    /// Each entry once, by sequence.
+    /// Every entry that was seen, by sequence.
     pub(super) seen: BTreeMap<i64, String>,
-    /// The server said that its log begins after here.
+    /// The server said that the log begins after this sequence.
     pub(super) told_start: i64,
     pub(super) outbox: Vec<Outgoing>,
     /// VersionUpdates to answer.
     pub(super) unanswered: VecDeque<VersionUpdate>,
     pub(super) known: BTreeMap<String, Known>,
-    /// What the device was told of its own acknowledgments: it must hold whatever happens.
+    /// What the device was told about its own acknowledgments, which must stay true.
     pub(super) confirmed: Vec<AcknowledgmentResponse>,
-    /// Asked for in this connection: status by request id.
+    /// The acknowledgments requested in this connection: status by request id.
     acks: BTreeMap<i64, i32>,
-    /// The page that it waits for, and what it knew when it asked.
+    /// The history page that it waits for, and what it knew when it asked.
     pub(super) history: Option<(i64, ChatId, BTreeMap<String, Known>)>,
-    /// Local ids that it has used for something else.
+    /// Local ids that it has reused for other content.
     misused: BTreeSet<String>,
     requests: i64,
 }
@@ -134,7 +134,7 @@ impl Device {
         (self.link, self.accepted) = (None, false);
     }
 
-    /// The phone restarts: what was not saved is forgotten. The outbox is saved as it is written.
+    /// The phone restarts and forgets what was not saved. The outbox is saved as it is written.
     pub(super) fn forget_unsaved(&mut self) {
         self.highest = self.saved;
         self.seen.split_off(&(self.saved + 1));
@@ -153,7 +153,7 @@ impl Device {
         })
     }
 
-    /// The same name for something else: only once it is answered, so that the refusal is certain.
+    /// Reuses a name for other content: only once the message is answered, so that the refusal is certain.
     pub(super) fn misuse(&mut self, index: usize) -> Payload {
         self.misused.insert(self.outbox[index].local.clone());
         self.text(index, true)
@@ -163,7 +163,7 @@ impl Device {
         Payload::VersionUpdate(VersionUpdate { r#type: 2, status: 2, ..update })
     }
 
-    /// `bulk`: all up to its version.
+    /// With `bulk`, acknowledges all messages up to its version.
     pub(super) fn acknowledge(&mut self, id: &str, status: i32, bulk: bool, at: i64) -> (Payload, i64) {
         self.saved = self.highest;
         let request = self.request();
@@ -223,9 +223,9 @@ impl Device {
                 let misused = self.misused.contains(&error.details);
                 match ErrorCode::from_code(error.code) {
                     Some(ErrorCode::Conflict) if misused => Ok(Effect::Nothing),
-                    // The disk failed; or it did for a message before this one, which is to come again first.
+                    // The disk failed for this message, or for an earlier one that must be sent again first.
                     Some(ErrorCode::Unavailable | ErrorCode::TooFast) => Ok(Effect::Failed),
-                    // The SessionOpen was too long on its way.
+                    // The SessionOpen arrived too late.
                     Some(ErrorCode::Unauthenticated) if !self.accepted => Ok(Effect::Failed),
                     Some(ErrorCode::NotFound) if self.acks.contains_key(&request) => Ok(Effect::Failed),
                     _ => Err(format!("{} got {error:?}", self.name())),
@@ -245,7 +245,7 @@ impl Device {
         Ok(if start > self.asked.unwrap_or(self.saved) { Effect::Starts(start) } else { Effect::Nothing })
     }
 
-    /// Whether the entry is new; one that is not has to be the same as before.
+    /// Whether the entry is new. A repeated entry must be the same as before.
     fn entry(&mut self, sequence: i64, shown: String) -> Result<bool, Violation> {
         if sequence <= self.newest {
             return Err(format!("{} got entry {sequence} after {}: {shown}", self.name(), self.newest));
@@ -268,7 +268,7 @@ impl Device {
         let Some(index) = self.outbox.iter().position(|out| out.local == update.message_id_local) else {
             return Err(format!("{name} never sent what {words} numbers"));
         };
-        // The answer to a repeated request repeats an entry that has passed.
+        // The answer to a repeated request repeats an entry that was already seen.
         let again = sequence <= self.highest && self.outbox[index].sends > 1;
         if !again {
             self.entry(sequence, words.clone())?;

@@ -1,4 +1,4 @@
-//! What nobody asked for: the server dies and comes back, and the retention takes what is old.
+//! What nobody asked for: the server dies and starts again, and the retention deletes what is old.
 
 use crate::store::{EntryBody, Fault, Key, Kv, LogEntry, Op, Pass, Retention};
 
@@ -7,7 +7,7 @@ use super::server::Server;
 use super::world::World;
 
 impl World {
-    /// The server dies, and comes back over what a crash leaves.
+    /// The server dies, and starts again from what a crash leaves.
     pub(super) fn restart(&mut self) -> Result<(), Violation> {
         let kept = self.random.within(0, self.memory.unsynced());
         self.note(|| format!("the server dies, {kept} unsynced commits survive"));
@@ -19,7 +19,7 @@ impl World {
         }
         self.memory.crash(kept);
         (self.pass, self.swept) = (None, Key::new());
-        // It may die again while it comes up.
+        // It may die again while it starts.
         if self.random.percent(10) {
             self.memory.fail_after(0, self.random.of(&[Fault::Before, Fault::After]));
         }
@@ -43,7 +43,7 @@ impl World {
         self.pass = Some((retention, Pass::new(retention, self.time.now().unix_ms, self.swept.clone())));
     }
 
-    /// The retention finds what may go; nothing else may.
+    /// The retention takes a step. It is a violation if it deletes what it must keep.
     pub(super) fn trim(&mut self) -> Result<(), Violation> {
         let Some((retention, mut pass)) = self.pass.take() else { return Ok(()) };
         let Some(ops) = pass.step(&*self.memory.view()).map_err(|error| error.to_string())? else {
@@ -75,7 +75,7 @@ impl World {
     }
 }
 
-/// When an entry happened, as the retention counts.
+/// When an entry happened for the retention, in Unix milliseconds.
 fn time_of(entry: &LogEntry) -> i64 {
     match &entry.body {
         EntryBody::Acknowledged(state) => state.at,

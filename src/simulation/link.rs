@@ -1,4 +1,4 @@
-//! A connection without a network: four lanes, each in order, none waiting for another, all lost at once.
+//! A connection without a network: four lanes, each in order and independent of the others, all lost at once.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::limits::LANE_QUEUE_BYTES;
 use crate::wire::Lane;
 
-/// What a client has put on a lane.
+/// What a client has sent on a lane.
 pub(super) enum Up {
     Opened,
     Frame(Bytes),
@@ -17,7 +17,7 @@ pub(super) enum Up {
 pub(super) struct LaneState {
     /// On its way to the server.
     pub(super) up: VecDeque<Up>,
-    /// The server knows the lane.
+    /// The server knows that the lane is open.
     pub(super) open: bool,
     /// Written by the server, not taken by the transport.
     pub(super) queued: VecDeque<Bytes>,
@@ -28,11 +28,11 @@ pub(super) struct LaneState {
 pub(super) struct Link {
     pub(super) device: usize,
     pub(super) lanes: [LaneState; 4],
-    /// The client still holds it. What it had sent may yet arrive when it does not.
+    /// The client still holds its end. What it has sent may arrive even after it lets go.
     pub(super) client: bool,
     /// The server has not ended it.
     pub(super) server: bool,
-    /// Bytes of room on a slow chat lane: the tail gets to write this much, then has to wait. `None`: a fast one.
+    /// Bytes of room on a slow chat lane: the tail may write this much, and then has to wait. `None`: a fast lane.
     pub(super) narrow: Option<usize>,
 }
 
@@ -45,7 +45,7 @@ impl Link {
         &mut self.lanes[lane.index()]
     }
 
-    /// As the session is told. A narrow lane looks as if it were almost full already.
+    /// The bytes queued on a lane, as the session is told: a narrow lane looks almost full already.
     pub(super) fn queued(&self, lane: Lane) -> usize {
         let bytes: usize = self.lanes[lane.index()].queued.iter().map(Bytes::len).sum();
         match self.narrow {
@@ -54,7 +54,7 @@ impl Link {
         }
     }
 
-    /// Bytes really held.
+    /// The bytes that are really held.
     pub(super) fn held(&self) -> usize {
         self.lanes.iter().flat_map(|lane| &lane.queued).map(Bytes::len).sum()
     }

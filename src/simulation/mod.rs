@@ -1,8 +1,8 @@
-//! Deterministic simulation: the real sessions, hub and ledger under a seeded scheduler that lets phones vanish and the
-//! server die between any two steps, and the promises of the profile's section 10 checked after every story.
+//! Deterministic simulation: the real sessions, hub and ledger under a seeded scheduler, which lets phones vanish and the
+//! server die between any two steps. After every story the promises of README.md (What it promises) are checked.
 //!
-//! `BIMIP_SEED=n cargo test --lib simulation::replay -- --nocapture` tells one story move by move; `BIMIP_SEEDS=n`
-//! tells so many, from `BIMIP_SEED` on. How it works: docs/decisions/0002-deterministic-simulation.md.
+//! `BIMIP_SEED=n cargo test --lib simulation::replay -- --nocapture` prints one story move by move. `BIMIP_SEEDS=n` runs so
+//! many stories, from `BIMIP_SEED` on. How it works: docs/decisions/0002-deterministic-simulation.md.
 
 mod chronicle;
 mod clients;
@@ -20,12 +20,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::planted::{self, Bug};
 use world::World;
 
-/// What was promised and is not so.
+/// How a promise was broken.
 type Violation = String;
 
-/// Stories that every test run tells: some 50 s of one core without optimisation.
+/// Stories of every test run: some 50 s of one core without optimisation.
 const SEEDS: u64 = 3000;
-/// Eventful moves of a story.
+/// Steps of a usual story before it settles.
 const STEPS: usize = 600;
 
 fn story(world: &mut Result<World, Violation>) -> Result<(), Violation> {
@@ -37,7 +37,7 @@ fn story(world: &mut Result<World, Violation>) -> Result<(), Violation> {
     world.trim_all()
 }
 
-/// Tells the story of a seed: its moves, or what went wrong, and the trace if asked for.
+/// Runs the story of a seed. Returns the number of its moves, or what went wrong, and the trace if requested.
 fn tell(seed: u64, traced: bool) -> (Result<usize, Violation>, Vec<String>) {
     let mut world = World::new(seed, traced);
     let told = catch_unwind(AssertUnwindSafe(|| story(&mut world)));
@@ -79,7 +79,7 @@ fn every_promise_holds_in_every_story() {
     println!("{seeds} stories, {moves} moves, {per_minute:.0} stories a minute");
 }
 
-/// With `BIMIP_SEED`, tells that story; in any case the same seed tells the same story twice.
+/// With `BIMIP_SEED`, prints that story. Always checks that the same seed gives the same story twice.
 #[test]
 fn replay() {
     let asked = setting("BIMIP_SEED");
@@ -92,7 +92,7 @@ fn replay() {
     }
 }
 
-/// Stories until a planted bug is found.
+/// The number of stories until a planted bug is found.
 fn found_after(bug: Bug, seeds: u64) -> Option<(u64, Violation)> {
     planted::plant(Some(bug));
     let found = (0..seeds).find_map(|seed| Some((seed + 1, tell(seed, false).0.err()?)));

@@ -1,4 +1,4 @@
-//! What has to be true of every story once it has settled (profile 10).
+//! What must be true of every story once it has settled (README.md, What it promises).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::device::Device;
 use super::world::World;
 
 type Log = BTreeMap<u64, Arc<LogEntry>>;
-/// A message's state as one of its parties follows it through a log.
+/// The states of messages as one of their parties follows them through a log.
 type States = BTreeMap<MessageId, (ChatId, u64, Eid, Option<(AckStatus, i64)>)>;
 
 pub(super) fn check(world: &World) -> Result<(), Violation> {
@@ -33,12 +33,12 @@ pub(super) fn check(world: &World) -> Result<(), Violation> {
     acknowledgments_agree(world)
 }
 
-/// What was durable once is durable now, and nothing else.
+/// Everything that was durable once and was not trimmed is stored now, and nothing else is.
 fn stored_as_it_happened(world: &World, user: &Eid, log: &Log) -> Result<(), Violation> {
     let view = world.memory.view();
     let stored = read_log(&*view, user, Sequence::ZERO, usize::MAX, usize::MAX).map_err(|error| error.to_string())?;
     let head = log.last_key_value().map_or(0, |(head, _)| *head);
-    // A crash may have brought some back that had been trimmed.
+    // A crash may have restored entries that had been trimmed.
     let trimmed = trimmed(world, user).min(stored.first().map_or(head, |entry| entry.sequence.get() - 1));
     let stored: Vec<_> = stored.iter().map(|entry| told(entry)).collect();
     let happened: Vec<_> =
@@ -58,7 +58,7 @@ fn numbered_without_gap(world: &World, user: &Eid, log: &Log) -> Result<(), Viol
     }
 }
 
-/// Every message is once in its recipient's log, and as often as it should be in its sender's.
+/// Every message is in its recipient's log once, and in its sender's log as often as it should be.
 fn messages_are_whole(user: &Eid, log: &Log, world: &World) -> Result<(), Violation> {
     let mut counts: BTreeMap<MessageId, [usize; 4]> = BTreeMap::new();
     let mut last: BTreeMap<ChatId, u64> = BTreeMap::new();
@@ -75,7 +75,7 @@ fn messages_are_whole(user: &Eid, log: &Log, world: &World) -> Result<(), Violat
             return Err(format!("{user} has {} in its log, which is not its own", message.id));
         }
         counts.entry(message.id).or_default()[kind] += 1;
-        // Copies and what was received: what devices see as messages, by version.
+        // Copies and received messages, which devices see as messages: their versions rise.
         if kind != 1 {
             let before = last.insert(message.chat, message.version.get()).unwrap_or(0);
             if before >= message.version.get() {
@@ -141,7 +141,7 @@ fn device_has_seen(world: &World, device: &Device, log: &Log) -> Result<(), Viol
     Ok(())
 }
 
-/// States only move forward in each log, and all parties end with the same ones.
+/// States only move forward in each log, and all parties end with the same states.
 fn acknowledgments_agree(world: &World) -> Result<(), Violation> {
     let mut ends: BTreeMap<&Eid, States> = BTreeMap::new();
     for user in &world.users {
@@ -191,11 +191,11 @@ fn follow(states: &mut States, user: &Eid, state: &Acknowledged, trimmed: bool) 
             moved = true;
         }
     }
-    // A repeat, or a step back: neither belongs in a log.
+    // A repeat or a step back: neither belongs in a log.
     if moved || trimmed { Ok(()) } else { Err(format!("{user}'s log has {state:?}, which moves nothing forward")) }
 }
 
-/// What a device was told of its own acknowledgments holds.
+/// What a device was told about its own acknowledgments is still true.
 fn confirmed_holds(device: &Device, states: &States, world: &World) -> Result<(), Violation> {
     for told in &device.confirmed {
         for (id, (chat, version, recipient, state)) in states {

@@ -1,4 +1,4 @@
-//! The one source of chance: the same seed, the same story.
+//! The only source of randomness: the same seed gives the same story.
 
 /// SplitMix64.
 pub(super) struct Random(u64);
@@ -16,17 +16,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Below `bound`, which is not zero.
+    /// A number below `bound`, which must not be zero.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.number() % bound as u64) as usize
     }
 
-    /// From `from` up to and with `to`.
+    /// A number from `from` to `to`, both included.
     pub(super) fn within(&mut self, from: usize, to: usize) -> usize {
         from + self.below(to - from + 1)
     }
 
-    /// True so many times of a hundred.
+    /// True in so many of a hundred cases.
     pub(super) fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -35,7 +35,7 @@ impl Random {
         all[self.below(all.len())]
     }
 
-    /// One of a few, each as likely as its weight says; the weights are not all zero.
+    /// One of a few values, each as likely as its weight says. The weights must not all be zero.
     pub(super) fn weighted<T: Copy>(&mut self, all: &[(usize, T)]) -> T {
         let mut left = self.below(all.iter().map(|(weight, _)| weight).sum());
         for (weight, value) in all {

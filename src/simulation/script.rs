@@ -1,4 +1,4 @@
-//! What happens to the world: devices act, time passes, things break; then everything settles.
+//! What happens to the world: devices act, time passes, things fail; then everything settles.
 
 use crate::hub::Notice;
 use crate::store::{Fault, Space};
@@ -32,7 +32,7 @@ enum Act {
     Drain,
 }
 
-/// Moves while everything settles: far more than any story needs, so that a loop that never ends is found.
+/// Most moves while everything settles: far more than any story needs, so that an endless loop is found.
 const SETTLE_MOVES_MAX: usize = 200_000;
 
 impl World {
@@ -66,7 +66,7 @@ impl World {
                 let act = self.random.weighted(&weights);
                 self.act(act)?;
             }
-            // Whoever watches the server restarts it.
+            // Whatever supervises the server restarts it.
             if self.server.ledger.has_failed() && self.random.percent(5) {
                 self.restart()?;
             }
@@ -101,7 +101,7 @@ impl World {
                 self.note(|| "the server drains".into());
                 self.server.services.hub.broadcast(&Notice::Drain);
             }
-            // While signed in: a second connection of the same device.
+            // If it is signed in, this is a second connection of the same device.
             Act::SignIn if !online || self.random.percent(10) => {
                 let (resume, pipelined) = (self.random.percent(80), self.random.percent(40));
                 self.connect(device, resume, pipelined);
@@ -182,7 +182,7 @@ impl World {
         self.send(device, Lane::Chat, text, request);
     }
 
-    /// As a client does after it has signed in: everything that was not answered.
+    /// Sends everything again that was not answered, as a client does after it has signed in.
     fn send_again(&mut self, device: usize) {
         for index in 0..self.devices[device].outbox.len() {
             let out = &self.devices[device].outbox[index];
@@ -205,7 +205,7 @@ impl World {
         self.send(device, Lane::Chat, payload, request);
     }
 
-    /// Longer than names of messages are remembered. Nobody's phone is on, and nothing stays on its way.
+    /// More time passes than names of messages are remembered. All phones are off, and nothing stays in transit.
     fn days_pass(&mut self) {
         if self.retention.is_none() {
             return;
@@ -219,7 +219,7 @@ impl World {
         self.time.pass(8 * DAY_MS as u64);
     }
 
-    /// Everything comes to rest, first without anybody's help, then with every device back.
+    /// Everything comes to rest: first without any device's help, then with every device connected again.
     pub(super) fn settle(&mut self) -> Result<(), Violation> {
         self.memory.heal();
         if self.server.ledger.has_failed() {
@@ -249,7 +249,7 @@ impl World {
         Ok(())
     }
 
-    /// A retention that keeps nothing leaves nothing, save where numbers go on.
+    /// A retention that keeps nothing must leave no rows, except those that say where numbers continue.
     pub(super) fn trim_all(&mut self) -> Result<(), Violation> {
         if self.retention.is_none() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The server without threads: the real hub, ledger and sessions, and between them what the driver and the writer do,
-//! each of their moves a step that may come at any time.
+//! The server without threads: the real hub, ledger and sessions. What the driver and the writer do between them is split into
+//! moves, each of which may come at any time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -22,7 +22,7 @@ use crate::wire::{DeviceId, Eid, Sequence};
 
 use super::random::Random;
 
-/// The first moment of every story, Unix milliseconds: September 2026.
+/// The first moment of every story in Unix milliseconds: September 2026.
 pub(super) const BEGINNING_MS: i64 = 1_788_000_000_000;
 pub(super) const RELEASE_WITHIN: Duration = crate::limits::RELEASE_WITHIN;
 
@@ -48,7 +48,7 @@ impl Time {
     }
 }
 
-/// Made once for all stories: keys, and counters that nobody reads.
+/// Created once for all stories: keys, and metrics that nobody reads.
 struct Fixtures {
     signer: Signer,
     auth: AuthConfig,
@@ -80,7 +80,7 @@ pub(super) fn token(user: &Eid, device: &DeviceId) -> String {
     tokens.entry((user.clone(), device.clone())).or_insert_with(sign).clone()
 }
 
-/// Lets go of what the counters have collected.
+/// Frees the samples that the metrics have collected.
 pub(super) fn upkeep() {
     FIXTURES.metrics.run_upkeep();
 }
@@ -101,13 +101,13 @@ enum Read {
 /// A session and what its driver holds for it.
 pub(super) struct Conn {
     pub(super) session: Session,
-    /// The connection is gone; only store calls are finished.
+    /// The connection is gone; only its store calls are still completed.
     pub(super) ended: bool,
-    /// Wanted, not yet at the store.
+    /// Calls that are requested and not yet at the store.
     pub(super) unsubmitted: VecDeque<Call>,
-    /// At the store.
+    /// Number of calls at the store.
     pub(super) under_way: usize,
-    /// Come back.
+    /// Calls that have come back.
     pub(super) ready: VecDeque<Done>,
 }
 
@@ -129,16 +129,16 @@ pub(super) struct Server {
     pub(super) ledger: Ledger,
     /// What waits for the writer.
     queue: VecDeque<(Op, Option<(LinkId, Tag)>)>,
-    /// Durable, not yet told to the hub.
+    /// Entries that are durable, and that the hub was not told of yet.
     publishing: VecDeque<(Eid, Arc<LogEntry>)>,
     changes: VecDeque<Change>,
-    /// Not yet told to the callers.
+    /// Results that their callers were not told of yet.
     replies: VecDeque<(LinkId, Tag, Outcome)>,
     reads: Vec<(LinkId, Read)>,
 }
 
 impl Server {
-    /// Over what a crash has left. `time` is the story's clock.
+    /// Starts from what a crash has left. `time` is the story's clock.
     pub(super) fn start(memory: &Memory, time: &Time, seed: u64) -> Result<Server, StoreError> {
         let ledger = Ledger::open(Arc::new(memory.clone()), time.now().at, |_| ())?;
         let entropy = Mutex::new(Random::new(seed));
@@ -217,8 +217,8 @@ impl Server {
         self.reads.len()
     }
 
-    /// The writer's next move: tell the hub of one entry, answer one caller, or commit up to `group` operations; what a
-    /// commit has appended comes back besides.
+    /// The writer's next move: tell the hub of one entry or change, answer one caller, or commit up to `group` operations. Also
+    /// returns the entries that a commit appended.
     pub(super) fn write(&mut self, group: usize, now: Instant) -> (Move, Vec<(Eid, Arc<LogEntry>)>) {
         if let Some((user, entry)) = self.publishing.pop_front() {
             self.services.hub.appended(&user, &entry);
@@ -249,7 +249,7 @@ impl Server {
         (Move::Committed(group), committed.appended)
     }
 
-    /// One read beside the writer. Fewer entries than asked for are as good: the tail asks again.
+    /// One read beside the writer. It may return fewer entries than requested: the tail asks again.
     pub(super) fn read(&mut self, index: usize, memory: &Memory, entries_max: usize) {
         let (link, read) = self.reads.swap_remove(index);
         let view = memory.view();
@@ -277,7 +277,7 @@ fn is_trim(op: &Op) -> bool {
     matches!(op, Op::TrimLog { .. } | Op::TrimChat { .. })
 }
 
-/// Disks fail on purpose; rows that make no sense are somebody's mistake.
+/// Disks fail on purpose, but a row that makes no sense is a bug.
 fn sane<T>(result: Result<T, StoreError>) -> Result<T, StoreError> {
     if let Err(StoreError::Engine(why)) = &result {
         assert!(!why.contains("corrupt"), "{why}");

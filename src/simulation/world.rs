@@ -29,21 +29,21 @@ pub(super) enum Step {
     Read,
     /// A session's call reaches the store.
     Submit(LinkId),
-    /// A session looks at its notices.
+    /// A session handles its notices.
     Notice(LinkId),
     /// A session takes a finished call.
     Done(LinkId),
     /// A session takes what a client sent.
     Up(LinkId, Lane),
-    /// A session's time has come.
+    /// A session's deadline is due.
     Tick(LinkId),
     /// The transport takes a frame.
     Take(LinkId, Lane),
     /// A client takes a frame.
     Down(LinkId, Lane),
-    /// The server finds the client gone.
+    /// The server notices that the client is gone.
     ServerSees(LinkId),
-    /// A client finds its connection gone.
+    /// A client notices that its connection is gone.
     ClientSees(LinkId),
 }
 
@@ -57,18 +57,20 @@ pub(super) struct World {
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) next_link: LinkId,
     pub(super) chronicle: Chronicle,
-    /// Highest sequence that trimming has taken, by user.
+    /// Highest sequence that was trimmed, by user.
     pub(super) trimmed: BTreeMap<Eid, i64>,
-    /// How old an entry gets and how many a log keeps, in stories with a retention; a pass of it, and where the last ended.
+    /// In stories with a retention: the greatest age of an entry in milliseconds, and how many entries a log keeps.
     pub(super) retention: Option<(i64, u64)>,
+    /// The current pass of the retention, and where the last one ended.
     pub(super) pass: Option<(Retention, Pass)>,
     pub(super) swept: Key,
-    /// Kept when a seed is replayed.
+    /// The moves so far; kept only when a seed is replayed.
     pub(super) trace: Option<Vec<String>>,
     pub(super) moves: usize,
-    /// Percentages of this story.
+    /// How often clients answer and links are narrow in this story, in percent.
     pub(super) answers: usize,
     pub(super) narrow: usize,
+    /// Most operations in one commit of this story.
     pub(super) group: usize,
     possible: Vec<Step>,
 }
@@ -124,7 +126,7 @@ impl World {
 
     // --- Moves ---
 
-    /// Makes one of the moves that are possible, if any is.
+    /// Makes one of the possible moves; `false` if there is none.
     pub(super) fn step(&mut self) -> Result<bool, Violation> {
         let mut possible = std::mem::take(&mut self.possible);
         possible.clear();
@@ -284,7 +286,7 @@ impl World {
         Ok(())
     }
 
-    /// An input to a session, and what follows from it.
+    /// Gives a session an input, and performs its outputs.
     fn session(&mut self, link: LinkId, input: impl FnOnce(&mut crate::session::Session)) -> Result<(), Violation> {
         let now = self.time.now();
         let (Some(conn), Some(state)) = (self.server.conns.get_mut(&link), self.links.get_mut(&link)) else {
@@ -321,7 +323,7 @@ impl World {
         Ok(())
     }
 
-    /// The server closes: what is written still goes out.
+    /// The server closes a link. What it has written is still delivered.
     fn close(&mut self, link: LinkId) {
         let conn = self.conn(link);
         conn.ended = true;
@@ -332,7 +334,7 @@ impl World {
         state.lanes.iter_mut().for_each(|lane| lane.up.clear());
     }
 
-    /// The server's end of a link is gone with all that is in it.
+    /// The server's end of a link is lost with everything that is in it.
     fn end(&mut self, link: LinkId) {
         if self.server.conns.get(&link).is_some_and(|conn| !conn.ended) {
             self.close(link);
@@ -341,7 +343,7 @@ impl World {
         self.collect(link);
     }
 
-    /// Forgets what is over on both sides.
+    /// Removes a connection and a link that are over on both sides.
     pub(super) fn collect(&mut self, link: LinkId) {
         if self.server.conns.get(&link).is_some_and(super::server::Conn::is_over) {
             self.server.conns.remove(&link);
@@ -360,13 +362,13 @@ impl World {
         self.server.conns.get_mut(&link).expect("a step names a connection that is there")
     }
 
-    /// How many rows there are.
+    /// The number of rows in a space.
     pub(super) fn rows(&self, space: Space) -> usize {
         let rows = self.memory.view().range(space, &all_rows(), Order::Ascending, usize::MAX);
         rows.map_or(usize::MAX, |rows| rows.len())
     }
 
-    /// Messages that are accepted and not released, as stored.
+    /// The number of messages that are stored as accepted and not released.
     pub(super) fn waiting(&self) -> usize {
         self.rows(Space::Pending)
     }

@@ -1,7 +1,7 @@
-//! A UDP socket of which quinn hands over no more than a few packets in one system call.
+//! A UDP socket that bounds how many packets quinn passes to one system call.
 //!
-//! quinn gives each connection a buffer for as many packets as its socket takes at once, ten, as soon as two go together,
-//! and keeps it for the connection's life: 14.5 KiB of a session that is idle ever after.
+//! As soon as a connection sends two packets together, quinn gives it a buffer for as many packets as its socket takes at once,
+//! ten, and keeps the buffer for the connection's life: 14.5 KiB even if the session is idle ever after.
 
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! How many connections each address has, so that one cannot take all places.
+//! Counts the connections of each address, so that one address cannot take all places.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ pub struct Crowd {
     handshakes: [AtomicUsize; 2],
 }
 
-/// As many addresses as there are connections at most.
+/// Holds at most as many addresses as there are connections.
 #[derive(Default)]
 struct Counts {
     total: usize,
@@ -25,39 +25,39 @@ struct Counts {
 }
 
 impl Crowd {
-    /// At most `total` in all; `per_address` zero: no limit.
+    /// At most `total` connections in all, and `per_address` of one address (zero: no limit).
     pub fn new(per_address: usize, total: usize) -> Arc<Crowd> {
         Arc::new(Crowd { per_address, total, counts: Mutex::default(), handshakes: Default::default() })
     }
 
-    /// Connections of now, and how many there may be.
+    /// The current number of connections, and the limit.
     pub fn connections(&self) -> (usize, usize) {
         (self.counts().total, self.total)
     }
 
-    /// Handshakes of a transport under way.
+    /// The number of a transport's handshakes under way.
     pub fn handshakes(&self, transport: TransportKind) -> usize {
         self.handshakes[transport as usize].load(Ordering::Relaxed)
     }
 
-    /// Counts a handshake until what this returns is dropped.
+    /// Counts a handshake until the returned guard is dropped.
     pub(super) fn shake(self: Arc<Self>, transport: TransportKind) -> Shaking {
         self.handshakes[transport as usize].fetch_add(1, Ordering::Relaxed);
         Shaking { crowd: self, transport }
     }
 
-    /// Whether there is room for any other.
+    /// Whether there is room for another connection in all.
     pub(super) fn has_room(&self) -> bool {
         self.counts().total < self.total
     }
 
-    /// Whether the address may have another one.
+    /// Whether the address may have another connection.
     pub(super) fn admits(&self, address: SocketAddr) -> bool {
         let network = network_of(address.ip());
         self.per_address == 0 || self.counts().by_address.get(&network).is_none_or(|count| *count < self.per_address)
     }
 
-    /// Counts a connection until the place is dropped. A phone that moves keeps the place it came with.
+    /// Counts a connection until the returned place is dropped. A phone that moves keeps the place of its first address.
     pub(super) fn enter(self: Arc<Self>, address: SocketAddr) -> Place {
         let address = network_of(address.ip());
         {

@@ -1,4 +1,5 @@
-//! Bytes to frames per lane, over QUIC and over TLS on TCP. Knows no family: what a frame means is the session's.
+//! Turns bytes into frames per lane, over QUIC and over TLS on TCP. It knows no family: what a frame means is the session's
+//! part.
 
 mod bursts;
 mod crowd;
@@ -15,5 +16,5 @@ pub use tickets::Tickets;
 
 use crate::wire::Lane;
 
-/// Lanes in the order in which they are read and written (profile 2).
+/// Lanes in the order in which they are read and written (protocol.md §1).
 const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];

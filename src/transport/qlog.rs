@@ -1,4 +1,4 @@
-//! Traces of QUIC connections in qlog's JSON-SEQ, one file each, for who wants to see what a path did.
+//! Traces of QUIC connections in qlog's JSON-SEQ, one file each, which show what happened on a path.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,11 +15,11 @@ use crate::config::QuicConfig;
 use crate::limits::{QLOG_FILE_BYTES_MAX, QLOG_FILES_MAX};
 use crate::observe::TraceResult;
 
-/// What the files' names end in: qlog's own convention for JSON-SEQ, which its viewers know.
+/// The file names' extension: qlog's own convention for JSON-SEQ, which its viewers know.
 const ENDING: &str = "sqlog";
 
-/// A folder of traces: at most [`QLOG_FILES_MAX`], each of at most [`QLOG_FILE_BYTES_MAX`]. The oldest finished one makes
-/// room for a new one; while all of them are still being written, a further connection is not traced.
+/// A folder of traces: at most [`QLOG_FILES_MAX`] files of at most [`QLOG_FILE_BYTES_MAX`] bytes. The oldest finished trace
+/// makes room for a new one. While all of them are still being written, a further connection is not traced.
 #[derive(Clone)]
 pub struct Traces(Arc<Shared>);
 
@@ -31,17 +31,17 @@ struct Shared {
 
 #[derive(Default)]
 struct Files {
-    /// Being written.
+    /// Number of traces being written.
     open: usize,
-    /// Oldest first, those of earlier processes included.
+    /// Finished traces, oldest first, including those of earlier processes.
     finished: VecDeque<PathBuf>,
 }
 
 impl Traces {
-    /// Makes the folder if it is missing. `count` is told what becomes of each trace.
+    /// Creates the folder if it is missing. `count` is called with each trace's result.
     ///
     /// # Errors
-    /// The folder cannot be made or read.
+    /// The folder cannot be created or read.
     pub fn in_folder(folder: &Path, count: impl Fn(TraceResult) + Send + Sync + 'static) -> io::Result<Traces> {
         fs::create_dir_all(folder)?;
         let mut finished = Vec::new();
@@ -55,8 +55,8 @@ impl Traces {
         Ok(Traces(Arc::new(Shared { folder: folder.to_owned(), count: Box::new(count), files })))
     }
 
-    /// A new trace, unless there is no room or the file cannot be made, which must not keep a device away. `name` has to
-    /// be another one for each connection.
+    /// Begins a trace. Returns `None` if there is no room or the file cannot be created, which must not keep a device away.
+    /// `name` must differ for each connection.
     pub fn begin(&self, name: &str) -> Option<Trace> {
         let path = self.0.folder.join(format!("{name}.{ENDING}"));
         let begun = self.0.make_room().and_then(|()| File::create_new(&path).inspect_err(|_| self.0.files().open -= 1));
@@ -76,14 +76,14 @@ impl Traces {
 }
 
 impl Shared {
-    /// Takes a place for one more.
+    /// Takes a place for one more trace.
     fn make_room(&self) -> io::Result<()> {
         let mut files = self.files();
         while files.open + files.finished.len() >= QLOG_FILES_MAX {
             let Some(oldest) = files.finished.pop_front() else {
                 return Err(io::Error::other("as many connections as there may be traces have one"));
             };
-            // Somebody may have taken it away already.
+            // Somebody may have removed it already.
             let _ = fs::remove_file(oldest);
         }
         files.open += 1;
@@ -95,12 +95,12 @@ impl Shared {
     }
 }
 
-/// One connection's trace: a writer that never fails, since a full disk is no reason to trouble a connection. Ends at the
+/// One connection's trace: a writer that never fails, because a full disk must not disturb a connection. The file ends with the
 /// last whole record that fits.
 pub struct Trace {
     shared: Arc<Shared>,
     path: PathBuf,
-    /// What was written of a record whose end has not come.
+    /// The part of a record that was written so far.
     record: Vec<u8>,
     file: BufWriter<File>,
     written: u64,
@@ -133,7 +133,7 @@ impl Write for Trace {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // A cut one has been counted; the others end well or are cut when they are dropped.
+        // A trace that was cut was counted already; any other ends well, or is cut when it is dropped.
         let _ = self.file.flush();
         Ok(())
     }
@@ -148,11 +148,12 @@ impl Drop for Trace {
     }
 }
 
-/// Gives each connection a trace in a folder of `traces`, named after the time and the id that its first packet was sent
-/// to, by which the client knows it too. The newest of `server` is what connections without a trace are accepted with.
+/// Gives each connection a trace in the folder of `traces`. The file is named after the time and the connection id to which the
+/// client sent its first packet, so that the client knows it, too. `server` holds the newest configuration, with which
+/// connections without a trace are accepted.
 ///
 /// # Errors
-/// The transport's settings cannot be used.
+/// [`QuicError::Settings`] if the transport's settings cannot be used.
 pub fn accept_with(
     server: watch::Receiver<Arc<ServerConfig>>,
     config: QuicConfig,

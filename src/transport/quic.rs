@@ -1,4 +1,4 @@
-//! QUIC: the endpoint, its bounds, and who is served on it (profile 2).
+//! QUIC: the endpoint, its bounds, and who is served on it (protocol.md §1).
 
 mod link;
 mod tls;
@@ -44,7 +44,7 @@ pub enum QuicError {
     Bind {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
     /// The settings cannot be used.
@@ -52,8 +52,12 @@ pub enum QuicError {
     Settings(String),
 }
 
-/// What connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and TLS 1.3 alone. Tickets that an earlier
-/// one gave are not known to it: who resumes does a whole handshake, and sees the certificate that `tls` has.
+/// The configuration that connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and only TLS 1.3. It does not
+/// know tickets of an earlier configuration: a client that resumes one does a full handshake, and sees the certificate of
+/// `tls`.
+///
+/// # Errors
+/// [`QuicError::Settings`] if rustls or quinn would refuse `tls`, or the idle timeout is too long.
 pub fn server_config(
     config: &QuicConfig,
     tls: rustls::ServerConfig,
@@ -64,7 +68,10 @@ pub fn server_config(
     Ok(server)
 }
 
-/// The same with another certificate, and without the tickets of before. What proves a client's address stays good.
+/// The same with another certificate and without the tickets of before. Tokens that prove a client's address stay valid.
+///
+/// # Errors
+/// [`QuicError::Settings`] if rustls or quinn would refuse `tls`.
 pub fn with_tls(
     server: &ServerConfig,
     tls: rustls::ServerConfig,
@@ -78,15 +85,19 @@ pub fn with_tls(
 fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicTls>, QuicError> {
     let metrics = metrics.clone();
     tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
-    // QUIC knows no other size (RFC 9001, 4.6.1); what is held of it is bounded by the windows.
+    // QUIC allows no other size (RFC 9001, 4.6.1); what is held of early data is bounded by the windows.
     tls.max_early_data_size = u32::MAX;
     QuicTls::new(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
 }
 
 /// Opens the server's endpoint.
 ///
-/// `reset_key` must be the same after a restart: with it a client whose connection the restarted server no longer knows
-/// is told at once (RFC 9000, 10.3), and not only by silence. `ids`: connection ids by which a load balancer finds it.
+/// `reset_key` must be the same after a restart: with it, a restarted server tells a client at once that it no longer knows the
+/// connection (RFC 9000, 10.3); else the client would only see silence. `ids` makes connection ids by which a load balancer
+/// finds the server.
+///
+/// # Errors
+/// [`QuicError::Bind`] if the address cannot be bound, or outside of a tokio runtime.
 pub fn bind(
     address: SocketAddr,
     server: ServerConfig,
@@ -104,26 +115,26 @@ pub fn bind(
     open().map_err(|source| QuicError::Bind { address, source })
 }
 
-/// A UDP socket for many connections at once, with room for [`UDP_BUFFER_BYTES`] where the kernel gives it.
+/// A UDP socket for many connections at once, with buffers of [`UDP_BUFFER_BYTES`] if the kernel grants them.
 pub(crate) fn roomy_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
     let kernel = quinn::udp::UdpSocketState::new((&socket).into())?;
-    // Smaller ones serve too; `bimip doctor` tells of them.
+    // Smaller buffers work, too; `bimip doctor` reports them.
     let _ = kernel.set_recv_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
     let _ = kernel.set_send_buffer_size((&socket).into(), UDP_BUFFER_BYTES);
     Ok(socket)
 }
 
-/// RFC 9000, 15.
+/// The version number of RFC 9000, section 15.
 const QUIC_V1: u32 = 1;
 
-/// Connection ids that this server recognises after a restart too: only those are answered with a reset.
+/// Makes connection ids that this server recognises after a restart, too: only those are answered with a reset.
 fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
-    // Longer than a connection id, so that it is no one's reset token.
+    // The input is longer than a connection id, so that the tag is not the reset token of one.
     let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
     let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
-    // Not the drafts before it.
+    // quinn would accept drafts, too.
     endpoint.supported_versions(vec![QUIC_V1]);
     match ids {
         Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
@@ -156,10 +167,10 @@ pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicErro
     Ok(transport)
 }
 
-/// What a connection is accepted with, where that is not the endpoint's own.
+/// Chooses the configuration that a connection is accepted with; `None`: the endpoint's own.
 pub type AcceptWith = Arc<dyn Fn(&Incoming) -> Option<Arc<ServerConfig>> + Send + Sync>;
 
-/// Accepts connections until `stop`, each served by a task of `tasks`.
+/// Accepts connections until `stop`; a task of `tasks` serves each.
 pub async fn serve(
     endpoint: Endpoint,
     config: QuicConfig,
@@ -169,7 +180,7 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    // A real address can begin handshakes without end and finish none, and proves itself as often as it is asked to. So one
+    // A real address can begin handshakes without end and finish none, and it proves itself as often as it is asked to. So one
     // address gets half of the places, as over TCP.
     let places = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
@@ -189,7 +200,7 @@ pub async fn serve(
             && incoming.may_retry()
             && !incoming.remote_address_validated()
         {
-            // An address that does not answer costs us this one packet and no state.
+            // An address that does not answer costs only this packet and no state.
             services.metrics.handshakes_retried.increment(1);
             if let Err(error) = incoming.retry() {
                 error.into_incoming().ignore();
@@ -206,8 +217,8 @@ pub async fn serve(
 
 /// Serves a connection from its first packet to its end.
 ///
-/// This is no `async fn`, and the handshake is boxed: a task keeps room for all that went into it, and idle sessions would
-/// keep it for their first packet.
+/// This is not an `async fn`, and the handshake is boxed: a task reserves memory for everything that is moved into it, and idle
+/// sessions would keep what their first packet needed.
 fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
@@ -224,7 +235,7 @@ fn connect(
                 let link = QuicLink::new(connection, services.clone());
                 drive(link, services, store).await;
             }
-            // The client has said something in the meantime.
+            // The client sent something before the handshake was complete.
             Some(Begun::Early(connection, streams, handshake)) => {
                 let link = QuicLink::new(connection, services.clone()).with(streams);
                 tokio::join!(drive(link, services, store), handshake);
@@ -233,14 +244,14 @@ fn connect(
     }
 }
 
-/// How far a connection has come when its session begins.
+/// How far a connection is when its session begins.
 enum Begun {
     Shaken(Connection),
-    /// Not to the end of its handshake, which goes on.
+    /// The handshake is not complete, and continues beside the session.
     Early(Connection, (SendStream, RecvStream), Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
-/// Until the client may be listened to, or is gone.
+/// Waits until the client may be served; `None` if it is gone.
 async fn begin(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
@@ -256,7 +267,7 @@ async fn begin(
     };
     // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
     let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
-        tracing::debug!(%remote, "the first packet was none that could be answered");
+        tracing::debug!(%remote, "the first packet could not be answered");
         return None;
     };
     let (shaken, metrics) = (connection.clone(), services.metrics.clone());
@@ -272,7 +283,8 @@ async fn begin(
             None => metrics.handshake(TransportKind::Quic, began.elapsed()),
         }
     });
-    // Who is as good as through, or has said something, hears why the server goes; a shutdown does not wait for others.
+    // A client whose handshake is almost complete, or that has sent something, is still told why the server closes; a shutdown
+    // does not wait for others.
     let too_late = async move {
         stop.cancelled().await;
         sleep(CLOSE_LINGER).await;

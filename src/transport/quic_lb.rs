@@ -1,12 +1,12 @@
 //! QUIC-LB: connection ids that say which server of a pool they belong to, and how a load balancer reads them
 //! (draft-ietf-quic-load-balancers-21).
 //!
-//! A balancer has the same [`Layout`] as its servers, asks [`Layout::server_id_of_datagram`] for each datagram that comes
-//! from a client, and sends it to that server. `None`: the client has chosen the connection id itself, as it does in its
-//! first packet, so that any server will do as long as all that comes from the same address goes to the same one.
+//! A balancer has the same [`Layout`] as its servers. It calls [`Layout::server_id_of_datagram`] for each datagram from a
+//! client, and forwards the datagram to that server. `None` means that the client chose the connection id itself, as it does in
+//! its first packet. Then any server will do, provided that all datagrams from the same address go to the same one.
 //!
-//! Each connection id states its length in the first octet, which the draft leaves to choice (section 3.3): fewer of those
-//! that clients make up look like a server's.
+//! Each connection id states its length in the first octet, which the draft leaves optional (section 3.3): fewer ids that
+//! clients make up look like a server's.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ use crate::config::{LbConfig, ServerId};
 
 /// Longest connection id (RFC 9000, 17.2).
 const CID_BYTES_MAX: usize = 20;
-/// What stands between the first byte of a long header and its connection ids (RFC 8999, 5.1).
+/// Bytes of the version, between the first byte of a long header and its connection ids (RFC 8999, 5.1).
 const VERSION_BYTES: usize = 4;
-/// Shortest nonce (section 5.3).
+/// Shortest nonce in bytes (section 5.3).
 const NONCE_BYTES_MIN: usize = 4;
-/// What AES works on.
+/// The block size of AES.
 const BLOCK_BYTES: usize = 16;
-/// The configuration that means that there is no server id (section 3.2).
+/// The configuration id which says that there is no server id (section 3.2).
 const UNROUTABLE: u8 = 0b111;
 
-/// How the connection ids of a pool are made: what its servers and the balancer before them agree on.
+/// How the connection ids of a pool are made. The servers and the balancer in front of them agree on it.
 pub struct Layout {
     config_id: u8,
     server_id_bytes: usize,
@@ -36,25 +36,25 @@ pub struct Layout {
     cipher: Option<Cipher>,
 }
 
-/// Why connection ids cannot be made so.
+/// Why a layout cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// Three bits, and the last value is taken.
+    /// The configuration id has three bits, and the last value is reserved.
     #[error("the configuration id is {0}, must be 0 to 6")]
     ConfigId(u8),
-    /// They do not fit together into a connection id.
+    /// A length is out of bounds, or server id and nonce do not fit together into a connection id.
     #[error("a server id of {0} and a nonce of {1} bytes: at least 1 and 4, and together at most 19")]
     Lengths(usize, usize),
-    /// The cryptographic library refuses.
+    /// The cryptographic library refuses AES-128.
     #[error("AES-128 is not to be had")]
     Cipher,
 }
 
 impl Layout {
-    /// `key`: none leaves server and nonce readable for everybody on the way.
+    /// A layout with lengths in bytes. Without a `key`, everybody on the path can read server id and nonce.
     ///
     /// # Errors
-    /// Values outside of the draft's bounds.
+    /// Values outside of the draft's bounds, or no AES-128 in the cryptographic library.
     pub fn new(
         config_id: u8,
         server_id_bytes: usize,
@@ -74,13 +74,13 @@ impl Layout {
         Ok(Layout { config_id, server_id_bytes, nonce_bytes, cipher })
     }
 
-    /// Bytes of every connection id.
+    /// Length of every connection id, in bytes.
     pub fn cid_bytes(&self) -> usize {
         1 + self.server_id_bytes + self.nonce_bytes
     }
 
-    /// The server that a datagram from a client is for; `None` if its first packet has a connection id that no server of
-    /// this layout made. Looks only at what no version of QUIC will change (RFC 8999).
+    /// The server that a datagram from a client is for; `None` if the connection id of its first packet was not made by a
+    /// server of this layout. Uses only what is the same in all versions of QUIC (RFC 8999).
     pub fn server_id_of_datagram(&self, datagram: &[u8]) -> Option<ServerId> {
         let (first, rest) = datagram.split_first()?;
         if first & 0x80 == 0 {
@@ -91,8 +91,8 @@ impl Layout {
         (usize::from(*length) == self.cid_bytes()).then(|| self.server_id_of(cid))?
     }
 
-    /// The server that made a connection id; what may follow it is not looked at. `None`: another configuration's, or of
-    /// no server's making.
+    /// The server that made a connection id; bytes behind the id are ignored. `None` if the id has another configuration, or
+    /// was not made by a server.
     pub fn server_id_of(&self, cid: &[u8]) -> Option<ServerId> {
         let (first, rest) = cid.split_first()?;
         let mut plain = [0; CID_BYTES_MAX - 1];
@@ -107,12 +107,12 @@ impl Layout {
         ServerId::new(&plain[..self.server_id_bytes]).ok()
     }
 
-    /// Configuration and length (section 3).
+    /// The first octet: configuration id and length (section 3).
     fn first_octet(&self) -> u8 {
         self.config_id << 5 | (self.cid_bytes() - 1) as u8
     }
 
-    /// A connection id. Lengths are the layout's.
+    /// Makes a connection id. The lengths of the arguments must be the layout's.
     fn cid(&self, server_id: &[u8], nonce: &[u8]) -> ConnectionId {
         let mut cid = [0; CID_BYTES_MAX];
         let cid = &mut cid[..self.cid_bytes()];
@@ -126,8 +126,8 @@ impl Layout {
     }
 }
 
-/// AES-128 over server id and nonce (section 5.4): once where they make up a block, else as the round function of a
-/// Feistel network of four passes.
+/// AES-128 over server id and nonce (section 5.4): one encryption if together they fill a block, else four passes of a Feistel
+/// network with AES as its round function.
 struct Cipher {
     encrypting: EncryptingKey,
     decrypting: DecryptingKey,
@@ -165,7 +165,8 @@ impl Cipher {
         halves.join(text);
     }
 
-    /// One half, enciphered, changes the other: the left one in passes 1 and 3. The same pass again undoes it.
+    /// Enciphers one half and adds the result to the other: the left one is enciphered in passes 1 and 3. The same pass again
+    /// undoes it.
     fn pass(&self, number: u8, halves: &mut Halves) {
         let from_left = number % 2 == 1;
         let (from, to) = if from_left { (&halves.left, &mut halves.right) } else { (&halves.right, &mut halves.left) };
@@ -179,11 +180,11 @@ impl Cipher {
     }
 }
 
-/// Half of the longest text that is not a block.
+/// Bytes of a half of the longest text that is not a block.
 const HALF_BYTES_MAX: usize = CID_BYTES_MAX / 2;
 
-/// A text of `whole` bytes in two; of an odd one the middle byte's first four bits are the left half's last, and the
-/// other four the right half's first. Both are zero where they have no text.
+/// A text of `whole` bytes in two halves. If the length is odd, the first four bits of the middle byte end the left half, and
+/// the other four begin the right half. Bits that a half does not use are zero.
 struct Halves {
     left: [u8; HALF_BYTES_MAX],
     right: [u8; HALF_BYTES_MAX],
@@ -204,7 +205,7 @@ impl Halves {
         self.whole.div_ceil(2)
     }
 
-    /// Takes out of each half what is not its own.
+    /// Clears the bits that a half does not use.
     fn clear(&mut self) {
         let half = self.half();
         self.left[half..].fill(0);
@@ -231,10 +232,11 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Of the server that the configuration names, if it does. `random` fills with what nobody can guess.
+    /// For the server that the configuration names; `None` if it names none. `random` must fill its argument with bytes that
+    /// nobody can guess.
     ///
     /// # Errors
-    /// Values that [`crate::config::Config::check`] refuses too.
+    /// [`LayoutError`] for values that [`crate::config::Config::check`] refuses, too.
     pub fn from_config(
         config: &LbConfig,
         key: Option<&[u8; 16]>,
@@ -245,7 +247,7 @@ impl Issuer {
         Ok(Some(Issuer { layout, server_id, random }))
     }
 
-    /// The ids of one endpoint. Each starts at a place of its own, so that no two make the same.
+    /// The generator of one endpoint. Each starts at a random nonce of its own, so that no two make the same ids.
     pub fn generator(&self) -> Generator {
         let mut nonce = [0; CID_BYTES_MAX];
         (self.random)(&mut nonce);
@@ -253,11 +255,11 @@ impl Issuer {
     }
 }
 
-/// The connection ids of one endpoint.
+/// Makes the connection ids of one endpoint.
 pub struct Generator {
     layout: Arc<Layout>,
     server_id: ServerId,
-    /// The last one, at the layout's length.
+    /// The last nonce; only as many of the first bytes are used as the layout says.
     nonce: [u8; CID_BYTES_MAX],
     random: fn(&mut [u8]),
 }
@@ -266,7 +268,7 @@ impl ConnectionIdGenerator for Generator {
     fn generate_cid(&mut self) -> ConnectionId {
         let nonce = &mut self.nonce[..self.layout.nonce_bytes];
         if self.layout.cipher.is_some() {
-            // The next number: it comes again only after all others (section 9.6), of which there are 2^64 and more.
+            // The next number: a nonce repeats only after all others (section 9.6), of which there are 2^64 or more.
             for byte in nonce.iter_mut().rev() {
                 *byte = byte.wrapping_add(1);
                 if *byte != 0 {
@@ -274,14 +276,14 @@ impl ConnectionIdGenerator for Generator {
                 }
             }
         } else {
-            // Who could read that two ids follow each other would follow the phone (section 5.4).
+            // An observer who could read that two ids follow each other could follow the phone (section 5.4).
             (self.random)(nonce);
         }
         self.layout.cid(&self.server_id, nonce)
     }
 
-    /// Only what this server made, before a restart too, is answered with a reset; what a balancer brought to the wrong
-    /// server is not.
+    /// Accepts only ids that this server made, also before a restart: only those are answered with a reset, and not what a
+    /// balancer brought to the wrong server.
     fn validate(&self, cid: &ConnectionId) -> Result<(), InvalidCid> {
         if self.layout.server_id_of(cid) == Some(self.server_id) { Ok(()) } else { Err(InvalidCid) }
     }

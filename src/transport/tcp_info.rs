@@ -4,7 +4,7 @@ use tokio::net::TcpStream;
 
 use crate::session::PathStats;
 
-/// Round trip, segments sent, and segments sent again; nothing where the kernel does not say.
+/// Round trip, segments sent, and segments sent again; nothing if the kernel does not report them.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(super) fn path(stream: &TcpStream) -> PathStats {
     use std::mem::{MaybeUninit, size_of};
@@ -26,7 +26,7 @@ pub(super) fn path(stream: &TcpStream) -> PathStats {
     if failed != 0 {
         return PathStats::default();
     }
-    // SAFETY: all of it are integers, for which zeroes will do where an older kernel wrote less.
+    // SAFETY: all fields are integers, for which zeroes are valid where an older kernel wrote less.
     let info = unsafe { info.assume_init() };
     PathStats {
         rtt: (info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into())),
@@ -36,7 +36,7 @@ pub(super) fn path(stream: &TcpStream) -> PathStats {
     }
 }
 
-/// Elsewhere nothing is known.
+/// Other systems report nothing.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(super) fn path(_stream: &TcpStream) -> PathStats {
     PathStats::default()

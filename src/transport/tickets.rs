@@ -1,9 +1,9 @@
-//! What the server remembers of TLS sessions, so that a phone that returns sends its first request in its first packet.
+//! The TLS sessions that the server remembers, so that a returning phone can send its first request in its first packet.
 //!
-//! A ticket is the name of an entry here, and is good for one connection: it is taken out when it is used. A first
-//! flight that somebody recorded and sends again therefore finds nothing, and none of its early data is looked at; the
-//! same after a restart, or at another node, which know no tickets of this one (RFC 8446, 8.1). docs/security.md has the
-//! whole argument.
+//! A ticket is the name of an entry here. It is good for one connection: the entry is removed when it is used. A first flight
+//! that somebody recorded and replays therefore finds no entry, and its early data is not processed. The same holds after a
+//! restart and at another node, which do not know this server's tickets (RFC 8446, 8.1). docs/security.md has the whole
+//! argument.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use rustls::server::StoresServerSessions;
 
 use crate::limits::TICKETS_MAX;
 
-/// The sessions, those that were not used for longest forgotten first.
+/// The remembered sessions; the least recently used are evicted first.
 pub struct Tickets {
     sessions: Mutex<LruCache<Vec<u8>, Vec<u8>>>,
     unknown: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Tickets {
-    /// None yet; `unknown` is told of each ticket that was presented and is not, or no longer, here.
+    /// Starts empty. `unknown` is called for each ticket that a client presents and that is not, or no longer, here.
     pub fn new(unknown: impl Fn() + Send + Sync + 'static) -> Tickets {
         Tickets { sessions: Mutex::new(LruCache::unbounded()), unknown: Box::new(unknown) }
     }
@@ -32,7 +32,7 @@ impl Tickets {
 
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not what is in it: that is secret.
+        // The entries are secret.
         f.debug_struct("Tickets").finish_non_exhaustive()
     }
 }

@@ -1,7 +1,7 @@
-//! TLS 1.3 over TCP, for networks that drop UDP: the same lanes, each frame prefixed by its lane's byte (profile 2).
+//! TLS 1.3 over TCP, for networks that drop UDP: the same lanes, each frame prefixed by its lane's byte (protocol.md §1).
 //!
-//! One byte stream cannot keep lanes from delaying each other; what can be done is done: frames leave by priority, and
-//! little is handed to the kernel ahead of time. What the kernel holds for a connection is bounded as QUIC's windows are.
+//! In one byte stream lanes delay each other. To keep the delay small, frames are sent by priority and little is handed to the
+//! kernel ahead of time. What the kernel holds for a connection is bounded like QUIC's windows.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,15 +33,15 @@ use super::crowd::Crowd;
 use super::tcp_info;
 use super::{BY_PRIORITY, Tickets};
 
-/// What connections are accepted with: `tls`, with tickets of its own, so that who resumes one of an earlier certificate
-/// does a whole handshake. There is no early data here, and so nobody to tell of one that was not taken.
+/// The configuration that connections are accepted with: `tls` with tickets of its own, so that a client that resumes a session
+/// of an earlier certificate does a full handshake. TCP has no early data, so tickets that are unknown are not counted.
 pub fn server_config(mut tls: rustls::ServerConfig) -> Arc<rustls::ServerConfig> {
     tls.session_storage = Arc::new(Tickets::new(|| ()));
     Arc::new(tls)
 }
 
-/// Accepts connections until `stop`, each served by a task of `tasks`. `tls`, of which the newest counts, must offer the
-/// protocol's ALPN and TLS 1.3 alone. Of `config` the bounds hold that do not speak of packets.
+/// Accepts connections until `stop`; a task of `tasks` serves each. The newest value of `tls` is used, which must offer the
+/// protocol's ALPN and only TLS 1.3. Those bounds of `config` apply that do not concern packets.
 pub async fn serve(
     (listener, tls): (TcpListener, watch::Receiver<Arc<rustls::ServerConfig>>),
     config: QuicConfig,
@@ -50,8 +50,8 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    // An address need not prove itself by a packet here, as in QUIC's retry: who connects and then says nothing keeps a
-    // place until the time is out. So one address gets half of the places.
+    // Here an address need not prove itself by a packet, as with QUIC's retry, and a client that connects and says nothing
+    // keeps its place until the timeout. So one address gets half of the places.
     let handshakes = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let accepted = tokio::select! {
@@ -61,7 +61,7 @@ pub async fn serve(
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, most likely: some will be given back.
+                // Most likely the process is out of file descriptors; some will be given back.
                 tracing::warn!(%error, "TCP accept failed");
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
@@ -88,7 +88,8 @@ pub async fn serve(
             let too_late = async {
                 tokio::select! {
                     () = sleep(HANDSHAKE_WITHIN) => {}
-                    // Who is as good as through hears why the server goes; a shutdown does not wait for others.
+                    // A client whose handshake is almost complete is still told why the server closes; a shutdown does not wait
+                    // for others.
                     () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => {}
                 }
             };
@@ -111,15 +112,16 @@ pub async fn serve(
     }
 }
 
-/// What the kernel does for the connection.
+/// Sets the options of the connection's socket.
 fn prepare(stream: &TcpStream, config: &QuicConfig) -> io::Result<()> {
     // Frames are gathered before they are written; waiting for more would only delay them.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    // The kernel would grow both to megabytes: for a device that does not read, and for one that outruns the server.
+    // Otherwise the kernel would grow both buffers to megabytes: one for a device that does not read, one for a device that
+    // outruns the server.
     socket.set_send_buffer_size(config.send_window as usize)?;
     socket.set_recv_buffer_size(config.connection_receive_window as usize)?;
-    // What the path does not take yet stays here, where an urgent frame still overtakes it.
+    // What the path does not take yet stays in this process, where an urgent frame can still overtake it.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     socket.set_tcp_notsent_lowat(TCP_WRITE_BYTES as u32)?;
     Ok(())
@@ -143,9 +145,9 @@ pub struct TcpLink {
     lanes: LaneSet,
     queues: [VecDeque<Bytes>; 4],
     queued: [usize; 4],
-    /// Says with which code the connection closes, after everything else and whether or not control was opened.
+    /// The frame with the close code. It is sent after everything else, even if control was not opened.
     last: Option<Bytes>,
-    /// Taken from the queues, on its way into the stream.
+    /// Bytes taken from the queues and not yet written to the stream.
     out: BytesMut,
     unflushed: bool,
     bytes_in: u64,
@@ -159,7 +161,7 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
-    /// A write failed. Events were looked at before it in this turn, so the task is woken to see that the link is closed.
+    /// Handles a failed write. The driver polled for events earlier in this turn, so wake the task to report the close.
     fn broken(&mut self, cx: &Context<'_>) -> Poll<()> {
         self.closed = Some(CloseReason::Reset);
         cx.waker().wake_by_ref();
@@ -194,14 +196,14 @@ impl TcpLink {
         }
     }
 
-    /// What the next bytes mean, if they are there: an event, or a frame to hold.
+    /// Decodes the next bytes, if they have arrived: returns an event, or stores a frame in `held`.
     fn decode(&mut self) -> Option<LinkEvent> {
         while self.held.is_none() {
             let (byte, frame) = match self.decoder.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return None,
                 Err((byte, _)) => {
-                    // Open by its first frame, whatever that is: the refusal goes there.
+                    // Any first frame opens its lane, so the refusal goes there.
                     let lane = Lane::from_byte(byte).unwrap_or(Lane::Control);
                     self.lanes = self.lanes.with(lane);
                     return Some(LinkEvent::Oversized(lane));
@@ -210,7 +212,7 @@ impl TcpLink {
             let Some(lane) = Lane::from_byte(byte) else { return Some(LinkEvent::Violation("unknown lane")) };
             let opened = !self.lanes.contains(lane);
             self.lanes = self.lanes.with(lane);
-            // An empty frame opens a lane, and says nothing else.
+            // An empty frame only opens a lane.
             if !frame.is_empty() {
                 self.held = Some((lane, frame));
             }
@@ -226,7 +228,7 @@ impl TcpLink {
         LinkEvent::Closed(reason)
     }
 
-    /// Silence for too long: over TCP nobody else would notice that the peer is gone.
+    /// Whether the peer has been silent for too long: over TCP nothing else would notice that it is gone.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
         while self.idle.as_mut().poll(cx).is_ready() {
             let due = self.heard + self.idle_timeout;
@@ -238,7 +240,7 @@ impl TcpLink {
         false
     }
 
-    /// Moves frames into the stream's hands, the most urgent lane's first.
+    /// Moves frames into the write buffer, the most urgent lane's first.
     fn gather(&mut self) {
         for lane in BY_PRIORITY.map(Lane::index) {
             while self.out.len() < TCP_WRITE_BYTES
@@ -284,7 +286,7 @@ impl Link for TcpLink {
                 return Poll::Ready(LinkEvent::Frame(lane, frame));
             }
             if self.poll_idle(cx) {
-                // Nobody is there to take what the kernel still holds, which would try for minutes.
+                // There is no peer to take what the kernel still holds; the kernel would try for minutes.
                 let _ = self.stream.get_ref().0.set_zero_linger();
                 return Poll::Ready(self.close_with(CloseReason::TimedOut));
             }
@@ -322,7 +324,7 @@ impl Link for TcpLink {
         }
         loop {
             if self.out.is_empty() {
-                // Only once the kernel has taken what was gathered before: what comes next can still be overtaken.
+                // Gathers only once the kernel has taken the bytes before: frames that are still queued can be overtaken.
                 if self.unflushed && ready!(Pin::new(&mut self.stream).poll_flush(cx)).is_err() {
                     return self.broken(cx);
                 }
@@ -360,8 +362,8 @@ impl Link for TcpLink {
             let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
             self.ended = true;
         }
-        // A socket that is closed with bytes unread resets the connection, and the reset may overtake what was said
-        // last. So what still comes is taken and dropped, until the peer has ended its side: then it has read all.
+        // Closing a socket that has unread bytes resets the connection, and the reset may overtake the last frames. So what
+        // still arrives is read and dropped until the peer has ended its side: then it has read everything.
         loop {
             let mut chunk = [0; READ_CHUNK_BYTES];
             let mut read = ReadBuf::new(&mut chunk);
@@ -452,7 +454,7 @@ mod tests {
         assert_eq!(said[..8], [0, 0, 2, 0, 1, 0, 3, 0]);
         assert_eq!(said[8], Lane::Control.byte());
         assert!(said.len() > 10);
-        // The device has read it all, and says so by its own end.
+        // The device has read everything, and then ends its side.
         device.shutdown().await.unwrap();
         drained.await.unwrap();
     }
@@ -461,7 +463,7 @@ mod tests {
     async fn the_kernel_holds_no_more_of_a_connection_than_quic_would() {
         let (link, _device) = pair(Duration::from_secs(60)).await;
         let socket = SockRef::from(link.stream.get_ref().0);
-        // Linux counts its own bookkeeping, and doubles what it is told.
+        // Linux includes its own bookkeeping, and doubles the size that it is given.
         assert!(socket.send_buffer_size().unwrap() <= 2 * SEND_WINDOW as usize);
         assert!(socket.recv_buffer_size().unwrap() <= 2 * CONNECTION_RECEIVE_WINDOW as usize);
         #[cfg(any(target_os = "linux", target_os = "android"))]

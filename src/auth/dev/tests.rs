@@ -1,4 +1,4 @@
-//! The development files: made where missing, never overwritten.
+//! The development files: created if missing, never overwritten.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ fn what_exists_is_never_overwritten() {
     ensure(folder.path(), &[]).unwrap();
     assert_eq!(contents(folder.path()), before);
 
-    // A file of the operator's that is no use to us stays too, and is complained about.
+    // An operator's file that cannot be used stays, too, and is reported.
     let files = DevFiles::in_data_dir(folder.path());
     fs::write(&files.token_key, "mine").unwrap();
     let error = ensure(folder.path(), &[]).unwrap_err().to_string();

@@ -66,11 +66,11 @@ impl Setup {
     }
 }
 
-/// A token with any header and claims, signed as the key's kind does.
+/// A token with any header and claims, signed with the algorithm of the key's kind.
 fn token_with(header: &Value, claims: &Value, key: &KeyPair) -> String {
     let signed = unsigned(header, claims);
     let signature = if key.is_compatible(&PKCS_ECDSA_P256_SHA256) {
-        // JOSE wants the two numbers bare, not in ASN.1.
+        // JOSE expects the two numbers bare, not in ASN.1.
         let key = EncodingKey::from_ec_der(key.serialized_der());
         jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::ES256).unwrap()
     } else {
@@ -104,7 +104,7 @@ fn eddsa(claims: &Value) -> String {
     token_with(&json!({"alg": "EdDSA"}), claims, &ED25519)
 }
 
-/// What a server with one Ed25519 key makes of the claims.
+/// How a server with one Ed25519 key judges the claims.
 fn judged(claims: &Value) -> Result<Claims, TokenError> {
     Setup::new().pem(&ED25519).verifier().verify(&eddsa(claims), NOW)
 }
@@ -213,7 +213,7 @@ fn forged_tokens_are_refused() {
     let (_, signature) = good.rsplit_once('.').unwrap();
     let other_claims = unsigned(&json!({"alg": "EdDSA"}), &alice_with(json!({"eid": "root@localhost"})));
     assert_eq!(verifier.verify(&format!("{other_claims}.{signature}"), NOW).unwrap_err(), TokenError::Signature);
-    // Neither does a forged one tell whether its claims would do.
+    // A forged token does not reveal whether its claims would be accepted, either.
     let expired = token_with(&json!({"alg": "EdDSA"}), &alice_with(json!({"exp": 1})), &stranger);
     assert_eq!(verifier.verify(&expired, NOW).unwrap_err(), TokenError::Signature);
 }
@@ -259,7 +259,7 @@ fn a_key_serves_one_algorithm() {
             assert_eq!(verifier.verify(&token, NOW).unwrap_err(), TokenError::Algorithm, "{name}");
         }
     }
-    // The right name with the other key's signature.
+    // The right name, but the other key's signature.
     let token = token_with(&json!({"alg": "RS256"}), &alice(), &P256);
     assert_eq!(verifier.verify(&token, NOW).unwrap_err(), TokenError::Signature);
     let token = token_with(&json!({"alg": "ES256"}), &alice(), &RSA);
@@ -304,7 +304,7 @@ fn kid_selects_and_without_it_every_key_of_the_algorithm_is_tried() {
     assert_eq!(with(Some("one"), &second), Err(TokenError::Signature));
     assert_eq!(with(Some("three"), &second), Err(TokenError::Signature));
 
-    // A key from PEM has no id: any will do.
+    // A key from PEM has no id and is tried for every token.
     let pem = Setup::new().pem(&ED25519).verifier();
     assert!(pem.verify(&token_with(&json!({"alg": "EdDSA", "kid": "any"}), &alice(), &ED25519), NOW).is_ok());
 }
@@ -353,7 +353,7 @@ fn a_configured_issuer_and_audience_are_required() {
     assert_eq!(judged(json!({"iss": "https://id.example"})), Err(TokenError::Audience));
     assert_eq!(judged(json!({"iss": "https://id.example", "aud": "bimip2"})), Err(TokenError::Audience));
     assert_eq!(judged(json!({"iss": "https://id.example", "aud": []})), Err(TokenError::Audience));
-    // Not configured, they are not looked at.
+    // Without a configured value they are not checked.
     assert!(super::tests::judged(&alice_with(json!({"iss": "x", "aud": "y"}))).is_ok());
 }
 
@@ -454,7 +454,7 @@ fn a_signer_signs_what_its_public_key_verifies() {
     let claims = setup.verifier().verify(&token, NOW).unwrap();
     assert_eq!((claims.eid, claims.device), (grant.eid.clone(), grant.device.clone()));
     assert_eq!((claims.issued_at, claims.expires_at, claims.admin), (Some(NOW), NOW + 60, true));
-    // Each has its own `jti`, to be revoked by itself.
+    // Each token has its own `jti`, so that it can be revoked alone.
     let again = setup.verifier().verify(&signer.sign(&grant, NOW).unwrap(), NOW).unwrap();
     assert_ne!(claims.fingerprint, again.fingerprint);
 
@@ -463,7 +463,7 @@ fn a_signer_signs_what_its_public_key_verifies() {
     assert!(refused(ED25519.public_key_pem()).contains("is not a PKCS#8 private key"));
 }
 
-/// Made with `openssl genrsa 1024`: shorter than libraries agree to make.
+/// Made with `openssl genrsa 1024`: shorter than libraries agree to generate.
 const RSA_1024: &str = "\
 -----BEGIN PUBLIC KEY-----\n\
 MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDxkZJAJ/bI7hWuxNhhaoiOwnhL\n\

@@ -1,4 +1,4 @@
-//! Families of series: a handle for each combination of labels, made once, so that counting needs no look-up.
+//! Families of series: a handle for each combination of labels, created once, so that counting needs no look-up.
 
 use std::fmt::Write;
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::labels::Labels;
 
-/// What Prometheus calls the type.
+/// The metric's type in Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricType {
     /// Only grows.
@@ -26,20 +26,20 @@ pub enum MetricType {
 /// One metric as declared.
 #[derive(Clone, Copy, Debug)]
 pub struct Declared {
-    /// As Prometheus has it, unit included.
+    /// The name in Prometheus, unit included.
     pub name: &'static str,
     /// Its type.
     pub kind: MetricType,
-    /// One sentence.
+    /// The help text, one sentence.
     pub help: &'static str,
-    /// Names and values of each of its series' labels.
+    /// Names and values of the labels of each of its series.
     pub series: fn() -> Vec<Vec<(&'static str, &'static str)>>,
 }
 
-/// A reading and its labels as Prometheus has them.
+/// A reading, with its labels in Prometheus's form.
 type Series = (String, Reading);
 
-/// Where handles come from.
+/// Creates handles.
 pub(super) struct Registry {
     pub(super) recorder: PrometheusRecorder,
     readings: Mutex<Vec<(Declared, Vec<Series>)>>,
@@ -50,7 +50,7 @@ impl Registry {
         Registry { recorder, readings: Default::default() }
     }
 
-    /// Appends what is read only when somebody looks, as the exporter renders the rest.
+    /// Appends the readings, in the form in which the exporter renders the rest.
     pub(super) fn render_readings(&self, text: &mut String) {
         let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
         for (declared, series) in readings.iter() {
@@ -71,27 +71,27 @@ impl Registry {
     }
 }
 
-/// A figure that is taken when somebody looks and not when it changes: a gauge, or a counter that somebody else keeps.
+/// A figure that is read when somebody looks, and not maintained as it changes: a gauge, or a counter that is kept elsewhere.
 #[derive(Clone, Debug)]
 pub struct Reading(Arc<AtomicU64>);
 
 impl Reading {
-    /// The figure of now.
+    /// Sets the current figure.
     pub fn set(&self, value: f64) {
         self.0.store(value.to_bits(), Ordering::Relaxed);
     }
 
-    /// `None`: it was never taken, or cannot be on this system.
+    /// The figure; `None` if it was never set, or is not available on this system.
     pub fn get(&self) -> Option<f64> {
         Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|value| !value.is_nan())
     }
 }
 
-/// What counts one series.
+/// Counts one series.
 pub(super) trait Handle: Sized {
     fn describe(registry: &Registry, declared: &Declared);
     fn register(registry: &Registry, declared: &Declared, labels: &[(&'static str, &'static str)]) -> Self;
-    /// All series of a family are there.
+    /// Called once all series of a family are registered.
     fn registered(registry: &Registry, declared: &Declared, family: &[Self]) {
         let _ = (registry, declared, family);
     }
@@ -141,12 +141,12 @@ impl Handle for Reading {
     }
 }
 
-/// What makes the handles of a metric.
+/// Creates the handles of a metric.
 pub(super) trait Register {
     fn new(registry: &Arc<Registry>, declared: &Declared) -> Self;
 }
 
-/// All series of a metric, there from the start at zero. Indexed by its labels; without any it is the handle itself.
+/// All series of a metric, which exist from the start at zero. Indexed by its labels; without any it is the handle itself.
 pub struct Family<H, L> {
     handles: Box<[H]>,
     labels: PhantomData<fn(L)>,
@@ -177,7 +177,7 @@ impl<H> Deref for Family<H, ()> {
     }
 }
 
-/// The same, each series registered when it first counts: for a family most of whose combinations never happen.
+/// The same, but each series is registered when it first counts: for a family most of whose combinations never occur.
 pub struct SparseFamily<H, L> {
     handles: Box<[OnceLock<H>]>,
     registry: Arc<Registry>,

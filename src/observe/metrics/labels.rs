@@ -1,4 +1,4 @@
-//! The labels of metrics and all their values: what bounds the number of series.
+//! The labels of metrics and all their values, which bound the number of series.
 
 use crate::wire::{CloseCode, ErrorCode, Lane, PAYLOAD_NAMES};
 
@@ -14,7 +14,7 @@ pub trait Label: Copy + 'static {
     fn position(self) -> usize;
 }
 
-/// None, one or two labels: what a family of series is told apart by.
+/// None, one or two labels, which distinguish the series of a family.
 pub trait Labels: Copy + 'static {
     /// Names and values of each series, in the order of [`Labels::position`].
     fn sets() -> Vec<Vec<(&'static str, &'static str)>>;
@@ -83,22 +83,22 @@ macro_rules! labels {
 labels! {
     /// What a connection runs over.
     TransportKind "transport" { Quic = "quic", Tcp = "tcp" }
-    /// Of a frame, seen from the server.
+    /// The direction of a frame, seen from the server.
     Direction "direction" { In = "in", Out = "out" }
     /// A delivery from the hub's memory, or read back from the store.
     DeliveryKind "kind" { Live = "live", Backlog = "backlog" }
     /// What an accepted message carries.
     ContentKind "content" { Text = "text", Media = "media" }
-    /// The limit that somebody went over.
+    /// The limit that was exceeded.
     LimitKind "limit" {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
         Connections = "connections",
     }
-    /// What came of reading certificate and token keys again.
+    /// The result of reading certificate and token keys again.
     ReloadResult "result" { Done = "done", Refused = "refused", Late = "late" }
-    /// What became of tracing a connection.
+    /// The result of tracing a connection.
     TraceResult "result" { Begun = "begun", Refused = "refused", Cut = "cut" }
-    /// What came of signing in.
+    /// The result of a sign-in.
     OpenResult "result" {
         Accepted = "accepted", Renewed = "renewed", BadRequest = "bad_request", BadToken = "bad_token",
         Revoked = "revoked", WrongDevice = "wrong_device", TooManyDevices = "too_many_devices", Late = "late",
@@ -118,12 +118,12 @@ labels! {
     /// What became of an awareness notification: sent; merged into one that was still to come; or dropped because too
     /// many waited.
     PresenceResult "result" { Sent = "sent", Coalesced = "coalesced", Dropped = "dropped" }
-    /// What is kept in memory because asking for it costs more.
+    /// A cache: what is kept in memory because reading it again costs more.
     CacheKind "cache" {
         RecentEntries = "recent_entries", LogEnds = "log_ends", ChatEnds = "chat_ends", Messages = "messages", Lists = "lists",
         Blocks = "blocks",
     }
-    /// Whether it was there.
+    /// Whether the cache had it.
     CacheResult "result" { Hit = "hit", Miss = "miss" }
     /// What waits or is under way, up to a bound.
     QueueKind "queue" {
@@ -181,7 +181,7 @@ impl Label for ErrorCode {
     }
 }
 
-/// A payload's field name in the schema, or nothing where none could be made out.
+/// A payload's field name in the schema; empty if the payload is unknown.
 #[derive(Clone, Copy, Debug)]
 pub struct PayloadName(pub &'static str);
 

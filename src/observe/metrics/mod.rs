@@ -1,8 +1,8 @@
 //! Every metric of the server: name, help, unit, labels and their values, declared here and nowhere else.
 //!
-//! Handles are made once when the server starts, so that the path of a message pays for an atomic addition and no
-//! look-up. Each server has a recorder of its own: two servers in one process do not mix. No label carries an eid, an
-//! address or a message id: the values are those of the enums in `labels`, so the number of series is bounded.
+//! Handles are created once when the server starts, so that counting on the path of a message costs an atomic addition and no
+//! look-up. Each server has its own recorder: two servers in one process do not mix. No label carries an eid, an address or a
+//! message id: the values are those of the enums in `labels`, so the number of series is bounded.
 
 mod family;
 mod labels;
@@ -25,8 +25,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use crate::wire::{ErrorCode, Lane, PAYLOAD_NAMES};
 use family::{Register, Registry};
 
-/// Buckets of every latency, in seconds: below a millisecond for loopback and the store, then steps of a third to a
-/// half, since quantiles are read off them, up to a minute for phones.
+/// Buckets of every latency, in seconds: below a millisecond for loopback and the store, then steps of a third to a half
+/// because quantiles are read from them, up to a minute for phones.
 const LATENCY_BUCKETS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06,
     0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0,
@@ -188,30 +188,30 @@ impl Metrics {
         let recorder = builder.expect("the bucket lists are not empty").build_recorder();
         let metrics = Metrics::register(Arc::new(Registry::new(recorder)));
         metrics.build_info[ThisVersion].set(1.0);
-        // So that each code has a series before the first error: what first shows as one is no increase to Prometheus.
+        // Each code needs a series before its first error: the first value of a new series is no increase to Prometheus.
         for code in ErrorCode::ALL {
             metrics.errors.at((*code, PayloadName("")));
         }
-        // An alert looks at these, and each payload's first may come in thousands at once.
+        // An alert uses these codes, and the first errors of a payload may come in thousands at once.
         for code in [ErrorCode::Unavailable, ErrorCode::Internal] {
             PAYLOAD_NAMES.iter().for_each(|payload| _ = metrics.errors.at((code, PayloadName(payload))));
         }
         metrics
     }
 
-    /// The page of `/metrics`.
+    /// Renders the page of `/metrics`.
     pub fn render(&self) -> String {
         let mut text = self.registry.recorder.handle().render();
         self.registry.render_readings(&mut text);
         text
     }
 
-    /// Folds samples into their buckets: the exporter keeps each until then, and a scrape may never come.
+    /// Folds samples into their buckets. The exporter keeps each sample until then, and a scrape may never come.
     pub fn run_upkeep(&self) {
         self.registry.recorder.handle().run_upkeep();
     }
 
-    /// A session was accepted or renewed, or was refused.
+    /// Counts a sign-in or renewal by its result.
     pub fn opened(&self, transport: TransportKind, result: OpenResult) {
         self.opens[(transport, result)].increment(1);
     }
@@ -236,7 +236,7 @@ impl Metrics {
         self.zero_rtt[result].increment(1);
     }
 
-    /// A connection goes on over another path, or tried to.
+    /// A connection moved to another path, or tried to.
     pub fn migrated(&self, kind: MigrationKind) {
         self.migrations[kind].increment(1);
     }
@@ -251,17 +251,17 @@ impl Metrics {
         self.delivery[kind].record(latency);
     }
 
-    /// Somebody went over a limit.
+    /// A limit was exceeded.
     pub fn rate_limited(&self, limit: LimitKind) {
         self.rate_limited[limit].increment(1);
     }
 
-    /// What became of a connection's trace.
+    /// Counts a connection's trace by its result.
     pub fn traced(&self, result: TraceResult) {
         self.traces[result].increment(1);
     }
 
-    /// Certificate and token keys were taken up anew, or were not.
+    /// Counts a reload of certificate and token keys by its result.
     pub fn reloaded(&self, result: ReloadResult) {
         self.reloads[result].increment(1);
     }

@@ -1,8 +1,8 @@
-//! A few figures read back off the rendered page, for who shows them to a person.
+//! A few figures that are read back from the rendered page, to be shown to a person.
 
 use super::Metrics;
 
-/// The figures of one moment; all of them count from the server's start, save the sessions.
+/// The figures of one moment. Except for the sessions, they count from the server's start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// Signed-in sessions over QUIC.
@@ -22,7 +22,7 @@ pub struct Snapshot {
 }
 
 impl Metrics {
-    /// Renders the page and reads these off it.
+    /// Renders the page and reads the figures from it.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.render())
     }
@@ -42,7 +42,7 @@ impl Snapshot {
     }
 }
 
-/// Values of all series of a name whose labels contain a text.
+/// Labels and values of all series with a name whose labels contain a text.
 fn samples<'a>(page: &'a str, name: &'a str, label: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
     page.lines().filter_map(move |line| {
         let rest = line.strip_prefix(name)?;
@@ -56,7 +56,7 @@ fn sum(page: &str, name: &str, label: &str) -> f64 {
     samples(page, name, label).map(|(_, value)| value).sum()
 }
 
-/// A histogram: how many were up to each bound, ascending, the last one infinite.
+/// A histogram: the number of values up to each bound, ascending; the last bound is infinite.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Buckets(Vec<(f64, f64)>);
 
@@ -70,12 +70,12 @@ impl Buckets {
         Buckets(buckets.collect())
     }
 
-    /// How many there were.
+    /// The number of values.
     pub fn count(&self) -> f64 {
         self.0.last().map_or(0.0, |(_, count)| *count)
     }
 
-    /// What came since an earlier state of the same.
+    /// The values since an earlier state of the same histogram.
     #[must_use]
     pub fn since(&self, before: &Buckets) -> Buckets {
         if before.0.len() != self.0.len() {
@@ -84,8 +84,8 @@ impl Buckets {
         Buckets(self.0.iter().zip(&before.0).map(|((bound, now), (_, then))| (*bound, now - then)).collect())
     }
 
-    /// As Prometheus estimates it: evenly spread within a bucket, and no higher than the highest bound. `None`: of
-    /// nothing.
+    /// A quantile as Prometheus estimates it: values are spread evenly within a bucket, and the result is no higher than the
+    /// highest finite bound. `None` if there are no values.
     pub fn quantile(&self, quantile: f64) -> Option<f64> {
         let wanted = self.count() * quantile;
         let mut below = (0.0, 0.0);

@@ -1,4 +1,4 @@
-//! A driven session over a link of which the test plays the other end.
+//! A session with its driver, over a link whose other end the test plays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
     let house = House::new(|_, _| ());
     let alice = house.device(&eid("alice"), &device("phone")).await;
     alice.play(|played| (played.unread[Lane::Media.index()], played.unread[Lane::Chat.index()]) = (true, true));
-    // Its answer, a refusal, is what stays unread.
+    // The answer to this, a refusal, is what stays unread.
     alice.say(Lane::Media, Payload::PingpongMessage(PingPong::default()));
     for number in 1..=MESSAGES {
         let message =
@@ -52,7 +52,8 @@ async fn a_change_that_is_put_off_while_another_is_told_comes_in_its_time() {
         }
     };
     told(AwarenessStatus::Away).await;
-    // The next comes too soon after that, while the session is about to tell something else: nobody wakes it for this.
+    // The next change comes too soon after this one, while the session is about to send something else: nothing wakes it for
+    // this.
     let busy = Arc::clone(&presence);
     phone.play(|played| {
         played.before_presence = Some(Box::new(move || busy.update(&alice, &desk, &says(AwarenessStatus::Busy))));
@@ -65,7 +66,7 @@ async fn a_change_that_is_put_off_while_another_is_told_comes_in_its_time() {
 
 #[tokio::test]
 async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes() {
-    // As many as come at once are there again after a second.
+    // The full burst is available again after a second.
     let house = House::new(|_, limits| limits.messages = Rate { per_second: 5, burst: 5 });
     let far = Peer::default();
     far.play(|played| played.path.rtt = Some(Duration::from_millis(400)));

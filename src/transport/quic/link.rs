@@ -1,4 +1,4 @@
-//! A QUIC connection as a [`Link`] (profile 2).
+//! A QUIC connection as a [`Link`] (protocol.md §1).
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -25,33 +25,33 @@ type Stopping = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct QuicLink {
     connection: Connection,
     services: Arc<Services>,
-    /// Kept between polls: a fresh one each time would lose its place among the waiters.
+    /// Kept between polls: a new future each time would lose its place among the waiters.
     accepting: Accepting,
-    /// Streams whose lane byte has not come; at most [`STREAMS_MAX`].
+    /// Streams whose lane byte has not arrived; at most [`STREAMS_MAX`].
     unnamed: Vec<(SendStream, RecvStream)>,
     lanes: [Option<Box<LaneStreams>>; 4],
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
-    /// The path over which the peer was last seen, and those before, of which one may be where QUIC goes back to: the
-    /// last that answered. At most [`PATHS_REMEMBERED`].
+    /// The path on which the peer was last seen.
     seen: SeenPath,
+    /// The paths before it, at most [`PATHS_REMEMBERED`]. QUIC may return to one of them: the last that answered.
     before: Vec<SeenPath>,
-    /// For a while after a move.
+    /// Set for a while after a move.
     looking: Option<Box<Looking>>,
     migrations: u64,
 }
 
-/// When the path is looked at again without another reason, and how many more times.
+/// When the path is looked at again without other activity, and how many more times.
 struct Looking {
     next: Interval,
     left: u32,
 }
 
-/// What tells one path of a connection from another: quinn numbers them, and keeps the numbers to itself.
+/// What distinguishes the paths of a connection: quinn numbers them, but does not expose the numbers.
 #[derive(Clone, Copy)]
 struct SeenPath {
     remote: SocketAddr,
-    /// To the nanosecond, and measured anew on a path to another IP address, also to one that was in use before.
+    /// Precise to the nanosecond. It is measured anew on a path to another IP address, even to one that was in use before.
     min_rtt: Duration,
 }
 
@@ -60,8 +60,9 @@ impl SeenPath {
         SeenPath { remote: connection.remote_address(), min_rtt: connection.stats().path.min_rtt }
     }
 
-    /// Whether it is a path `before` the `last` one itself, and no new path to the same place. Between ports of one
-    /// address a new path knows what the last one knew, so that nothing tells; but no NAT is likely to give a port again.
+    /// Whether this is the path `before` itself, and not a new path to the same address. Between ports of one IP address a new
+    /// path inherits what the `last` one had measured, so that nothing distinguishes them; but a NAT is unlikely to assign a
+    /// port again.
     fn is(&self, before: &SeenPath, last: &SeenPath) -> bool {
         let same_address = self.remote.ip() == last.remote.ip();
         self.remote == before.remote && (same_address || self.min_rtt == before.min_rtt)
@@ -96,14 +97,14 @@ impl QuicLink {
         }
     }
 
-    /// With the first stream, which was accepted already.
+    /// Adds the first stream, which was accepted already.
     pub(super) fn with(mut self, streams: (SendStream, RecvStream)) -> QuicLink {
         self.unnamed.push(streams);
         self
     }
 
-    /// Sees whether the device is at another address. quinn does not tell, so this is asked once a turn, and for a while
-    /// after a move also without any: the return from a path that did not answer wakes nobody.
+    /// Checks whether the device is at another address. quinn does not report it, so it is checked once a turn, and for a while
+    /// after a move even without one: the return from a path that did not answer wakes no task.
     fn poll_move(&mut self, cx: &mut Context<'_>) {
         self.notice_move();
         while let Some(looking) = &mut self.looking
@@ -123,8 +124,8 @@ impl QuicLink {
             self.seen = path;
             return;
         }
-        // When a new path does not answer its challenge, quinn goes on with the very path of before (RFC 9000, 9.3.2); to
-        // a phone that comes back to its former network it makes a new one.
+        // When a new path does not answer its challenge, quinn returns to the very path of before (RFC 9000, 9.3.2). For a
+        // phone that comes back to its former network it creates a new path.
         let kind = if self.before.iter().any(|before| path.is(before, &self.seen)) {
             MigrationKind::Failed
         } else if path.remote.ip() == self.seen.remote.ip() {
@@ -168,11 +169,11 @@ impl QuicLink {
                 Poll::Pending => index += 1,
                 Poll::Ready(Ok(1)) => {
                     let (send, recv) = self.unnamed.swap_remove(index);
-                    // Idle sessions keep no room for what is over once.
+                    // Idle sessions keep no memory for what happens only once.
                     self.unnamed.shrink_to_fit();
                     return Some(self.open_lane(byte[0], send, recv));
                 }
-                // Ended or reset before it named a lane.
+                // The stream was ended or reset before it named a lane.
                 Poll::Ready(_) => _ = self.unnamed.swap_remove(index),
             }
         }
@@ -185,7 +186,7 @@ impl QuicLink {
         if slot.is_some() {
             return LinkEvent::Violation("lane opened twice");
         }
-        // Fails only on a stream that is gone, which shows when it is written.
+        // Fails only on a stream that is gone, which shows when it is written to.
         let _ = send.set_priority(lane.priority());
         let decoder = FrameDecoder::new(self.services.settings.frame_bytes_max);
         *slot = Some(Box::new(LaneStreams { send, recv: Some(recv), decoder, queue: VecDeque::new(), queued: 0 }));
@@ -298,11 +299,11 @@ impl LaneStreams {
                     return Poll::Ready(LinkEvent::Oversized(lane));
                 }
             }
-            // Registers by stream, not by future: dropping a pending read loses nothing.
+            // The waker is registered with the stream, not the future: dropping a pending read loses nothing.
             let read = pin!(recv.read_chunk(READ_CHUNK_BYTES, true)).poll(cx);
             match std::task::ready!(read) {
                 Ok(Some(chunk)) => self.decoder.feed(chunk.bytes),
-                // The client ended the lane, or the connection is gone, which accepting says too.
+                // The client ended the lane, or the connection is gone, which `accepting` reports, too.
                 Ok(None) | Err(_) => {
                     self.recv = None;
                     return Poll::Pending;
@@ -319,7 +320,7 @@ impl LaneStreams {
                     self.queued -= written.bytes;
                     self.queue.drain(..written.chunks);
                 }
-                // The device wants no more of this lane, or the connection is gone.
+                // The device stopped reading this lane, or the connection is gone.
                 Err(_) => {
                     self.queue.clear();
                     self.queued = 0;

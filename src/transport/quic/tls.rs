@@ -1,9 +1,9 @@
-//! TLS of a QUIC connection, which is given back once the handshake is complete (RFC 9001).
+//! TLS of a QUIC connection, whose memory is freed once the handshake is complete (RFC 9001).
 //!
-//! quinn's own keeps rustls' connection for as long as the QUIC connection lives: its state machine, record keys that only
-//! TLS over TCP would use, the buffer in which the client's first message was. A server needs none of them again. No client
-//! has anything to say in TLS after its handshake (RFC 9001 forbids certificates in 4.4 and key updates in 6), and the
-//! keys of each update of QUIC's own follow from secrets that rustls hands over with the first ones.
+//! quinn's own implementation keeps rustls' connection for as long as the QUIC connection lives: its state machine, record keys
+//! that only TLS over TCP would use, and the buffer of the client's first message. A server does not need them again. A client
+//! sends nothing in TLS after its handshake (RFC 9001 forbids certificates in 4.4 and key updates in 6), and the keys of QUIC's
+//! own updates are derived from secrets that rustls hands over with the first keys.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use quinn_proto::{Side, TransportError, TransportErrorCode};
 use rustls::quic::{KeyChange, Secrets, ServerConnection, Version};
 use rustls::{AlertDescription, Error};
 
-/// What handshakes are done with.
+/// The settings of all handshakes.
 pub(super) struct QuicTls {
     rustls: Arc<rustls::ServerConfig>,
-    /// For what goes before TLS, and is the same: the keys of first packets, the tags of Retry packets.
+    /// Does what precedes TLS and is the same here: the keys of first packets, and the tags of Retry packets.
     quinn: Arc<QuicServerConfig>,
 }
 
 impl QuicTls {
     /// # Errors
-    /// Where rustls would refuse each connection: without TLS 1.3 or a suite for QUIC, or with another size of early
-    /// data than all or none.
+    /// If rustls would refuse every connection: without TLS 1.3 or a suite for QUIC, or with a size of early data other than
+    /// all or none.
     pub(super) fn new(rustls: rustls::ServerConfig) -> Result<QuicTls, Error> {
         let rustls = Arc::new(rustls);
-        // As each connection will be; it sends nothing.
+        // Made like each connection, only to see whether it is refused; it sends nothing.
         ServerConnection::new(rustls.clone(), Version::V1, Vec::new())?;
         let quinn = QuicServerConfig::try_from(rustls.clone()).map_err(|error| Error::General(error.to_string()))?;
         Ok(QuicTls { rustls, quinn: Arc::new(quinn) })
@@ -50,7 +50,7 @@ impl ServerConfig for QuicTls {
     fn start_session(self: Arc<Self>, version: u32, params: &TransportParameters) -> Box<dyn Session> {
         let mut ours = Vec::new();
         params.write(&mut ours);
-        // The drafts whose keys are not version 1's, as quinn tells them apart.
+        // The drafts whose keys differ from version 1's, as quinn distinguishes them.
         let tls_version = if matches!(version, 0xff00_001d..=0xff00_0020) { Version::V1Draft } else { Version::V1 };
         let connection = ServerConnection::new(self.rustls.clone(), tls_version, ours);
         let connection = connection.expect("QuicTls::new made one with the same settings");
@@ -58,11 +58,11 @@ impl ServerConfig for QuicTls {
     }
 }
 
-/// TLS of one connection. Nobody asks for what the handshake agreed on, or for keys of their own: it tells of neither.
+/// TLS of one connection. Nothing in the server asks for the handshake's results or for exported keys, so it returns neither.
 struct Handshake {
-    /// `None` once it is complete and all that it says is written.
+    /// `None` once the handshake is complete and everything that it has to say is written.
     connection: Option<Box<ServerConnection>>,
-    /// What the next update's keys are made of.
+    /// Secrets from which the keys of the next update are derived.
     next: Option<Secrets>,
     version: u32,
     config: Arc<QuicTls>,
@@ -118,7 +118,7 @@ impl Session for Handshake {
                 keys
             }
             None => {
-                // Asked until there is no more; the tickets come with the handshake's end.
+                // quinn asks until there is no more; the tickets come at the end of the handshake.
                 if buffer.is_empty() && !connection.is_handshaking() {
                     self.connection = None;
                 }
@@ -163,7 +163,7 @@ mod tests {
 
     const V1: u32 = 1;
 
-    /// What a server is set up with, and a client that trusts it.
+    /// The settings of a server, and of a client that trusts it.
     fn settings() -> (rustls::ServerConfig, Arc<rustls::ClientConfig>) {
         let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
@@ -195,7 +195,7 @@ mod tests {
         TransportParameters::read(Side::Server, &mut &[][..]).expect("all have a default")
     }
 
-    /// Both sides of one handshake, and what each has of 1-RTT keys.
+    /// The server's side after a handshake, and the 1-RTT keys of both sides.
     struct Pair {
         server: Box<dyn Session>,
         server_keys: Keys,
@@ -208,7 +208,7 @@ mod tests {
         ClientConnection::new(config.clone(), Version::V1, "localhost".try_into().unwrap(), ours).unwrap()
     }
 
-    /// All that a client has to say, and its keys if they are the last ones.
+    /// Everything that a client has to say, and its secrets if the 1-RTT keys are among it.
     fn said(client: &mut ClientConnection) -> (Vec<u8>, Option<Secrets>) {
         let (mut said, mut next) = (Vec::new(), None);
         loop {
@@ -222,7 +222,7 @@ mod tests {
         }
     }
 
-    /// As quinn asks for it, until it writes nothing and has no keys: a flight for each kind of packet.
+    /// Asks as quinn does, until nothing is written and there are no more keys. Returns a flight for each kind of packet.
     fn answered(server: &mut dyn Session) -> (Vec<Vec<u8>>, Vec<Keys>) {
         let (mut all, mut keys) = (Vec::new(), Vec::new());
         loop {
@@ -280,7 +280,7 @@ mod tests {
     fn who_goes_on_in_tls_after_the_handshake_is_told_so() {
         let (config, trusting) = server();
         let mut pair = shake(&config, dial(&trusting));
-        // A KeyUpdate (RFC 8446, 4.6.3), and nothing at all.
+        // A KeyUpdate (RFC 8446, 4.6.3), and an empty message.
         for message in [&[24, 0, 0, 1, 0][..], &[]] {
             let error = pair.server.read_handshake(message).unwrap_err();
             assert_eq!(u64::from(error.code), 0x100 + 10, "RFC 9001, 6: unexpected_message");

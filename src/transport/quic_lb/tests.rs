@@ -1,10 +1,10 @@
-//! Connection ids against the draft's test vectors, and what a generator and a balancer make of them.
+//! Tests connection ids against the draft's test vectors, and what generators and balancers do with them.
 
 use std::collections::HashSet;
 
 use super::*;
 
-/// Of the draft's appendix B.2.
+/// The key of the draft's appendix B.2.
 const KEY: &str = "8f95f09245765f80256934e50c66207f";
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -29,7 +29,7 @@ fn issuer(config: &LbConfig, key: Option<&str>, random: fn(&mut [u8])) -> Issuer
     Issuer::from_config(config, key.as_ref(), random).unwrap().unwrap()
 }
 
-/// Server id and nonce.
+/// Server id and nonce, decrypted.
 fn plain(layout: &Layout, cid: &[u8]) -> Vec<u8> {
     let mut text = cid[1..].to_vec();
     if let Some(cipher) = &layout.cipher {
@@ -54,8 +54,8 @@ fn the_vectors_of_the_draft_hold_both_ways() {
         (1, "ed793a51d49b8f5fab65", "ee080dbf48", Some(KEY), "2fcc381bc74cb4fbad2823a3d1f8fed2"),
         (2, "ed793a51d49b8f5f", "ee080dbf48c0d1e5", Some(KEY), "504dd2d05a7b0de9b2b9907afb5ecf8cc3"),
         (0, "ed793a51d49b8f5fab", "ee080dbf48c0d1e55d", Some(KEY), "125779c9cc86beb3a3a4a3ca96fce4bfe0cdbc"),
-        // Other lengths, by a second implementation written from the draft in another language, which gives the same
-        // for those above.
+        // Other lengths, computed by a second implementation, which was written from the draft in another language and gives
+        // the same results for the vectors above.
         (6, "a1", "0001020304050607", Some(KEY), "c9fdc0f39774b0e43c41"),
         (3, "00c3", "fffffffffffffffe", Some(KEY), "6abb3cd39edea5f2d7afb3"),
         (5, "0b", "18171615141312111009080706050403027f", Some(KEY), "b39a8d8ea29318424cf4a7b4f8ccbdd2cd6dafc5"),
@@ -101,19 +101,19 @@ fn a_balancer_finds_the_server_in_either_header_and_nothing_in_what_a_client_mad
     let long = |cid: &[u8]| [&[0xC0, 0, 0, 0, 1, cid.len() as u8][..], cid, &[0], b"the rest"].concat();
     assert_eq!(layout.server_id_of_datagram(&short), Some(id("00c3")));
     assert_eq!(layout.server_id_of_datagram(&long(&cid)), Some(id("00c3")));
-    // No version is known to this layout, nor has to be.
+    // The layout knows no version, and does not need to.
     let mut other_version = long(&cid);
     other_version[1..5].copy_from_slice(&[0xBA; 4]);
     assert_eq!(layout.server_id_of_datagram(&other_version), Some(id("00c3")));
 
-    // Ended too early, in each place.
+    // Cut off at every place.
     for datagram in [&short, &long(&cid)] {
         for end in 0..datagram.len() {
             let whole = if datagram[0] & 0x80 == 0 { 1 } else { 6 } + cid.len();
             assert_eq!(layout.server_id_of_datagram(&datagram[..end]).is_some(), end >= whole);
         }
     }
-    // Another length, in the header or in the id; another configuration; none.
+    // Another length, in the header or in the id; another configuration; no configuration.
     let longer = [&cid[..], &[0]].concat();
     let (mut misstated, mut rotated, mut unroutable) = (cid.to_vec(), cid.to_vec(), cid.to_vec());
     misstated[0] ^= 1;
@@ -143,7 +143,7 @@ fn encrypted_ids_count_up_from_a_random_start_and_plain_ones_are_random() {
             })
             .collect();
         assert_eq!(ids.len(), 2 * MANY, "no id twice, from either endpoint");
-        // Those of the first endpoint.
+        // Steps between the nonces of the first endpoint.
         let steps: HashSet<_> =
             nonces.iter().step_by(2).zip(nonces.iter().skip(2).step_by(2)).map(|(a, b)| b.wrapping_sub(*a)).collect();
         match key {
