@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::{limits, wire};
 
 #[cfg(feature = "server")]
+pub(crate) use check::bare_target;
+#[cfg(feature = "server")]
 pub(crate) use lb::from_hex;
 pub use lb::{LbConfig, ServerId, ServerIdError};
 

@@ -5,6 +5,7 @@ use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
 use crate::config::Config;
+use crate::server::control::Status;
 
 /// Print the configuration in effect as TOML, or check whether a server could start with it (--check)
 #[derive(clap::Args)]
@@ -28,13 +29,13 @@ impl Args {
         if !self.check {
             return Ok(say(config.to_toml().trim_end())?);
         }
-        let running = running(&config)?.is_some();
-        report(&findings(&config, running, files::free_bytes(&config)), self.json)
+        let running = running(&config)?;
+        report(&findings(&config, running.as_ref(), files::free_bytes(&config)), self.json)
     }
 }
 
 /// Checks everything that a start needs. If one fails, a server would not serve.
-fn findings(config: &Config, running: bool, free_bytes: Option<u64>) -> Vec<Finding> {
+fn findings(config: &Config, running: Option<&Status>, free_bytes: Option<u64>) -> Vec<Finding> {
     let mut findings = files::credentials(config, &[]);
     findings.push(files::data(config));
     findings.extend(files::traces(config));
@@ -56,7 +57,7 @@ mod tests {
         let any = ([127, 0, 0, 1], 0).into();
         let data_dir = folder.path().to_owned();
         let config = Config { data_dir, dev: true, listen: any, metrics_listen: any, ..Config::default() };
-        let findings = findings(&config, false, Some(1024 * 1024));
+        let findings = findings(&config, None, Some(1024 * 1024));
         let room = findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
         assert!(room.grade == Grade::Warn && room.advice.is_some());
         report(&findings, true).unwrap();

@@ -236,6 +236,9 @@ impl Account {
             CloseReason::Network(_) | CloseReason::Server { code: CloseCode::Draining | CloseCode::Internal, .. } => {
                 Failure::new(what, "is it running? Start one with `bimip serve --dev`, or give --server host:port")
             }
+            CloseReason::PutOff(_) => {
+                Failure::new(anyhow!("{server} was reached: {reason}"), "its /readyz, `bimip status` and log say why")
+            }
             CloseReason::Tls(_) => Failure::new(
                 what,
                 format!("{} must be the authority that this server's certificate comes from (--ca)", self.ca.display()),

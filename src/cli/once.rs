@@ -45,15 +45,16 @@ impl Once {
             drop(events);
             account.reach(&device, until).await?;
             let answer = match timeout_at(until, ask(&device)).await {
-                Ok(answer) => answer.map_err(|error| refused(&account, error))?,
+                Ok(answer) => answer.map_err(|error| refused(&account, error)),
                 Err(_) => {
                     let what =
                         anyhow!("no answer within {} s: it is not known whether it was done", within.as_secs_f64());
-                    return Err(Failure::new(what, "--timeout gives it longer"));
+                    Err(Failure::new(what, "--timeout gives it longer"))
                 }
             };
+            // Also after a refusal: a session that is only dropped stays until it times out, and others see its user online.
             device.close().await;
-            Ok(answer)
+            answer
         })
     }
 }

@@ -444,10 +444,12 @@ impl Core {
             out.sends_after = out.sends_after.filter(|after| *after > now);
             out.settle(self.requests.sends_on_the_way(lane), now);
         }
+        if matches!(self.link, Link::Opening { .. })
+            && let Some(reason) = self.put_off_reason()
+        {
+            return Err(reason);
+        }
         match self.link {
-            Link::Opening { .. } if self.is_put_off() => {
-                Err(CloseReason::Network("the server wants the sign-in later".into()))
-            }
             Link::Opening { until, .. } if until <= now => {
                 Err(CloseReason::Network("the server did not answer SessionOpen".into()))
             }

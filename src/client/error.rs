@@ -160,6 +160,9 @@ pub enum CloseReason {
     /// made: a certificate can be replaced.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The server answers, and takes no sign-in now: too many at once (429), or it cannot serve (503).
+    #[error("the server takes no sign-in now ({0})")]
+    PutOff(Refusal),
     /// The network, the name, or a server that does not answer.
     #[error("{0}")]
     Network(String),

@@ -173,10 +173,20 @@ fn within<T: PartialOrd + Display>(key: &'static str, value: T, range: RangeIncl
 /// Whether the log accepts it as a filter. The client alone has no log, and accepts any text.
 fn is_filter(text: &str) -> bool {
     #[cfg(feature = "server")]
-    let is_known = tracing_subscriber::EnvFilter::try_new(text).is_ok();
+    let is_known = bare_target(text).is_none() && tracing_subscriber::EnvFilter::try_new(text).is_ok();
     #[cfg(not(feature = "server"))]
     let is_known = true;
     !text.is_empty() && is_known
+}
+
+/// A part of a log filter that is a single word and not a level. The log would take it as the name of a target, so a misspelt
+/// level would switch all logging off.
+#[cfg(feature = "server")]
+pub(crate) fn bare_target(filter: &str) -> Option<&str> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let is_level =
+        |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
+    filter.split(',').map(str::trim).find(|word| !word.is_empty() && !word.contains(['=', '[', '{']) && !is_level(word))
 }
 
 /// Whether two sockets with the same port, each of one IP family, would conflict.
@@ -248,6 +258,14 @@ mod tests {
             "log.level is \"info,bimip=loud\": give a level or a filter, as in info or info,bimip::session=debug"
         );
         assert!(refused(|c| c.log.level.clear()).starts_with("log.level is \"\""));
+        for typo in ["loud", "wran", "bimip", "info,wran", "debug, bimip::session"] {
+            assert!(refused(|c| c.log.level = typo.to_owned()).starts_with("log.level is "), "{typo}");
+        }
+        for good in ["WARN", "info", "warn,bimip=debug", "off", "info,bimip::session=trace,[session]=debug"] {
+            let mut config = Config::default();
+            config.log.level = good.to_owned();
+            config.check().unwrap();
+        }
     }
 
     #[test]

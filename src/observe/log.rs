@@ -46,13 +46,15 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// Changes the filter of the log.
+/// Changes the filter of the log, and calls `before` right before that.
 ///
 /// # Errors
 /// The filter is invalid, or logging was not started; the text says which.
-pub fn set_log(filter: &str) -> Result<(), String> {
+pub fn set_log(filter: &str, before: impl FnOnce()) -> Result<(), String> {
     let handle = FILTER.get().ok_or("nothing is logged by this process")?;
-    handle.reload(parse(filter)?).map_err(|error| error.to_string())
+    let parsed = parse(filter)?;
+    before();
+    handle.reload(parsed).map_err(|error| error.to_string())
 }
 
 /// The filter in use, if logging was started.
@@ -61,5 +63,11 @@ pub fn log_filter() -> Option<String> {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter).map_err(|error| format!("log.level {filter:?}: {error}"))
+    let wrong = |why: &dyn std::fmt::Display| format!("log.level {filter:?}: {why}");
+    if let Some(word) = crate::config::bare_target(filter) {
+        return Err(wrong(&format!(
+            "{word:?} is no level (error, warn, info, debug, trace, off); a target has one, as in bimip=debug"
+        )));
+    }
+    EnvFilter::try_new(filter).map_err(|error| wrong(&error))
 }

@@ -18,12 +18,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::readiness::Readiness;
 use super::reload::Reload;
 use crate::clock::Now;
 use crate::limits::{
     CONTROL_CHUNK_BYTES, CONTROL_CHUNKS_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX, CONTROL_WITHIN,
 };
-use crate::observe::{self, ReloadResult};
+use crate::observe;
 use crate::session::Services;
 use crate::store::Embedded;
 
@@ -71,8 +72,17 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Devices that are connected.
     pub connected: usize,
+    /// Why it takes no traffic, as `/readyz` says; absent: it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// Whether it is a development server.
+    #[serde(default)]
+    pub dev: bool,
     /// The UDP address where it listens for devices.
     pub quic: String,
+    /// The TCP address where it serves metrics.
+    #[serde(default)]
+    pub metrics: String,
     /// The filter of its log, if this process logs.
     pub log: Option<String>,
 }
@@ -87,7 +97,10 @@ pub(super) struct Control {
     pub(super) services: Arc<Services>,
     pub(super) store: Arc<Embedded>,
     pub(super) reload: Arc<Reload>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) dev: bool,
     pub(super) quic: String,
+    pub(super) metrics: String,
     pub(super) began: Instant,
     pub(super) stop: CancellationToken,
     /// One backup at a time, because each keeps a reader busy.
@@ -166,40 +179,43 @@ impl Control {
         within(CONTROL_WITHIN, read.read_until(b'\n', &mut line)).await?;
         let answer = match serde_json::from_slice(&line) {
             Ok(Request::Backup) => return self.backup(&mut write).await,
-            Ok(Request::Status) => Answer::Status(self.status()),
+            Ok(Request::Status) => Answer::Status(self.status().await),
             Ok(Request::Log { filter: None }) => match observe::log_filter() {
                 Some(filter) => Answer::Log(filter),
                 None => Answer::Refused("nothing is logged by this process".to_owned()),
             },
-            Ok(Request::Log { filter: Some(filter) }) => match observe::set_log(&filter) {
-                Ok(()) => {
-                    tracing::info!(filter, "what is logged has changed");
-                    Answer::Done
+            Ok(Request::Log { filter: Some(filter) }) => {
+                // One of the two filters may let this line through.
+                let told = tracing::enabled!(tracing::Level::INFO);
+                match observe::set_log(&filter, || tracing::info!(filter, "what is logged changes")) {
+                    Ok(()) => {
+                        if !told {
+                            tracing::info!(filter, "what is logged has changed");
+                        }
+                        Answer::Done
+                    }
+                    Err(reason) => Answer::Refused(reason),
                 }
-                Err(reason) => Answer::Refused(reason),
-            },
+            }
             Ok(Request::Reload) => match self.reload.clone().in_background(true).await {
-                ReloadResult::Done => Answer::Done,
-                ReloadResult::Refused => {
-                    Answer::Refused("a file is wrong, and everything stays as it was: the log says why".to_owned())
-                }
-                ReloadResult::Late => Answer::Refused(
-                    "the files are still being read, as on a file system that hangs: everything is as it was until then"
-                        .to_owned(),
-                ),
+                Ok(()) => Answer::Done,
+                Err(reason) => Answer::Refused(reason),
             },
             Err(error) => Answer::Refused(format!("not a request: {error}")),
         };
         say(&mut write, &answer).await
     }
 
-    fn status(&self) -> Status {
+    async fn status(&self) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.began.elapsed().as_secs(),
             connected: self.services.hub.connected(),
+            not_ready: self.readiness.check().await.err(),
+            dev: self.dev,
             quic: self.quic.clone(),
+            metrics: self.metrics.clone(),
             log: observe::log_filter(),
         }
     }

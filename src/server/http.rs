@@ -21,7 +21,7 @@ use crate::observe::Metrics;
 pub(super) struct Pages {
     pub(super) metrics: Arc<Metrics>,
     pub(super) figures: Figures,
-    pub(super) readiness: Readiness,
+    pub(super) readiness: Arc<Readiness>,
     pub(super) status: Status,
 }
 

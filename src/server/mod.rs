@@ -9,6 +9,7 @@ mod retention;
 mod status;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
 use crate::limits::{DRAIN_WITHIN, PORT_TRIES};
-use crate::observe::{Metrics, ReloadResult};
+use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options, Store, StoreError, make_folder};
 use crate::transport::quic::{self, QuicError};
@@ -130,7 +131,8 @@ impl Server {
         let store: Arc<dyn Store> = embedded.clone();
         let revoked = store.revocations(Now::system().unix_ms).await;
         hub.recall(
-            &revoked.map_err(|source| StartError::Store { directory: "the data directory".to_owned(), source })?,
+            &revoked
+                .map_err(|source| StartError::Store { directory: store_dir(&config).display().to_string(), source })?,
         );
         let presence = hub.presence().clone();
         let services = Arc::new(Services {
@@ -179,11 +181,29 @@ impl Server {
             tokio::spawn(presence.run()),
             tokio::spawn(reload.clone().watch(stop.clone())),
         ];
+        if let Some(listener) = tcp {
+            let (tasks, stopping) = (sessions.clone(), stop.clone());
+            let listener = (listener, reload.tcp());
+            let accepting = tls_tcp::serve(listener, config.quic, crowd.clone(), shared, tasks, stopping);
+            background.push(tokio::spawn(accepting));
+            listeners.extend(background.last().map(|task| ("TCP", task.abort_handle())));
+        }
+        let readiness = Arc::new(Readiness::new(store.clone(), metrics.clone(), stop.clone(), listeners));
         match Listening::open(&config.data_dir) {
             Ok(listening) => {
                 let (services, reload, stop) = (services.clone(), reload.clone(), stop.clone());
-                let (quic, began, backups) = (quic_address.to_string(), Instant::now(), Semaphore::new(1));
-                let control = Control { services, store: embedded, reload, quic, began, stop, backups };
+                let control = Control {
+                    services,
+                    store: embedded,
+                    reload,
+                    readiness: readiness.clone(),
+                    dev: config.dev,
+                    quic: quic_address.to_string(),
+                    metrics: metrics_address.to_string(),
+                    began: Instant::now(),
+                    stop,
+                    backups: Semaphore::new(1),
+                };
                 background.push(tokio::spawn(listening.serve(Arc::new(control))));
             }
             // Devices are served all the same. The usual reason is a path of more than 107 bytes.
@@ -192,15 +212,8 @@ impl Server {
                 tracing::warn!(socket = %socket.display(), %error, "no control socket: no backup and no other log level");
             }
         }
-        if let Some(listener) = tcp {
-            let (tasks, stopping) = (sessions.clone(), stop.clone());
-            let listener = (listener, reload.tcp());
-            let accepting = tls_tcp::serve(listener, config.quic, crowd.clone(), shared, tasks, stopping);
-            background.push(tokio::spawn(accepting));
-            listeners.extend(background.last().map(|task| ("TCP", task.abort_handle())));
-        }
         let pages = Arc::new(http::Pages {
-            readiness: Readiness::new(store.clone(), metrics.clone(), stop.clone(), listeners),
+            readiness,
             status: Status::new(&config.server_name),
             figures: Figures {
                 services: services.clone(),
@@ -233,7 +246,7 @@ impl Server {
     /// continue. Returns `false` if something is wrong in the files (then everything stays as it was, and the log says why), or
     /// if they are not read within [`RELOAD_WITHIN`](crate::limits::RELOAD_WITHIN).
     pub async fn reload(&self) -> bool {
-        self.reload.clone().in_background(true).await == ReloadResult::Done
+        self.reload.clone().in_background(true).await.is_ok()
     }
 
     /// Drains: accepts no new sessions, lets those under way finish and tells them to reconnect elsewhere, and makes everything
@@ -315,9 +328,13 @@ async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, 
     }
 }
 
+fn store_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("store")
+}
+
 /// Opening replays the journal, which can take a while, so it runs on a blocking thread.
 async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
-    let directory = config.data_dir.join("store");
+    let directory = store_dir(config);
     let commits = metrics.clone();
     let options = Options {
         cache_bytes: config.store.cache_bytes,

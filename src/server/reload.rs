@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::auth::{self, CertificateFacts, Credentials, dev::DevFiles};
+use crate::clock::Now;
 use crate::config::Config;
 use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL, RELOAD_WITHIN};
 use crate::observe::ReloadResult;
@@ -74,32 +75,38 @@ impl Reload {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(RELOAD_POLL) => {}
             }
-            self.clone().in_background(false).await;
+            // What went wrong was logged and counted.
+            let _ = self.clone().in_background(false).await;
         }
     }
 
-    /// Applies what the files hold now; with `asked`, even if nothing seems to have changed. After [`RELOAD_WITHIN`] the caller
-    /// gets [`ReloadResult::Late`]; the files are applied all the same once they are read.
-    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> ReloadResult {
+    /// Applies what the files hold now; with `asked`, even if nothing seems to have changed.
+    ///
+    /// # Errors
+    /// Says what is wrong with the files, or that they are not read within [`RELOAD_WITHIN`]; in the latter case they are applied
+    /// all the same once they are read.
+    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> Result<(), String> {
         let reload = self.clone();
         let reading = async move {
             let mut state = reload.state.clone().lock_owned().await;
             let reading = tokio::task::spawn_blocking(move || reload.once(&mut state, asked));
-            reading.await.unwrap_or(ReloadResult::Refused)
+            reading.await.unwrap_or_else(|error| Err(error.to_string()))
         };
         timeout(RELOAD_WITHIN, reading).await.unwrap_or_else(|_| {
             self.services.metrics.reloaded(ReloadResult::Late);
             let seconds = RELOAD_WITHIN.as_secs();
             tracing::error!(seconds, "certificate and token keys are still being read: does their file system hang?");
-            ReloadResult::Late
+            Err(format!(
+                "the files are still being read after {seconds} s, as on a file system that hangs: everything is as it was until then"
+            ))
         })
     }
 
-    fn once(&self, state: &mut State, asked: bool) -> ReloadResult {
+    fn once(&self, state: &mut State, asked: bool) -> Result<(), String> {
         // Computed before the files are read, so that a change in between is noticed the next time.
         let seen = digest(&self.config);
         if *self.closed() || !asked && seen == state.seen {
-            return ReloadResult::Done;
+            return Ok(());
         }
         state.seen = seen;
         match self.take_up(state) {
@@ -107,12 +114,12 @@ impl Reload {
                 self.services.metrics.reloaded(ReloadResult::Done);
                 let certificate = if certificate { "new" } else { "same" };
                 tracing::info!(certificate, token_keys = self.services.verifier.keys(), "reloaded");
-                ReloadResult::Done
+                Ok(())
             }
             Err(error) => {
                 self.services.metrics.reloaded(ReloadResult::Refused);
                 tracing::error!(%error, "nothing was reloaded: certificate and token keys stay as they were");
-                ReloadResult::Refused
+                Err(format!("everything stays as it was: {error}"))
             }
         }
     }
@@ -156,6 +163,11 @@ impl Reload {
 fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {
     if let Some(facts) = chain.first().and_then(CertificateFacts::read) {
         services.metrics.certificate_expires.set(facts.not_after as f64);
+        let now = Now::system().unix_ms / 1000;
+        if !(facts.not_before..=facts.not_after).contains(&now) {
+            let (valid_from, valid_until) = (facts.not_before, facts.not_after);
+            tracing::warn!(valid_from, valid_until, "the certificate is not valid now: no client trusts it");
+        }
     }
 }
 

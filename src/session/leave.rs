@@ -20,6 +20,7 @@ impl Session {
             return Ok(());
         }
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let by = open.user.clone();
         let user = Eid::from_identity(request.to.as_ref())?;
         if user != open.user && !open.claims.admin {
             return Err(Fault::new(ErrorCode::Forbidden, "only an admin revokes somebody else's tokens"));
@@ -62,6 +63,13 @@ impl Session {
             };
             Revocation { target, issued_until: seconds, expires_at: lasts }
         };
+        // Who did it stands in the session's span.
+        let (kind, device) = match &revocation.target {
+            RevocationTarget::Token(..) => ("token", None),
+            RevocationTarget::Device(_, device) => ("device", Some(device.to_string())),
+            RevocationTarget::User(_) => ("user", None),
+        };
+        tracing::info!(%by, of = %revocation.target.user(), kind, device, "tokens are revoked");
         open.revoking += 1;
         self.call(Call::Revoke(origin, Box::new(revocation), Box::new(response)));
         Ok(())

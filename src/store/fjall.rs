@@ -11,6 +11,7 @@ use super::background;
 #[cfg(target_os = "linux")]
 use super::files::Files;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
+use super::marker::{self, Found};
 use super::rotation::Rotation;
 use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
@@ -40,6 +41,7 @@ impl Fjall {
             ::fjall::Error::Locked => StoreError::Engine("another process has it open".to_owned()),
             error => told(error.to_string()),
         };
+        let found = marker::check(dir).map_err(told)?;
         let open = || {
             let builder = Database::builder(dir)
                 .cache_size(cache_bytes)
@@ -70,6 +72,10 @@ impl Fjall {
             .map(|space| database.keyspace(space.name(), || options(*space)))
             .collect::<Result<Arc<[Keyspace]>, _>>()
             .map_err(failed)?;
+        marker::write(dir).map_err(|error| told(error.to_string()))?;
+        if found == Found::Nothing {
+            tracing::info!(store = %dir.display(), "a new store was made");
+        }
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
         Ok(Fjall {

@@ -16,6 +16,7 @@ mod inbox;
 mod key;
 mod kv;
 mod ledger;
+mod marker;
 mod memory;
 mod queue;
 mod read;

@@ -15,6 +15,7 @@ use super::{Failure, Usage};
 use crate::auth::dev::DevFiles;
 use crate::config::Config;
 use crate::server::control::{Answer, Request, Status};
+use finding::Finding;
 
 /// Check what keeps a server from serving well, and say what to change
 #[derive(clap::Args)]
@@ -63,18 +64,25 @@ impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.server.clone();
         let client = ClientFlags { server: self.server, ca: self.ca };
-        let config = self.file.load(Flags { data_dir: self.data_dir, dev: self.dev, client })?;
+        let mut config = self.file.load(Flags { data_dir: self.data_dir, dev: self.dev, client })?;
         let name = asked.as_deref().map(host).transpose()?;
         let mut findings = Vec::new();
         if !self.remote {
             let running = running(&config)?;
+            // It runs with what it made itself.
+            config.dev |= running.as_ref().is_some_and(|status| status.dev);
+            findings.extend(running.as_ref().map(store));
             findings.extend(files::credentials(&config, name.as_slice()));
             findings.push(files::data(&config));
             findings.extend(files::traces(&config));
             findings.extend(files::free_bytes(&config).map(files::room));
             findings.extend(files::disk(&config));
             findings.extend(machine::all(&config, running.as_ref().map(|status| status.pid)));
-            findings.extend(network::ports(&config, running.is_some()));
+            let ports = network::ports(&config, running.as_ref());
+            // The running server may have been started with flags that this command was not given.
+            findings.extend(
+                ports.into_iter().map(|finding| if running.is_some() { finding.at_most_warn() } else { finding }),
+            );
             let serving = running.and_then(|status| status.quic.parse().ok());
             findings.push(network::udp(config.listen, serving));
         }
@@ -84,6 +92,18 @@ impl Args {
             findings.extend(runtime.block_on(network::server(&server, &name, &ca)));
         }
         finding::report(&findings, self.json)
+    }
+}
+
+/// Whether the running server takes traffic.
+fn store(status: &Status) -> Finding {
+    match &status.not_ready {
+        None => Finding::ok("ready", "the running server takes messages".to_owned()),
+        Some(reason) => Finding::fail(
+            "ready",
+            format!("the running server does not take messages: {reason}"),
+            "if the store failed, mend the disk and restart the server: its log and /readyz say more",
+        ),
     }
 }
 

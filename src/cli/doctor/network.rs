@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::finding::Finding;
 use crate::cli::limits::{PROBE_TRIES, PROBE_WITHIN, REACH_WITHIN};
 use crate::config::Config;
+use crate::server::control::Status;
 use crate::wire::ALPN;
 
 const PORTS: &str = "ports";
@@ -23,11 +24,12 @@ const UDP: &str = "udp";
 const QUIC: &str = "quic";
 const TCP: &str = "tcp";
 
-/// Checks that the server could listen; `running` if it does already.
-pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
-    if running {
-        return vec![Finding::ok(PORTS, format!("a server runs on {}, and has them", config.data_dir.display()))];
-    }
+/// Checks that the server could listen as configured. Addresses that the `running` server has already need no check.
+pub(in crate::cli) fn ports(config: &Config, running: Option<&Status>) -> Vec<Finding> {
+    // A server of an earlier version does not say where it serves metrics.
+    let has = |own: &str, configured: SocketAddr| own.is_empty() || own.parse() == Ok(configured);
+    let has_devices = running.is_some_and(|status| has(&status.quic, config.listen));
+    let has_metrics = running.is_some_and(|status| has(&status.metrics, config.metrics_listen));
     let taken = |what: &str, address: SocketAddr, error: std::io::Error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => {
@@ -39,15 +41,21 @@ pub(in crate::cli) fn ports(config: &Config, running: bool) -> Vec<Finding> {
         };
         Finding::fail(PORTS, format!("{what} {address}: {error}"), advice)
     };
-    let mut findings = Vec::new();
+    let runs = |status: &Status| {
+        Finding::ok(PORTS, format!("a server runs on {}, and listens at {}", config.data_dir.display(), status.quic))
+    };
+    let mut findings: Vec<_> = running.map(runs).into_iter().collect();
     let listen = config.listen;
-    findings.push(match UdpSocket::bind(listen) {
-        Ok(_) => Finding::ok(PORTS, format!("UDP {listen} is free")),
-        Err(error) => taken("UDP", listen, error),
-    });
+    if !has_devices {
+        findings.push(match UdpSocket::bind(listen) {
+            Ok(_) => Finding::ok(PORTS, format!("UDP {listen} is free")),
+            Err(error) => taken("UDP", listen, error),
+        });
+    }
     // Keep each listener open until all are checked, because two of the addresses may be the same.
     let mut held = Vec::new();
-    for (what, address) in [("TCP", config.tcp.enabled.then_some(listen)), ("metrics", Some(config.metrics_listen))] {
+    let devices = Some(listen).filter(|_| config.tcp.enabled && !has_devices);
+    for (what, address) in [("TCP", devices), ("metrics", Some(config.metrics_listen).filter(|_| !has_metrics))] {
         let Some(address) = address else { continue };
         findings.push(match TcpListener::bind(address) {
             Ok(listener) => {
@@ -241,7 +249,7 @@ mod tests {
             return;
         };
         let (listen, metrics_listen) = ((Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::LOCALHOST, port).into());
-        let findings = ports(&Config { listen, metrics_listen, ..Config::default() }, false);
+        let findings = ports(&Config { listen, metrics_listen, ..Config::default() }, None);
         let metrics = findings.last().unwrap();
         assert!(metrics.grade == Grade::Fail && metrics.found.starts_with("metrics 127.0.0.1:"), "{findings:?}");
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Core, Link};
-use crate::client::error::Refusal;
+use crate::client::error::{CloseReason, Refusal};
 use crate::client::limits::{BACKOFF_MAX, RENEW_BEFORE, RENEW_RETRY, RENEW_SPREAD};
 use crate::wire::proto::SessionOpen;
 use crate::wire::{ErrorCode, Lane, MessageScheme, Payload, encode_frame, envelope};
@@ -21,6 +21,8 @@ pub(super) struct SignIn {
     refused: Option<String>,
     /// The server did not look at it, and wants it again after this.
     put_off: Option<Duration>,
+    /// How it said that.
+    put_off_by: Option<Refusal>,
 }
 
 impl SignIn {
@@ -105,6 +107,7 @@ impl Core {
         self.sign_in.asked = None;
         if opening {
             self.sign_in.put_off = Some(refusal.wait().unwrap_or_default().min(BACKOFF_MAX));
+            self.sign_in.put_off_by = Some(refusal.clone());
         } else {
             let wait = refusal.wait().unwrap_or(RENEW_RETRY).min(RENEW_RETRY);
             self.renew_at = Some(now + wait + self.jitter.up_to(RENEW_RETRY));
@@ -115,6 +118,11 @@ impl Core {
     /// Whether another connection would be put off as well.
     pub(crate) fn is_put_off(&self) -> bool {
         self.sign_in.put_off.is_some()
+    }
+
+    /// Why the link goes whose sign-in was put off.
+    pub(super) fn put_off_reason(&mut self) -> Option<CloseReason> {
+        self.sign_in.put_off_by.take().map(CloseReason::PutOff)
     }
 
     /// How long the server wants it put off, once.

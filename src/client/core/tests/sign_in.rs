@@ -30,7 +30,10 @@ fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
         // A server that did not look at SessionOpen takes the next frame for the first.
         bench.receive(CONTROL, error(ErrorCode::Unauthenticated, "the first frame is SessionOpen"), 0, 7);
         let gone = bench.core.tick(bench.now.instant);
-        assert!(matches!(gone, Err(CloseReason::Network(_))), "{code:?}: {gone:?}");
+        assert!(
+            matches!(&gone, Err(CloseReason::PutOff(refusal)) if refusal.kind() == Some(code)),
+            "{code:?}: {gone:?}"
+        );
         assert!(bench.core.is_put_off());
         bench.core.link_down();
         assert_eq!(bench.core.take_put_off(), Some(wait), "{code:?} {details}");

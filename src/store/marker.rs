@@ -1,0 +1,100 @@
+//! Remembers which folders a store consists of. The engine creates missing ones anew, so without this a store that has lost
+//! a folder, as after an incomplete copy, would be served as an empty one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The file that lists the folders, one name per line.
+const MARKER: &str = "folders";
+/// The engine's folder of these folders.
+const SPACES: &str = "keyspaces";
+
+/// What a store's directory holds before the engine opens it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing: the engine makes a new store.
+    Nothing,
+    /// Every folder that it had.
+    Whole,
+    /// A store of a version that did not list its folders.
+    Unlisted,
+}
+
+/// Checks that a store has all the folders that it had.
+///
+/// # Errors
+/// Names the first folder that is missing, or says why the list cannot be read.
+pub(super) fn check(dir: &Path) -> Result<Found, String> {
+    let marker = dir.join(MARKER);
+    let listed = match fs::read_to_string(&marker) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join(SPACES).exists() => {
+            return Ok(Found::Unlisted);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(format!("{}: {error}", marker.display())),
+    };
+    match listed.lines().map(|name| dir.join(SPACES).join(name)).find(|folder| !folder.is_dir()) {
+        None => Ok(Found::Whole),
+        Some(folder) => Err(format!(
+            "the folder {} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in \
+             that folder is lost",
+            folder.display(),
+            marker.display()
+        )),
+    }
+}
+
+/// Lists the folders that the store has now, if that is not what the list says.
+///
+/// # Errors
+/// As the system gives them.
+pub(super) fn write(dir: &Path) -> io::Result<()> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir.join(SPACES))? {
+        names.insert(entry?.file_name().to_string_lossy().into_owned());
+    }
+    let list: String = names.iter().map(|name| format!("{name}\n")).collect();
+    let marker = dir.join(MARKER);
+    if fs::read_to_string(&marker).is_ok_and(|listed| listed == list) {
+        return Ok(());
+    }
+    let unfinished: PathBuf = dir.join(format!("{MARKER}.new"));
+    fs::write(&unfinished, list)?;
+    fs::File::open(&unfinished)?.sync_all()?;
+    fs::rename(&unfinished, &marker)?;
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fjall::Fjall;
+
+    #[test]
+    fn a_store_that_has_lost_a_folder_does_not_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("store");
+        assert_eq!(check(&dir), Ok(Found::Nothing));
+        Fjall::open(&dir, 1 << 20).unwrap();
+        assert_eq!(check(&dir), Ok(Found::Whole));
+        let listed = fs::read_to_string(dir.join(MARKER)).unwrap();
+        assert!(listed.lines().count() > 1, "{listed}");
+        for name in listed.lines() {
+            let (there, away) = (dir.join(SPACES).join(name), folder.path().join(name));
+            fs::rename(&there, &away).unwrap();
+            let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without {name}") };
+            assert!(error.to_string().contains(&there.display().to_string()), "{error}");
+            assert!(!there.exists(), "the engine has not touched it");
+            fs::rename(&away, &there).unwrap();
+        }
+        Fjall::open(&dir, 1 << 20).unwrap();
+        // An earlier version's, which has no list, gets one.
+        fs::remove_file(dir.join(MARKER)).unwrap();
+        assert_eq!(check(&dir), Ok(Found::Unlisted));
+        Fjall::open(&dir, 1 << 20).unwrap();
+        assert_eq!(fs::read_to_string(dir.join(MARKER)).unwrap(), listed);
+    }
+}
