@@ -37,11 +37,11 @@ pub enum Event {
 /// An accepted session (protocol.md §5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The server's id of the message.
+    /// The server's id of the session; it also appears in the server's log.
     pub session_id: String,
     /// The server's name.
     pub server: String,
-    /// When the server accepted it, in Unix milliseconds.
+    /// The server's clock at acceptance, in Unix milliseconds.
     pub server_time: i64,
     /// Newest entry of the user's log; zero if the log is empty.
     pub log_head: Sequence,
@@ -137,13 +137,13 @@ pub struct Accepted {
     pub sequence: Sequence,
     /// The device's id of the message.
     pub local_id: LocalId,
-    /// The server's name for it.
+    /// The server's id of the message.
     pub message_id: MessageId,
     /// The chat.
     pub chat_id: ChatId,
     /// Position in the chat.
     pub version: Version,
-    /// The server's clock, Unix milliseconds.
+    /// When the server accepted it, in Unix milliseconds.
     pub timestamp: i64,
 }
 
