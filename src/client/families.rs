@@ -204,7 +204,7 @@ impl Device {
         self.tell(self.notification(Some(to.identity()), status, true, location)?).await
     }
 
-    /// What this user may know of somebody's presence (5.2). Changes come as [`super::Event::Presence`].
+    /// Asks what this user may know about somebody's presence (5.2). Changes arrive as [`super::Event::Presence`].
     ///
     /// # Errors
     /// See [`RequestError`].

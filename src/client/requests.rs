@@ -180,7 +180,7 @@ impl Requests {
         self.sends.contains_key(&request_id)
     }
 
-    /// A message that is answered.
+    /// Removes a message that is answered.
     pub(crate) fn take_send(&mut self, request_id: i64) -> Option<PendingSend> {
         let send = self.sends.remove(&request_id)?;
         self.by_local_id.remove(&send.local_id);
