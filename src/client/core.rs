@@ -488,7 +488,7 @@ impl Core {
         matches!(self.link, Link::Open)
     }
 
-    /// Whether the server owes an answer, so that silence is a bad sign.
+    /// Whether the server owes an answer, so that silence means that something is wrong.
     pub(crate) fn owed(&self) -> bool {
         matches!(self.link, Link::Opening { .. }) || (matches!(self.link, Link::Open) && self.requests.owed())
     }

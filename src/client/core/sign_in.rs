@@ -82,8 +82,8 @@ impl Core {
         now + (lives - before)
     }
 
-    /// An error that names the `SessionOpen` refuses its token, or at least nothing that another attempt with the same
-    /// token would change.
+    /// An error that names the `SessionOpen` has refused its token, or has another cause that repeating the same token
+    /// would not change.
     pub(super) fn sign_in_refused(&mut self, request_id: i64) {
         if let Some((_, token)) = self.sign_in.asked.take_if(|(asked, _)| *asked == request_id) {
             self.sign_in.refused = Some(token);
