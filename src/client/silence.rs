@@ -131,7 +131,7 @@ impl Idle {
         self.asked = None;
     }
 
-    /// When to look again.
+    /// When to call `look` again.
     pub(crate) fn next_look(&self, quiet: Quiet) -> Instant {
         let unasked = self.timeout / 3 * IDLE_THIRDS_UNASKED;
         match self.asked.filter(|asked| *asked >= quiet.since) {

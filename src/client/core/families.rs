@@ -69,7 +69,7 @@ impl Core {
         );
         let new = if request_id == 0 { self.cursor.tailed(sequence) } else { self.cursor.replied(sequence) };
         let Some(accepted) = Accepted::parse(&update, sequence) else {
-            tracing::debug!("a VersionUpdate that is none was ignored");
+            tracing::debug!("a malformed VersionUpdate was ignored");
             return;
         };
         let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.take_send(id));

@@ -138,7 +138,7 @@ impl FileOutbox {
             rest = &rest[length as usize..];
         }
         if self.len < whole {
-            tracing::warn!(path = %self.path.display(), bytes = whole - self.len, "the outbox has a torn end: cut off");
+            tracing::warn!(path = %self.path.display(), bytes = whole - self.len, "cut off an incomplete last record");
             self.file.set_len(self.len)?;
             self.file.sync_all()?;
         }

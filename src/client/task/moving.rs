@@ -28,7 +28,7 @@ impl Task {
                 if link.transport() == Transport::Quic
                     && let Err(error) = self.rebind_socket(None)
                 {
-                    tracing::debug!(%error, "no other socket for a silent path");
+                    tracing::debug!(%error, "cannot open another socket for a silent path");
                 }
             }
             Heard::Dead => {
