@@ -149,8 +149,8 @@ pub enum RequestError {
     /// know.
     #[error("the server's answer does not fit the request")]
     Unexpected,
-    /// The device is closed. If it was not the application that closed it, [`super::Device::reconnect`] starts it
-    /// again.
+    /// The device is closed. [`super::Device::reconnect`] starts it again, unless the application closed it or its task
+    /// panicked.
     #[error("the device is closed: {0}")]
     Closed(CloseReason),
 }
@@ -167,7 +167,8 @@ pub enum CloseReason {
     /// The application closed the device, or dropped its last handle.
     #[error("closed by the application")]
     Local,
-    /// The server closed the connection. protocol.md §14 says what each code means and what to do.
+    /// The server closed the connection. protocol.md §14 says what each code means. After UNAUTHENTICATED and REVOKED
+    /// the device asks its token source for another token.
     #[error("closed by the server: {}{}", code.name(), if reason.is_empty() { String::new() } else { format!(" ({reason})") })]
     Server {
         /// The close code.

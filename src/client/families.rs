@@ -323,8 +323,8 @@ impl Device {
     // --- Tokens and leaving -----------------------------------------------------------------------------------------
 
     /// Revokes tokens of this user (5.4; protocol.md §13). The server closes the sessions that use them with REVOKED;
-    /// this device's own session closes after the answer. The device then reconnects if its token source returns
-    /// another token.
+    /// if this device's own session is one of them, it closes after the answer. The device then reconnects if its token
+    /// source returns a token issued since.
     ///
     /// # Errors
     /// [`RequestError::Invalid`] for an empty token, [`RequestError::Failed`] if the token is not a good one of this

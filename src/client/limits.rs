@@ -36,8 +36,9 @@ pub const REQUESTS_RESERVED: usize = 16;
 /// At this bound the device stops handling taken events, and so stops delivering new ones, until a place is free: when
 /// a request is answered, or when one of the application's requests times out after [`REQUEST_WITHIN`].
 pub const HELD_CHATS_MAX: usize = 4 * REQUESTS_MAX;
-/// Time after which a request that was sent but not answered has failed, and its caller gets an error. It also bounds
-/// how long messages wait for the answers to earlier ones when the server has put a message off (error 429 or 503).
+/// Time after which a request that was sent but not answered has failed, and its caller gets an error; an automatic
+/// acknowledgment is sent again instead. It also bounds how long messages wait for the answers to earlier ones when the
+/// server has put a message off (error 429 or 503).
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// Entries of a subscriber list that arrives in several frames: three times the server's bound for subscribers
 /// (protocol.md §11), because the list also contains blocked users.
@@ -85,8 +86,8 @@ pub const EVENTS_MAX: usize = 256;
 /// 100,000 texts.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// If [`AHEAD_BYTES_MAX`] is reached and the application takes no event for this long, pending calls fail with an
-/// `Unread` error, and so do new ones until the application has taken all events. This is longer than any write to a
-/// phone's storage should take.
+/// `Unread` error, and so do new ones until the application has taken all events. Calls that are answered on the
+/// control lane are not affected. This is longer than any write to a phone's storage should take.
 pub const UNREAD_WITHIN: Duration = Duration::from_secs(5);
 /// Bound of the device's own queue behind a full event queue, at which the oldest event about the connection is dropped
 /// for each new one. [`Device::state`](super::Device::state) is always exact.
