@@ -1,8 +1,8 @@
-//! How long to wait before the next attempt: exponential, with full jitter. Pure; randomness comes in by seed.
+//! The wait before the next attempt: exponential backoff with full jitter. Pure; randomness comes from a seed.
 
 use std::time::Duration;
 
-/// Splitmix64: spreads reconnects and names messages. Nothing secret comes from it.
+/// SplitMix64 generator for jitter. Not for secrets.
 #[derive(Clone, Debug)]
 pub(crate) struct Jitter(u64);
 
@@ -11,9 +11,9 @@ impl Jitter {
         Jitter(seed)
     }
 
-    /// Anything from nothing to `bound`, evenly.
+    /// A uniformly random duration from zero to `bound`.
     pub(crate) fn up_to(&mut self, bound: Duration) -> Duration {
-        // 53 bits are what a double holds.
+        // A double holds 53 bits.
         let share = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
         bound.mul_f64(share)
     }
@@ -27,7 +27,7 @@ impl Jitter {
     }
 }
 
-/// Exponential backoff with full jitter between two bounds.
+/// Exponential backoff with full jitter, between two bounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     min: Duration,
@@ -40,7 +40,7 @@ impl Backoff {
         Backoff { min, max, attempts: 0 }
     }
 
-    /// Failures since the last success.
+    /// Number of failures since the last success.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -49,7 +49,7 @@ impl Backoff {
         self.attempts = 0;
     }
 
-    /// Counts a failure; the wait before the next attempt.
+    /// Counts a failure and returns the wait before the next attempt.
     pub(crate) fn failed(&mut self, jitter: &mut Jitter) -> Duration {
         let bound = self.bound();
         self.attempts = self.attempts.saturating_add(1);
@@ -57,7 +57,7 @@ impl Backoff {
     }
 
     fn bound(&self) -> Duration {
-        // 2^20 times any bound of ours is past the maximum.
+        // 2^20 times `min` is beyond `max` for all bounds in use.
         self.min.saturating_mul(1 << self.attempts.min(20)).min(self.max)
     }
 }

@@ -1,4 +1,4 @@
-//! Options of a device, and its start.
+//! Options of a device, and the start of its task.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,10 @@ use super::token::TokenSource;
 use super::transport::Transports;
 use crate::wire::{DeviceId, Eid, Lane, Sequence};
 
-/// Options of a [`Device`]: server, identity, token and trusted certificates are needed, the rest has defaults.
+/// Options of a [`Device`].
+///
+/// Required: [`server`](Builder::server), [`identity`](Builder::identity), [`token`](Builder::token), and the trusted
+/// certificates ([`roots`](Builder::roots) or [`roots_pem`](Builder::roots_pem)). Every other option has a default.
 #[must_use]
 pub struct Builder {
     server: Option<String>,
@@ -84,130 +87,163 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// `host:port`; an IPv6 address in brackets.
+    /// The server's address as `host:port`, an IPv6 address in brackets. Required; the port must not be 0.
     pub fn server(mut self, server: impl Into<String>) -> Builder {
         self.server = Some(server.into());
         self
     }
 
-    /// The name that the server's certificate must be for, where it is not the host.
+    /// The name for which the server's certificate must be valid. Default: the host of [`Builder::server`].
     pub fn server_name(mut self, name: impl Into<String>) -> Builder {
         self.server_name = Some(name.into());
         self
     }
 
-    /// The certificates that are trusted to vouch for the server. None are built in.
+    /// The root certificates that are trusted to sign the server's certificate. Required, here or with
+    /// [`Builder::roots_pem`]: none are built in.
     pub fn roots(mut self, roots: RootCertStore) -> Builder {
         self.roots = Some(Roots::Store(roots));
         self
     }
 
-    /// The same from a PEM file.
+    /// Like [`Builder::roots`], read from a PEM file. The file is read once, by [`Builder::connect`].
     pub fn roots_pem(mut self, path: impl AsRef<Path>) -> Builder {
         self.roots = Some(Roots::Pem(path.as_ref().to_owned()));
         self
     }
 
-    /// Who this is. A device's id is its own: another device that uses it takes its place.
+    /// The user and the device. Required. Each device of a user needs its own device id: if another device signs in
+    /// with the same id, the server closes this one's session with REPLACED. Keep the id across starts of the
+    /// application: the server allows 16 devices per user and counts each id until it signs out ([`Device::sign_out`]).
     pub fn identity(mut self, eid: Eid, device: DeviceId) -> Builder {
         self.identity = Some((eid, device));
         self
     }
 
-    /// Where the token comes from: a `String`, or an async closure that fetches one.
+    /// The source of the token: a `String`, or an async closure that fetches a token. Required. See [`TokenSource`].
     pub fn token(mut self, source: impl TokenSource) -> Builder {
         self.tokens = Some(Arc::new(source));
         self
     }
 
-    /// Keeps unanswered messages beyond the process, as [`super::FileOutbox`] does. The default keeps them in memory.
+    /// Where unanswered messages and the position in the log are kept. Default: [`MemoryOutbox`], which keeps nothing
+    /// beyond the process. [`super::FileOutbox`] keeps them in a file.
     pub fn outbox(mut self, outbox: Box<dyn Outbox>) -> Builder {
         self.outbox = outbox;
         self
     }
 
-    /// Name and version of the application, for the server's operator.
+    /// Name and version of the application, for the log of the server's operator. The server keeps 64 characters.
+    /// Default: `bimip/` and this crate's version.
     pub fn client(mut self, name: impl Into<String>) -> Builder {
         self.client = name.into();
         self
     }
 
-    /// Whether the server may deliver messages of this device before it has answered their version (profile 7). Default:
-    /// yes, which saves a round trip.
+    /// Whether the server may deliver this device's messages without waiting for the device to answer their
+    /// VersionUpdate (protocol.md §7). Default: `true`, which saves a round trip. With `false`, delivery waits for that
+    /// answer, for at most 1 s.
     pub fn pipelined(mut self, pipelined: bool) -> Builder {
         self.pipelined = pipelined;
         self
     }
 
-    /// Deliver what follows this entry; absent: what follows the outbox's cursor, or else the one that the server keeps
-    /// for this device.
+    /// The log position after which delivery starts. Default (`None`): the position in the outbox or, if that has none,
+    /// the one that the server keeps for this device. `Some(Sequence::ZERO)` asks for the whole log that the server
+    /// still has.
     pub fn resume_from(mut self, sequence: Option<Sequence>) -> Builder {
         self.resume_from = sequence;
         self
     }
 
-    /// Lanes to open with the connection; others are opened when they are needed. Control always is. The server pushes
-    /// a family only on an open lane. Default: all but media.
+    /// The lanes that are opened with the connection. The control lane always is; the others are otherwise opened when
+    /// first needed. The server sends events of a family only on its open lane: messages, receipts and VersionUpdates
+    /// on chat, presence on presence. Default: control, chat and presence.
     pub fn lanes(mut self, lanes: &[Lane]) -> Builder {
         self.lanes = lanes.to_vec();
         self
     }
 
-    /// What may carry the connection. Default: QUIC, and TLS over TCP where that does not get through.
+    /// The transports that may be used. Default: [`Transports::Auto`], which is QUIC, and TLS over TCP where QUIC does
+    /// not get through.
     pub fn transports(mut self, transports: Transports) -> Builder {
         self.transports = transports;
         self
     }
 
-    /// Where QUIC did not get through and TCP did, QUIC is tried again after this, and moved back to when it answers; each
-    /// failure doubles the wait, up to an hour.
+    /// How long to wait before trying QUIC again in a network where only TCP got through. The device returns to QUIC if
+    /// that succeeds; each failure doubles the wait, up to 1 hour. Default: 30 s.
     pub fn retry_quic_after(mut self, wait: Duration) -> Builder {
         self.retry_quic_after = wait;
         self
     }
 
-    /// The local address to start from. Connections after the first keep its IP, with any port, until
-    /// [`Device::network_changed`] or [`Device::rebind`]. Default: any.
+    /// The local address of the first connection. Later connections use the same IP address with any port, until
+    /// [`Device::network_changed`] or [`Device::rebind`] is called. TCP uses the IP address only. Default: any address.
     pub fn bind(mut self, address: SocketAddr) -> Builder {
         self.bind = Some(address);
         self
     }
 
-    /// Whether a message counts as delivered, and is acknowledged so, once the application took its event. Default: no. An
-    /// acknowledgment also tells the server that everything before it is safe here, so this needs [`Builder::auto_sync`].
+    /// Whether the device acknowledges a message as delivered once the application has taken its event. Default:
+    /// `false`.
+    ///
+    /// Such an acknowledgment also tells the server that all earlier entries are safe on this device. It therefore
+    /// needs [`Builder::auto_sync`]; without that, [`Builder::connect`] fails.
     pub fn auto_deliver(mut self, auto_deliver: bool) -> Builder {
         self.auto_deliver = auto_deliver;
         self
     }
 
-    /// Whether entries count as safe, and are not delivered again to a later process, once the application took their
-    /// events. Default: yes. Switch it off to call [`Device::sync`] when they are stored, and
-    /// [`Device::acknowledge`] not before.
+    /// Whether an entry counts as safe on this device once the application has taken its event. A later process does
+    /// not receive safe entries again. Default: `true`.
+    ///
+    /// Switch it off in an application that stores what it receives: store the entry first, then call [`Device::sync`].
+    /// Call [`Device::acknowledge`] only after storing, too, because it also marks the entry, and all before it, as
+    /// safe.
+    ///
+    /// ```no_run
+    /// # use bimip::client::{Builder, Event, Message};
+    /// # fn store(_: &Message) {}
+    /// # async fn example(builder: Builder) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (device, mut events) = builder.auto_sync(false).connect()?;
+    /// while let Some(event) = events.next().await {
+    ///     if let Event::Message(message) = event {
+    ///         store(&message); // must be durable before the next line
+    ///         device.sync(message.sequence).await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn auto_sync(mut self, auto_sync: bool) -> Builder {
         self.auto_sync = auto_sync;
         self
     }
 
-    /// Silence after which a packet keeps the path's NAT bindings alive; `None`: never.
+    /// Time without traffic after which QUIC sends a packet to keep the NAT bindings on the path alive; `None`: never.
+    /// It does not apply to TCP. Default: 15 s.
     pub fn keep_alive(mut self, interval: Option<Duration>) -> Builder {
         self.keep_alive = interval;
         self
     }
 
-    /// Silence after which the connection is given up. The server has its own; the shorter one holds.
+    /// Time without any packet from the server after which the connection is given up. Over QUIC, the shorter of this
+    /// and the server's own timeout applies. Over TCP, the device sends a ping after two thirds of it. Default: 60 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
         self.idle_timeout = timeout;
         self
     }
 
-    /// Silence after which it is given up while an answer is owed.
+    /// Time without any packet from the server after which the connection is given up while an answer is owed. During
+    /// it the device sends up to fifteen small pings and moves to another socket once. Default: 12 s.
     pub fn silence(mut self, silence: Duration) -> Builder {
         self.silence = silence;
         self
     }
 
-    /// Writes a trace of each connection in qlog's JSON-SEQ; `sink` gives the writer of each, or `None` for no trace. It is
-    /// written to from the connection's task: it must not block for long.
+    /// Writes a trace of each QUIC connection in qlog's JSON-SEQ format. `sink` returns a writer for each connection,
+    /// or `None` for no trace. The connection's task writes to it, so the writer must not block for long.
     #[cfg(feature = "qlog")]
     pub fn qlog(
         mut self,
@@ -217,10 +253,19 @@ impl Builder {
         self
     }
 
-    /// Starts the device: from here on it connects, and comes back, by itself.
+    /// Starts the device: from here on it connects, and reconnects, by itself. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// See [`BuildError`]. Nothing of the network is an error here: [`Device::connected`] and the state tell.
+    /// - [`BuildError::Missing`] if a required option is not set, or there is no tokio runtime.
+    /// - [`BuildError::Server`] if the server is not `host:port`.
+    /// - [`BuildError::Roots`] if the trusted certificates cannot be read.
+    /// - [`BuildError::Tls`] if TLS or QUIC rejects the settings, such as an idle timeout beyond QUIC's range.
+    /// - [`BuildError::Contradiction`] for [`auto_deliver`](Builder::auto_deliver) without
+    ///   [`auto_sync`](Builder::auto_sync).
+    /// - [`BuildError::Random`] if the system has no randomness.
+    /// - [`BuildError::Outbox`] if the outbox cannot be read or belongs to another user.
+    ///
+    /// Network failures are not errors here: see [`Device::connected`] and [`Device::state`].
     pub fn connect(mut self) -> Result<(Device, Events), BuildError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BuildError::Missing("a tokio runtime"))?;
         let server = self.server.ok_or(BuildError::Missing("server"))?;

@@ -1,5 +1,5 @@
-//! One device as a state machine: frames, commands and time go in; frames, events and answers come out. No sockets, no
-//! clock, no randomness of its own: the task around it brings them, and so can a simulation.
+//! One device as a state machine: frames, commands and time go in; frames, events and answers come out. It has no
+//! sockets, clock or randomness of its own. The task around it supplies them, and so can a simulation.
 
 mod families;
 mod own_presence;
@@ -32,7 +32,7 @@ use crate::wire::{
 use own_presence::OwnPresence;
 use sign_in::SignIn;
 
-/// What a device is, and how it behaves.
+/// A device's identity and options.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) eid: Eid,
@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     pub(crate) auto_sync: bool,
 }
 
-/// Both clocks at once.
+/// The monotonic clock and the wall clock, read at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     pub(crate) instant: Instant,
@@ -55,29 +55,29 @@ pub(crate) struct Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
     pub(crate) transport: Transport,
-    /// `SessionOpen` travels in the connection's first flight.
+    /// Whether `SessionOpen` travels in the connection's first flight (0-RTT).
     pub(crate) early: bool,
 }
 
-/// An event on its way to the application, with what follows once it took it.
+/// An event on its way to the application, and what to do once the application took it.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(crate) event: Event,
     pub(crate) taken: Option<Taken>,
 }
 
-/// What the application took.
+/// A log entry that the application took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub(crate) sequence: Sequence,
-    /// The message whose delivery to acknowledge.
+    /// The message whose delivery has to be acknowledged, if any.
     pub(crate) deliver: Option<Delivery>,
 }
 
 #[derive(Debug)]
 enum Link {
     Down,
-    /// `SessionOpen` is on its way, and everything else behind it (profile 3).
+    /// `SessionOpen` is on its way, followed by everything else without waiting for the answer (protocol.md §5).
     Opening {
         passage: Passage,
         dialed: Instant,
@@ -86,25 +86,26 @@ enum Link {
     Open,
 }
 
-/// One direction of one lane.
+/// The outgoing direction of one lane.
 #[derive(Debug, Default)]
 struct LaneOut {
-    /// What belongs to this link alone; goes before requests.
+    /// Frames that belong to this connection only; they go before requests.
     answers: VecDeque<Bytes>,
-    /// The server asked for time; requests of this lane wait until then.
+    /// The server put a request off: this lane's requests and messages wait until then.
     hold: Option<Instant>,
-    /// No message goes out before.
+    /// No message goes out before this time.
     sends_after: Option<Instant>,
-    /// No other message goes out before what is on the way is answered, which may be put off. Not for longer than until
-    /// then.
+    /// Set while no message may go out until all that are in flight are answered, because they may be put off too.
+    /// Holds at most until this time.
     settling: Option<Instant>,
-    /// Messages that may be on the way at once, since one was put off: who is over its rate would send all that waits
-    /// again each time. One, and one more with each that is answered.
+    /// Number of messages that may be in flight, since one was put off. Starts at one and grows by one with each
+    /// answer. Without it, a device over its rate would resend everything that waits each time.
     window: Option<usize>,
 }
 
 impl LaneOut {
-    /// What was waited for is answered, or will not be: then nobody waits for another either.
+    /// Ends the wait for messages in flight, once they are answered or overdue. If overdue, the window is lifted as
+    /// well.
     fn settle(&mut self, on_the_way: usize, now: Instant) {
         match self.settling {
             Some(_) if on_the_way == 0 => self.settling = None,
@@ -133,17 +134,17 @@ pub(crate) struct Core {
     receipts: Receipts,
     cursor: Cursor,
     events: VecDeque<Outgoing>,
-    /// Bytes that were read since the application has not taken all events.
+    /// Bytes read since the application last had taken all events.
     ahead: usize,
-    /// Since when, with that at its bound, the application has taken none.
+    /// With `ahead` at its bound: since when the application has taken no event.
     idle_since: Option<Instant>,
-    /// That was for too long: no answer behind the events is waited for until all are taken.
+    /// That lasted too long: calls whose answer lies behind events fail until all events are taken.
     unread: bool,
-    /// Messages that are done with, for the outbox to forget.
+    /// Messages that the outbox can remove.
     done: Vec<LocalId>,
-    /// A session was accepted, for the task to tell.
+    /// An accepted session that the task has not reported yet.
     accepted: Option<Session>,
-    /// What the server said last about the session as a whole: the reason of the close that follows.
+    /// The server's last error about the session as a whole: the reason of the close that follows.
     refusal: Option<Refusal>,
     sign_in: SignIn,
     renew_at: Option<Instant>,
@@ -174,7 +175,8 @@ impl Core {
         };
         for draft in &backlog.drafts {
             if let Err(error) = draft.check(&core.settings.eid) {
-                // As an earlier version may have kept it: a frame that the server takes for abuse would end each session.
+                // An earlier version may have stored it. The server would close each session over a frame that it takes
+                // for abuse.
                 core.forget_invalid(draft, &error);
                 continue;
             }
@@ -192,13 +194,13 @@ impl Core {
 
     // --- Commands ---------------------------------------------------------------------------------------------------
 
-    /// Whether a message may take a place; asked before the outbox keeps it.
+    /// Checks that the outbox may take a message; called before the outbox stores it.
     pub(crate) fn admit(&self, draft: &Draft) -> Result<(), SendError> {
         draft.check(&self.settings.eid)?;
         self.requests.admit(&draft.local_id)
     }
 
-    /// Sends an admitted message, now or when there is a link.
+    /// Sends an admitted message, now or once there is a connection.
     pub(crate) fn send(&mut self, draft: &Draft, reply: SendReply, at: Instant) {
         self.requests.send(draft, &self.settings.eid, &self.settings.device, Some(reply), at);
         if self.unread {
@@ -206,7 +208,7 @@ impl Core {
         }
     }
 
-    /// Asks for something. A request that is not `lasting` is only made on a link that is there.
+    /// Makes a request. One that is not `lasting` is made only on an open session.
     pub(crate) fn request(&mut self, payload: Payload, lasting: bool, reply: RequestReply) {
         let connected = matches!(self.link, Link::Open);
         match lane_of(&payload) {
@@ -218,7 +220,7 @@ impl Core {
         }
     }
 
-    /// Says something about the user. For everybody: now, and again on every connection. For one user: now or not at all.
+    /// Sends the user's presence: to everybody, now and again on every connection; to one user, now or not at all.
     pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Instant) -> Result<(), RequestError> {
         if presence.to.is_none() {
             self.presence.set(presence, now);
@@ -234,7 +236,7 @@ impl Core {
         }
     }
 
-    /// Whether [`Core::taken`] may be called: an acknowledgment that it makes needs a place.
+    /// Whether [`Core::taken`] may be called: the acknowledgment that it may make needs a place.
     pub(crate) fn can_take(&self) -> bool {
         !self.settings.auto_deliver || self.requests.has_room() || self.receipts.has_room()
     }
@@ -254,7 +256,7 @@ impl Core {
         }
     }
 
-    /// What was held back takes the places that have become free.
+    /// Moves held acknowledgments into places that have become free.
     fn acknowledge_held(&mut self) {
         while self.requests.has_room()
             && let Some(held) = self.receipts.take()
@@ -266,8 +268,9 @@ impl Core {
         }
     }
 
-    /// Tells the server what is safe here: what the application says, or (when it leaves that to the device) what it
-    /// took, if it is time or `force`d. What the application says is for the outbox to keep, too.
+    /// Tells the server what is safe here: `said` by the application or, if the application leaves that to the device,
+    /// what it took, if a report is due or `force`d. Returns the position, which the outbox has to keep as well if it
+    /// was `said`.
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
             Some(sequence) => self.cursor.say(sequence),
@@ -279,8 +282,8 @@ impl Core {
         Some(sequence)
     }
 
-    /// What the outbox is to keep as the place in the log, if it is time or `force`d: what the application took and, where
-    /// that was to be acknowledged by the device, the server has an acknowledgment of.
+    /// The log position that the outbox has to store, if that is due or `force`d: everything up to it was taken by the
+    /// application and, where the device acknowledges automatically, has an acknowledgment at the server.
     pub(crate) fn keep(&mut self, force: bool, now: Instant) -> Option<Sequence> {
         let due = force || self.keep_due(now).is_some_and(|due| due <= now);
         let unacknowledged = self.unacknowledged();
@@ -292,19 +295,19 @@ impl Core {
         if self.settings.auto_sync { self.cursor.keep_due(unacknowledged, now) } else { None }
     }
 
-    /// Where the oldest message stands in the log of which the server is still to be told that it was delivered.
+    /// Log position of the oldest message whose delivery the server has yet to be told.
     fn unacknowledged(&self) -> Option<Sequence> {
         [self.requests.unacknowledged(), self.receipts.oldest()].into_iter().flatten().min()
     }
 
-    /// Asks the server for a sign of life, of which any packet is one. Also behind a `SessionOpen` that is not answered: what
-    /// is sent finds a lost packet, and another path, sooner than QUIC's own repetition does.
+    /// Asks the server for a sign of life; any packet is one. Also used while `SessionOpen` is unanswered: a new packet
+    /// detects a lost one, or finds another path, sooner than QUIC's own repetition.
     pub(crate) fn probe(&mut self, now: Now) {
         self.answer_frame(Lane::Control, Payload::PingpongMessage(ping(now.unix_ms)));
     }
 
-    /// The device is on another path. What it sends first there is large, since until the server has validated the path
-    /// it may send three times what it received and no more (RFC 9000, 8.1): its challenge, and messages behind that.
+    /// The device is on another path. It sends large frames first: until the server has validated the path, it may send
+    /// only three times what it received (RFC 9000, 8.1), and both its challenge and messages have to fit into that.
     pub(crate) fn moved(&mut self, now: Now) {
         for _ in 0..MOVED_FRAMES {
             let ping = envelope(Payload::PingpongMessage(ping(now.unix_ms)));
@@ -315,8 +318,8 @@ impl Core {
 
     // --- The link ---------------------------------------------------------------------------------------------------
 
-    /// There is a connection. `SessionOpen` goes first, and without waiting for its answer everything unanswered, in
-    /// its order (profile 3).
+    /// There is a connection. `SessionOpen` goes first, followed by everything unanswered, in order, without waiting
+    /// for the answer (protocol.md §5).
     pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
         self.sign_in_anew(token);
@@ -332,12 +335,12 @@ impl Core {
         self.requests.link_down();
     }
 
-    /// What the server said before it closed.
+    /// The server's last error about the session, before it closed.
     pub(crate) fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()
     }
 
-    /// The next frame for a lane of the link.
+    /// The next frame for a lane of the connection.
     pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
         if matches!(self.link, Link::Down) {
             return None;
@@ -358,10 +361,10 @@ impl Core {
         self.requests.next_frame(lane, sends, now)
     }
 
-    /// Which lanes to read. Before the session is accepted only control; while the application has not taken its events
-    /// again only control, so that the server keeps what is to come, and pings are answered. But where an answer is owed,
-    /// reading goes on for a while: it may lie behind messages, and the application may be waiting for it. At the bound of
-    /// that it is told ([`Core::tick`]).
+    /// Which lanes to read. Before the session is accepted, and while the application has untaken events in this queue:
+    /// only control, so that the server keeps the rest and pings are answered. The exception is while an answer is
+    /// owed: it may lie behind messages, and the application may be waiting for it, so reading continues up to a bound.
+    /// There, waiting calls fail ([`Core::tick`]).
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
@@ -372,7 +375,7 @@ impl Core {
         }
     }
 
-    /// A frame came.
+    /// Handles a frame from the server.
     pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
         if !self.events.is_empty() {
             self.ahead += frame.len();
@@ -400,7 +403,7 @@ impl Core {
                     tracing::debug!(lane = lane.name(), payload = name, "an answer that nobody waits for was ignored");
                 }
             }
-            // `open_envelope` gives an error for it.
+            // `open_envelope` returns an error for this.
             None => {}
         }
     }
@@ -426,12 +429,12 @@ impl Core {
         [sync, self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
     }
 
-    /// Nothing that may lie behind events is read any more until the application has taken them.
+    /// Whether the read-ahead has reached its bound: only control is read until the application has taken its events.
     fn is_far_ahead(&self) -> bool {
         self.ahead >= AHEAD_BYTES_MAX
     }
 
-    /// Does what is due. An error when the link has to go.
+    /// Does what is due. Returns an error if the connection has to be closed.
     pub(crate) fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
         if self.is_far_ahead() && *self.idle_since.get_or_insert(now) + UNREAD_WITHIN <= now {
             self.unread = true;
@@ -472,7 +475,7 @@ impl Core {
         Some(event)
     }
 
-    /// Messages that need not be kept any longer.
+    /// Messages that the outbox can remove.
     pub(crate) fn take_done(&mut self) -> Vec<LocalId> {
         std::mem::take(&mut self.done)
     }
@@ -487,23 +490,24 @@ impl Core {
         matches!(self.link, Link::Open)
     }
 
-    /// Whether the server owes something, so that silence means something.
+    /// Whether the server owes an answer, so that silence means that something is wrong.
     pub(crate) fn owed(&self) -> bool {
         matches!(self.link, Link::Opening { .. }) || (matches!(self.link, Link::Open) && self.requests.owed())
     }
 
-    /// Whether everything asked for was answered.
+    /// Whether everything was answered or, for presence, sent.
     pub(crate) fn is_settled(&self) -> bool {
         let asked = self.requests.is_empty() && self.receipts.is_empty();
         asked && !(self.presence.is_due() && matches!(self.link, Link::Open))
     }
 
-    /// The device stops: whoever waits is told why.
+    /// The device stops: all waiting calls fail with the reason.
     pub(crate) fn release_waiters(&mut self, reason: &CloseReason) {
         self.requests.release_waiters(&SendError::Unanswered(reason.clone()), &RequestError::Closed(reason.clone()));
     }
 
-    /// An event of the connection itself. These come whether or not the application reads: the oldest go.
+    /// Queues an event about the connection. Such events arise whether or not the application reads; at the bound the
+    /// oldest is dropped.
     pub(crate) fn announce(&mut self, event: Event) {
         if self.events.len() >= EVENTS_HELD_MAX {
             let news = |held: &Outgoing| match &held.event {
@@ -518,7 +522,8 @@ impl Core {
         self.events.push_back(Outgoing { event, taken: None });
     }
 
-    // --- Within -----------------------------------------------------------------------------------------------------
+    // --- Internals
+    // ------------------------------------------------------------------------------------------------------
 
     fn emit(&mut self, event: Event) {
         self.events.push_back(Outgoing { event, taken: None });
@@ -533,7 +538,7 @@ impl Core {
         self.lanes[lane.index()].answers.push_back(encode_frame(&envelope(payload)));
     }
 
-    /// An answer that the server can do without.
+    /// Queues a frame that the server can do without; dropped at the bound.
     fn answer_frame(&mut self, lane: Lane, payload: Payload) {
         if self.lanes[lane.index()].answers.len() < ANSWERS_MAX {
             self.put(lane, payload);

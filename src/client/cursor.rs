@@ -1,4 +1,4 @@
-//! Where this device stands in its user's log (profile 8): what it has seen, and what is safe with the application.
+//! The device's position in its user's log (protocol.md §9): what it has seen, and what is safe with the application.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -6,35 +6,36 @@ use std::time::Instant;
 use super::limits::{AHEAD_MAX, SYNC_EVERY, SYNC_WITHIN};
 use crate::wire::Sequence;
 
-/// The device's place in the log.
+/// The device's position in the log.
 ///
-/// The tail comes in order, so the highest sequence tells what is new. A direct reply may run ahead of the tail (a
-/// resent message's VersionUpdate is answered at once, while older entries are still being delivered): taking it for the
-/// tail's position would lose those. It is remembered by itself until the tail gets there.
+/// Entries of the tail come in order, so the highest sequence decides what is new. A direct reply may arrive before the
+/// tail reaches it: the VersionUpdate of a resent message comes at once, while older entries are still being delivered.
+/// Taking its sequence as the tail's position would skip those. It is therefore remembered separately until the tail
+/// gets there.
 #[derive(Debug, Default)]
 pub(crate) struct Cursor {
-    /// Every entry up to here was seen. `None` until a server or the application said where to start.
+    /// Every entry up to here was seen. `None` until a server or the application has set a starting position.
     seen: Option<Sequence>,
-    /// Seen beyond it, by direct replies.
+    /// Entries beyond `seen` that came as direct replies.
     ahead: BTreeSet<Sequence>,
-    /// Entries that are on their way to the application.
+    /// Number of entries that were handed out and that the application has not taken.
     outstanding: usize,
-    /// The newest one that it took.
+    /// The newest entry that the application took.
     taken: Sequence,
-    /// What the server was told that is safe here.
+    /// What the server was told is safe on this device.
     synced: Told,
-    /// What the application said that is, where it says so itself.
+    /// What the application said is safe (`Device::sync`).
     said: Sequence,
-    /// What the outbox was told, for the next process.
+    /// The position that the outbox keeps for the next process.
     kept: Told,
 }
 
-/// How far somebody was told what is safe here.
+/// How far a receiver was told what is safe here, and since when there is more.
 #[derive(Debug, Default)]
 struct Told {
-    /// `None`: nothing of this log.
+    /// `None`: nothing of this log was told.
     up_to: Option<Sequence>,
-    /// Since when there is more to tell.
+    /// When something untold became safe.
     since: Option<Instant>,
 }
 
@@ -47,7 +48,7 @@ impl Told {
         self.up_to.is_none_or(|up_to| up_to < safe)
     }
 
-    /// When to tell that so much is safe, if that is news.
+    /// When to report that everything up to `safe` is safe; `None` if that was reported.
     fn due(&mut self, safe: Sequence, now: Instant) -> Option<Instant> {
         if !self.is_news(safe) {
             self.since = None;
@@ -58,7 +59,7 @@ impl Told {
         Some(if untold >= SYNC_EVERY { now } else { since + SYNC_WITHIN })
     }
 
-    /// What to tell now, if anything.
+    /// What to report now, if anything.
     fn tell(&mut self, safe: Sequence) -> Option<Sequence> {
         self.is_news(safe).then(|| {
             *self = Told::that(Some(safe));
@@ -72,23 +73,24 @@ impl Cursor {
         Cursor { seen, kept: Told::that(seen), ..Cursor::default() }
     }
 
-    /// What to ask the server to resume from.
+    /// The position from which the server is asked to resume.
     pub(crate) fn resume_from(&self) -> Option<Sequence> {
         self.seen
     }
 
-    /// A session was accepted: the tail starts after `start`, and the log ends at `head`. False if the log is not the one
-    /// that this device had seen: it ends before what was seen, so numbers start over and memory would hide what is new.
+    /// Handles an accepted session: the tail starts after `start`, and the log ends at `head`. Returns `false` if the
+    /// log ends before an entry that this device has seen. Then it is another log: its numbers start over, and the
+    /// remembered position would hide new entries.
     pub(crate) fn accepted(&mut self, start: Sequence, head: Sequence) -> bool {
         let same_log = self.seen.is_none_or(|seen| seen <= head);
         match self.seen {
             Some(seen) if same_log => {
                 self.seen = Some(seen.max(start));
-                // The last SyncAck may not have arrived; repeating it costs one small frame.
+                // The last SyncAck may have been lost; repeating it costs one small frame.
                 self.synced.up_to = Some(Sequence::ZERO);
             }
             seen => {
-                // What the outbox has of another log is wrong.
+                // The outbox's position in another log is wrong.
                 let kept = Told::that(seen.map_or(Some(start), |_| None));
                 let (synced, outstanding) = (Told::that(Some(start)), self.outstanding);
                 *self = Cursor { seen: Some(start), synced, kept, outstanding, ..Cursor::default() };
@@ -98,7 +100,7 @@ impl Cursor {
         same_log
     }
 
-    /// An entry came from the tail. Whether it is new.
+    /// Handles an entry from the tail. Returns whether it is new.
     pub(crate) fn tailed(&mut self, sequence: Sequence) -> bool {
         if sequence == Sequence::ZERO || self.seen.is_some_and(|seen| sequence <= seen) {
             return false;
@@ -109,7 +111,7 @@ impl Cursor {
         new
     }
 
-    /// An entry came as the direct reply to a request. Whether it is new.
+    /// Handles an entry that came as a direct reply. Returns whether it is new.
     pub(crate) fn replied(&mut self, sequence: Sequence) -> bool {
         let Some(seen) = self.seen else { return false };
         if sequence <= seen.next() {
@@ -121,7 +123,7 @@ impl Cursor {
         self.ahead.insert(sequence)
     }
 
-    /// A new entry goes to the application.
+    /// Counts a new entry that is handed to the application.
     pub(crate) fn handed_out(&mut self) {
         self.outstanding += 1;
     }
@@ -132,57 +134,59 @@ impl Cursor {
         self.taken = self.taken.max(sequence);
     }
 
-    /// The server knows by another way that everything up to here is safe (an acknowledgment, profile 8).
+    /// An acknowledgment tells the server that everything up to here is safe (protocol.md §9), so that no SyncAck is
+    /// needed.
     pub(crate) fn covered(&mut self, sequence: Sequence) {
         self.synced.up_to = self.synced.up_to.max(Some(sequence.min(self.safe())));
     }
 
-    /// When a SyncAck is due, if anything is to be told.
+    /// When a SyncAck is due, if there is anything to report.
     pub(crate) fn sync_due(&mut self, now: Instant) -> Option<Instant> {
         self.synced.due(self.safe(), now)
     }
 
-    /// What to tell the server now, if anything.
+    /// What to report to the server now, if anything.
     pub(crate) fn sync(&mut self) -> Option<Sequence> {
         self.synced.tell(self.safe())
     }
 
-    /// The application says that everything up to here is safe, which can be no more than it took. What it has said in all.
+    /// The application says that everything up to here is safe. Entries that it has not taken do not count. Returns the
+    /// furthest position that it has confirmed so far.
     pub(crate) fn say(&mut self, sequence: Sequence) -> Sequence {
         self.said = self.said.max(sequence.min(self.safe()));
         self.said
     }
 
-    /// What it has said, if anything.
+    /// The furthest position that the application has confirmed, if any.
     pub(crate) fn said(&self) -> Option<Sequence> {
         (self.said != Sequence::ZERO).then_some(self.said)
     }
 
-    /// The last entry of the tail that lies before this one, or is it: once the application has taken what it was handed after
-    /// that, it has taken what came before.
+    /// The tail's last entry at or before this one. Once the application has taken everything that was handed out up to
+    /// that entry, it has taken everything before it.
     pub(crate) fn tail_at(&self, sequence: Sequence) -> Sequence {
         self.seen.map_or(sequence, |seen| seen.min(sequence))
     }
 
-    /// When the outbox is to be told, if there is anything. What is `unacknowledged` from some entry on has to come again
-    /// to a later process, which would acknowledge it.
+    /// When the outbox has to be told the position, if it is new. Entries from the oldest `unacknowledged` one on must
+    /// be delivered again to a later process, which then acknowledges them.
     pub(crate) fn keep_due(&mut self, unacknowledged: Option<Sequence>, now: Instant) -> Option<Instant> {
         self.kept.due(self.done(unacknowledged)?, now)
     }
 
-    /// What to tell the outbox now, if anything.
+    /// The position to give to the outbox now, if it is new.
     pub(crate) fn keep(&mut self, unacknowledged: Option<Sequence>) -> Option<Sequence> {
         self.kept.tell(self.done(unacknowledged)?)
     }
 
-    /// Nothing is left to do for anything up to here. `None`: that cannot be said before a server or the application has
-    /// said where to start.
+    /// The last entry up to which nothing is left to do. `None` before a server or the application has set a starting
+    /// position.
     fn done(&self, unacknowledged: Option<Sequence>) -> Option<Sequence> {
         let before = unacknowledged.map(|oldest| Sequence::from(oldest.get().saturating_sub(1)));
         self.seen.map(|_| before.map_or(self.safe(), |before| before.min(self.safe())))
     }
 
-    /// Everything up to here is with the application, or needed nothing from it.
+    /// The last entry up to which everything was taken by the application or needed nothing from it.
     fn safe(&self) -> Sequence {
         let seen = self.seen.unwrap_or(Sequence::ZERO);
         if self.outstanding == 0 { seen } else { self.taken.min(seen) }
@@ -222,16 +226,16 @@ mod tests {
             Reply(u64),
         }
         use Came::{Reply, Tail};
-        // What came, whether it was new, where to resume then.
+        // What came, whether it was new, the position to resume from afterwards.
         let steps = [
             (Tail(0), false, 5),
             (Tail(5), false, 5),
             (Tail(6), true, 6),
             (Tail(6), false, 6),
             (Tail(9), true, 9),
-            // The next in line may be taken as the tail's.
+            // A reply that is next in line counts as the tail's entry.
             (Reply(10), true, 10),
-            // One ahead of the tail must not hide what lies between.
+            // A reply ahead of the tail must not hide the entries in between.
             (Reply(14), true, 10),
             (Reply(14), false, 10),
             (Reply(12), true, 10),
@@ -293,7 +297,7 @@ mod tests {
         assert_eq!(cursor.sync(), None);
         cursor.taken(seq(6));
         assert_eq!(cursor.sync_due(now), Some(now + SYNC_WITHIN));
-        // Waiting does not start over with every entry.
+        // Further entries do not restart the wait.
         cursor.taken(seq(7));
         assert_eq!(cursor.sync_due(now + SYNC_WITHIN / 2), Some(now + SYNC_WITHIN));
         assert_eq!(cursor.sync(), Some(seq(7)));
@@ -301,13 +305,14 @@ mod tests {
         cursor.taken(seq(8));
         cursor.covered(seq(8));
         assert_eq!(cursor.sync(), None);
-        // What needs nothing from the application is safe once nothing is on its way to it.
+        // An entry that needs nothing from the application is safe once the application has taken everything handed
+        // out.
         assert!(cursor.tailed(seq(9)));
         assert_eq!(cursor.sync(), Some(seq(9)));
-        // Many at once do not wait.
+        // Many entries at once are reported without a wait.
         assert!(cursor.tailed(seq(9 + SYNC_EVERY)));
         assert_eq!(cursor.sync_due(now), Some(now));
-        // After a reconnect the last one is told again.
+        // After a reconnect the last position is reported again.
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
         assert!(cursor.accepted(seq(9 + SYNC_EVERY), seq(100)));
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));

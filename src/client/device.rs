@@ -1,4 +1,4 @@
-//! The application's handle on its device: send, acknowledge, ask, move, close.
+//! The application's handle on its device: send, acknowledge, ask, move to another network, close.
 
 use std::fmt;
 use std::future::Future;
@@ -21,25 +21,29 @@ use super::requests::{Answer, RequestReply, SendReply, Sent};
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{AckStatus, DeviceId, Eid, Identity, LocalId, MessageId, Payload, PingStatus, Sequence};
 
-/// Where a device stands with its server.
+/// The state of a device's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// An attempt is under way.
+    /// An attempt to connect is under way.
     Connecting,
     /// A session is open.
     Connected(Session),
-    /// The next attempt comes by itself.
+    /// The connection ended or an attempt failed; the next attempt follows by itself.
     Waiting {
-        /// How long the wait was when it began.
+        /// Length of the wait, counted from its beginning.
         retry_in: Duration,
-        /// Why the one before ended.
+        /// Why the previous connection or attempt ended.
         reason: CloseReason,
     },
-    /// Nothing more happens by itself; [`Device::reconnect`] tries again, unless the application closed it.
+    /// The device has stopped. [`Device::reconnect`] starts it again, unless the application has closed it (dropping
+    /// the last handle counts as closing) or its task has panicked. [`CloseReason`] lists when a device stops.
     Closed(CloseReason),
 }
 
-/// One signed-in device. Clones share it; when the last one is dropped, the device leaves.
+/// A handle on one signed-in device.
+///
+/// Clones are cheap and share the device. When the last one is dropped, the device leaves without waiting for answers;
+/// to wait for them, call [`Device::close`].
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -50,12 +54,12 @@ struct Inner {
     state: watch::Receiver<State>,
     eid: Eid,
     device: DeviceId,
-    /// Random for each process: local ids of two never meet.
+    /// Random for each process, so that two processes never make the same local id.
     name: u128,
     messages: AtomicU64,
 }
 
-/// What a handle asks of the task.
+/// A command from a handle to the device's task.
 pub(crate) enum Command {
     Send { draft: Draft, reply: SendReply, at: Instant },
     Request { payload: Payload, lasting: bool, reply: RequestReply },
@@ -67,8 +71,11 @@ pub(crate) enum Command {
     Close,
 }
 
-/// The answer to a message that was [submitted](Device::submit), when it comes. Dropping it does not take the message
-/// back: [`super::Event::Accepted`] or [`super::Event::Refused`] tells what came of it.
+/// A future of the answer to a message that was [submitted](Device::submit). The output is the same as that of
+/// [`Device::send`].
+///
+/// Dropping it does not take the message back; the result is then reported as [`super::Event::Accepted`] or
+/// [`super::Event::Refused`].
 #[derive(Debug)]
 pub struct Ticket {
     local_id: LocalId,
@@ -77,7 +84,7 @@ pub struct Ticket {
 }
 
 impl Device {
-    /// Options for a device.
+    /// The options of a new device; [`Builder::connect`] starts it.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -92,28 +99,28 @@ impl Device {
         Device { inner: Arc::new(Inner { commands, state, eid, device, name, messages: AtomicU64::new(0) }) }
     }
 
-    /// The user.
+    /// The user's identifier.
     pub fn eid(&self) -> &Eid {
         &self.inner.eid
     }
 
-    /// The device of the user.
+    /// The id of this device.
     pub fn device_id(&self) -> &DeviceId {
         &self.inner.device
     }
 
     // --- State ------------------------------------------------------------------------------------------------------
 
-    /// The state, to look at and to wait on.
+    /// The current state of the connection: read it with `borrow`, wait for a change with `changed`.
     pub fn state(&self) -> watch::Receiver<State> {
         self.inner.state.clone()
     }
 
-    /// Waits until a session is open.
+    /// Waits until a session is open. There is no timeout: while the network fails, the device keeps trying. Wrap the
+    /// call in `tokio::time::timeout` to bound the wait.
     ///
     /// # Errors
-    /// Why there will be none: refused for good, or closed. A network that fails is not a reason: the device goes on
-    /// trying, and the caller bounds its own patience.
+    /// The [`CloseReason`] if the device has stopped (see [`State::Closed`]).
     pub async fn connected(&self) -> Result<Session, CloseReason> {
         let mut state = self.state();
         loop {
@@ -130,20 +137,25 @@ impl Device {
 
     // --- Sending ----------------------------------------------------------------------------------------------------
 
-    /// Sends a text, and waits until the server has it: durable, and numbered.
+    /// Sends a text of 1 byte to 16 KiB of UTF-8, and waits until the server has stored and numbered it. There is no
+    /// timeout: without a connection the message waits for one.
+    ///
+    /// Dropping the future does not take the message back once the device's task has received it, which is normally at
+    /// the first poll (later if many commands are queued).
     ///
     /// # Errors
-    /// See [`SendError`]. Dropping the future once it was polled does not take the message back, unless so many commands wait
-    /// that the device's task has not come to it.
+    /// See [`SendError`].
     pub async fn send_text(&self, to: &Eid, text: impl Into<String>) -> Result<Sent, SendError> {
         self.send(self.draft(to, Content::Text(text.into()))).await
     }
 
-    /// The same under a local id of the application's choice: however often it is called, also after a restart, the
-    /// message is sent once (profile 7).
+    /// Like [`Device::send_text`], under a local id that the application chooses. The message is sent once however
+    /// often this is called, also after a restart; the server remembers local ids for at least seven days (protocol.md
+    /// §7).
     ///
     /// # Errors
-    /// See [`SendError`]; 409 when the id was used for another message.
+    /// See [`SendError`]: [`SendError::Duplicate`] while a message with this local id waits, and [`SendError::Refused`]
+    /// with code 409 if the id was used for another message.
     pub async fn send_text_with(
         &self,
         local_id: LocalId,
@@ -153,7 +165,7 @@ impl Device {
         self.send(Draft { local_id, ..self.draft(to, Content::Text(text.into())) }).await
     }
 
-    /// Sends a draft, and waits until the server has it.
+    /// Sends a draft, and waits until the server has stored and numbered it. Otherwise like [`Device::send_text`].
     ///
     /// # Errors
     /// See [`SendError`].
@@ -163,11 +175,25 @@ impl Device {
         ticket.await
     }
 
-    /// Hands a draft over without waiting for anything; texts go out in the order of these calls, and so does media.
+    /// Queues a draft without waiting. Texts are sent in the order of these calls, and so are media messages.
+    ///
+    /// ```no_run
+    /// # use bimip::client::{Content, Device};
+    /// # use bimip::wire::Eid;
+    /// # async fn example(device: Device, bob: Eid) -> Result<(), Box<dyn std::error::Error>> {
+    /// let first = device.submit(device.draft(&bob, Content::Text("Hey Bob!".to_owned())))?;
+    /// let second = device.submit(device.draft(&bob, Content::Text("Are you there?".to_owned())))?;
+    /// for ticket in [first, second] {
+    ///     let sent = ticket.await?;
+    ///     println!("{} is version {}", sent.local_id, sent.version);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`SendError::OutboxFull`] when the device's task is behind, and [`SendError::Closed`]; what else there may be
-    /// comes through the ticket.
+    /// [`SendError::OutboxFull`] if too many commands wait for the device's task ([`super::limits::COMMANDS_MAX`]), and
+    /// [`SendError::Closed`] if the device has ended. The ticket reports every other error.
     pub fn submit(&self, draft: Draft) -> Result<Ticket, SendError> {
         let (command, ticket) = self.ticket(draft);
         match self.inner.commands.try_send(command) {
@@ -177,10 +203,10 @@ impl Device {
         }
     }
 
-    /// A message of now with a local id of its own.
+    /// A draft with a new random local id and the current time. This does not send it.
     pub fn draft(&self, to: &Eid, content: Content) -> Draft {
         let number = self.inner.messages.fetch_add(1, Ordering::Relaxed);
-        // 32 digits, a hyphen and at most 16: within the 64 bytes of profile 7, and legal.
+        // 32 digits, a hyphen and at most 16 digits: legal, and within the 64 bytes of a local id (protocol.md §4).
         let name = format!("{:032x}-{number:x}", self.inner.name);
         let local_id = LocalId::parse(&name).expect("1 to 64 bytes");
         Draft { local_id, to: to.clone(), content, created_at: unix_ms() }
@@ -188,14 +214,18 @@ impl Device {
 
     // --- Receipts and the log ---------------------------------------------------------------------------------------
 
-    /// Says that a message of `sender`, who is somebody else, was delivered or read (5.9.3). Without a connection it waits for
-    /// one, in memory: a process that ends before the answer has to say it again.
+    /// Acknowledges a message of `sender`, another user, as delivered or read. Returns the status that the server now
+    /// stores, which may be further than `status`.
     ///
-    /// It also tells the server that every entry of the log up to this message is safe on this device, as [`Device::sync`]
-    /// does. Gives the status that is now stored: it may be further than this one.
+    /// It also tells the server that every entry of the log up to this message is safe on this device, as
+    /// [`Device::sync`] does.
+    ///
+    /// Without a connection the acknowledgment waits for one, in memory only: if the process ends before the answer,
+    /// the application has to acknowledge again.
     ///
     /// # Errors
-    /// See [`RequestError`].
+    /// See [`RequestError`]. [`RequestError::Refused`] has code 403 if the message is not to this user and 404 if there
+    /// is no such message.
     pub async fn acknowledge(
         &self,
         message: MessageId,
@@ -215,31 +245,35 @@ impl Device {
         }
     }
 
-    /// Says that everything up to this sequence is safe here (`SyncAck`); for applications that keep what they receive,
-    /// and have switched [`Builder::auto_sync`] off. What the application has not taken yet is not safe, whatever it says. Said
-    /// again on each new connection.
+    /// Tells the server (with a `SyncAck`) and the outbox that every entry of the log up to `sequence` is safe on this
+    /// device, so that a later process does not receive it again. For applications that store what they receive and
+    /// have switched [`Builder::auto_sync`] off; there is an example.
+    ///
+    /// Entries whose events the application has not taken do not count as safe, even if `sequence` covers them. The
+    /// device repeats the newest position on each new connection. The call does not wait for the server.
     ///
     /// # Errors
-    /// [`RequestError::Closed`].
+    /// [`RequestError::Closed`] if the application has closed the device.
     pub async fn sync(&self, sequence: Sequence) -> Result<(), RequestError> {
         self.command(Command::Sync(sequence)).await
     }
 
     // --- Asking -----------------------------------------------------------------------------------------------------
 
-    /// Any request of the protocol that is answered by its `request_id`; `from`, `owner` or `entity` are the caller's to
-    /// set. Made on the connection that is there, and not repeated on another.
+    /// Sends any request of the protocol that is answered by its `request_id`, and returns the answer. The caller sets
+    /// `from`, `owner` or `entity`. The request is sent on the current connection only.
     ///
     /// # Errors
-    /// See [`RequestError`].
+    /// See [`RequestError`]: [`RequestError::NotConnected`] without a connection or if it is lost before the answer,
+    /// and [`RequestError::Unexpected`] for an `ErrorMessage`, which is not a request.
     pub async fn request(&self, payload: Payload) -> Result<Payload, RequestError> {
         Ok(self.ask(payload, false).await?.payload)
     }
 
-    /// Round-trip time to the server's session and back, through the control lane.
+    /// Measures the round-trip time to the server's session, over the control lane.
     ///
     /// # Errors
-    /// See [`RequestError`].
+    /// See [`RequestError`]; [`RequestError::NotConnected`] without a connection.
     pub async fn ping(&self) -> Result<Duration, RequestError> {
         let answer = self.ask(Payload::PingpongMessage(ping(unix_ms())), false).await?;
         match answer.payload {
@@ -248,7 +282,7 @@ impl Device {
         }
     }
 
-    /// Round-trip time of the path as QUIC estimates it; `None` without a connection.
+    /// Round-trip time of the path as QUIC estimates it; `None` without a connection and over TCP.
     pub async fn path_rtt(&self) -> Option<Duration> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::PathRtt(reply)).await.ok()?;
@@ -257,30 +291,40 @@ impl Device {
 
     // --- Moving -----------------------------------------------------------------------------------------------------
 
-    /// Moves to another local address: the connection goes on there (QUIC migration). Without a connection, the next one
-    /// starts there. Gives the new local address, if there is a socket already.
+    /// Moves to another local address and returns the new one.
+    ///
+    /// A QUIC connection continues there (connection migration). A connection over TCP, or one on which nothing has
+    /// arrived for a while although something is owed, is replaced by a new one from there; without a connection, the
+    /// next one starts there. In these cases the result is `None`, as there is no socket yet.
     ///
     /// # Errors
-    /// Whatever the system says to the new socket; the old one stays in use then.
+    /// The system's error if no socket can be opened at `to`, or an error if `to` is of another IP family than the
+    /// connection; the old socket stays in use. Also an error if the application has closed the device.
     pub async fn rebind(&self, to: SocketAddr) -> io::Result<Option<SocketAddr>> {
         self.move_to(Some(to)).await
     }
 
-    /// The network under the device has changed, or has come back: moves to a new socket that the system places, or, when
-    /// there is no connection, or one that has been silent for a while, tries anew at once, with 0-RTT where it can. Also the
-    /// call to make when the phone wakes up: the clock that counts silence stands while it sleeps.
+    /// Call this when the network under the device has changed or come back, and when the phone wakes up (the clock
+    /// that counts silence stands still while it sleeps).
+    ///
+    /// A QUIC connection moves to a new socket, whose address the system chooses and which is returned. If the
+    /// connection is over TCP, or nothing has arrived for a while although something is owed, the device makes a new
+    /// connection at once, with 0-RTT where possible. The same happens if there is no connection; the result is `None`
+    /// then. A device that has stopped stays stopped: see [`Device::reconnect`].
     ///
     /// # Errors
-    /// Whatever the system says to the new socket; the old one stays in use then.
+    /// The system's error if no new socket can be opened; the old one stays in use. Also an error if the application
+    /// has closed the device.
     pub async fn network_changed(&self) -> io::Result<Option<SocketAddr>> {
         self.move_to(None).await
     }
 
-    /// Ends a wait or a refusal and tries at once. Does nothing where an attempt is under way or a session open; one that may
-    /// be dead is for [`Device::network_changed`]. Returns with the state on `Connecting`, or `Connected` if it was.
+    /// Tries to connect at once, if the device is waiting for its next attempt or has stopped. Does nothing while an
+    /// attempt is under way or a session is open; use [`Device::network_changed`] if that session may be dead. When it
+    /// returns, the state is `Connecting`, or `Connected` if it was that before.
     ///
     /// # Errors
-    /// [`RequestError::Closed`] when the application has closed the device.
+    /// [`RequestError::Closed`] if the application has closed the device.
     pub async fn reconnect(&self) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Reconnect(reply)).await?;
@@ -289,17 +333,18 @@ impl Device {
 
     // --- Closing ----------------------------------------------------------------------------------------------------
 
-    /// Leaves: waits, within a bound, for the answers that are under way, tells the server how far it got, and says
-    /// GOODBYE. Messages that are still unanswered stay in a durable outbox.
+    /// Closes the device: waits up to 3 s for pending answers ([`super::limits::CLOSE_WITHIN`]), tells the server how
+    /// far the application got in the log, and closes the connection with GOODBYE. Messages that are still unanswered
+    /// stay in the outbox.
     pub async fn close(&self) {
         let mut state = self.state();
         if self.command(Command::Close).await.is_ok() {
-            // The task lets go of the state when it has ended.
+            // The task drops its end of the state when it has ended.
             while state.changed().await.is_ok() {}
         }
     }
 
-    /// The user on this device, as requests have it.
+    /// The user and device, as requests carry them.
     pub(super) fn identity(&self) -> Identity {
         self.inner.eid.device_identity(&self.inner.device)
     }
@@ -347,7 +392,7 @@ impl fmt::Debug for Device {
 }
 
 impl Ticket {
-    /// The message's name.
+    /// The message's local id.
     pub fn local_id(&self) -> &LocalId {
         &self.local_id
     }
@@ -369,7 +414,7 @@ fn reason(state: &watch::Receiver<State>) -> CloseReason {
     }
 }
 
-/// The wall clock, Unix milliseconds.
+/// The wall clock, in Unix milliseconds.
 pub(crate) fn unix_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -1,4 +1,4 @@
-//! From a server's name to a connection: token, look-up, then QUIC and TLS over TCP in a race, each step in bounded time.
+//! Connects to a server by name: token, name look-up, then a race of QUIC and TLS over TCP, each step in bounded time.
 
 use std::fmt;
 use std::future::Future;
@@ -27,15 +27,15 @@ use super::token::TokenSource;
 use super::transport::{Transport, Transports};
 use crate::wire::ALPN;
 
-/// Everything that an attempt needs, and what is learnt from attempts.
+/// What an attempt needs, and what was learnt from earlier attempts.
 pub(crate) struct Dialer {
     /// `host:port`.
     pub(crate) server: String,
-    /// What the certificate must be for.
+    /// The name for which the certificate must be valid.
     pub(crate) server_name: String,
     pub(crate) transports: Transports,
     pub(crate) quic: ClientConfig,
-    /// The store of tickets within `quic`.
+    /// The ticket store inside `quic`.
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) tcp: Arc<rustls::ClientConfig>,
     pub(crate) tokens: Arc<dyn TokenSource>,
@@ -46,11 +46,12 @@ pub(crate) struct Dialer {
     pub(crate) qlog: Option<Traced>,
 }
 
-/// Gives the writer of a connection's trace.
+/// Returns the writer of a connection's trace.
 #[cfg(feature = "qlog")]
 pub(crate) type TraceSink = Box<dyn Fn() -> Option<Box<dyn std::io::Write + Send + Sync>> + Send + Sync>;
 
-/// What makes a connection that is traced: its transport, which quinn does not let us copy, is made anew for each.
+/// The settings of a traced connection. quinn's transport configuration cannot be cloned, so each connection gets a new
+/// one.
 #[cfg(feature = "qlog")]
 pub(crate) struct Traced {
     pub(crate) sink: TraceSink,
@@ -58,33 +59,33 @@ pub(crate) struct Traced {
     pub(crate) idle_timeout: Duration,
 }
 
-/// What an attempt starts from.
+/// The inputs of an attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Attempt {
-    /// The socket of the connection before, if it may still be good.
+    /// The socket of the previous connection, if it may still be usable.
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) bind: Option<SocketAddr>,
-    /// Failures before this one.
+    /// Number of failed attempts before this one.
     pub(crate) number: u32,
-    /// Somebody who knows says that there is a network.
+    /// The application says that there is a network.
     pub(crate) hinted: bool,
-    /// The token that the server refused, and how.
+    /// The token that the server refused, and the reason of that close.
     pub(crate) refused: Option<(String, CloseReason)>,
 }
 
-/// A QUIC connection whose handshake is under way, and that takes 0-RTT data already.
+/// A QUIC connection whose handshake is under way, and which already accepts 0-RTT data.
 pub(crate) struct Early {
     pub(crate) connection: Connection,
     pub(crate) token: String,
     pub(crate) started: Instant,
 }
 
-/// What an attempt comes to.
+/// The result of a successful attempt.
 pub(crate) struct Dialed {
     pub(crate) carrier: Carrier,
     pub(crate) token: String,
     pub(crate) started: Instant,
-    /// The device's own address towards the server.
+    /// The device's own IP address towards the server.
     pub(crate) network: Option<IpAddr>,
 }
 
@@ -92,13 +93,14 @@ pub(crate) enum Carrier {
     Quic {
         endpoint: Endpoint,
         connection: Connection,
-        /// What was sent on the [`Early`] connection has arrived. If not, it never will: its lanes are to be opened anew.
+        /// Whether the server accepted what was sent on the [`Early`] connection. If not, it never will, and the lanes
+        /// have to be opened again.
         early: bool,
     },
     Tcp(Box<TcpStream>),
 }
 
-/// Why it did not.
+/// Why an attempt failed.
 #[derive(Debug)]
 pub(crate) enum DialError {
     /// Worth another attempt.
@@ -114,8 +116,8 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// One attempt. A connection that takes 0-RTT data is handed to `early` at once; whether that was taken, or another
-    /// connection was faster, is in the result.
+    /// Makes one attempt. A connection that accepts 0-RTT data is passed to `early` at once. The result says whether
+    /// the server accepted that data, or whether another connection was faster.
     pub(crate) async fn dial(
         self: Arc<Self>,
         mut attempt: Attempt,
@@ -134,7 +136,7 @@ impl Dialer {
         let (bind, number) = (attempt.bind, attempt.number);
         let shown = token.clone();
         let give = |connection: &Connection| {
-            // Full or closed: then there are no 0-RTT data, and nothing else is different.
+            // If the channel is full or closed, there is no 0-RTT data; nothing else changes.
             let _ = early.try_send(Early { connection: connection.clone(), token: shown.clone(), started });
         };
         let quic = async {
@@ -142,7 +144,7 @@ impl Dialer {
             self.try_quic(&mut attempt, &addresses, give).await
         };
         let waited = AtomicBool::new(false);
-        // Where one family of addresses leads nowhere, the two transports should not both wait for it.
+        // If addresses of one IP family lead nowhere, the two transports should not both wait for it.
         let for_tcp = if self.has_reached(addresses[0]) { addresses.clone() } else { other_family_first(&addresses) };
         let tcp = async {
             let begun = Instant::now();
@@ -161,7 +163,7 @@ impl Dialer {
         if let Some(network) = network {
             match carrier {
                 Carrier::Quic { .. } => self.networks().quic_worked(network),
-                // TCP's own first packet had to be repeated: nothing at all got through before.
+                // TCP's own first packet had to be repeated, so nothing at all got through before.
                 Carrier::Tcp(_) if tried.load(Ordering::Relaxed) && waited.load(Ordering::Relaxed) => {
                     self.networks().quic_was_outrun(network, Instant::now());
                 }
@@ -174,7 +176,7 @@ impl Dialer {
         Ok(Dialed { carrier, token, started, network })
     }
 
-    /// QUIC alone, while a TCP connection is in use: it is better where it works.
+    /// Tries QUIC alone, while a TCP connection is in use: QUIC is better where it works.
     pub(crate) async fn dial_quic(
         self: Arc<Self>,
         bind: Option<SocketAddr>,
@@ -198,7 +200,7 @@ impl Dialer {
         self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A token, in bounded time.
+    /// Gets a token, in bounded time.
     pub(crate) async fn token(&self) -> Result<String, CloseReason> {
         match timeout(LOOKUP_WITHIN, self.tokens.token()).await {
             Ok(Ok(token)) => Ok(token),
@@ -207,7 +209,7 @@ impl Dialer {
         }
     }
 
-    /// For one connection.
+    /// The configuration of one connection.
     fn config(&self) -> ClientConfig {
         #[cfg(feature = "qlog")]
         if let Some(Traced { sink, keep_alive, idle_timeout }) = &self.qlog
@@ -246,7 +248,7 @@ impl Dialer {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
-    /// Every address in turn.
+    /// Tries every address in turn.
     async fn try_quic(
         &self,
         attempt: &mut Attempt,
@@ -297,7 +299,7 @@ impl Dialer {
             silent()
         })?;
         match connection.close_reason() {
-            // The early session has ended, and says why; the attempt goes on.
+            // The early session has ended and reported why; the attempt continues.
             Some(ConnectionError::LocallyClosed) => {
                 Err(CloseReason::Network("closed before the handshake was over".into()))
             }
@@ -330,8 +332,8 @@ impl Dialer {
     }
 }
 
-/// The first to get through; `second` starts when `first` has failed or taken a while. What another transport cannot
-/// mend ends both.
+/// Returns the first transport to connect. `second` starts when `first` has failed or [`RACE_DELAY`] is over. A failure
+/// that another transport cannot avoid ends both.
 async fn race(
     first: impl Future<Output = Result<Carrier, CloseReason>>,
     second: impl Future<Output = Result<Carrier, CloseReason>>,
@@ -370,11 +372,11 @@ async fn connect_tcp(
 ) -> io::Result<TcpStream> {
     let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
     if let Some(bind) = bind {
-        // The port is UDP's: TCP takes any.
+        // The chosen port is for UDP; TCP uses any.
         socket.bind(SocketAddr::new(bind.ip(), 0))?;
     }
     let stream = socket.connect(address).await?;
-    // Frames are gathered before they are written; waiting for more would only delay them.
+    // Frames are already batched before they are written, so Nagle's algorithm would only delay them.
     stream.set_nodelay(true)?;
     let stream = connector.connect(name, stream).await?;
     match stream.get_ref().1.alpn_protocol() {
@@ -390,25 +392,25 @@ fn tcp_reason(error: &io::Error, address: SocketAddr) -> CloseReason {
     }
 }
 
-/// A socket of one's own on this address.
+/// Opens a new UDP socket on this address.
 pub(crate) fn endpoint(bind: SocketAddr) -> io::Result<Endpoint> {
     Endpoint::new(EndpointConfig::default(), None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))
 }
 
-/// The same addresses, those of another family than the first one's first.
+/// The same addresses, with those of the other IP family than the first one's in front.
 fn other_family_first(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let of_first = |address: &&SocketAddr| address.is_ipv6() == addresses[0].is_ipv6();
     let (same, other): (Vec<_>, Vec<_>) = addresses.iter().partition(of_first);
     [other, same].concat()
 }
 
-/// Any address of the same family, any port.
+/// The unspecified address of the same IP family, with any port.
 pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
     let ip = if like.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
     SocketAddr::new(ip, 0)
 }
 
-/// Where the system would send from, which costs no packet.
+/// The address from which the system would send; finding it costs no packet.
 fn own_address(server: SocketAddr, bind: Option<SocketAddr>) -> Option<IpAddr> {
     let socket =
         UdpSocket::bind(bind.map_or_else(|| unspecified(server), |bind| SocketAddr::new(bind.ip(), 0))).ok()?;
@@ -416,7 +418,7 @@ fn own_address(server: SocketAddr, bind: Option<SocketAddr>) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// Host and port of `host:port`, an IPv6 address in brackets.
+/// The host in `host:port`, without the brackets of an IPv6 address; `None` if this is not `host:port`.
 pub(crate) fn host(server: &str) -> Option<&str> {
     let (host, port) = server.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|port| *port != 0)?;

@@ -1,4 +1,4 @@
-//! What can go wrong on the device's side, in the words that an application acts on.
+//! The errors of the device side, grouped by what an application does about them.
 
 use std::io;
 use std::time::Duration;
@@ -6,16 +6,18 @@ use std::time::Duration;
 use super::limits::{STABLE_AFTER, WORKED_AFTER};
 use crate::wire::{CloseCode, ErrorCode, ErrorMessage, IdError, LocalId};
 
-/// The options do not make a device.
+/// Why [`Builder::connect`](super::Builder::connect) did not start a device. Nothing was started; correct the option
+/// and call it again.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// An option without which there is no device.
+    /// A required option is not set, or there is no tokio runtime.
     #[error("`{0}` is missing: set it on the builder")]
     Missing(&'static str),
-    /// The eid or the device id is none.
+    /// The eid or the device id is malformed. `Builder::connect` never returns this: the application's `?` makes it
+    /// from the error of [`Eid::parse`](crate::wire::Eid::parse) or [`DeviceId::parse`](crate::wire::DeviceId::parse).
     #[error("{0}")]
     Identity(#[from] IdError),
-    /// The server is not `host:port`.
+    /// The server is not given as `host:port`.
     #[error("`{0}` is not a server address: use host:port")]
     Server(String),
     /// The trusted certificates could not be read.
@@ -26,41 +28,41 @@ pub enum BuildError {
         /// What is wrong with it.
         reason: String,
     },
-    /// TLS refused the settings.
+    /// TLS or QUIC rejected the settings.
     #[error("TLS settings: {0}")]
     Tls(String),
-    /// Two options that exclude each other.
+    /// Two options exclude each other.
     #[error("{0}")]
     Contradiction(&'static str),
-    /// The outbox could not be read.
+    /// The outbox could not be read, or it belongs to another user.
     #[error("cannot read the outbox: {0}")]
     Outbox(#[source] io::Error),
-    /// The system has no randomness.
+    /// The system supplied no randomness.
     #[error("no randomness from the system: {0}")]
     Random(String),
 }
 
-/// An error that the server answered with (profile 9).
+/// An error with which the server answered (protocol.md §15).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}{}", if details.is_empty() { String::new() } else { format!(" ({details})") })]
 pub struct Refusal {
-    /// As on the wire; [`Refusal::kind`] names it.
+    /// The code as on the wire; [`Refusal::kind`] names it.
     pub code: i32,
-    /// For people.
+    /// Explanation in English, for logs.
     pub message: String,
-    /// The payload field that caused it.
+    /// Field name of the payload that caused the error; empty if unknown.
     pub route: String,
-    /// A `message_id_local`, milliseconds to wait, or the reason.
+    /// Depends on the code: a `message_id_local`, the milliseconds to wait, or the reason in words. May be empty.
     pub details: String,
 }
 
 impl Refusal {
-    /// The code, where it is one that this version knows.
+    /// The code as an enum; `None` if this version does not know it.
     pub fn kind(&self) -> Option<ErrorCode> {
         ErrorCode::from_code(self.code)
     }
 
-    /// How long the server asks to wait, when it does (429).
+    /// How long the server asks to wait before the next attempt (error 429); `None` for other errors.
     pub fn wait(&self) -> Option<Duration> {
         (self.kind() == Some(ErrorCode::TooFast))
             .then(|| self.details.trim().parse().ok().map(Duration::from_millis))?
@@ -73,132 +75,156 @@ impl From<ErrorMessage> for Refusal {
     }
 }
 
-/// Why a message was not sent, or not known to be.
+/// Why a message was not sent, or why it is not known whether it was.
+///
+/// A missing network is not an error: the device waits for a connection. It also repeats by itself what the server puts
+/// off (errors 408, 429 and 503).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// It breaks a bound of the protocol, and never left.
+    /// The message breaks a rule of the protocol and was not sent: an empty or too long field, or the user's own eid as
+    /// recipient. Correct the draft.
     #[error("not a message that can be sent: {0}")]
     Invalid(&'static str),
-    /// Too much waits already. Nothing was sent; try again later.
+    /// Too many messages or bytes already wait ([`super::limits::OUTBOX_MESSAGES_MAX`],
+    /// [`super::limits::OUTBOX_BYTES_MAX`]). The message was not sent. Try again later.
     #[error("the outbox is full")]
     OutboxFull,
-    /// The outbox could not keep it. Nothing was sent.
+    /// The outbox could not store the message, for example because the disk is full. The message was not sent.
     #[error("the outbox failed: {0}")]
     Outbox(String),
-    /// A message with this local id waits already: its own answer is on the way.
+    /// A message with this local id is already waiting. Wait for the answer to that one.
     #[error("a message with the local id {0} is being sent")]
     Duplicate(LocalId),
-    /// The answer lies behind events that the application does not take, more than are read ahead of it
-    /// ([`super::limits::AHEAD_BYTES_MAX`]). The message keeps its place in the outbox, and that it was accepted comes as
-    /// [`super::Event::Accepted`].
+    /// The answer lies behind events that the application has not taken, further than the device reads ahead
+    /// ([`super::limits::AHEAD_BYTES_MAX`]). The message stays in the outbox; its acceptance is reported as
+    /// [`super::Event::Accepted`]. Take events. Do not send the message again under another local id.
     #[error("the answer lies behind events that are not taken")]
     Unread,
-    /// The server refuses it.
+    /// The server refused the message and will not accept it unchanged. Common codes: 403 (the recipient has blocked
+    /// this user), 404 (the recipient's domain is not served), 409 (the local id was used for another message).
     #[error("refused by the server: {0}")]
     Refused(#[from] Refusal),
-    /// The device had stopped already: the message was not taken, and will not be sent.
+    /// The device had already stopped. The message was not taken and will not be sent.
     #[error("the device is closed: {0}")]
     Closed(CloseReason),
-    /// The device stopped before the answer came: whether the server has the message is not known. It keeps its place in the
-    /// outbox, and goes out with the same local id when the device connects again ([`super::Device::reconnect`], or a new
-    /// process with a durable outbox). Sending it under another name could double it.
+    /// The device stopped before the answer arrived: it is not known whether the server has the message. The message
+    /// stays in the outbox and is sent under the same local id when the device connects again: after
+    /// [`super::Device::reconnect`] or, with a durable outbox, in a new process. Do not send it again under another
+    /// local id: the recipient could get it twice.
     #[error("the device was closed before the server answered: {0}")]
     Unanswered(CloseReason),
 }
 
-/// Why a request brought no answer.
+/// Why a request did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The server refuses it.
+    /// The server refused the request. After code 429, repeat it after [`Refusal::wait`]; after 503, with backoff. With
+    /// another code, the same request would be refused again.
     #[error("refused by the server: {0}")]
     Refused(#[from] Refusal),
-    /// It breaks a bound of the protocol, and never left.
+    /// The request breaks a rule of the protocol and was not sent. Correct the arguments.
     #[error("not a request that can be made: {0}")]
     Invalid(&'static str),
-    /// The server understood it, and says that it was not done, and perhaps why.
+    /// The server understood the request but did not carry it out. Contains the server's reason; may be empty.
     #[error("not done by the server{}", if .0.is_empty() { String::new() } else { format!(": {}", .0) })]
     Failed(String),
-    /// No answer came in time.
+    /// No answer came within [`super::limits::REQUEST_WITHIN`]. It is not known whether the server carried the request
+    /// out. It is safe to repeat (protocol.md §8).
     #[error("no answer in time")]
     TimedOut,
-    /// Not connected, or not any more; for requests that make no sense later, such as a ping.
+    /// There is no connection, or it was lost before the answer arrived. Only requests that are not worth repeating
+    /// later, such as a ping, fail with this. Wait for [`super::Device::connected`] and ask again.
     #[error("not connected")]
     NotConnected,
-    /// Too many wait already.
+    /// Too many requests already wait for their answers ([`super::limits::REQUESTS_MAX`]). The request was not sent.
+    /// Try again once others are answered.
     #[error("too many requests are waiting for an answer")]
     Busy,
-    /// The answer lies behind events that the application does not take, more than are read ahead of it
-    /// ([`super::limits::AHEAD_BYTES_MAX`]). Whether the server did it is not known; take events, and ask again.
+    /// The answer lies behind events that the application has not taken, further than the device reads ahead
+    /// ([`super::limits::AHEAD_BYTES_MAX`]). It is not known whether the server carried the request out. Take events,
+    /// then ask again.
     #[error("the answer lies behind events that are not taken")]
     Unread,
-    /// The answer is not one to this request.
+    /// The server's answer does not fit the request: a fault of the server, or a version that this library does not
+    /// know.
     #[error("the server's answer does not fit the request")]
     Unexpected,
-    /// The device is closed.
+    /// The device is closed. [`super::Device::reconnect`] starts it again, unless the application closed it or its task
+    /// panicked.
     #[error("the device is closed: {0}")]
     Closed(CloseReason),
 }
 
-/// Why a connection, or an attempt at one, came to its end.
+/// Why a connection, or an attempt to make one, ended.
+///
+/// After most of these the device reconnects by itself. It stops, with [`super::State::Closed`], after [`Local`], after
+/// GOODBYE and REPLACED from the server, when the server refused a token and the token source returns the same token
+/// again, and when tokens were refused [`super::limits::REFUSALS_MAX`] times in a row.
+///
+/// [`Local`]: CloseReason::Local
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
-    /// The application closed the device.
+    /// The application closed the device, or dropped its last handle.
     #[error("closed by the application")]
     Local,
-    /// The server closed the connection.
+    /// The server closed the connection. protocol.md §14 says what each code means. After UNAUTHENTICATED and REVOKED
+    /// the device asks its token source for another token.
     #[error("closed by the server: {}{}", code.name(), if reason.is_empty() { String::new() } else { format!(" ({reason})") })]
     Server {
-        /// The close code (profile 2).
+        /// The close code.
         code: CloseCode,
-        /// For people: the close's reason, or the error before it.
+        /// For logs: the reason of the close, or the message of the error before it.
         reason: String,
     },
-    /// The token source had none to give.
+    /// The token source failed, or took longer than [`super::limits::LOOKUP_WITHIN`]. Contains its error. The device
+    /// asks again after a backoff.
     #[error("no token: {0}")]
     NoToken(String),
-    /// The server's certificate, or TLS otherwise, does not fit. Another attempt would end the same way, but may be
-    /// made: a certificate can be replaced.
+    /// The server's certificate, or TLS in another respect, was not accepted. The device keeps trying, because a
+    /// certificate can be replaced, but each attempt ends the same way until something changes: check the trusted roots
+    /// and the server name.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The server answers, and takes no sign-in now: too many at once (429), or it cannot serve (503).
+    /// The server accepts no sign-in now: there are too many at once (429), or it cannot serve (503). The device tries again
+    /// after the time that the server asked for and a backoff.
     #[error("the server takes no sign-in now ({0})")]
     PutOff(Refusal),
-    /// The network, the name, or a server that does not answer.
+    /// The network failed, the name could not be resolved, or the server did not answer. The device tries again after a
+    /// backoff.
     #[error("{0}")]
     Network(String),
-    /// What the server sent is not the protocol.
+    /// The server sent something that violates the protocol. The device tries again after a backoff.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),
-    /// The device's task panicked: code of the application's that it calls (token source, outbox, trace), or the library's.
-    /// The device does nothing more.
+    /// The device's task panicked, in this library or in application code that it calls (token source, outbox, trace).
+    /// The device does nothing more; start a new one.
     #[error("the device's task panicked")]
     Panicked,
 }
 
 impl CloseReason {
-    /// Whether a token that was accepted now is what is missing.
+    /// Whether the connection ended for want of an acceptable token.
     pub(crate) fn wants_new_token(&self) -> bool {
         matches!(self, CloseReason::Server { code: CloseCode::Unauthenticated | CloseCode::Revoked, .. })
     }
 
-    /// Whether the attempt at a connection was a success whose session ended so, at this age: the next one need not wait
-    /// longer than the first.
+    /// Whether a session that ended for this reason at this age counts as a success, which resets the backoff.
     pub(crate) fn was_success(&self, age: Duration) -> bool {
         match self {
             CloseReason::Server { code: CloseCode::Draining, .. } => true,
-            // It would come to the same.
+            // Another session would end the same way.
             CloseReason::Server { code: CloseCode::Abuse | CloseCode::ProtocolViolation, .. } => false,
             CloseReason::Network(_) => age >= WORKED_AFTER,
             _ => age >= STABLE_AFTER,
         }
     }
 
-    /// Whether another session of the same device took the place of this one.
+    /// Whether another session of the same device took this one's place.
     pub(crate) fn is_replaced(&self) -> bool {
         matches!(self, CloseReason::Server { code: CloseCode::Replaced, .. })
     }
 
-    /// Whether it is for the application to decide to come back.
+    /// Whether the device stops and leaves it to the application to reconnect.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, CloseReason::Local | CloseReason::Server { code: CloseCode::Goodbye | CloseCode::Replaced, .. })
     }

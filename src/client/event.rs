@@ -1,4 +1,4 @@
-//! What an application hears of: messages, receipts, presence and the connection, parsed from the wire.
+//! What an application receives: messages, receipts, presence and changes of the connection, parsed from the wire.
 
 use std::time::Instant;
 
@@ -10,112 +10,118 @@ use crate::wire::proto::{
 };
 use crate::wire::{AckStatus, Author, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
-/// One thing that happened, in the order in which it did.
+/// Something that happened. Events come in the order in which it happened.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// A session was accepted.
     Connected(Session),
-    /// The connection is gone; the device comes back by itself unless its state is `Closed`.
+    /// The session ended. The device reconnects by itself unless its state is [`Closed`](super::State::Closed).
     Disconnected(CloseReason),
-    /// A message of a peer, or of another device of the same user. Each comes once.
+    /// A message from a peer, or a copy of one that this user sent from another device. Each comes once.
     Message(Message),
-    /// The server has numbered a message of this device that nobody waits for: sent before a restart, or its
-    /// [`super::Ticket`] was dropped.
+    /// The server has accepted a message of this device for which no call waits any more: one that was sent before a
+    /// restart, whose [`super::Ticket`] or future was dropped, or whose call ended with an error that leaves the
+    /// message in the outbox.
     Accepted(Accepted),
-    /// Somebody has received or read.
+    /// A message was delivered or read: one of this user's by its recipient, or one that this user acknowledged on
+    /// another device.
     Acknowledged(Acknowledged),
-    /// The server refused something that nobody waits for.
+    /// The server refused something for which no call waits.
     Refused(Refused),
-    /// The presence of a contact, as on the wire (5.2).
+    /// The presence of a contact, or a change made on another device of this user, as on the wire (BIMip-Foundation
+    /// 5.2; protocol.md §12).
     Presence(AwarenessNotification),
 }
 
-/// An accepted session (profile 3).
+/// An accepted session (protocol.md §5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The server's name for it.
+    /// The server's id of the session; it also appears in the server's log.
     pub session_id: String,
-    /// The server's own name.
+    /// The server's name.
     pub server: String,
-    /// The server's clock, Unix milliseconds.
+    /// The server's clock at acceptance, in Unix milliseconds.
     pub server_time: i64,
-    /// Newest entry of the user's log.
+    /// Newest entry of the user's log; zero if the log is empty.
     pub log_head: Sequence,
-    /// The tail starts after it.
+    /// Entries after this one are delivered.
     pub resume_from: Sequence,
-    /// Entries between what this device asked for and `resume_from` are gone: they were older than the server keeps, or
-    /// the log is another one. `HistoryRequest` may still have their messages.
+    /// Entries between the position that this device asked for and `resume_from` are missing: they were older than what
+    /// the server keeps, or the server lost its data and started a new log. [`super::Device::history`] may still have
+    /// the messages.
     pub gap: bool,
-    /// When the token runs out, Unix milliseconds; 0 if the server did not say.
+    /// When the token expires, in Unix milliseconds; 0 if the server did not say. The device renews it before that.
     pub token_expires_at: i64,
-    /// What carries it.
+    /// The transport of the connection.
     pub transport: Transport,
-    /// `SessionOpen` and what waited went out in the connection's first flight (0-RTT).
+    /// Whether `SessionOpen`, and the messages that waited, were sent in the connection's first flight (0-RTT).
     pub early: bool,
-    /// From the first packet to the acceptance: what a person waits for.
+    /// Time from the start of the attempt, when the token was at hand, to the acceptance. Includes the look-up of the
+    /// name.
     pub connected_in: std::time::Duration,
 }
 
-/// What a message carries.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// 1 byte to 16 KiB.
+    /// A text of 1 byte to 16 KiB of UTF-8.
     Text(String),
-    /// Metadata of a media message; its bytes are elsewhere.
+    /// Metadata of a media message. The file itself is stored elsewhere.
     Media(Media),
 }
 
-/// Metadata of a media message (5.9.1, profile 1).
+/// Metadata of a media message (5.9.1; protocol.md §7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Media {
-    /// Picture, sound, film or file.
+    /// The kind of file.
     pub kind: MediaType,
-    /// Outgoing: an https address, or an id that the server resolves. Incoming: the address.
+    /// Outgoing: an `https` address of at most 2,048 bytes, or an id from which the server builds the address.
+    /// Incoming: the address.
     pub url: String,
-    /// May be empty.
+    /// At most 1 KiB of UTF-8; may be empty.
     pub caption: String,
-    /// May be empty.
+    /// An `https` address of at most 2,048 bytes; may be empty.
     pub thumbnail_url: String,
-    /// Of the media file.
+    /// Size of the media file in bytes: 0 to 4 GiB.
     pub size_bytes: i64,
 }
 
 /// A message as this device's user sees it (5.9.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Position in the user's log: ascending, each once.
+    /// Position in the user's log. Sequences ascend, and each comes once. Zero in a [`super::Page`] of history.
     pub sequence: Sequence,
-    /// Whose copy it is: `Receiver`, or `Sender` when another device of the same user sent it.
+    /// Whose copy this is: `Receiver`, or `Sender` if another device of this user sent the message.
     pub author: Author,
-    /// The server's name for it.
+    /// The server's id of the message.
     pub message_id: MessageId,
-    /// The sender's name for it, where the server passes it on.
+    /// The sender's id of the message, if the server passes it on.
     pub local_id: Option<LocalId>,
-    /// The conversation.
+    /// The chat.
     pub chat_id: ChatId,
-    /// Position in it.
+    /// Position in the chat.
     pub version: Version,
-    /// Who sent it.
+    /// The sender.
     pub from: Eid,
-    /// On which device, where the server says.
+    /// The sender's device, if the server says it.
     pub from_device: Option<DeviceId>,
-    /// Who receives it.
+    /// The recipient.
     pub to: Eid,
-    /// What it says.
+    /// The content.
     pub content: Content,
-    /// How far it got.
+    /// The state at the time of sending (`Unread` or `Sent`), or the current state in a [`super::Page`] of history.
     pub acknowledgment: AckStatus,
-    /// The sender's clock, Unix milliseconds.
+    /// When the sender wrote it, by the sender's clock, in Unix milliseconds.
     pub created_at: i64,
-    /// The server's clock, Unix milliseconds.
+    /// When the server accepted it, in Unix milliseconds.
     pub server_received_at: i64,
-    /// When it came here.
+    /// When this device received it.
     pub received: Instant,
 }
 
 impl Message {
-    /// The text, if it is one.
+    /// The text; `None` for a media message.
     pub fn text(&self) -> Option<&str> {
         match &self.content {
             Content::Text(text) => Some(text),
@@ -124,60 +130,61 @@ impl Message {
     }
 }
 
-/// The server's numbering of a message of this device (5.10).
+/// The server's acceptance of a message of this device (5.10; protocol.md §7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
     /// Position in the user's log.
     pub sequence: Sequence,
-    /// The device's own name for the message.
+    /// The device's id of the message.
     pub local_id: LocalId,
-    /// The server's name for it.
+    /// The server's id of the message.
     pub message_id: MessageId,
-    /// The conversation.
+    /// The chat.
     pub chat_id: ChatId,
-    /// Position in it.
+    /// Position in the chat.
     pub version: Version,
-    /// The server's clock, Unix milliseconds.
+    /// When the server accepted it, in Unix milliseconds.
     pub timestamp: i64,
 }
 
-/// A receipt (5.9.3).
+/// A receipt: messages were delivered or read (5.9.3; protocol.md §7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
-    /// Position in the user's log; zero for a direct reply.
+    /// Position in the user's log; zero in a direct reply.
     pub sequence: Sequence,
-    /// Who acknowledged.
+    /// The user who acknowledged.
     pub by: Eid,
-    /// Who had sent the message.
+    /// The user who sent the messages.
     pub sender: Eid,
-    /// Of which messages.
+    /// The messages that were acknowledged.
     pub target: AckTarget,
-    /// The state that is now stored.
+    /// The state that the server now stores.
     pub status: AckStatus,
-    /// When it was reached, Unix milliseconds.
+    /// When that state was reached, in Unix milliseconds.
     pub timestamp: i64,
 }
 
-/// Which messages an acknowledgment is about (profile 7).
+/// Which messages an acknowledgment is about (protocol.md §7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AckTarget {
-    /// One.
+    /// One message.
     Message(MessageId),
-    /// Every message of the chat up to and with this version.
+    /// Every message of the chat up to and including this version.
     UpTo(ChatId, Version),
 }
 
-/// A refusal that nobody waits for.
+/// A refusal for which no call waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The message that it is about, if it is about one.
+    /// The message that was refused; `None` if the refusal is not about a message. A message that was refused has left
+    /// the outbox.
     pub local_id: Option<LocalId>,
-    /// What the server says.
+    /// The server's error.
     pub refusal: Refusal,
 }
 
 impl Message {
-    /// From the wire; `None` if it is not a message of the protocol.
+    /// Parses the wire form; `None` if it is not a valid message.
     pub(crate) fn parse(message: ChatMessage, sequence: Sequence, received: Instant) -> Option<Message> {
         let author = [Author::Sender, Author::Receiver].into_iter().find(|author| author.as_str() == message.author)?;
         let content = match message.payload? {
@@ -213,7 +220,7 @@ impl Message {
 }
 
 impl Accepted {
-    /// From the wire; `None` if it is not a numbering.
+    /// Parses the wire form; `None` if it is not a valid VersionUpdate.
     pub(crate) fn parse(update: &VersionUpdate, sequence: Sequence) -> Option<Accepted> {
         Some(Accepted {
             sequence,
@@ -227,7 +234,7 @@ impl Accepted {
 }
 
 impl Acknowledged {
-    /// From the wire; `None` if it is not a receipt.
+    /// Parses the wire form; `None` if it is not a valid receipt.
     pub(crate) fn parse(receipt: &AcknowledgmentResponse, sequence: Sequence) -> Option<Acknowledged> {
         let target = if receipt.message_id.is_empty() {
             AckTarget::UpTo(ChatId::parse(&receipt.chat_id).ok()?, Version::from_wire(receipt.up_to_version))
@@ -246,7 +253,7 @@ impl Acknowledged {
 }
 
 impl Session {
-    /// From the wire.
+    /// Converts the wire form.
     pub(crate) fn parse(
         accept: SessionAccept,
         gap: bool,

@@ -1,5 +1,5 @@
-//! The families of the protocol beside sending, one call each: history, receipts in bulk, presence, the list of
-//! subscribers, blocks, revocation and leaving.
+//! The protocol's other request families, one method each: media, history, bulk receipts, presence, subscribers,
+//! blocks, revocation and sign-out.
 
 use std::time::Duration;
 
@@ -17,82 +17,85 @@ use crate::wire::{
     PingStatus, RevokeStatus, Sequence, SubscriberStatus, Version,
 };
 
-/// A page of a chat (profile 8).
+/// A page of a chat's history (protocol.md §10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The conversation.
+    /// The chat.
     pub chat_id: ChatId,
-    /// Newest last, with their current states; their `sequence` is zero, as they do not come from the log.
+    /// The messages, oldest first, each with its current acknowledgment. Their `sequence` is zero, as they do not come
+    /// from the log.
     pub messages: Vec<Message>,
-    /// Nothing lies beyond in the direction asked for.
+    /// Whether nothing more lies in the direction that was asked for.
     pub complete: bool,
 }
 
-/// What may be known of a user's presence (5.2, profile 5).
+/// What this user may know about a user's presence (BIMip-Foundation 5.2; protocol.md §12).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Presence {
-    /// `Unknown`: not for this user to know, or nobody there; which of them is not told.
+    /// The status. `Unknown`: this user may not see it, or there is no such user; the server does not say which.
     pub status: AwarenessStatus,
-    /// Unix milliseconds; 0 where it is not told.
+    /// When the user was last there, in Unix milliseconds; 0 if not disclosed.
     pub last_seen: i64,
-    /// Latitude and longitude in degrees.
+    /// Latitude and longitude in degrees; `None` if not shared.
     pub location: Option<(f64, f64)>,
 }
 
-/// What came of a ping to another device (profile 4).
+/// The result of a ping to another device (protocol.md §6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// `Ok`, `Fail` (not allowed), `Timeout` or `Unreachable` (not connected).
+    /// `Ok`, `Fail` (not allowed), `Timeout` (no answer within 5 s) or `Unreachable` (not connected).
     pub status: PingStatus,
-    /// From the server to that device and back, as the server measured it.
+    /// Round-trip time between the server and that device, as the server measured it; `None` unless the status is `Ok`.
     pub rtt: Option<Duration>,
-    /// From this device to the answer.
+    /// Time from sending the request to its answer, as this device measured it.
     pub elapsed: Duration,
 }
 
-/// How a subscriber is admitted (5.5).
+/// The details with which a subscriber is admitted (5.5; protocol.md §11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
-    /// At most 256 bytes; may be empty.
+    /// A name for the subscriber: at most 256 bytes; may be empty.
     pub nickname: String,
-    /// At most 256 bytes; may be empty.
+    /// A group of subscribers: at most 256 bytes; may be empty.
     pub group: String,
-    /// Whether they also see locations.
+    /// Whether the subscriber also sees this user's location.
     pub share_location: bool,
 }
 
-/// An entry of one's own list: somebody admitted to see this user, or blocked (5.5, 5.6, profile 1).
+/// An entry of the user's own list: somebody who may see this user's presence, or who is blocked (5.5, 5.6; protocol.md
+/// §11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contact {
-    /// Who.
+    /// The subscriber or blocked user.
     pub eid: Eid,
-    /// May be empty.
+    /// The name from [`Admission`]; may be empty.
     pub nickname: String,
-    /// May be empty.
+    /// The group from [`Admission`]; may be empty.
     pub group: String,
-    /// The entry's own id, assigned when it was added.
+    /// The id of the entry, assigned when it was added.
     pub resource_id: String,
-    /// Whether they see locations; no for those who are blocked only.
+    /// Whether they see this user's location; `false` for those who are only blocked.
     pub share_location: bool,
-    /// Whether they are stopped from writing to and seeing this user.
+    /// Whether they are blocked from writing to this user and from seeing the user's presence.
     pub blocked: bool,
-    /// Unix milliseconds.
+    /// When the entry was added, in Unix milliseconds; 0 for those who are only blocked.
     pub added_at: i64,
 }
 
-/// Which tokens to revoke (5.4, profile 6).
+/// Which tokens to revoke (5.4; protocol.md §13).
 #[derive(Clone)]
 pub enum Revoke {
-    /// This one.
+    /// This token, and every other one with the same `jti`.
     Token(String),
-    /// Every one that was issued for, or used by, this device until now.
+    /// Every token issued until now, on this device. The server also forgets the device: its log position and its place
+    /// among the user's 16 devices. A token that is not bound to a device can still sign in under another device id.
     Device(DeviceId),
-    /// Every one of the user that was issued until now.
+    /// Every token of the user issued until now.
     All,
 }
 
 impl Default for Admission {
-    /// Without a name and group; locations are shared, as the profile has it.
+    /// No name and no group; locations are shared, which is the protocol's default (protocol.md §11).
     fn default() -> Admission {
         Admission { nickname: String::new(), group: String::new(), share_location: true }
     }
@@ -101,19 +104,28 @@ impl Default for Admission {
 impl Device {
     // --- Chat -------------------------------------------------------------------------------------------------------
 
-    /// Sends the metadata of a media message, and waits until the server has it (5.9.1).
+    /// Sends the metadata of a media message, and waits until the server has stored and numbered it (5.9.1). The file
+    /// itself is not sent. Like [`Device::send_text`], it has no timeout, and dropping the future does not take the
+    /// message back.
     ///
     /// # Errors
-    /// See [`SendError`]. Dropping the future does not take the message back.
+    /// See [`SendError`].
     pub async fn send_media(&self, to: &Eid, media: Media) -> Result<Sent, SendError> {
         self.send(self.draft(to, Content::Media(media))).await
     }
 
-    /// A page of the chat with `peer` (profile 8): the newest one, the one that ends before `before`, or the one that
-    /// begins after `after`. `limit` is 1 to 200; 0 leaves it to the server, as does a page that one frame does not hold.
+    /// Fetches a page of the chat with `peer` (protocol.md §10). `before` and `after` are exclusive bounds:
+    ///
+    /// - neither, or `before` alone: the newest messages (below `before`);
+    /// - `after` alone: the oldest messages above it;
+    /// - both: the newest messages between them.
+    ///
+    /// `limit` is 1 to 200 messages; 0 means the server's default of 50. A page is shorter if more would not fit into a
+    /// frame.
     ///
     /// # Errors
-    /// See [`RequestError`].
+    /// See [`RequestError`]: [`RequestError::Refused`] with code 400 for a limit over 200,
+    /// [`RequestError::NotConnected`] without a connection.
     pub async fn history(
         &self,
         peer: &Eid,
@@ -131,7 +143,7 @@ impl Device {
             return Err(RequestError::Unexpected);
         };
         let received = std::time::Instant::now();
-        // One that cannot be read would leave a hole that looks like the chat's own.
+        // Skipping a message that cannot be parsed would leave a hole that looks like the chat's own.
         let messages = page.messages.into_iter().map(|message| Message::parse(message, Sequence::ZERO, received));
         Ok(Page {
             chat_id: ChatId::parse(&page.chat_id).map_err(|_| RequestError::Unexpected)?,
@@ -140,11 +152,12 @@ impl Device {
         })
     }
 
-    /// Says that every message of `sender` in a chat, up to a version, was delivered or read (5.9.3, profile 7). Without a
-    /// connection it waits for one.
+    /// Acknowledges every message of `sender` in a chat, up to and including a version, as delivered or read (5.9.3;
+    /// protocol.md §7). Returns the status that all of them now have; the server may stop early if there are very many.
+    /// Without a connection it waits for one, in memory only.
     ///
     /// # Errors
-    /// See [`RequestError`].
+    /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user.
     pub async fn acknowledge_up_to(
         &self,
         chat: ChatId,
@@ -157,14 +170,17 @@ impl Device {
 
     // --- Presence ---------------------------------------------------------------------------------------------------
 
-    /// Sets this user's presence (5.2, profile 5). `Online` and `Idle` are this device's; `Away`, `Busy`, `DoNotDisturb`
-    /// and `Invisible` hold on all devices until one says `Online`. Not to `broadcast` hides the user as `Invisible` does.
+    /// Sets this user's presence (5.2; protocol.md §12). `Online`, `Idle` and `Offline` belong to this device; `Away`,
+    /// `Busy`, `DoNotDisturb` and `Invisible` hold on all of the user's devices until one of them says `Online`. With
+    /// `broadcast` false the user is hidden, as with `Invisible`. `location` is latitude and longitude in degrees.
     ///
-    /// Returns once it is on its way; it is not answered. The newest one is said again on every new connection, also when
-    /// there is none now; a location only while it is not older than the server would keep it.
+    /// Returns once the state is queued; the server does not answer it. The device sends the newest state on every new
+    /// connection, including the next one if there is none now. It repeats a location for 10 minutes only, as long as
+    /// the server keeps it.
     ///
     /// # Errors
-    /// [`RequestError::Invalid`] and [`RequestError::Closed`].
+    /// [`RequestError::Invalid`] for the status `Unknown` or coordinates out of range, and [`RequestError::Closed`] if
+    /// the device is closed.
     pub async fn set_presence(
         &self,
         status: AwarenessStatus,
@@ -174,10 +190,11 @@ impl Device {
         self.tell(self.notification(None, status, broadcast, location)?).await
     }
 
-    /// Tells one user alone, now; it is stored nowhere and not said again (profile 5).
+    /// Tells one user this user's presence, now and only once; the server does not store it (protocol.md §12).
     ///
     /// # Errors
-    /// [`RequestError::NotConnected`] where there is no connection to say it on; see [`RequestError`].
+    /// As for [`Device::set_presence`]; also [`RequestError::NotConnected`] without a connection, and
+    /// [`RequestError::Busy`] if too many of these are queued.
     pub async fn tell_presence(
         &self,
         to: &Eid,
@@ -187,7 +204,7 @@ impl Device {
         self.tell(self.notification(Some(to.identity()), status, true, location)?).await
     }
 
-    /// What this user may know of somebody's presence (5.2). Changes come as [`super::Event::Presence`].
+    /// Asks what this user may know about somebody's presence (5.2). Changes arrive as [`super::Event::Presence`].
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -209,11 +226,12 @@ impl Device {
         }
     }
 
-    /// Pings another device through the server (5.3, profile 4): one's own, or of a user who has admitted this one.
-    /// Without a device any of that user serves.
+    /// Pings another device through the server (5.3; protocol.md §6): one of this user's, or one of a user who has
+    /// added this user as a subscriber. With `None`, any connected device of that user may answer. If the device does
+    /// not answer, that is not an error: see [`Reach::status`].
     ///
     /// # Errors
-    /// See [`RequestError`]; that the device does not answer is none.
+    /// See [`RequestError`]; [`RequestError::Refused`] with code 429 while 16 such pings are pending.
     pub async fn ping_device(&self, eid: &Eid, device: Option<&DeviceId>) -> Result<Reach, RequestError> {
         let to = device.map_or_else(|| eid.identity(), |device| eid.device_identity(device));
         let ping = PingPong { to: Some(to), ..super::payloads::ping(unix_ms()) };
@@ -226,10 +244,12 @@ impl Device {
 
     // --- Subscribers and blocks -------------------------------------------------------------------------------------
 
-    /// Admits somebody to see this user's presence, or changes how (5.5). Whether they were in the list already.
+    /// Allows somebody to see this user's presence, or changes the details (5.5). Returns whether they were in the list
+    /// already.
     ///
     /// # Errors
-    /// [`RequestError::Failed`] when the list is full; see [`RequestError`].
+    /// [`RequestError::Failed`] if the list is full (5,000 subscribers), [`RequestError::Refused`] with code 404 for a
+    /// domain that is not served and 413 for a name or group over 256 bytes. See [`RequestError`] for the others.
     pub async fn add_subscriber(&self, eid: &Eid, admission: Admission) -> Result<bool, RequestError> {
         let request = SubscriberAddRequest {
             owner: Some(self.identity()),
@@ -251,10 +271,10 @@ impl Device {
         }
     }
 
-    /// Withdraws what [`Device::add_subscriber`] gave (profile 1).
+    /// Removes somebody from the list of subscribers (protocol.md §11). A block stays.
     ///
     /// # Errors
-    /// [`RequestError::Failed`] when they are not in the list; see [`RequestError`].
+    /// [`RequestError::Failed`] if they are not in the list. See [`RequestError`] for the others.
     pub async fn remove_subscriber(&self, eid: &Eid) -> Result<(), RequestError> {
         let request = SubscriberRemove {
             owner: Some(self.identity()),
@@ -269,7 +289,7 @@ impl Device {
         }
     }
 
-    /// Everybody who is admitted or blocked (profile 1), in the server's order.
+    /// Lists all subscribers and blocked users, ordered by eid (protocol.md §11).
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -283,15 +303,16 @@ impl Device {
         }
     }
 
-    /// Stops somebody from writing to this user and from seeing it, at once and until unblocked (5.6, profile 6).
+    /// Blocks somebody at once and until unblocked: they can neither write to this user nor see the user's presence,
+    /// and this user does not see theirs (5.6; protocol.md §11).
     ///
     /// # Errors
-    /// [`RequestError::Failed`] when the list is full; see [`RequestError`].
+    /// [`RequestError::Failed`] if the list is full (5,000 blocks). See [`RequestError`] for the others.
     pub async fn block(&self, eid: &Eid) -> Result<(), RequestError> {
         self.set_blocked(eid, true).await
     }
 
-    /// Takes a block back; fine where there was none.
+    /// Removes a block. Succeeds if there was none.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -301,19 +322,22 @@ impl Device {
 
     // --- Tokens and leaving -----------------------------------------------------------------------------------------
 
-    /// Revokes tokens of this user (5.4, profile 6). Sessions that were opened with them are closed, this one after its
-    /// answer: the device then comes back if its token source has a token that was issued since.
+    /// Revokes tokens of this user (5.4; protocol.md §13). The server closes the sessions that use them with REVOKED;
+    /// if this device's own session is one of them, it closes after the answer. The device then reconnects if its token
+    /// source returns a token issued since.
     ///
     /// # Errors
-    /// [`RequestError::Failed`] when the token is not one of this user's; see [`RequestError`].
+    /// [`RequestError::Invalid`] for an empty token, [`RequestError::Failed`] if the token is not a good one of this
+    /// user, and [`RequestError::Refused`] with code 403 if 128 devices of the user are already revoked. See
+    /// [`RequestError`] for the others.
     pub async fn revoke(&self, what: Revoke) -> Result<(), RequestError> {
         self.revoke_of(self.eid(), what).await
     }
 
-    /// The same for any user: for tokens with the scope `admin`.
+    /// Like [`Device::revoke`], for any user. The session's token needs the scope `admin`.
     ///
     /// # Errors
-    /// See [`Device::revoke`].
+    /// As for [`Device::revoke`]; [`RequestError::Refused`] with code 403 without the scope.
     pub async fn revoke_of(&self, eid: &Eid, what: Revoke) -> Result<(), RequestError> {
         let (to, token) = match what {
             Revoke::Token(token) if token.is_empty() => return Err(RequestError::Invalid("the token is empty")),
@@ -329,20 +353,22 @@ impl Device {
         }
     }
 
-    /// Signs this device out (5.7, profile 6): the server revokes its token and forgets its place in the log. The device
-    /// is closed afterwards.
+    /// Signs this device out (5.7; protocol.md §13): the server revokes its token and forgets the device and its
+    /// position in the log. The device is then closed.
     ///
     /// # Errors
-    /// See [`RequestError`]; the device goes on then.
+    /// See [`RequestError`]; [`RequestError::Failed`] if the server's store failed. After an error the device
+    /// continues.
     pub async fn sign_out(&self) -> Result<(), RequestError> {
         self.log_out(0).await
     }
 
-    /// Leaves for now (5.7): others see it at once, and nothing is forgotten. The device is closed afterwards.
-    /// [`Device::close`] leaves like a lost connection, which others see only after a while.
+    /// Disconnects for now (5.7): others see it at once, and the server forgets nothing. The device is then closed.
+    /// After [`Device::close`], others see this device as connected for 15 s more, as after a lost connection.
     ///
     /// # Errors
-    /// See [`RequestError`]; the device goes on then.
+    /// See [`RequestError`]; [`RequestError::Failed`] if the server's store failed. After an error the device
+    /// continues.
     pub async fn leave(&self) -> Result<(), RequestError> {
         self.log_out(LogoutStatus::Disconnect.code()).await
     }
@@ -385,7 +411,7 @@ impl Device {
         if status == AwarenessStatus::Unknown {
             return Err(RequestError::Invalid("nobody's own status is UNKNOWN"));
         }
-        // Not a number is within nothing.
+        // NaN fails both comparisons.
         let on_earth = |(latitude, longitude): (f64, f64)| latitude.abs() <= 90.0 && longitude.abs() <= 180.0;
         if location.is_some_and(|location| !on_earth(location)) {
             return Err(RequestError::Invalid("latitude is within 90 and longitude within 180 degrees"));
@@ -404,7 +430,7 @@ impl Device {
 }
 
 impl Contact {
-    /// From the wire; `None` if it names nobody.
+    /// Parses the wire form; `None` if it names no valid user.
     fn parse(entry: Subscriber) -> Option<Contact> {
         Some(Contact {
             eid: Eid::from_identity(entry.subscriber.as_ref()).ok()?,
@@ -419,7 +445,7 @@ impl Contact {
 }
 
 impl std::fmt::Debug for Revoke {
-    /// Never the token: it may still be good.
+    /// Never prints the token, which may still be valid.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Revoke::Token(_) => f.write_str("Token"),

@@ -1,4 +1,5 @@
-//! The bounded queue between the device's task and the application, which says back what the application took.
+//! The bounded queue of events from the device's task to the application. It reports back which events the application
+//! took.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +12,22 @@ use super::limits::EVENTS_MAX;
 
 /// The stream of events of one device.
 ///
-/// Read it in a task of its own, or alongside whatever else waits for the device: while [`EVENTS_MAX`] events lie here
-/// unread, the server keeps what follows, save for what lies before an answer that it owes. Of that so much is read on
-/// ([`super::limits::AHEAD_BYTES_MAX`]); whoever waits for one behind that is told so. Dropping it says that
-/// events are of no interest: they are thrown away, and nothing is acknowledged by itself.
+/// Read it in a task of its own, or concurrently with calls that wait for the device. While [`EVENTS_MAX`] events lie
+/// here untaken, the device reads only the control lane, and the server keeps the rest. The exception is while the
+/// server owes an answer: the device then reads up to [`super::limits::AHEAD_BYTES_MAX`] further, because the answer
+/// may lie behind events. If it does not come within that, the waiting calls fail with an `Unread` error.
+///
+/// Dropping it discards all further events; they are not acknowledged automatically.
 #[derive(Debug)]
 pub struct Events {
     inbox: Arc<Inbox>,
 }
 
 impl Events {
-    /// The next event; `None` once the device is closed and everything before that was taken.
+    /// Waits for the next event and takes it; `None` once the device is closed and all events were taken.
     ///
-    /// Cancel safe: an event is either returned or still there.
+    /// With [`auto_sync`](super::Builder::auto_sync) or [`auto_deliver`](super::Builder::auto_deliver), a taken event
+    /// counts as safe or delivered. Cancel safe: an event is either returned or stays in the stream.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             {
@@ -41,8 +45,21 @@ impl Events {
         }
     }
 
-    /// The next event, which stays the next: it counts as taken once [`Events::next`] returned it. For an application that
-    /// first stores or prints it, and may fail at that.
+    /// Waits for the next event and returns a copy without taking it; `None` as for [`Events::next`]. The event counts
+    /// as taken only when [`Events::next`] returns it. For an application that first stores the event and may fail at
+    /// that:
+    ///
+    /// ```no_run
+    /// # use bimip::client::{Event, Events};
+    /// # fn store(_: &Event) -> std::io::Result<()> { Ok(()) }
+    /// # async fn example(mut events: Events) -> std::io::Result<()> {
+    /// while let Some(event) = events.peek().await {
+    ///     store(&event)?; // if this fails, the event has not been taken
+    ///     events.next().await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// Cancel safe.
     pub async fn peek(&mut self) -> Option<Event> {
@@ -58,7 +75,7 @@ impl Events {
         }
     }
 
-    /// The next event, if there is one now.
+    /// Takes the next event if there is one now; does not wait.
     pub fn try_next(&mut self) -> Option<Event> {
         let event = self.inbox.lock().pop()?;
         self.inbox.taken.notify_one();
@@ -76,7 +93,7 @@ impl Drop for Events {
     }
 }
 
-/// The task's end of it.
+/// The task's end of the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
@@ -87,11 +104,11 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     events: VecDeque<Outgoing>,
-    /// Taken, and not yet drawn consequences from.
+    /// Taken by the application, but not yet handled by the task (acknowledgment, SyncAck).
     taken: VecDeque<Taken>,
     /// The device is closed.
     ended: bool,
-    /// Nobody reads any more.
+    /// The application has dropped [`Events`].
     unread: bool,
 }
 
@@ -127,12 +144,12 @@ impl Inbox {
         }
     }
 
-    /// What the application took next.
+    /// The next event that the application took and the task has not handled.
     pub(crate) fn next_taken(&self) -> Option<Taken> {
         self.lock().taken.pop_front()
     }
 
-    /// Waits until the application took something.
+    /// Waits until the application has taken something.
     pub(crate) async fn wait_taken(&self) {
         self.taken.notified().await;
     }
@@ -144,7 +161,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, and a queue is whole at every step.
+        // No code panics while holding the lock, and the queue is consistent at every step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

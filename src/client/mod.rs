@@ -1,4 +1,8 @@
-//! The device's side: one handle that signs in, sends, receives, and comes back by itself.
+//! The device side of BIMip: one handle that signs in, sends, receives, and reconnects by itself.
+//!
+//! [`Device::builder`] starts a device and returns two halves: the [`Device`], a handle with which the application
+//! sends and asks, and [`Events`], the stream of what arrives. A background task on the tokio runtime owns the
+//! connection.
 //!
 //! ```no_run
 //! use bimip::client::{Device, Event};
@@ -13,7 +17,7 @@
 //!     .auto_deliver(true)
 //!     .connect()?;
 //!
-//! // Events in a task of their own: a device whose events are not read stops reading from the server.
+//! // Read events in a task of their own: a device whose events are not read stops reading from the server.
 //! let reader = device.clone();
 //! tokio::spawn(async move {
 //!     while let Some(event) = events.next().await {
@@ -30,7 +34,7 @@
 //!     }
 //! });
 //!
-//! // Returns once the server has it, however often the network went away in between.
+//! // Returns once the message is durable at the server, however often the network failed in between.
 //! let sent = device.send_text(&Eid::parse("bob@example.org")?, "Hey Bob!").await?;
 //! println!("version {} after {:?}", sent.version, sent.latency);
 //! device.close().await;
@@ -39,17 +43,24 @@
 //! ```
 //!
 //! # What it promises
-//! - A message that `send_text` returned for is durable at the server. One that it did not return for is sent again, with
-//!   the same local id and in the same order, on every new connection until it is answered: the server takes it once. (It
-//!   remembers local ids for seven days at least.) Texts keep their order among themselves, and so does media; a text and a
-//!   media message travel on lanes of their own, so that either may be first.
-//! - Every entry of the user's log comes as an event once, in order, across reconnects. Across restarts of the process
-//!   that holds for what was acknowledged ([`Device::sync`], [`Device::acknowledge`], or by itself).
-//! - Memory is bounded: a full outbox refuses, and events that are not read leave the rest at the server.
+//! - A message for which `send_text` returned `Ok` is durable at the server. Until a message is answered, the device
+//!   sends it again on every new connection, with the same local id and in the same order; the server accepts it only
+//!   once. (The server remembers local ids for at least seven days.) Texts keep their order among themselves, and so do
+//!   media messages. A text and a media message use different lanes, so either may arrive first.
+//! - Every entry of the user's log arrives as an event once and in order, across reconnects. Across restarts of the
+//!   process this holds for acknowledged entries: those acknowledged with [`Device::sync`] or [`Device::acknowledge`],
+//!   or automatically ([`Builder::auto_sync`]).
+//! - Memory is bounded: a full outbox refuses new messages, and while events are not read, the rest stays at the
+//!   server. [`limits`] lists every bound.
 //!
-//! # Who trusts whom
-//! No certificate authorities are built in: an application passes the roots that it trusts, its own CA or those of the
-//! platform (the crates `webpki-roots` and `rustls-native-certs` give a [`rustls::RootCertStore`]).
+//! # Surviving a restart
+//! By default, unanswered messages are lost when the process ends. [`FileOutbox`] keeps them in a file. An application
+//! that stores what it receives should switch [`Builder::auto_sync`] off and call [`Device::sync`] once it has stored
+//! an entry.
+//!
+//! # Which server is trusted
+//! No certificate authorities are built in. The application passes the roots that it trusts: its own CA, or those of
+//! the platform (the crates `webpki-roots` and `rustls-native-certs` supply a [`rustls::RootCertStore`]).
 
 mod backoff;
 mod builder;

@@ -1,4 +1,4 @@
-//! What is known of the networks that the device was in: whether QUIC gets through. Pure; time comes in as an argument.
+//! What is known about the networks that the device was in: whether QUIC gets through. Pure; time is an argument.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,29 +6,30 @@ use std::time::{Duration, Instant};
 
 use super::limits::{NETWORKS_MAX, QUIC_RETRY_MAX};
 
-/// Networks in which TCP got through and QUIC did not, by the device's own address there: it differs from network to
-/// network more often than not, and a mistake costs a second at most.
+/// Networks in which TCP connected and QUIC did not, identified by the device's own IP address there. That usually
+/// differs between networks, and a mistake costs one second at most.
 #[derive(Debug)]
 pub(crate) struct Networks {
-    /// The first wait before QUIC is tried again.
+    /// First wait before QUIC is tried again.
     retry_after: Duration,
     silent: HashMap<IpAddr, Silent>,
 }
 
 #[derive(Debug)]
 struct Silent {
-    /// How often in a row.
+    /// How often QUIC was silent in a row.
     times: u32,
     retry_at: Instant,
 }
 
 impl Networks {
-    /// None known yet; where QUIC was silent it is tried again after `retry_after`, then after twice that, and so on.
+    /// Knows no network yet. Where QUIC was silent, it is tried again after `retry_after`, then after twice that, and
+    /// so on.
     pub(crate) fn new(retry_after: Duration) -> Networks {
         Networks { retry_after, silent: HashMap::new() }
     }
 
-    /// Whether to begin with TCP in this network: QUIC was silent there, and it is not time to try it again.
+    /// Whether to start with TCP in this network, because QUIC was silent there and its next attempt is not due.
     pub(crate) fn prefers_tcp(&self, network: IpAddr, now: Instant) -> bool {
         self.silent.get(&network).is_some_and(|silent| now < silent.retry_at)
     }
@@ -38,18 +39,18 @@ impl Networks {
         self.silent.get(&network).map(|silent| silent.retry_at)
     }
 
-    /// QUIC got through.
+    /// QUIC connected.
     pub(crate) fn quic_worked(&mut self, network: IpAddr) {
         self.silent.remove(&network);
     }
 
-    /// TCP got through first, but only once whatever was between had come back, as at the end of a tunnel. That says
-    /// nothing of QUIC, which is to be tried again at once.
+    /// TCP connected first, but only after nothing had got through for a while, as at the end of a tunnel. This says
+    /// nothing about QUIC, which is therefore tried again at once.
     pub(crate) fn quic_was_outrun(&mut self, network: IpAddr, now: Instant) {
         self.entry(network, now).retry_at = now;
     }
 
-    /// TCP got through where QUIC did not: it is tried again after a while, which doubles each time.
+    /// TCP connected and QUIC did not. QUIC is tried again after a wait that doubles each time.
     pub(crate) fn quic_was_silent(&mut self, network: IpAddr, now: Instant) {
         let retry_after = self.retry_after;
         let silent = self.entry(network, now);

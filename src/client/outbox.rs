@@ -1,4 +1,4 @@
-//! What waits to be sent, kept beyond the process where the application wants that.
+//! Messages that wait to be sent, and their optional storage beyond the process.
 
 mod file;
 
@@ -12,59 +12,63 @@ use crate::wire::{ChatId, DeviceId, Eid, Lane, LocalId, Payload, Sequence};
 
 pub use file::FileOutbox;
 
-/// A message that is not answered yet.
+/// A message to send, or one that the server has not answered yet. [`super::Device::draft`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
-    /// The device's own name for it. The server takes a name once: sending the same draft again is harmless.
+    /// The sender's id of the message. The server accepts each id once, so sending the same draft again is harmless.
     pub local_id: LocalId,
-    /// Who receives it.
+    /// The recipient; not the user itself.
     pub to: Eid,
-    /// What it says.
+    /// The content.
     pub content: Content,
-    /// When it was written, Unix milliseconds.
+    /// When it was written, in Unix milliseconds.
     pub created_at: i64,
 }
 
-/// What an outbox held when the application was started.
+/// What an outbox held when the application started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Unanswered messages in the order in which they were written.
+    /// Unanswered messages, in the order in which they were written.
     pub drafts: Vec<Draft>,
-    /// The newest entry of the log that the application had taken; `None` leaves it to the server's stored cursor.
+    /// The newest entry of the log that is safe with the application, so that delivery continues after it. `None`: the
+    /// server's stored cursor decides.
     pub cursor: Option<Sequence>,
 }
 
-/// Keeps unanswered messages, and the place in the log, beyond the process.
+/// Storage for unanswered messages and the position in the log, beyond the process.
 ///
-/// Called from the device's task, one call at a time; a call should return within milliseconds.
+/// The device's task calls it, one call at a time. Calls block that task, so each should return within milliseconds.
+/// [`FileOutbox`] is an implementation in one file, [`MemoryOutbox`] one that stores nothing.
 pub trait Outbox: Send + 'static {
-    /// What is left from before. Called once, first. What it keeps from here on is `owner`'s: an outbox that holds another
-    /// user's messages must refuse, or they would be sent in this one's name.
+    /// Returns what is left from earlier. Called once, before anything else, with the user that the device signs in. An
+    /// outbox that holds messages of another user must return an error, or they would be sent in this user's name.
     ///
     /// # Errors
-    /// Whatever the storage says; the device is not built then.
+    /// Any error of the storage, or messages of another user. [`super::Builder::connect`] then fails with
+    /// [`super::BuildError::Outbox`].
     fn load(&mut self, owner: &Eid) -> io::Result<Backlog>;
 
-    /// Keeps a message. The device sends it only after this has returned.
+    /// Stores a message. The device sends it only after this has returned.
     ///
     /// # Errors
-    /// Whatever the storage says; the message is not sent then.
+    /// Any error of the storage. The message is not sent, and the caller gets [`SendError::Outbox`].
     fn insert(&mut self, draft: &Draft) -> io::Result<()>;
 
-    /// Forgets a message: the server has it, or refused it.
+    /// Removes a message: the server has accepted or refused it.
     ///
     /// # Errors
-    /// Whatever the storage says. The message is sent once more after a restart, which is harmless.
+    /// Any error of the storage. The device logs it. The message may be sent once more after a restart, which is
+    /// harmless.
     fn remove(&mut self, local_id: &LocalId) -> io::Result<()>;
 
-    /// The application has taken every entry up to here.
+    /// Stores the position up to which every entry of the log is safe with the application.
     ///
     /// # Errors
-    /// Whatever the storage says. Some entries come once more after a restart.
+    /// Any error of the storage. The device logs it. Some entries may be delivered once more after a restart.
     fn advance(&mut self, cursor: Sequence) -> io::Result<()>;
 }
 
-/// Keeps nothing beyond the process: the device itself holds what is unanswered.
+/// An outbox that stores nothing: unanswered messages are held in the device's memory and end with the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryOutbox;
 
@@ -87,7 +91,8 @@ impl Outbox for MemoryOutbox {
 }
 
 impl Draft {
-    /// What the server would refuse in any case is refused before it takes a place (profile 7).
+    /// Checks the rules of protocol.md §7 here, so that a message that the server would refuse takes no place in the
+    /// outbox.
     pub(crate) fn check(&self, own: &Eid) -> Result<(), SendError> {
         if self.to == *own {
             return Err(SendError::Invalid("the recipient is the sender"));
@@ -109,7 +114,7 @@ impl Draft {
         }
     }
 
-    /// The request that sends it, and its lane (5.9.1).
+    /// The request that sends the draft, and its lane (BIMip-Foundation 5.9.1).
     pub(crate) fn payload(&self, own: &Eid, device: &DeviceId) -> (Lane, Payload) {
         let from = Some(own.device_identity(device));
         let to = vec![self.to.identity()];

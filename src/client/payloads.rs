@@ -1,9 +1,9 @@
-//! Requests as the wire has them, where more than one place makes them.
+//! Requests in their wire form, for requests that are made in more than one place.
 
 use crate::wire::proto::{AcknowledgmentRequest, PingPong};
 use crate::wire::{AckStatus, ChatId, Eid, Exchange, Identity, MessageId, Payload, PingStatus, Version};
 
-/// Asks the server itself (profile 4).
+/// A ping to the server itself (protocol.md §6).
 pub(crate) fn ping(at: i64) -> PingPong {
     PingPong {
         r#type: Exchange::Request.code(),
@@ -13,7 +13,7 @@ pub(crate) fn ping(at: i64) -> PingPong {
     }
 }
 
-/// The request that acknowledges a message of `sender` (5.9.3).
+/// The request that acknowledges one message of `sender` (BIMip-Foundation 5.9.3).
 pub(crate) fn acknowledgment(own: Identity, message: MessageId, sender: &Eid, status: AckStatus, at: i64) -> Payload {
     Payload::AcknowledgmentRequest(AcknowledgmentRequest {
         message_id: message.to_string(),
@@ -21,7 +21,7 @@ pub(crate) fn acknowledgment(own: Identity, message: MessageId, sender: &Eid, st
     })
 }
 
-/// The request that acknowledges everything of `sender` in a chat up to a version (profile 7).
+/// The request that acknowledges every message of `sender` in a chat up to a version (protocol.md §7).
 pub(crate) fn acknowledgment_up_to(
     own: Identity,
     (chat, version): (ChatId, Version),

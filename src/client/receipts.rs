@@ -1,11 +1,11 @@
-//! Automatic acknowledgments that found no place among the requests: one for each chat, up to its newest message.
+//! Automatic acknowledgments for which there was no place among the requests: one per chat, up to its newest message.
 
 use std::collections::HashMap;
 
 use super::limits::HELD_CHATS_MAX;
 use crate::wire::{ChatId, Eid, MessageId, Sequence, Version};
 
-/// A message that the application took, and whose sender is to know.
+/// A message that the application took and whose delivery is to be acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) message_id: MessageId,
@@ -15,20 +15,21 @@ pub(crate) struct Delivery {
     pub(crate) sequence: Sequence,
 }
 
-/// What is to be acknowledged of a chat in one request.
+/// The messages of a chat that one request acknowledges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UpTo {
-    /// The newest message; those before it in its chat were taken before it (profile 8).
+    /// The newest message. The application took all earlier ones of its chat before it, as the log is in order
+    /// (protocol.md §9).
     pub(crate) newest: Delivery,
-    /// Where the oldest one that it may be about stands in the log.
+    /// Log position of the oldest message that this may cover.
     pub(crate) oldest: Sequence,
-    /// When it was taken, in Unix milliseconds.
+    /// When the newest was taken, in Unix milliseconds.
     pub(crate) at: i64,
-    /// How far an answer said that it came, where it did not come all the way.
+    /// Version up to which the server has acknowledged so far, if it stopped early.
     pub(crate) covered: Version,
 }
 
-/// At most [`HELD_CHATS_MAX`] of them.
+/// The acknowledgments that wait, for at most [`HELD_CHATS_MAX`] chats.
 #[derive(Debug, Default)]
 pub(crate) struct Receipts {
     held: HashMap<ChatId, UpTo>,
@@ -39,14 +40,15 @@ impl UpTo {
         UpTo { oldest: newest.sequence, newest, at, covered: Version::ZERO }
     }
 
-    /// What is left to ask for after an answer that came so far: nothing after the end, or where it has not moved.
+    /// What is left to request after an answer that covered this version: nothing at the end, or if there was no
+    /// progress.
     pub(crate) fn after(self, covered: Version) -> Option<UpTo> {
         (self.covered < covered && covered < self.newest.version).then_some(UpTo { covered, ..self })
     }
 }
 
 impl Receipts {
-    /// Room for another chat?
+    /// Whether there is room for another chat.
     pub(crate) fn has_room(&self) -> bool {
         self.held.len() < HELD_CHATS_MAX
     }
@@ -55,7 +57,7 @@ impl Receipts {
         self.held.is_empty()
     }
 
-    /// Takes one in; of a chat the newest stays.
+    /// Adds an acknowledgment; the newest of a chat replaces the older one.
     pub(crate) fn hold(&mut self, receipt: UpTo) {
         let held = self.held.entry(receipt.newest.chat).or_insert_with(|| receipt.clone());
         let oldest = held.oldest.min(receipt.oldest);
@@ -65,12 +67,13 @@ impl Receipts {
         held.oldest = oldest;
     }
 
-    /// Where the oldest message stands in the log that one of them is about.
+    /// Log position of the oldest message that any of them covers.
     pub(crate) fn oldest(&self) -> Option<Sequence> {
         self.held.values().map(|held| held.oldest).min()
     }
 
-    /// The one that waits for the oldest entry of the log: an acknowledgment also says that what lies before it is safe.
+    /// Takes the acknowledgment with the lowest log position first, because an acknowledgment also marks everything
+    /// before it as safe.
     pub(crate) fn take(&mut self) -> Option<UpTo> {
         let chat = self.held.values().min_by_key(|held| held.newest.sequence)?.newest.chat;
         self.held.remove(&chat)

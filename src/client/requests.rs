@@ -1,7 +1,8 @@
-//! What this device asked for and has no answer to yet, in the order in which it asked.
+//! The requests and messages that have no answer yet, in the order in which the application made them.
 //!
-//! A frame is encoded once, its `request_id` within; every link sends the same bytes again, in the same order, until
-//! the answer comes. That is what makes a reconnect invisible: the server knows a message by its `message_id_local`.
+//! A frame is encoded once, with its `request_id`. Every connection sends the same bytes again, in the same order,
+//! until the answer arrives. This makes reconnects safe: the server recognises a repeated message by its
+//! `message_id_local`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -20,20 +21,20 @@ use crate::wire::{
     ChatId, DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence, Version, encode_frame, envelope,
 };
 
-/// A message that the server has: durable there, and numbered (profile 10).
+/// A message that the server has stored and numbered. It survives a crash of the server (protocol.md §7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sent {
-    /// The device's own name for it.
+    /// The sender's id of the message.
     pub local_id: LocalId,
-    /// The server's name for it.
+    /// The server's id of the message.
     pub message_id: MessageId,
-    /// The conversation.
+    /// The chat.
     pub chat_id: ChatId,
-    /// Position in it.
+    /// Position in the chat.
     pub version: Version,
     /// Position in the user's log.
     pub sequence: Sequence,
-    /// From the call to the answer.
+    /// Time from the call to the answer, including any wait for a connection.
     pub latency: Duration,
 }
 
@@ -41,18 +42,18 @@ pub struct Sent {
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) payload: Payload,
-    /// From the request's leaving to this.
+    /// Time from sending the request to its answer.
     pub(crate) elapsed: Duration,
 }
 
 pub(crate) type SendReply = oneshot::Sender<Result<Sent, SendError>>;
 pub(crate) type RequestReply = oneshot::Sender<Result<Answer, RequestError>>;
 
-/// A message on its way.
+/// A message that is not answered yet.
 #[derive(Debug)]
 pub(crate) struct PendingSend {
     pub(crate) local_id: LocalId,
-    /// Nobody waits for what comes from an earlier process.
+    /// `None` for a message of an earlier process: no caller waits for it.
     pub(crate) reply: Option<SendReply>,
     pub(crate) since: Instant,
     frame: Bytes,
@@ -61,18 +62,18 @@ pub(crate) struct PendingSend {
     put_off: u32,
 }
 
-/// Anything else on its way.
+/// Any other request that is not answered yet.
 #[derive(Debug)]
 pub(crate) struct PendingRequest {
-    /// Nobody waits for an automatic acknowledgment.
+    /// `None` for an automatic acknowledgment: no caller waits for it.
     pub(crate) reply: Option<RequestReply>,
-    /// Still wanted after a reconnect.
+    /// Whether it is repeated after a reconnect.
     pub(crate) lasting: bool,
-    /// What an automatic acknowledgment is about that stands for several.
+    /// The messages that an automatic acknowledgment of several covers.
     pub(crate) up_to: Option<UpTo>,
-    /// Where the oldest message stands in the log that an automatic acknowledgment is about.
+    /// Log position of the oldest message that an automatic acknowledgment covers.
     delivers: Option<Sequence>,
-    /// Entries of a list whose last frame has not come.
+    /// Entries of a list whose last frame has not arrived.
     pub(crate) parts: Vec<Subscriber>,
     sent: Option<Instant>,
     frame: Bytes,
@@ -80,24 +81,24 @@ pub(crate) struct PendingRequest {
     put_off: u32,
 }
 
-/// Everything unanswered. A key is the `request_id`, ascending in the order of asking.
+/// Everything unanswered, by `request_id`. The ids ascend in the order of the requests.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     sends: BTreeMap<i64, PendingSend>,
     requests: BTreeMap<i64, PendingRequest>,
     by_local_id: HashMap<LocalId, i64>,
-    /// By lane: not given to this link yet, or to be given once more.
+    /// By lane: ids not yet given to this connection, or to be given again.
     unsent: [BTreeSet<i64>; 4],
-    /// By lane: messages that were given to this link, and have no answer.
+    /// By lane: number of messages that were given to this connection and are not answered.
     on_the_way: [usize; 4],
     send_bytes: usize,
     last_id: i64,
-    /// No request expires before.
+    /// The earliest time at which a request may expire.
     expiry: Option<Instant>,
 }
 
 impl Requests {
-    /// Room for another message?
+    /// Checks that there is room for another message, and that its local id is free.
     pub(crate) fn admit(&self, local_id: &LocalId) -> Result<(), SendError> {
         if self.by_local_id.contains_key(local_id) {
             return Err(SendError::Duplicate(local_id.clone()));
@@ -108,7 +109,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Takes a message that was admitted.
+    /// Adds a message that was admitted.
     pub(crate) fn send(&mut self, draft: &Draft, own: &Eid, device: &DeviceId, reply: Option<SendReply>, at: Instant) {
         let (lane, payload) = draft.payload(own, device);
         let (id, frame) = self.enter(lane, payload);
@@ -118,32 +119,32 @@ impl Requests {
             .insert(id, PendingSend { local_id: draft.local_id.clone(), reply, since: at, frame, lane, put_off: 0 });
     }
 
-    /// Room for another request?
+    /// Whether there is room for another request.
     pub(crate) fn has_room(&self) -> bool {
         self.requests.len() < REQUESTS_MAX
     }
 
-    /// Room for one of the application's own?
+    /// Whether there is room for a request of the application's own.
     pub(crate) fn has_reserved_room(&self) -> bool {
         self.requests.len() < REQUESTS_MAX + REQUESTS_RESERVED
     }
 
-    /// Takes a request.
+    /// Adds a request.
     pub(crate) fn request(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>) {
         self.pend(lane, payload, lasting, reply, None);
     }
 
-    /// Takes an automatic acknowledgment: of one message, or of all up to one.
+    /// Adds an automatic acknowledgment: of one message, or of all up to one.
     pub(crate) fn acknowledge(&mut self, payload: Payload, oldest: Sequence, up_to: Option<UpTo>) {
         self.pend(Lane::Chat, payload, true, None, Some((oldest, up_to)));
     }
 
-    /// Where the oldest message stands in the log whose automatic acknowledgment is not answered.
+    /// Log position of the oldest message whose automatic acknowledgment is not answered.
     pub(crate) fn unacknowledged(&self) -> Option<Sequence> {
         self.requests.values().filter_map(|request| request.delivers).min()
     }
 
-    /// The next frame to go out on a lane, a message's only if that of `sends` may.
+    /// The next frame for a lane; messages are included only if `sends` is true.
     pub(crate) fn next_frame(&mut self, lane: Lane, sends: bool, now: Instant) -> Option<Bytes> {
         let unsent = &mut self.unsent[lane.index()];
         let id = match sends {
@@ -164,7 +165,7 @@ impl Requests {
         !self.unsent[lane.index()].is_empty()
     }
 
-    /// Messages that the server has from this link and has not answered.
+    /// Number of messages that were given to this connection and are not answered.
     pub(crate) fn sends_on_the_way(&self, lane: Lane) -> usize {
         self.on_the_way[lane.index()]
     }
@@ -174,12 +175,12 @@ impl Requests {
         self.by_local_id.get(&LocalId::parse(local_id).ok()?).copied()
     }
 
-    /// Whether it is a message's.
+    /// Whether this id belongs to a message.
     pub(crate) fn has_send(&self, request_id: i64) -> bool {
         self.sends.contains_key(&request_id)
     }
 
-    /// A message that is answered.
+    /// Removes a message that is answered.
     pub(crate) fn take_send(&mut self, request_id: i64) -> Option<PendingSend> {
         let send = self.sends.remove(&request_id)?;
         self.by_local_id.remove(&send.local_id);
@@ -190,16 +191,16 @@ impl Requests {
         Some(send)
     }
 
-    /// The request that an answer is about; it is answered with this.
+    /// Removes the request that an answer belongs to. Also returns when the request was sent.
     pub(crate) fn take_request(&mut self, request_id: i64) -> Option<(PendingRequest, Instant)> {
-        // An answer to what was not sent on this link is none.
+        // A request that was not sent on this connection cannot have an answer.
         let sent = self.requests.get(&request_id)?.sent?;
         let request = self.requests.remove(&request_id)?;
         self.unsent[request.lane.index()].remove(&request_id);
         Some((request, sent))
     }
 
-    /// A frame of a list that goes on in the next. One that goes on for too long is none: its waiter is told.
+    /// Adds a list's frame that is not its last. A list over the bound is invalid, and its caller gets an error.
     pub(crate) fn part(&mut self, request_id: i64, entries: Vec<Subscriber>) {
         let Some(request) = self.requests.get_mut(&request_id).filter(|request| request.sent.is_some()) else { return };
         if request.parts.len() + entries.len() <= LIST_ENTRIES_MAX {
@@ -209,12 +210,12 @@ impl Requests {
         }
     }
 
-    /// Whether an error is about a request that outlives a put-off.
+    /// Whether the request is repeated after the server put it off.
     pub(crate) fn is_lasting(&self, request_id: i64) -> bool {
         self.requests.get(&request_id).is_some_and(|request| request.lasting)
     }
 
-    /// The server asks for it again later. Its lane, and how often that happened before.
+    /// The server put this off: it is sent again later. Returns its lane and how often that happened before.
     pub(crate) fn put_off(&mut self, id: i64) -> Option<(Lane, u32)> {
         let (lane, count) = match self.sends.get_mut(&id) {
             Some(send) => (send.lane, &mut send.put_off),
@@ -232,7 +233,8 @@ impl Requests {
         Some((lane, before))
     }
 
-    /// The link is gone. What makes no sense later is answered so; the rest goes out again, in order, on the next one.
+    /// The connection is gone. Requests that are not worth repeating fail; everything else is sent again, in order, on
+    /// the next connection.
     pub(crate) fn link_down(&mut self) {
         self.requests.retain(|_, request| {
             let wanted = request.lasting && !request.reply.as_ref().is_some_and(oneshot::Sender::is_closed);
@@ -253,7 +255,7 @@ impl Requests {
         self.expiry = None;
     }
 
-    /// Nobody shall wait any longer. Messages keep their place.
+    /// Fails all waiting calls. Messages stay in the outbox.
     pub(crate) fn release_waiters(&mut self, send_error: &SendError, request_error: &RequestError) {
         for send in self.sends.values_mut() {
             answer(send.reply.take(), Err(send_error.clone()));
@@ -273,7 +275,8 @@ impl Requests {
         self.expiry
     }
 
-    /// Tells those who wait for answers that will not be read, control's aside. Messages keep their place.
+    /// Fails calls whose answers will not be read, except on the control lane, which is always read. Messages stay in
+    /// the outbox.
     pub(crate) fn release_unread(&mut self) {
         for send in self.sends.values_mut() {
             answer(send.reply.take(), Err(SendError::Unread));
@@ -289,8 +292,8 @@ impl Requests {
         });
     }
 
-    /// Tells the waiters of requests that the server owes for too long. The device's own acknowledgments go out again, as
-    /// nobody else would repeat them.
+    /// Fails requests whose answer is overdue. The device's own acknowledgments are sent again instead, as no caller
+    /// would repeat them.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expiry.is_none_or(|expiry| expiry > now) {
             return;
@@ -307,7 +310,7 @@ impl Requests {
         self.expiry = self.requests.values().filter_map(|request| request.sent).min().map(|sent| sent + REQUEST_WITHIN);
     }
 
-    /// Whether the server owes an answer to something that was sent on this link.
+    /// Whether the server owes an answer to something that was sent on this connection.
     pub(crate) fn owed(&self) -> bool {
         let unsent: usize = self.unsent.iter().map(BTreeSet::len).sum();
         self.sends.len() + self.requests.len() > unsent
@@ -341,7 +344,7 @@ impl Requests {
     }
 }
 
-/// Tells a waiter, if there is one that still listens. Whether there was.
+/// Answers a waiting caller. Returns whether there was one that still waited.
 pub(crate) fn answer<T>(reply: Option<oneshot::Sender<T>>, value: T) -> bool {
     reply.is_some_and(|reply| reply.send(value).is_ok())
 }

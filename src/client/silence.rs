@@ -1,5 +1,5 @@
-//! When silence on the path means that it is dead: ask again, then move to another socket, then give the connection up.
-//! Pure; time comes in as an argument.
+//! Decides when silence means that a path is dead: first ask for a sign of life, then move to another socket, then give
+//! the connection up. Pure; time is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use super::limits::{
     MOVED_SILENCE_RTTS,
 };
 
-/// How long nothing has arrived while something should.
+/// Measures how long nothing has arrived while something should.
 #[derive(Debug)]
 pub(crate) struct Silence {
     bound: Duration,
@@ -19,10 +19,11 @@ pub(crate) struct Silence {
 struct Watch {
     since: Instant,
     bound: Duration,
-    /// What had arrived by then.
+    /// The count of arrivals at `since`.
     arrivals: u64,
     knocks: u32,
-    /// The device is on a new socket: whatever is owed, something must arrive, and another socket would be no better.
+    /// The device moved to a new socket: something must arrive whether or not an answer is owed, and yet another socket
+    /// would not help.
     moved: bool,
 }
 
@@ -31,47 +32,47 @@ struct Watch {
 pub(crate) enum Heard {
     /// Nothing.
     Life,
-    /// Ask for a sign of life. New data goes out at once, where what QUIC repeats by itself waits twice as long each
-    /// time: a path that comes back is noticed within one knock.
+    /// Ask for a sign of life ("knock"). New data is sent at once, whereas QUIC waits twice as long before each
+    /// repetition. So the device notices within one knock that the path is back.
     Knock,
-    /// The binding of a NAT on the way may be what is gone: go on from another socket, which also asks.
+    /// Continue from another socket, and ask there, because a NAT on the path may have lost the binding.
     Move,
     /// The path is dead.
     Dead,
 }
 
 impl Silence {
-    /// Gives a path up after `bound`.
+    /// A path is dead after `bound` of silence.
     pub(crate) fn new(bound: Duration) -> Silence {
         Silence { bound, watch: None }
     }
 
-    /// Another connection.
+    /// Starts over for a new connection.
     pub(crate) fn reset(&mut self) {
         self.watch = None;
     }
 
     /// The device has moved to another socket because its network has changed, and has asked for a sign of life. If the
-    /// new network lets nothing through, a new connection may: that is tried soon.
+    /// new network lets nothing through, a new connection may succeed, so that is tried soon.
     pub(crate) fn moved(&mut self, now: Instant, rtt: Option<Duration>, arrivals: u64) {
         let bound = rtt.map_or(MOVED_SILENCE_MIN, |rtt| (MOVED_SILENCE_RTTS * rtt).max(MOVED_SILENCE_MIN));
         let bound = bound.min(self.bound);
         self.watch = Some(Watch { since: now, bound, arrivals, knocks: 0, moved: true });
     }
 
-    /// Whether the path was asked for life in vain: more than an exchange has been lost. What QUIC has on the way may fill
-    /// its window by then, and all that is new, also the packets of a move, waits for the next repetition.
+    /// Whether the path was asked for life in vain, so that more than one exchange is lost. QUIC's window may then be
+    /// full of lost data, so that everything new, including the packets of a move, waits for QUIC's next repetition.
     pub(crate) fn is_in_doubt(&self, arrivals: u64) -> bool {
         let in_doubt = |watch: &Watch| watch.knocks >= KNOCKS_BEFORE_DOUBT && !watch.moved;
         self.watch.as_ref().is_some_and(|watch| in_doubt(watch) && watch.arrivals == arrivals)
     }
 
-    /// When to look again.
+    /// When to call `look` again.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.watch.as_ref().map(|watch| watch.since + watch.due())
     }
 
-    /// Whether silence lasts, given what is `owed`, and how often something `arrivals`.
+    /// Judges the silence. `owed` says whether an answer is owed; `arrivals` counts what has arrived so far.
     pub(crate) fn look(&mut self, owed: bool, now: Instant, arrivals: impl FnOnce() -> u64) -> Heard {
         let Some(watch) = self.watch.as_mut().filter(|watch| owed || watch.moved) else {
             self.watch =
@@ -95,53 +96,53 @@ impl Silence {
 }
 
 impl Watch {
-    /// Silence at which the next step is due.
+    /// The silence at which the next step is due.
     fn due(&self) -> Duration {
         let steps = if self.moved { MOVED_KNOCKS_MAX } else { KNOCKS_MAX };
         (self.bound * (self.knocks + 1) / steps).min(self.bound)
     }
 }
 
-/// Whether a TCP connection is alive on which nothing is owed: QUIC knows by itself.
+/// Judges whether an idle TCP connection is alive. QUIC detects that by itself.
 #[derive(Debug)]
 pub(crate) struct Idle {
     timeout: Duration,
-    /// When a sign of life was asked for last.
+    /// When a sign of life was last asked for.
     asked: Option<Instant>,
 }
 
-/// What a link knows of its silence.
+/// What a link knows about its silence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quiet {
-    /// When it heard something last.
+    /// When something last arrived.
     pub(crate) since: Instant,
-    /// It is this side that does not read: what the server says lies unheard.
+    /// This device is not reading, so that what the server sends is not noticed.
     pub(crate) held: bool,
 }
 
 impl Idle {
-    /// Gives a connection up after `timeout`, if it was asked in vain.
+    /// A connection is dead after `timeout` of silence, if it was asked for life in vain.
     pub(crate) fn new(timeout: Duration) -> Idle {
         Idle { timeout, asked: None }
     }
 
-    /// Another connection.
+    /// Starts over for a new connection.
     pub(crate) fn reset(&mut self) {
         self.asked = None;
     }
 
-    /// When to look again.
+    /// When to call `look` again.
     pub(crate) fn next_look(&self, quiet: Quiet) -> Instant {
         let unasked = self.timeout / 3 * IDLE_THIRDS_UNASKED;
         match self.asked.filter(|asked| *asked >= quiet.since) {
-            // To the server this is a sign of life, too.
+            // This ping is also a sign of life to the server.
             Some(asked) if quiet.held => asked + unasked,
             Some(asked) => asked + (self.timeout - unasked),
             None => quiet.since + unasked,
         }
     }
 
-    /// Whether silence lasts.
+    /// Judges the silence.
     pub(crate) fn look(&mut self, quiet: Quiet, now: Instant) -> Heard {
         if now < self.next_look(quiet) {
             return Heard::Life;
@@ -169,10 +170,10 @@ mod tests {
         assert_eq!(idle.look(since(start), start + unasked), Heard::Knock);
         assert_eq!(idle.next_look(since(start)), start + BOUND);
         assert_eq!(idle.look(since(start), start + unasked), Heard::Life, "asked once");
-        // It answers.
+        // The server answers.
         let heard = start + unasked + Duration::from_millis(40);
         assert_eq!(idle.look(since(heard), start + BOUND), Heard::Life);
-        // Who slept through all of it asks first.
+        // A device that slept all that time asks first.
         let late = heard + 10 * BOUND;
         assert_eq!(idle.look(since(heard), late), Heard::Knock);
         assert_eq!(idle.look(since(heard), late + BOUND - unasked), Heard::Dead);
@@ -186,14 +187,14 @@ mod tests {
             assert_eq!(idle.next_look(held), at);
             assert_eq!(idle.look(held, at), Heard::Knock, "the server does not hear us else");
         }
-        // From when it is read again.
+        // Counted from when the device reads again.
         let again = start + unasked * 9 + Duration::from_millis(1);
         assert_eq!(idle.next_look(since(again)), again + unasked);
     }
 
     const BOUND: Duration = Duration::from_secs(8);
 
-    /// What a device does in silence, and at which share of the bound.
+    /// The device's steps during silence, and when each is due.
     fn steps(silence: &mut Silence, start: Instant) -> Vec<(Duration, Heard)> {
         let mut steps = Vec::new();
         loop {
@@ -244,7 +245,7 @@ mod tests {
         assert!(!silence.is_in_doubt(7), "one packet may be lost");
         assert_eq!(silence.look(true, start + BOUND / 2, || 7), Heard::Knock);
         assert!(silence.is_in_doubt(7) && !silence.is_in_doubt(8));
-        // Whoever tells of two changes in a row moves twice.
+        // An application that reports two changes in a row moves twice.
         silence.moved(start, None, 7);
         silence.look(false, start + MOVED_SILENCE_MIN / 2, || 7);
         assert!(!silence.is_in_doubt(7));

@@ -1,4 +1,4 @@
-//! The one task that owns a device: brings sockets, clocks and randomness to the core, and connects again.
+//! The task that owns a device: it supplies sockets, clocks and randomness to the core, and reconnects.
 
 mod commands;
 mod moving;
@@ -36,10 +36,10 @@ use crate::wire::{CloseCode, Lane};
 
 use upgrade::Upgrade;
 
-/// What the task waits for beside its link.
+/// An operation for which the task waits besides its connection.
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A device at work.
+/// A running device.
 pub(crate) struct Task {
     core: Core,
     dialer: Arc<Dialer>,
@@ -53,16 +53,16 @@ pub(crate) struct Task {
     backoff: Backoff,
 
     phase: Phase,
-    /// The UDP socket, which outlives connections.
+    /// The UDP socket; it outlives connections.
     endpoint: Option<Endpoint>,
-    /// Somebody said that there is a network: for the next attempt.
+    /// The application says that there is a network; applies to the next attempt.
     hinted: bool,
     upgrade: Upgrade,
-    /// Tokens refused one after the other.
+    /// Number of tokens refused in a row.
     refusals: u32,
-    /// The token not to come back with.
+    /// The refused token, which must not be used again, and the reason of that close.
     refused: Option<(String, CloseReason)>,
-    /// When a connection was given up that had sent all in its first flight: that may arrive yet, and replace a later session.
+    /// When a 0-RTT connection was given up. What it sent may still reach the server and replace a later session.
     early_lost: Option<Instant>,
     accepted_at: Option<Instant>,
     silence: Silence,
@@ -79,17 +79,17 @@ enum Phase {
     Stopped(CloseReason),
 }
 
-/// An attempt under way.
+/// An attempt to connect that is under way.
 struct Dialing {
     work: Work<Result<Dialed, DialError>>,
     early: mpsc::Receiver<Early>,
-    /// The connection that takes 0-RTT data, until the attempt has decided.
+    /// The connection that accepts 0-RTT data, until the attempt is decided.
     link: Option<Box<dyn Link>>,
 }
 
 struct Closing {
     until: Instant,
-    /// Whether what is under way may take until then.
+    /// Whether pending answers are waited for until then.
     patient: bool,
 }
 
@@ -160,7 +160,7 @@ impl Task {
         Task { jitter, ..self }
     }
 
-    /// Until the application closes the device, or drops it.
+    /// Runs until the application closes the device or drops its last handle.
     pub(crate) async fn run(mut self) {
         let _told = EndTold { state: self.state.clone(), inbox: self.inbox.clone() };
         self.dial();
@@ -198,7 +198,8 @@ impl Task {
         let deadline = self.deadline(now);
         let Task { core, phase, commands, inbox, renewing, upgrade, frames, .. } = self;
         tokio::select! {
-            // The link first, so that what is queued is written at every turn; commands are also taken in between.
+            // The link comes first, so that queued frames are written at every turn; commands are also taken in
+            // `settle`.
             biased;
             turn = std::future::poll_fn(|cx| {
                 let mut poll_link = |link: &mut Box<dyn Link>, cx: &mut _| {
@@ -253,7 +254,7 @@ impl Task {
         [retry, closing, renew, upgrade, look, idle, self.core.deadline(now)].into_iter().flatten().min()
     }
 
-    /// Everything that follows from what has happened since, without waiting.
+    /// Does everything that follows from what has happened since the last turn, without waiting.
     fn settle(&mut self, now: Now) {
         for _ in 0..COMMANDS_PER_TURN {
             let Ok(command) = self.commands.try_recv() else { break };
@@ -285,7 +286,7 @@ impl Task {
         self.inbox.fill(|| self.core.next_event());
     }
 
-    /// What the application has taken.
+    /// Handles the events that the application has taken.
     fn note_taken(&mut self, now: Now) {
         while self.core.can_take() {
             let Some(taken) = self.inbox.next_taken() else { break };
@@ -293,7 +294,7 @@ impl Task {
         }
     }
 
-    /// Gives the link what it takes.
+    /// Queues frames on the link while it has room.
     fn write(&mut self, now: Instant) {
         let (Phase::Linked(link) | Phase::Dialing(Dialing { link: Some(link), .. })) = &mut self.phase else { return };
         for lane in Lane::ALL {
@@ -314,7 +315,7 @@ impl Task {
             hinted: std::mem::take(&mut self.hinted),
             refused: self.refused.take(),
         };
-        // A port of choice may still belong to the socket before; from now on the system chooses.
+        // A chosen port may still be in use by the previous socket; from now on the system chooses one.
         self.bind = self.bind.map(|bind| SocketAddr::new(bind.ip(), 0));
         let (sender, early) = mpsc::channel(ADDRESSES_MAX);
         let work = Box::pin(self.dialer.clone().dial(attempt, sender));
@@ -322,7 +323,7 @@ impl Task {
         self.state.send_replace(State::Connecting);
     }
 
-    /// A connection takes 0-RTT data: everything that waits goes out in its first flight (profile 3).
+    /// A connection accepts 0-RTT data: everything that waits is sent in its first flight (protocol.md §1, 0-RTT).
     fn link_early(&mut self, early: Early) {
         let Phase::Dialing(dialing) = &mut self.phase else { return };
         if dialing.link.take().is_some() {
@@ -335,12 +336,13 @@ impl Task {
         self.core.link_up(early.token, passage, early.started, Instant::now());
     }
 
-    /// The attempt has decided.
+    /// The attempt succeeded.
     fn dialed(&mut self, dialed: Dialed) {
         let Phase::Dialing(dialing) = &mut self.phase else { return };
         let mut link = dialing.link.take();
         let taken = matches!(dialed.carrier, Carrier::Quic { early: true, .. });
-        // A session that was accepted on the early connection stands, also if TCP came second by nothing.
+        // A session that was accepted on the early connection stays in use, even if TCP connected at almost the same
+        // time.
         if let Some(link) = link.take_if(|_| taken || self.core.is_open()) {
             if let Carrier::Quic { endpoint, .. } = dialed.carrier {
                 self.endpoint = Some(endpoint);
@@ -350,7 +352,8 @@ impl Task {
             return;
         }
         if link.is_some() {
-            // Early data that QUIC's handshake refused is gone; TCP was only faster than it.
+            // Either QUIC's handshake refused the early data, which is then gone, or TCP was faster than that
+            // handshake.
             if matches!(dialed.carrier, Carrier::Tcp(_)) {
                 self.early_lost = Some(Instant::now());
             }
@@ -398,13 +401,13 @@ impl Task {
         let reason = self.refined(reason);
         let age = self.part(&reason);
         match &mut self.phase {
-            // The attempt goes on, over TCP perhaps.
+            // The attempt goes on, perhaps over TCP.
             Phase::Dialing(_) if !self.core.is_put_off() => {}
             _ => self.retry(reason, age),
         }
     }
 
-    /// The error before the close says more than the close.
+    /// The error before the close says more than the close itself.
     fn refined(&mut self, mut reason: CloseReason) -> CloseReason {
         if let (CloseReason::Server { reason, .. }, Some(refusal)) = (&mut reason, self.core.take_refusal()) {
             *reason = refusal.message;
@@ -412,7 +415,7 @@ impl Task {
         reason
     }
 
-    /// Lets go of the link. How long its session lasted, if it had one.
+    /// Closes and drops the link. Returns how long its session lasted, if it had one.
     fn part(&mut self, reason: &CloseReason) -> Option<Duration> {
         let link = match &mut self.phase {
             Phase::Dialing(dialing) => dialing.link.take().inspect(|_| self.early_lost = Some(Instant::now())),
@@ -438,7 +441,8 @@ impl Task {
         age
     }
 
-    /// After a connection that lived for `age` (none: that was not accepted) ended for this reason.
+    /// Decides what follows after a connection ended for this reason. `age` is how long its session lasted; `None` if
+    /// it was not accepted.
     fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
         tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
         let lost = self.early_lost.take_if(|_| reason.is_replaced());
@@ -467,13 +471,13 @@ impl Task {
         if matches!(reason, CloseReason::Server { code: CloseCode::Abuse, .. }) {
             retry_in = ABUSE_WAIT + self.jitter.up_to(ABUSE_WAIT);
         }
-        // Spread all the same: everybody is told the same time.
+        // Added to the random wait, not instead of it: the server tells all devices the same time.
         retry_in += self.core.take_put_off().unwrap_or_default();
         self.phase = Phase::Waiting(Instant::now() + retry_in);
         self.state.send_replace(State::Waiting { retry_in, reason });
     }
 
-    /// Only the application can say whether to go on.
+    /// Stops: only the application can decide whether to connect again.
     fn stop(&mut self, reason: CloseReason) {
         self.core.release_waiters(&reason);
         self.state.send_replace(State::Closed(reason.clone()));
@@ -501,7 +505,7 @@ impl Task {
         }
     }
 
-    /// A failure costs a repetition after a restart, which is harmless; the message itself is with the server.
+    /// Updates the outbox. A failure costs a repetition after a restart, which is harmless; the server has the message.
     fn keep(&mut self, change: impl FnOnce(&mut dyn Outbox) -> io::Result<()>) {
         if let Err(error) = change(self.outbox.as_mut()) {
             tracing::warn!(%error, "the outbox could not be updated");
@@ -513,7 +517,7 @@ impl Task {
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
         match &self.phase {
             Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => {
-                // What is queued is written by leaving.
+                // `leave` still writes what is queued.
                 now >= closing.until || !closing.patient || self.core.is_settled()
             }
             _ => true,
@@ -524,7 +528,7 @@ impl Task {
         self.commands.close();
         let phase = std::mem::replace(&mut self.phase, Phase::Stopped(CloseReason::Local));
         if let Phase::Linked(mut link) | Phase::Dialing(Dialing { link: Some(mut link), .. }) = phase {
-            // Late or not, what is written has to arrive before the close overtakes it.
+            // Even if the time is over, written data has to arrive before the close overtakes it.
             let _ = timeout(CLOSE_LINGER, std::future::poll_fn(|cx| link.poll_finish(cx))).await;
             link.close(CloseCode::Goodbye, "");
         }
@@ -540,7 +544,8 @@ impl Task {
     }
 }
 
-/// Tells the application that the device is no more, also when something in it panics: nobody waits for ever.
+/// Tells the application that the device has ended, also if something in the task panics, so that no caller waits for
+/// ever.
 struct EndTold {
     state: watch::Sender<State>,
     inbox: Arc<Inbox>,

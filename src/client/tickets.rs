@@ -1,4 +1,4 @@
-//! What a device keeps of earlier TLS sessions with its server: each ticket lets one connection begin with 0-RTT data.
+//! TLS session tickets of a device's server: each lets one connection begin with 0-RTT data.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +10,11 @@ use rustls_pki_types::ServerName;
 
 use super::limits::{TICKETS_MAX, TICKETS_SPARED};
 
-/// Tickets of one server, the newest first to be used.
+/// Tickets of one server; the newest is used first.
 ///
-/// An attempt uses its ticket up, whether or not it reaches the server. So that the many attempts of a long outage do
-/// not use up all of them, and the one that gets through has none left, attempts without much hope leave some.
+/// An attempt consumes its ticket whether or not it reaches the server. The many attempts of a long outage must not
+/// consume all of them, or the attempt that succeeds has none left. So attempts that are unlikely to succeed leave
+/// some.
 #[derive(Debug, Default)]
 pub(crate) struct Tickets {
     state: Mutex<State>,
@@ -27,7 +28,7 @@ struct State {
 }
 
 impl Tickets {
-    /// Whether attempts from now on leave [`TICKETS_SPARED`] tickets for better ones.
+    /// Sets whether attempts from now on leave [`TICKETS_SPARED`] tickets for more promising ones.
     pub(crate) fn spare(&self, sparing: bool) {
         self.sparing.store(sparing, Ordering::Relaxed);
     }
@@ -46,7 +47,7 @@ impl ClientSessionStore for Tickets {
         self.state().group
     }
 
-    // TLS 1.3 alone is spoken (profile 2).
+    // The protocol uses TLS 1.3 only (protocol.md §1).
     fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {

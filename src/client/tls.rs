@@ -1,5 +1,5 @@
-//! TLS and QUIC as a phone wants them: TLS 1.3 with resumption, keep-alive, small windows, no stream that the server
-//! opens.
+//! TLS and QUIC settings for a phone: TLS 1.3 with resumption, keep-alive, small windows, and no streams opened by the
+//! server.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::tickets::Tickets;
 use crate::congestion::FlooredCubic;
 use crate::wire::ALPN;
 
-/// For QUIC, whose connections begin with 0-RTT data where there is a ticket.
+/// The configuration for QUIC. Connections begin with 0-RTT data if there is a ticket.
 pub(crate) fn quic_config(
     roots: RootCertStore,
     tickets: Arc<Tickets>,
@@ -24,7 +24,7 @@ pub(crate) fn quic_config(
     idle_timeout: Duration,
 ) -> Result<ClientConfig, BuildError> {
     let mut tls = tls_config(roots, tickets)?;
-    // Every request is idempotent, which is what makes a replay harmless (profile 3).
+    // A replay of early data is harmless because every request may be repeated (protocol.md §8).
     tls.enable_early_data = true;
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| refused(&error))?;
     let mut quic = ClientConfig::new(Arc::new(crypto));
@@ -32,7 +32,7 @@ pub(crate) fn quic_config(
     Ok(quic)
 }
 
-/// QUIC's own settings, chosen in docs/decisions/0003.
+/// QUIC's transport settings, chosen in docs/decisions/0003.
 pub(crate) fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) -> Result<TransportConfig, BuildError> {
     let mut transport = TransportConfig::default();
     transport
@@ -49,7 +49,7 @@ pub(crate) fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) ->
     Ok(transport)
 }
 
-/// For TLS over TCP.
+/// The configuration for TLS over TCP.
 pub(crate) fn tcp_config(roots: RootCertStore) -> Result<rustls::ClientConfig, BuildError> {
     tls_config(roots, Arc::default())
 }

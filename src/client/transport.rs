@@ -1,16 +1,16 @@
-//! What carries a connection, and which of the two a device may use.
+//! The transports of a connection, and which of them a device may use.
 
-/// What carries a connection (profile 2).
+/// The transport of a connection (protocol.md §1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// QUIC: a stream for each lane, moves between networks.
+    /// QUIC: one stream per lane; the connection can move between networks.
     Quic,
     /// TLS over TCP: for networks that drop UDP.
     Tcp,
 }
 
 impl Transport {
-    /// For logs and reports.
+    /// Name for logs and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Transport::Quic => "quic",
@@ -22,16 +22,16 @@ impl Transport {
 /// Which transports a device may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transports {
-    /// QUIC first, and TCP a moment later where QUIC stays silent. What worked is remembered for each network, and QUIC
-    /// is tried again later.
+    /// QUIC first, and TCP beside it if QUIC has not connected after 1 s. The device remembers for each network which
+    /// of them worked, and tries QUIC again later.
     #[default]
     Auto,
-    /// One of them alone.
+    /// Only this one.
     Only(Transport),
 }
 
 impl Transports {
-    /// Whether it is among them.
+    /// Whether this transport may be used.
     pub fn allow(self, transport: Transport) -> bool {
         match self {
             Transports::Auto => true,

@@ -1,4 +1,4 @@
-//! Framing: an unsigned varint length, then that many bytes of one envelope (profile 2).
+//! Framing: an unsigned varint length, then one envelope of that many bytes (protocol.md §2).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -6,13 +6,13 @@ use prost::Message;
 use super::lane::Lane;
 use super::proto::MessageScheme;
 
-/// Longest length prefix that is looked at: five bytes hold any length that a 32-bit number can name.
+/// Longest accepted length prefix, in bytes: five hold every 32-bit length.
 const PREFIX_BYTES_MAX: usize = 5;
 
-/// Why a byte stream cannot be cut into frames any further: the connection has to go (profile 2, error 413).
+/// Why a byte stream cannot be split into frames any further. The connection has to close (protocol.md §2, error 413).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The length prefix says more than the limit, or is no length at all.
+    /// The length is over the limit, or the prefix is longer than five bytes.
     #[error("a frame is longer than the limit of {limit} bytes")]
     TooLarge {
         /// The limit, in bytes.
@@ -20,35 +20,35 @@ pub enum FrameError {
     },
 }
 
-/// Cuts one lane's bytes into frames, whatever way they were split on the road.
+/// Splits one lane's bytes into frames, however the transport split them into chunks.
 ///
-/// Memory: what has arrived of one frame, at most the limit and a prefix; a length that is only announced costs
-/// nothing. A frame that lies whole within what was fed is not copied.
+/// Memory: the received part of one frame, at most the limit and a prefix. A length that is only announced allocates
+/// nothing. A frame that lies within one fed chunk is not copied.
 #[derive(Debug)]
 pub struct FrameDecoder {
     limit: usize,
-    /// Fed, not yet cut.
+    /// Fed, not yet split.
     fresh: Bytes,
-    /// The beginning of a frame whose rest has not come yet, with its prefix.
+    /// The beginning of an incomplete frame, with its prefix.
     partial: BytesMut,
 }
 
 impl FrameDecoder {
-    /// A decoder that refuses frames over `limit` bytes.
+    /// Creates a decoder that refuses frames of more than `limit` bytes.
     pub fn new(limit: usize) -> FrameDecoder {
         FrameDecoder { limit, fresh: Bytes::new(), partial: BytesMut::new() }
     }
 
-    /// Adds what arrived. Call [`FrameDecoder::next_frame`] until it gives `None` before feeding again.
+    /// Adds received bytes. Call [`FrameDecoder::next_frame`] until it returns `None` before feeding again.
     pub fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.fresh.is_empty(), "feed only once everything was cut");
         self.fresh = chunk;
     }
 
-    /// The next whole frame, without its prefix.
+    /// The next complete frame, without its prefix; `None` until more bytes are fed.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`]; the decoder is of no more use then.
+    /// [`FrameError::TooLarge`]; do not use the decoder any further.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
         if self.partial.is_empty() {
             return self.cut_fresh();
@@ -74,7 +74,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Bytes held for a frame that is not whole yet.
+    /// Number of bytes held that were not returned as a frame yet.
     pub fn pending(&self) -> usize {
         self.partial.len() + self.fresh.len()
     }
@@ -94,9 +94,9 @@ impl FrameDecoder {
     }
 }
 
-/// Cuts a byte stream that carries all lanes into their frames: a lane byte before each (profile 2, fallback).
+/// Splits a byte stream that all lanes share into frames; a lane byte precedes each (protocol.md §1, TLS over TCP).
 ///
-/// Memory: one frame and what came with its last bytes.
+/// Memory: one frame and what arrived with its last bytes.
 #[derive(Debug)]
 pub struct LaneFrameDecoder {
     limit: usize,
@@ -104,23 +104,23 @@ pub struct LaneFrameDecoder {
 }
 
 impl LaneFrameDecoder {
-    /// A decoder that refuses frames over `limit` bytes.
+    /// Creates a decoder that refuses frames of more than `limit` bytes.
     pub fn new(limit: usize) -> LaneFrameDecoder {
         LaneFrameDecoder { limit, buffer: BytesMut::new() }
     }
 
-    /// Adds what arrived.
+    /// Adds received bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, without its prefix, and the lane byte before it.
+    /// The next complete frame, without its prefix, and the lane byte before it; `None` until more bytes are fed.
     ///
     /// # Errors
-    /// The lane byte and [`FrameError::TooLarge`]; the decoder is of no more use then.
+    /// The lane byte and [`FrameError::TooLarge`]; do not use the decoder any further.
     pub fn next_frame(&mut self) -> Result<Option<(u8, Bytes)>, (u8, FrameError)> {
         let Some((&lane, rest)) = self.buffer.split_first() else {
-            // An idle connection holds no buffer.
+            // An idle connection keeps no buffer.
             self.buffer = BytesMut::new();
             return Ok(None);
         };
@@ -137,7 +137,7 @@ impl LaneFrameDecoder {
     }
 }
 
-/// The prefix's own length and the length it names, once it is all there.
+/// The length of the prefix and the length that it announces; `None` while the prefix is incomplete.
 fn prefix(bytes: &[u8], limit: usize) -> Result<Option<(usize, usize)>, FrameError> {
     let too_large = FrameError::TooLarge { limit };
     let mut len = 0u64;
@@ -151,14 +151,14 @@ fn prefix(bytes: &[u8], limit: usize) -> Result<Option<(usize, usize)>, FrameErr
     if bytes.len() >= PREFIX_BYTES_MAX { Err(too_large) } else { Ok(None) }
 }
 
-/// One frame: length prefix and envelope.
+/// Encodes one frame: length prefix and envelope.
 pub fn encode_frame(scheme: &MessageScheme) -> Bytes {
     let mut frame = BytesMut::with_capacity(frame_len(scheme));
     encode_into(scheme, &mut frame);
     frame.freeze()
 }
 
-/// The lane byte and the first frame of that lane.
+/// Encodes a lane byte and one frame: a QUIC stream's first bytes, or any frame over TCP.
 pub fn encode_lane_frame(lane: Lane, scheme: &MessageScheme) -> Bytes {
     let mut frame = BytesMut::with_capacity(1 + frame_len(scheme));
     frame.put_u8(lane.byte());
@@ -166,7 +166,7 @@ pub fn encode_lane_frame(lane: Lane, scheme: &MessageScheme) -> Bytes {
     frame.freeze()
 }
 
-/// Length of the frame that an envelope makes, prefix included.
+/// Length in bytes of an envelope's frame, including the prefix.
 pub fn frame_len(scheme: &MessageScheme) -> usize {
     let len = scheme.encoded_len();
     len + prost::length_delimiter_len(len)

@@ -1,4 +1,4 @@
-//! Identities and numbers, made by parsing at the edge (profile 3, 7 and 8).
+//! Identifiers and numbers, parsed where data enters (protocol.md §4).
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,42 +7,46 @@ use sha2::{Digest, Sha256};
 
 use super::proto::Identity;
 
-/// Longest user identifier, in bytes (profile 3).
+/// Longest user identifier, in bytes (protocol.md §4).
 const EID_BYTES_MAX: usize = 254;
-/// Longest device identifier, in bytes (profile 3).
+/// Longest device identifier, in bytes (protocol.md §4).
 const DEVICE_ID_BYTES_MAX: usize = 64;
-/// Longest `message_id_local`, in bytes (profile 7).
+/// Longest `message_id_local`, in bytes (protocol.md §4).
 const LOCAL_ID_BYTES_MAX: usize = 64;
 
-/// Why an identifier is not one.
+/// Why an identifier was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The required field is absent or empty.
     #[error("an identity is missing")]
     Missing,
-    /// Not `local@domain` within its bounds.
+    /// Not `local@domain` of 3 to 254 bytes without white space and control characters.
     #[error("an eid is local@domain, 3 to 254 bytes, without white space or control characters")]
     Eid,
-    /// Not a device id.
+    /// Not a device id: 1 to 64 of `A-Z a-z 0-9 . _ -`.
     #[error("a connection_resource_id is 1 to 64 of A-Z a-z 0-9 . _ -")]
     Device,
-    /// Not a client's own message id.
+    /// Not a client's message id: 1 to 64 bytes.
     #[error("a message_id_local is 1 to 64 bytes")]
     Local,
-    /// Not a UUID.
+    /// Not a hyphenated UUID.
     #[error("a message_id is a UUID")]
     Message,
-    /// Not a chat id.
+    /// Not a chat id: 32 hexadecimal digits.
     #[error("a chat_id is 32 hexadecimal digits")]
     Chat,
 }
 
-/// A user: `local@domain`, ASCII letters in lower case (profile 3). Cheap to clone.
+/// A user's identifier: `local@domain`, with ASCII letters in lower case (protocol.md §4). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Eid(Arc<str>);
 
 impl Eid {
-    /// Parses and normalises.
+    /// Parses an eid and puts its ASCII letters into lower case.
+    ///
+    /// # Errors
+    /// [`IdError::Missing`] for an empty text, [`IdError::Eid`] if it is not `local@domain` of 3 to 254 bytes without
+    /// white space and control characters.
     pub fn parse(text: &str) -> Result<Eid, IdError> {
         if text.is_empty() {
             return Err(IdError::Missing);
@@ -60,22 +64,25 @@ impl Eid {
         Ok(Eid(if is_lower { text.into() } else { text.to_ascii_lowercase().into() }))
     }
 
-    /// The user that a wire identity names.
+    /// The user named in a wire identity.
+    ///
+    /// # Errors
+    /// [`IdError::Missing`] if the identity is absent or its eid is empty, [`IdError::Eid`] if its eid is malformed.
     pub fn from_identity(identity: Option<&Identity>) -> Result<Eid, IdError> {
         Eid::parse(&identity.ok_or(IdError::Missing)?.eid)
     }
 
-    /// The normalised text.
+    /// The eid, with ASCII letters in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What follows the `@`.
+    /// The part after the `@`.
     pub fn domain(&self) -> &str {
         self.0.split_once('@').map_or("", |(_, domain)| domain)
     }
 
-    /// The wire identity of the user, whichever device.
+    /// The wire identity of the user, without a device.
     pub fn identity(&self) -> Identity {
         Identity { eid: self.0.to_string(), connection_resource_id: String::new() }
     }
@@ -86,12 +93,16 @@ impl Eid {
     }
 }
 
-/// One device of a user: `connection_resource_id` (profile 3). Cheap to clone.
+/// The id of one device of a user: `connection_resource_id`, 1 to 64 of `A-Z a-z 0-9 . _ -` (protocol.md §4). Cheap to
+/// clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(Arc<str>);
 
 impl DeviceId {
-    /// Parses.
+    /// Parses a device id.
+    ///
+    /// # Errors
+    /// [`IdError::Device`] if it is not 1 to 64 of `A-Z a-z 0-9 . _ -`.
     pub fn parse(text: &str) -> Result<DeviceId, IdError> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         if text.is_empty() || text.len() > DEVICE_ID_BYTES_MAX || !text.bytes().all(legal) {
@@ -106,12 +117,16 @@ impl DeviceId {
     }
 }
 
-/// A client's own name for a message, unique for its sender (profile 7).
+/// The sender's id of a message, 1 to 64 bytes, unique for the sending user over all devices (protocol.md §4). Cheap to
+/// clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LocalId(Arc<str>);
 
 impl LocalId {
-    /// Parses.
+    /// Parses a local id.
+    ///
+    /// # Errors
+    /// [`IdError::Local`] if it is not 1 to 64 bytes.
     pub fn parse(text: &str) -> Result<LocalId, IdError> {
         if text.is_empty() || text.len() > LOCAL_ID_BYTES_MAX {
             return Err(IdError::Local);
@@ -125,7 +140,8 @@ impl LocalId {
     }
 }
 
-/// A conversation of two users: derived from their eids alone, the same for both, naming neither (profile 7).
+/// The chat of two users. It is derived from their eids alone, is the same for both, and does not reveal them
+/// (protocol.md §4).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChatId([u8; 16]);
 
@@ -144,7 +160,10 @@ impl ChatId {
         ChatId(id)
     }
 
-    /// Parses the 32 hexadecimal digits of the wire.
+    /// Parses the 32 hexadecimal digits of the wire form.
+    ///
+    /// # Errors
+    /// [`IdError::Chat`] if it is not exactly that.
     pub fn parse(text: &str) -> Result<ChatId, IdError> {
         if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(IdError::Chat);
@@ -152,12 +171,12 @@ impl ChatId {
         u128::from_str_radix(text, 16).map(|number| ChatId(number.to_be_bytes())).map_err(|_| IdError::Chat)
     }
 
-    /// The raw bytes, as stores keep them.
+    /// The raw bytes, as the store keeps them.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// From raw bytes.
+    /// Makes the id from its raw bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> ChatId {
         ChatId(bytes)
     }
@@ -175,18 +194,21 @@ impl fmt::Debug for ChatId {
     }
 }
 
-/// A message's global name: UUIDv7, assigned by the server (profile 7).
+/// The server's id of a message, globally unique: a UUIDv7 (protocol.md §4).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId([u8; 16]);
 
 impl MessageId {
-    /// A new id from the time of acceptance and ten random bytes.
+    /// Makes a new id from the time of acceptance, in Unix milliseconds, and ten random bytes.
     pub fn new(unix_ms: i64, entropy: [u8; 10]) -> MessageId {
         let millis = u64::try_from(unix_ms).unwrap_or(0);
         MessageId(*uuid::Builder::from_unix_timestamp_millis(millis, &entropy).as_uuid().as_bytes())
     }
 
-    /// Parses the wire's text.
+    /// Parses the wire form, a hyphenated UUID.
+    ///
+    /// # Errors
+    /// [`IdError::Message`] if it is not one.
     pub fn parse(text: &str) -> Result<MessageId, IdError> {
         if text.len() != 36 {
             return Err(IdError::Message);
@@ -194,17 +216,17 @@ impl MessageId {
         uuid::Uuid::try_parse(text).map(|id| MessageId(*id.as_bytes())).map_err(|_| IdError::Message)
     }
 
-    /// The time of acceptance that [`MessageId::new`] took, Unix milliseconds.
+    /// The time of acceptance given to [`MessageId::new`], in Unix milliseconds.
     pub fn unix_ms(&self) -> i64 {
         self.0[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte))
     }
 
-    /// The raw bytes, as stores keep them: they sort by time of acceptance.
+    /// The raw bytes, as the store keeps them. They sort by time of acceptance.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// From raw bytes.
+    /// Makes the id from its raw bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> MessageId {
         MessageId(bytes)
     }
@@ -251,25 +273,25 @@ macro_rules! counting {
         pub struct $name(u64);
 
         impl $name {
-            /// Before the first.
+            /// Zero: before the first.
             pub const ZERO: $name = $name(0);
 
-            /// The number itself.
+            /// The number.
             pub const fn get(self) -> u64 {
                 self.0
             }
 
-            /// The following one.
+            /// The next number.
             pub const fn next(self) -> $name {
                 $name(self.0 + 1)
             }
 
-            /// As the wire has it.
+            /// The wire form; limited to `i64::MAX`.
             pub fn wire(self) -> i64 {
                 i64::try_from(self.0).unwrap_or(i64::MAX)
             }
 
-            /// From the wire; what is negative counts as zero.
+            /// From the wire form; a negative number becomes zero.
             pub fn from_wire(number: i64) -> $name {
                 $name(u64::try_from(number).unwrap_or(0))
             }
@@ -289,9 +311,9 @@ macro_rules! counting {
     )*};
 }
 counting!(
-    /// Position in a user's log: 1, 2, 3 … (profile 8).
+    /// Position of an entry in a user's log: 1, 2, 3 … (protocol.md §9).
     Sequence,
-    /// Position in a chat: 1, 2, 3 … without a gap (profile 7).
+    /// Position of a message in a chat: 1, 2, 3 … without a gap (protocol.md §4).
     Version
 );
 

@@ -1,6 +1,6 @@
-//! Lanes: one stream for each protocol family (profile 2).
+//! Lanes: one stream for each family of the protocol (protocol.md §1).
 
-/// One of the four streams of a connection. The discriminant is the lane's first byte on the wire.
+/// One of the four lanes of a connection. The discriminant is the lane byte on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Lane {
@@ -8,32 +8,32 @@ pub enum Lane {
     Control = 0,
     /// Awareness.
     Presence = 1,
-    /// Texts, version updates, acknowledgments, synchronisation, history.
+    /// Texts, version updates, delivered messages, acknowledgments, SyncAck, history.
     Chat = 2,
-    /// Media metadata.
+    /// Metadata of media messages, from the client.
     Media = 3,
 }
 
 impl Lane {
-    /// Every lane, by its byte.
+    /// Every lane, ordered by its byte.
     pub const ALL: [Lane; 4] = [Lane::Control, Lane::Presence, Lane::Chat, Lane::Media];
 
-    /// The lane that a stream's first byte names.
+    /// The lane that a lane byte names; `None` for an unknown one.
     pub fn from_byte(byte: u8) -> Option<Lane> {
         Lane::ALL.get(usize::from(byte)).copied()
     }
 
-    /// The byte that opens this lane.
+    /// The lane byte.
     pub fn byte(self) -> u8 {
         self as u8
     }
 
-    /// Position in arrays over [`Lane::ALL`].
+    /// Index into arrays over [`Lane::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// Send priority: control, then chat, then presence, then media (profile 2). Higher goes first.
+    /// Send priority: control, then chat, then presence, then media (protocol.md §1). A higher number goes first.
     pub fn priority(self) -> i32 {
         match self {
             Lane::Control => 3,

@@ -1,7 +1,7 @@
-//! The protocol's vocabulary: generated types, framing, lanes, routes, code tables and identities.
+//! The protocol's types: generated messages, framing, lanes, routes, code tables and identifiers.
 //!
-//! No I/O, no async and no clock: server, client and tests share it. What comes from a peer becomes one of these types
-//! at the edge, and is not checked a second time behind it.
+//! No I/O, no async code and no clock: server, client and tests share it. Data from a peer is parsed into these types
+//! where it enters, and is not checked again after that.
 
 mod code;
 mod frame;
@@ -26,8 +26,8 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/bimip.v1.rs"));
 }
 
-/// ALPN protocol of both transports (profile 2).
+/// ALPN protocol name on both transports (protocol.md §1).
 pub const ALPN: &[u8] = b"bimip/1";
 
-/// Default UDP and TCP port (profile 2).
+/// Default UDP and TCP port (protocol.md §1).
 pub const DEFAULT_PORT: u16 = 4433;

@@ -1,4 +1,4 @@
-//! Routes: which payload an envelope carries, and on which lane it belongs (profile 1 and 2).
+//! Routes: which payload an envelope carries, and on which lane it belongs (protocol.md §3).
 
 use prost::Message;
 
@@ -9,13 +9,13 @@ use super::proto::message_scheme::Payload;
 /// The field number of a payload in the envelope.
 pub type Route = i64;
 
-/// Why an envelope is refused before its payload is looked at. Each has one error code (profile 9).
+/// Why an envelope is refused before its payload is looked at. Each reason has one error code (protocol.md §15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// Not a `MessageScheme`: error 400.
     #[error("not a valid envelope")]
     Undecodable,
-    /// No payload that this version knows: error 501.
+    /// No payload, or one that this version does not know: error 501.
     #[error("no known payload")]
     NoPayload,
     /// `route` names another payload than the envelope carries: error 400.
@@ -31,15 +31,15 @@ macro_rules! routes {
             match payload { $(Payload::$variant(_) => $route),* }
         }
 
-        /// The payload's field name in the schema, as errors and metrics say it.
+        /// The payload's field name in the schema, used in errors and metrics.
         pub fn payload_name(payload: &Payload) -> &'static str {
             match payload { $(Payload::$variant(_) => $name),* }
         }
 
-        /// Every payload's name.
+        /// The names of all payloads.
         pub const PAYLOAD_NAMES: &[&str] = &[$($name),*];
 
-        /// The lane that a payload belongs on; `None` for errors, which answer on any.
+        /// The lane on which a payload belongs; `None` for errors, which may come on any lane.
         pub fn lane_of(payload: &Payload) -> Option<Lane> {
             match payload { $(Payload::$variant(_) => $lane),* }
         }
@@ -74,15 +74,18 @@ routes! {
     SubscriberList = 26 "subscriber_list" Some(Lane::Control),
 }
 
-/// Wraps a payload, its route set.
+/// Wraps a payload in an envelope and sets its route.
 pub fn envelope(payload: Payload) -> MessageScheme {
     MessageScheme { route: route_of(&payload), payload: Some(payload), ..MessageScheme::default() }
 }
 
-/// Decodes one frame and checks that the route fits (profile 1).
+/// Decodes the envelope of one frame and checks that its route fits its payload (protocol.md §3).
 ///
-/// Route 0 is taken as unset, and 1 is accepted with an AwarenessNotification: older clients send it.
-/// A refused envelope still tells its `request_id` and payload name where it could be decoded, so that the error can echo them.
+/// Route 0 means unset. Route 1 is accepted with an AwarenessNotification, because older clients send it.
+///
+/// # Errors
+/// A [`RouteError`] if the bytes are not an envelope, or it has no known payload or the wrong route. The decoded
+/// envelope, if there is one, comes with it, so that the caller's error can repeat its `request_id` and payload name.
 pub fn open_envelope(frame: &[u8]) -> Result<MessageScheme, (RouteError, Option<Box<MessageScheme>>)> {
     let scheme = MessageScheme::decode(frame).map_err(|_| (RouteError::Undecodable, None))?;
     let fits = match &scheme.payload {

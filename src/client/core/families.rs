@@ -1,4 +1,4 @@
-//! What each payload of the server does to a device, family by family.
+//! The effect of each payload from the server, family by family.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionA
 use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
 
 impl Core {
-    /// Profile 3.
+    /// protocol.md §5.
     pub(super) fn session_accept(&mut self, accept: SessionAccept, request_id: i64, now: Instant) {
         let left = accept.token_expires_at.saturating_sub(accept.server_time);
         let lives = Duration::from_millis(u64::try_from(left).unwrap_or(0));
         self.renew_at = (accept.token_expires_at > 0).then(|| self.renewal_at(lives, now));
         self.sign_in_accepted(request_id);
-        // On an open session it confirms a renewed token, and says nothing new about the log.
+        // On an open session this confirms a renewed token and says nothing new about the log.
         let Link::Opening { passage, dialed, .. } = self.link else { return };
         self.link = Link::Open;
         let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
@@ -30,14 +30,14 @@ impl Core {
         let gap = !same_log || asked.is_some_and(|asked| start > asked);
         let session = Session::parse(accept, gap, passage, now - dialed);
         if let (false, Some(said)) = (self.settings.auto_sync, self.cursor.said()) {
-            // It may have been lost with the link before.
+            // The last SyncAck may have been lost with the previous connection.
             self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: said.wire() }));
         }
         self.accepted = Some(session.clone());
         self.announce(Event::Connected(session));
     }
 
-    /// Profile 4: at once.
+    /// Answered at once (protocol.md §6).
     pub(super) fn pong(&mut self, ping: PingPong, now: Now) {
         self.answer_frame(
             Lane::Control,
@@ -52,7 +52,7 @@ impl Core {
         );
     }
 
-    /// 5.10: answered each time it comes, reported once.
+    /// BIMip-Foundation 5.10: answered each time it comes, reported to the application once.
     pub(super) fn version_update(&mut self, update: VersionUpdate, sequence: Sequence, request_id: i64, now: Now) {
         if update.r#type == Exchange::Response.code() {
             return;
@@ -69,7 +69,7 @@ impl Core {
         );
         let new = if request_id == 0 { self.cursor.tailed(sequence) } else { self.cursor.replied(sequence) };
         let Some(accepted) = Accepted::parse(&update, sequence) else {
-            tracing::debug!("a VersionUpdate that is none was ignored");
+            tracing::debug!("a malformed VersionUpdate was ignored");
             return;
         };
         let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.take_send(id));
@@ -90,7 +90,7 @@ impl Core {
         };
         match (waited_for, new) {
             (true, _) => {}
-            // An entry of the log as others are: it comes again to a later process, unless this one has taken it.
+            // An entry of the log like others: a later process gets it again unless this one has taken it.
             (false, true) => {
                 let taken = Taken { sequence: self.cursor.tail_at(sequence), deliver: None };
                 self.emit_entry(Event::Accepted(accepted), taken);
@@ -99,7 +99,7 @@ impl Core {
         }
     }
 
-    /// 5.9.2: every entry of the log once.
+    /// 5.9.2: each entry of the log is reported once.
     pub(super) fn chat_message(&mut self, message: ChatMessage, sequence: Sequence, now: Instant) {
         if !self.cursor.tailed(sequence) {
             return;
@@ -118,7 +118,7 @@ impl Core {
         self.emit_entry(Event::Message(message), Taken { sequence, deliver });
     }
 
-    /// 5.9.3: the answer to one's own, or an entry of the log.
+    /// 5.9.3: the answer to this device's own acknowledgment, or an entry of the log.
     pub(super) fn receipt(
         &mut self,
         receipt: AcknowledgmentResponse,
@@ -144,7 +144,7 @@ impl Core {
         let Some((mut request, sent)) = self.requests.take_request(request_id) else { return false };
         match (&mut payload, request.up_to) {
             (Payload::SubscriberList(list), _) => _ = list.entries.splice(..0, std::mem::take(&mut request.parts)),
-            // Of very many messages the server may leave some for the next time (profile 7).
+            // The server may stop early if there are very many messages (protocol.md §7).
             (Payload::AcknowledgmentResponse(receipt), Some(up_to)) => {
                 let left = up_to.after(Version::from_wire(receipt.up_to_version));
                 left.into_iter().for_each(|left| self.receipts.hold(left));
@@ -155,7 +155,7 @@ impl Core {
         true
     }
 
-    /// Profile 9.
+    /// Handles an error (protocol.md §15).
     pub(super) fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
         let kind = refusal.kind();
         if lane == Lane::Control && self.sign_in_put_off(request_id, &refusal, now) {
@@ -163,7 +163,7 @@ impl Core {
         }
         self.sign_in_refused(request_id);
         if kind == Some(ErrorCode::Unauthenticated) {
-            // The session is over, not the request: that goes out again on the next one.
+            // The session is over, not the request, which is sent again on the next session.
             self.refusal = Some(refusal);
             return;
         }
@@ -197,7 +197,7 @@ impl Core {
         }
     }
 
-    /// A message that is answered.
+    /// Removes a message that is answered.
     fn take_send(&mut self, id: i64) -> Option<PendingSend> {
         let send = self.requests.take_send(id)?;
         let window = &mut self.lanes[send.lane.index()].window;
@@ -205,8 +205,9 @@ impl Core {
         Some(send)
     }
 
-    /// Later again. What goes out on the lane waits, so that what was put off keeps its place: behind a message the others,
-    /// also for what is on the way, so that they follow in the order of the outbox; behind a request all.
+    /// The server put this off, so it is sent again later. The lane waits so that the order is kept. Behind a message,
+    /// other messages wait, also until those in flight are answered, so that they follow in the outbox's order. Behind
+    /// a request, everything on the lane waits.
     pub(super) fn put_off(&mut self, id: i64, refusal: &Refusal, now: Instant) {
         let is_send = self.requests.has_send(id);
         let Some((lane, before)) = self.requests.put_off(id) else { return };

@@ -1,4 +1,5 @@
-//! What this device says about its user: the newest state, said again on every connection (5.2, profile 5).
+//! The presence that this device last set for its user. It is sent again on every connection (BIMip-Foundation 5.2;
+//! protocol.md §12).
 
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use crate::client::limits::LOCATION_KEPT;
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{Payload, encode_frame, envelope};
 
-/// One place, however often it changes: only the newest state is worth sending.
+/// Holds one state: only the newest is worth sending.
 #[derive(Debug, Default)]
 pub(super) struct OwnPresence {
     told: Option<(AwarenessNotification, Instant)>,
@@ -21,7 +22,7 @@ impl OwnPresence {
         self.due = true;
     }
 
-    /// A new connection, or the end of one: the server may have forgotten, or never have heard.
+    /// There is a new connection: the server may have forgotten the state, or never have received it.
     pub(super) fn again(&mut self) {
         self.due = self.told.is_some();
     }
@@ -30,7 +31,7 @@ impl OwnPresence {
         self.due
     }
 
-    /// The frame that is due. A location that the server would have forgotten by itself is not told anew.
+    /// The frame that is due. A location that the server would have forgotten is left out.
     pub(super) fn take(&mut self, now: Instant) -> Option<Bytes> {
         if !std::mem::take(&mut self.due) {
             return None;

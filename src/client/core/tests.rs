@@ -1,4 +1,4 @@
-//! A device without sockets: what it sends and how that is answered, frame by frame.
+//! A device without sockets: what it sends, and how it handles the answers, frame by frame.
 
 mod families;
 mod receiving;
@@ -49,7 +49,7 @@ impl Bench {
         Bench { core: Core::new(settings, backlog, Jitter::new(7), now), now }
     }
 
-    /// Connected, its SessionOpen and SyncAcks out of the way.
+    /// Connected, with its SessionOpen and SyncAcks already taken out of the lanes.
     fn open(mut self, resume_from: u64) -> Bench {
         self.connect(resume_from, 1_000);
         self
@@ -76,7 +76,7 @@ impl Bench {
             .collect()
     }
 
-    /// The texts that go out, with their local and request ids.
+    /// The texts that are sent, with their local and request ids.
     fn texts(&mut self) -> Vec<(String, i64)> {
         let text = |scheme: MessageScheme| match scheme.payload {
             Some(Payload::TextPayloadRequest(text)) => Some((text.message_id_local, scheme.request_id)),
@@ -105,7 +105,7 @@ impl Bench {
         answer
     }
 
-    /// The application takes everything.
+    /// The application takes all events.
     fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(outgoing) = self.core.next_event() {
@@ -246,7 +246,7 @@ fn what_is_unanswered_goes_out_again_in_order_under_the_same_names() {
 
 #[test]
 fn a_version_update_resolves_by_local_id_whatever_its_sequence_and_is_always_answered() {
-    // Sequence and request id of the update.
+    // Sequence and request id of the VersionUpdate.
     for (sequence, request_id) in [(11, 1), (11, 0), (3, 1), (3, 0), (0, 1), (50, 1)] {
         let mut bench = Bench::new().open(10);
         let mut answer = bench.send("one");
@@ -260,7 +260,7 @@ fn a_version_update_resolves_by_local_id_whatever_its_sequence_and_is_always_ans
         assert_eq!((response.r#type, response.status, response.message_id_local.as_str()), (2, 2, "one"));
         assert_eq!(response.message_id, id(9).to_string());
         assert_eq!(bench.events(), [], "whoever waited knows");
-        // Tailed again, it is answered again and reported to nobody.
+        // When it comes again from the tail, the device answers it again and reports nothing.
         bench.receive(CHAT, update("one", 7), sequence, 0);
         assert_eq!(bench.out(CHAT).len(), 1);
         assert_eq!(bench.events(), []);
@@ -300,7 +300,7 @@ fn errors_resolve_put_off_or_end_the_session() {
     }
     use Then::{LaterAfter, Refused, StillWaiting};
     let ms = Duration::from_millis;
-    // Code, details, whether the error names the request; what becomes of the message.
+    // Code, details, whether the error names the request; what then happens to the message.
     let cases = [
         (ErrorCode::Forbidden, "one", true, Refused),
         (ErrorCode::NotFound, "one", false, Refused),
@@ -327,7 +327,7 @@ fn errors_resolve_put_off_or_end_the_session() {
                 assert_eq!(bench.core.take_done().len(), 1);
             }
             LaterAfter(wait) => {
-                // What comes meanwhile waits behind it.
+                // A message sent in the meantime waits behind it.
                 let _three = bench.send("three");
                 assert!(bench.names().is_empty(), "{code:?}");
                 bench.receive(CHAT, update("two", 1), 1, request_id + 1);
@@ -377,7 +377,7 @@ fn requests_are_answered_expire_or_end_with_the_link() {
 
     let expired = bench.ask(ping_request(), false);
     bench.out(CONTROL);
-    // One look a round is enough, so the first may come early.
+    // The first deadline may be early: all requests share one.
     assert!(bench.core.deadline(bench.now.instant).unwrap() <= bench.now.instant + REQUEST_WITHIN);
     bench.pass(REQUEST_WITHIN);
     assert_eq!(failure(expired), RequestError::TimedOut);
@@ -405,7 +405,7 @@ fn failure(mut answer: oneshot::Receiver<Result<Answer, RequestError>>) -> Reque
 #[test]
 fn a_token_is_renewed_before_it_runs_out() {
     let hour = 3_600_000;
-    // Life of the token, how long before its end it is renewed.
+    // Remaining life of the token, how long before its end it is renewed (both in ms).
     for (life, before) in [(hour, 60_000), (100_000, 10_000)] {
         let mut bench = Bench::new();
         bench.core.link_up("first".into(), QUIC, bench.now.instant, bench.now.instant);
@@ -419,7 +419,7 @@ fn a_token_is_renewed_before_it_runs_out() {
         bench.core.renew("second".into(), bench.now.instant);
         let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
         assert_eq!(open.token, "second");
-        // Its acceptance is not a new session.
+        // The acceptance of a renewal is not a new session.
         bench.events();
         let session = SessionAccept { token_expires_at: 7 + 2 * life, ..session };
         bench.receive(CONTROL, Payload::SessionAccept(session), 0, 0);

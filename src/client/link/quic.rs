@@ -1,4 +1,4 @@
-//! A QUIC connection as a link: a stream for each lane.
+//! A QUIC connection as a link: one stream per lane.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -36,16 +36,16 @@ struct LaneIo {
     decoder: FrameDecoder,
 }
 
-/// A connection, its lanes opened by need.
+/// A QUIC connection whose lanes are opened when needed.
 pub(crate) struct QuicLink {
     connection: Connection,
-    /// Why the connection is gone, whichever lane would have noticed.
+    /// Resolves when the connection is gone, with the reason, independent of any lane.
     closed: Pin<Box<dyn Future<Output = ConnectionError> + Send>>,
     gone: Option<CloseReason>,
-    /// The server has ended the control lane, and has until then to close the connection and say why.
+    /// The server has ended the control lane. Until this time it must close the connection and say why.
     ending: Option<Pin<Box<Sleep>>>,
     lanes: [LaneIo; 4],
-    /// Lanes that were ended, until the server has all of them.
+    /// Lanes that were ended, until the server has received all of their data.
     finishing: Option<Vec<Arriving>>,
 }
 
@@ -71,7 +71,7 @@ impl QuicLink {
         link
     }
 
-    /// The end of the connection, or of the wait for it once the server has ended the control lane.
+    /// The reason if the connection has ended, or if the server has ended the control lane and not closed in time.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
         if self.gone.is_none()
             && let Poll::Ready(error) = self.closed.as_mut().poll(cx)
@@ -91,7 +91,8 @@ impl QuicLink {
         let connection = self.connection.clone();
         let io = &mut self.lanes[lane.index()];
         io.stream = Stream::Opening(Box::pin(async move { connection.open_bi().await }));
-        // A stream is invisible until a byte is written on it, and its first names the lane (profile 2).
+        // The server does not see a stream until a byte is written on it, and the first byte names the lane
+        // (protocol.md §1).
         io.push(Bytes::copy_from_slice(&[lane.byte()]));
     }
 }
@@ -137,7 +138,8 @@ impl Link for QuicLink {
             end = self.poll_end(cx);
         }
         match end {
-            // What came before the end counts first: it may say why. The end is found again at the next call.
+            // Frames that arrived before the end are handled first, as they may say why. The next call finds the end
+            // again.
             _ if !frames.is_empty() => Poll::Ready(Ok(())),
             Some(reason) => Poll::Ready(Err(reason)),
             None if room => Poll::Ready(Ok(())),
@@ -177,7 +179,7 @@ impl Link for QuicLink {
                         && send.finish().is_ok()
                     {
                         let stopped = send.stopped();
-                        // Stopped by the server, or the connection lost: nothing more can be done for it.
+                        // The server stopped the stream or the connection is lost: nothing more can be done.
                         arriving.push(Box::pin(async move { _ = stopped.await }) as Arriving);
                     }
                 }
@@ -198,7 +200,7 @@ impl LaneIo {
     fn poll_write(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
         if let Stream::Opening(opening) = &mut self.stream {
             let (send, recv) = ready!(opening.as_mut().poll(cx)).map_err(close_reason)?;
-            // Fails only for a stream that is finished.
+            // Fails only for a finished stream.
             let _ = send.set_priority(lane.priority());
             self.stream = Stream::Open { send, recv, ended: false };
         }
@@ -207,7 +209,8 @@ impl LaneIo {
             let written = {
                 let write = pin!(send.write_chunks(self.outgoing.make_contiguous()));
                 match ready!(write.poll(cx)) {
-                    // The handshake goes on without, and its end tells the dialer, who sends all of it again.
+                    // The handshake continues without the early data. Its end tells the dialer, and everything is sent
+                    // again.
                     Err(WriteError::ZeroRttRejected) => return Poll::Pending,
                     written => written.map_err(write_error)?,
                 }
@@ -245,7 +248,7 @@ impl LaneIo {
             };
             match chunk {
                 Some(chunk) => self.decoder.feed(chunk.bytes),
-                // On the control lane the close follows, and says why.
+                // On the control lane the close follows and says why.
                 None => *ended = true,
             }
         }
@@ -266,7 +269,7 @@ fn read_error(error: ReadError) -> CloseReason {
     }
 }
 
-/// Why a connection ended, or did not come about.
+/// Why a connection ended or was not made.
 pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(close) => {
@@ -297,7 +300,7 @@ mod tests {
     use super::*;
     use crate::wire::ALPN;
 
-    /// Each server has tickets of its own, and takes no early data with another's.
+    /// Each server has its own tickets and rejects early data sent with another's.
     fn server(made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> quinn::ServerConfig {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -337,7 +340,7 @@ mod tests {
         let dial = || dialing.connect(serving.local_addr().unwrap(), "localhost").unwrap();
 
         let (first, accepted) = tokio::join!(dial(), accept());
-        // What the server says once it is connected comes behind its ticket.
+        // Data that the server sends once connected arrives after its ticket.
         accepted.open_uni().await.unwrap().write_all(b"x").await.unwrap();
         first.unwrap().accept_uni().await.unwrap();
 

@@ -1,4 +1,5 @@
-//! A TLS connection over TCP as a link: the lanes share one byte stream, each frame behind its lane's byte (profile 2).
+//! A TLS connection over TCP as a link: the lanes share one byte stream, and a lane byte precedes each frame
+//! (protocol.md §1).
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +18,7 @@ use crate::client::silence::Quiet;
 use crate::client::transport::Transport;
 use crate::wire::{CloseCode, Lane, LaneFrameDecoder, Payload, open_envelope};
 
-/// What a TCP attempt comes to.
+/// The TLS stream that a TCP attempt results in.
 pub(crate) type TcpStream = TlsStream<tokio::net::TcpStream>;
 
 /// One device's TCP connection.
@@ -28,10 +29,10 @@ pub(crate) struct TcpLink {
     held: Option<(Lane, Bytes)>,
     queues: [VecDeque<Bytes>; 4],
     queued: [usize; 4],
-    /// Taken from the queues, on its way into the stream.
+    /// Bytes taken from the queues that the stream has yet to accept.
     out: BytesMut,
     unflushed: bool,
-    /// The server's last word: over TCP the close code comes as an error before the end (profile 2).
+    /// The server's last error: over TCP it carries the close code (protocol.md §1).
     last_word: Option<CloseReason>,
     gone: Option<CloseReason>,
     arrivals: u64,
@@ -54,12 +55,12 @@ impl TcpLink {
             arrivals: 0,
             heard: Instant::now(),
         };
-        // An empty frame opens a lane, and says nothing else (profile 2).
+        // An empty frame only opens a lane (protocol.md §1).
         wanted(lanes).for_each(|lane| link.out.put_slice(&[lane.byte(), 0]));
         link
     }
 
-    /// Moves frames into the stream's hands, the most urgent lane's first.
+    /// Moves frames into the write buffer, those of the most urgent lane first.
     fn gather(&mut self) {
         for lane in BY_PRIORITY {
             while self.out.len() < TCP_CHUNK_BYTES
@@ -87,7 +88,7 @@ impl TcpLink {
             self.out.advance(written);
             self.unflushed = true;
         }
-        // An idle device holds no buffer.
+        // An idle device keeps no buffer.
         self.out = BytesMut::new();
         if self.unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
@@ -96,7 +97,7 @@ impl TcpLink {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads until nothing more comes, the turn is full, or a lane that is not read is in the way.
+    /// Reads until there is no more data, the turn is full, or the next frame belongs to a lane that is not read.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -108,7 +109,7 @@ impl TcpLink {
                 let (lane, frame) = match self.held.take() {
                     Some((lane, frame)) => {
                         if reading(lane) {
-                            // What lay behind it was not heard until now.
+                            // The device was not reading until now, so silence counts from here.
                             self.heard = Instant::now();
                         }
                         (lane, frame)
@@ -165,7 +166,7 @@ impl TcpLink {
     }
 }
 
-/// The close code that a control frame carries, if it is the last one of a connection (profile 2).
+/// The close code that a control frame carries, if it is the last frame of a connection (protocol.md §1).
 fn close_word(frame: &[u8]) -> Option<CloseReason> {
     let Some(Payload::ErrorMessage(error)) = open_envelope(frame).ok()?.payload else { return None };
     let code = CloseCode::from_tcp(error.code)?;
@@ -182,7 +183,7 @@ impl Link for TcpLink {
     }
 
     fn queue(&mut self, lane: Lane, frame: Bytes) {
-        // A frame of a lane that is not open opens it.
+        // The first frame of a lane opens it.
         self.queued[lane.index()] += frame.len();
         self.queues[lane.index()].push_back(frame);
     }
@@ -198,7 +199,7 @@ impl Link for TcpLink {
         }
         let full = |queued: &[usize; 4]| queued.map(|bytes| bytes >= LANE_QUEUE_BYTES);
         let before = full(&self.queued);
-        // A write that fails says less than what the server may have said before: reading finds the end too.
+        // A failed write says less than what the server may have sent before; reading finds the end as well.
         let broken = matches!(self.poll_write(cx), Poll::Ready(Err(_)));
         let room = full(&self.queued) != before;
         match self.poll_read(cx, reading, frames) {
@@ -210,7 +211,7 @@ impl Link for TcpLink {
             Poll::Pending => {}
         }
         match &self.gone {
-            // What came before the end counts first.
+            // Frames that arrived before the end are handled first.
             _ if !frames.is_empty() => Poll::Ready(Ok(())),
             Some(gone) => Poll::Ready(Err(gone.clone())),
             None if room => Poll::Ready(Ok(())),
@@ -231,7 +232,7 @@ impl Link for TcpLink {
     }
 
     fn close(&mut self, _code: CloseCode, _reason: &str) {
-        // The socket itself closes when the link is dropped: TCP has no code to carry.
+        // TCP has no close code; the socket closes when the link is dropped.
         self.gone = Some(CloseReason::Local);
     }
 

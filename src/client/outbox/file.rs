@@ -1,8 +1,10 @@
-//! An outbox in one small file: a journal that is appended to, and written anew when too much of it is history.
+//! An outbox in one small file: a journal to which records are appended, and which is rewritten when too much of it is
+//! obsolete.
 //!
-//! The journal is a magic word and records: length and checksum (four bytes each, little endian), then one envelope of
-//! the protocol. A SessionOpen names the owner, a text or media request is a message to keep, a VersionUpdate names one to
-//! forget, a SyncAck is the place in the log. What a crash leaves of a last record fails its checksum and is cut off.
+//! The journal is an 8-byte magic followed by records: length and checksum (four bytes each, little endian), then one
+//! envelope of the protocol. A SessionOpen names the owner, a text or media request is a message to keep, a
+//! VersionUpdate names a message to forget, and a SyncAck is the position in the log. A record that a crash left
+//! incomplete fails its checksum and is cut off.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -17,39 +19,51 @@ use crate::client::limits::{FRAME_BYTES_MAX, JOURNAL_BYTES_MAX, JOURNAL_DEAD_BYT
 use crate::wire::proto::{MediaPayloadRequest, SessionOpen, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{Eid, LocalId, MediaType, Payload, Sequence, envelope, open_envelope};
 
-/// What such a file begins with; the last byte is the format's version.
+/// The first bytes of a journal; the last one is the format's version.
 const MAGIC: &[u8; 8] = b"BIMIPOB\x01";
-/// Length and checksum of a record.
+/// Size of a record's length and checksum, in bytes.
 const HEAD_BYTES: usize = 8;
 
-/// Keeps unanswered messages and the place in the log in a file, for one device of one user: another user's is refused
-/// (`InvalidData`), so an application in which somebody else signs in takes another file, or deletes this one. An application that was
-/// killed, or a machine that lost its power, finds every message that the device had taken.
+/// An [`Outbox`] in a file, for one device of one user. Every message that the device has taken survives a kill of the
+/// application and a loss of power.
+///
+/// If another user signs in, [`Outbox::load`] refuses the file with `InvalidData`: use another file for each user, or
+/// delete this one.
+///
+/// ```no_run
+/// # use bimip::client::{Builder, FileOutbox};
+/// # fn example(builder: Builder) -> std::io::Result<Builder> {
+/// let outbox = FileOutbox::open("alice.outbox")?;
+/// let builder = builder.outbox(Box::new(outbox));
+/// # Ok(builder)
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FileOutbox {
     path: PathBuf,
     file: File,
-    /// Where the next record goes; whatever lies behind was not written whole.
+    /// Where the next record goes. Anything behind it is an incomplete record.
     len: u64,
-    /// Where the wanted messages stand, in their order.
+    /// Place and length of each live message, in their order.
     kept: BTreeMap<u64, u64>,
     places: HashMap<LocalId, u64>,
     kept_bytes: u64,
     cursor: Option<Sequence>,
-    /// Whose messages these are, once that was said.
+    /// The user whose messages these are, once known.
     owner: Option<Eid>,
-    /// Handed out by the first `load`.
+    /// Messages read from the file; the first `load` returns them.
     backlog: Vec<Draft>,
-    /// Held for as long as the outbox: two devices on one file would write over each other.
+    /// Locked as long as the outbox exists: two devices would overwrite each other's records in one file.
     _lock: File,
 }
 
 impl FileOutbox {
-    /// Opens the file, or makes it. Beside it stand, under its name, a `.lock` and for moments a `.new`.
+    /// Opens the file, or creates it. Beside it are a lock file with the suffix `.lock` and, while the journal is
+    /// rewritten, one with the suffix `.new`. On Unix only the owner can read them.
     ///
     /// # Errors
-    /// Whatever the system says; `WouldBlock` when another process has it open, `InvalidData` when it is another kind of
-    /// file.
+    /// Any error of the file system; `WouldBlock` if another process has the file open, `InvalidData` if it is not an
+    /// outbox or is longer than an outbox can be ([`JOURNAL_BYTES_MAX`]).
     pub fn open(path: impl AsRef<Path>) -> io::Result<FileOutbox> {
         let path = path.as_ref().to_owned();
         let lock = options().open(beside(&path, ".lock"))?;
@@ -87,7 +101,7 @@ impl FileOutbox {
         let mut bytes = Vec::new();
         self.file.read_to_end(&mut bytes)?;
         if bytes.len() < MAGIC.len() && MAGIC.starts_with(&bytes) {
-            // New, or the process ended while it was made.
+            // The file is new, or the process ended while creating it.
             return self.start();
         }
         let Some(mut rest) = bytes.strip_prefix(MAGIC.as_slice()) else {
@@ -124,11 +138,11 @@ impl FileOutbox {
             rest = &rest[length as usize..];
         }
         if self.len < whole {
-            tracing::warn!(path = %self.path.display(), bytes = whole - self.len, "the outbox has a torn end: cut off");
+            tracing::warn!(path = %self.path.display(), bytes = whole - self.len, "cut off an incomplete last record");
             self.file.set_len(self.len)?;
             self.file.sync_all()?;
         }
-        // A local id that was kept twice has its older place among the drafts still.
+        // If a local id was stored twice, the older draft is still among the drafts.
         drafts.retain(|place, _| self.kept.contains_key(place));
         self.backlog = drafts.into_values().collect();
         Ok(())
@@ -150,12 +164,12 @@ impl FileOutbox {
 
     // --- Writing ----------------------------------------------------------------------------------------------------
 
-    /// Writes a record whole, or leaves its remains to be written over.
+    /// Writes a whole record. If that fails, the next record overwrites what was written.
     fn append(&mut self, record: &[u8]) -> io::Result<u64> {
         let place = self.len;
         self.file.seek(SeekFrom::Start(place))?;
         if let Err(error) = self.file.write_all(record) {
-            // Remains that stay are cut off by the next reader, as their checksum fails.
+            // If truncating fails as well, the next reader cuts the remains off, as their checksum is wrong.
             let _ = self.file.set_len(place);
             return Err(error);
         }
@@ -170,14 +184,15 @@ impl FileOutbox {
         self.kept_bytes += length;
     }
 
-    /// Where it stood.
+    /// Returns where the message was.
     fn forget(&mut self, local_id: &LocalId) -> Option<u64> {
         let place = self.places.remove(local_id)?;
         self.kept_bytes -= self.kept.remove(&place).unwrap_or(0);
         Some(place)
     }
 
-    /// Writes the journal anew once history outweighs what is wanted. What fails leaves the old one in use.
+    /// Rewrites the journal when its obsolete records outweigh the live ones. After an error the old journal stays in
+    /// use.
     fn compact_if_due(&mut self) -> io::Result<()> {
         if self.len <= 2 * self.kept_bytes + JOURNAL_DEAD_BYTES_MAX {
             return Ok(());
@@ -207,7 +222,7 @@ impl FileOutbox {
         }
         new.sync_all()?;
         std::fs::rename(&beside, &self.path)?;
-        // From here on the new one is the outbox, whatever else fails.
+        // From here on the new file is the outbox, whatever else fails.
         self.file = new;
         self.len = len;
         for place in self.places.values_mut() {
@@ -236,7 +251,7 @@ impl Outbox for FileOutbox {
         Ok(Backlog { drafts: std::mem::take(&mut self.backlog), cursor: self.cursor })
     }
 
-    /// On the disk when it returns.
+    /// The message is on disk when this returns.
     fn insert(&mut self, draft: &Draft) -> io::Result<()> {
         if self.kept.len() >= OUTBOX_MESSAGES_MAX {
             return Err(io::Error::other("the outbox file is full"));
@@ -248,7 +263,7 @@ impl Outbox for FileOutbox {
         }
         let place = self.append(&record)?;
         if let Err(error) = self.file.sync_data() {
-            // It was told to have failed: it must not come back.
+            // The caller is told that storing failed, so the message must not reappear.
             self.len = place;
             let _ = self.file.set_len(place);
             return Err(error);
@@ -257,7 +272,7 @@ impl Outbox for FileOutbox {
         Ok(())
     }
 
-    /// Not waited for: what a crash brings back is sent once more, and taken once.
+    /// Not synced to disk: a message that reappears after a crash is sent once more, and the server accepts it once.
     fn remove(&mut self, local_id: &LocalId) -> io::Result<()> {
         if self.places.contains_key(local_id) {
             let done = VersionUpdate { message_id_local: local_id.to_string(), ..Default::default() };
@@ -267,7 +282,7 @@ impl Outbox for FileOutbox {
         self.compact_if_due()
     }
 
-    /// Not waited for: what a crash forgets is delivered once more.
+    /// Not synced to disk: entries beyond a position lost in a crash are delivered once more.
     fn advance(&mut self, cursor: Sequence) -> io::Result<()> {
         if self.cursor != Some(cursor) {
             self.append(&record(cursor_record(cursor)))?;
@@ -281,7 +296,7 @@ impl Outbox for FileOutbox {
 
 fn record(payload: Payload) -> Vec<u8> {
     let body = envelope(payload).encode_to_vec();
-    // A draft has a bound that is far below; the rest is an id or a number.
+    // A draft's size is bounded far below 4 GiB; the other records are an id or a number.
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let mut record = Vec::with_capacity(HEAD_BYTES + body.len());
     record.extend_from_slice(&length.to_le_bytes());
@@ -290,7 +305,7 @@ fn record(payload: Payload) -> Vec<u8> {
     record
 }
 
-/// The first record's body, if it is whole.
+/// The body of the first record; `None` if it is incomplete or its checksum is wrong.
 fn next_record(bytes: &[u8]) -> Option<&[u8]> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let (sum, rest) = rest.split_first_chunk::<4>()?;
@@ -355,8 +370,8 @@ fn media_draft(media: MediaPayloadRequest) -> Option<Draft> {
     })
 }
 
-/// CRC-32 as zip and Ethernet have it, bit by bit: a message takes microseconds, its way to the disk a thousand times
-/// that.
+/// CRC-32 as in zip and Ethernet, computed bit by bit: that takes microseconds per message, and its sync to disk a
+/// thousand times longer.
 fn checksum(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
@@ -364,7 +379,8 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 // --- Files ----------------------------------------------------------------------------------------------------------
 
-/// Read and write, made if it is not there; on Unix for nobody but its owner, as it holds what was written.
+/// Open for reading and writing, created if missing. On Unix only the owner has access, as the file holds message
+/// texts.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true);
@@ -379,7 +395,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// A name in a folder is durable once the folder is; other systems than Unix have no such call.
+/// Syncs the file's folder, which makes the file's name durable. Only Unix has such a call.
 fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,4 +1,4 @@
-//! What the application asks of a device, one command at a time.
+//! Handles the application's commands, one at a time.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ impl Task {
     pub(super) fn commands(&mut self, command: Option<Command>) {
         match command {
             Some(command) => self.command(command),
-            // The last handle is gone, and with it whoever could wait.
+            // The last handle is gone, and with it every caller that could wait.
             None => {
                 self.commands.close();
                 self.closing.get_or_insert(Closing { until: Instant::now(), patient: false });
@@ -48,7 +48,7 @@ impl Task {
                 answer(Some(reply), told);
             }
             Command::Sync(sequence) => {
-                // What it took before it said so.
+                // First count what the application took before this call.
                 self.note_taken(now());
                 if let Some(sequence) = self.core.sync(Some(sequence), false, Instant::now()) {
                     self.keep(|outbox| outbox.advance(sequence));

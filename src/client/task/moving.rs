@@ -1,4 +1,4 @@
-//! Another path under the same connection: the network has changed, or the one in use has gone silent.
+//! Moves a connection to another path, when the network has changed or the path in use is silent.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -11,7 +11,7 @@ use crate::client::silence::Heard;
 use crate::client::transport::Transport;
 
 impl Task {
-    /// Notices that nothing is heard any more: soon while something is owed.
+    /// Checks for silence: soon while an answer is owed.
     pub(super) fn listen(&mut self, now: Now) {
         let Phase::Linked(link) = &self.phase else { return };
         let quiet = link.quiet();
@@ -28,11 +28,11 @@ impl Task {
                 if link.transport() == Transport::Quic
                     && let Err(error) = self.rebind_socket(None)
                 {
-                    tracing::debug!(%error, "no other socket for a silent path");
+                    tracing::debug!(%error, "cannot open another socket for a silent path");
                 }
             }
             Heard::Dead => {
-                // The path behind this socket may be what is dead.
+                // This socket itself may be on a dead path.
                 self.endpoint = None;
                 self.link_lost(CloseReason::Network("the server went silent".into()));
             }
@@ -40,12 +40,13 @@ impl Task {
         self.write(now.instant);
     }
 
-    /// The network under the device has changed: a QUIC connection moves with its socket; one over TCP stays behind.
-    /// One that has been silent for a while does not move: a new one gets through in its first flight, with all that waits.
+    /// The network under the device has changed. A QUIC connection moves with its socket; a TCP connection is replaced.
+    /// A QUIC connection that has been silent for a while does not move either, because a new one delivers everything
+    /// that waits in its first flight.
     pub(super) fn rebind(&mut self, to: Option<SocketAddr>) -> io::Result<Option<SocketAddr>> {
         let now = now();
         if to.is_none() {
-            // Where it was bound before may be what is gone.
+            // The address it was bound to may no longer exist.
             self.bind = None;
         }
         match &self.phase {

@@ -1,4 +1,4 @@
-//! From TCP back to QUIC, which is better where it works: tried beside the connection in use.
+//! Returns from TCP to QUIC, which is better where it works. The new connection is tried beside the one in use.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use crate::client::dial::Dialed;
 use crate::client::error::CloseReason;
 use crate::client::limits::QUIC_RETRY_MAX;
 
-/// From TCP back to QUIC.
+/// Whether and when to return to QUIC.
 pub(super) enum Upgrade {
-    /// Not wanted: QUIC is in use, or may not be.
+    /// Nothing to do: QUIC is in use or not allowed.
     Off,
     At(Instant, Option<IpAddr>),
     Dialing(Work<Result<Dialed, CloseReason>>, Option<IpAddr>),

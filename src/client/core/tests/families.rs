@@ -1,4 +1,4 @@
-//! What the device says about its user, lists that come in several frames, and the order of what was put off.
+//! The presence that the device sends, lists that come in several frames, and the order of messages that were put off.
 
 use super::*;
 use crate::client::limits::{LIST_ENTRIES_MAX, LOCATION_KEPT};
@@ -88,7 +88,7 @@ fn a_list_in_several_frames_is_one_answer_and_a_bounded_one() {
     assert_eq!(failure(endless), RequestError::Unexpected);
 }
 
-/// What is sent behind a message that was put off, while another is still on the way.
+/// Two messages were put off, a third is still in flight, and a fourth was sent after them.
 fn put_off_with_one_on_the_way() -> Bench {
     let mut bench = Bench::new().open(0);
     ["one", "two", "three"].into_iter().for_each(|name| drop(bench.send(name)));
@@ -107,7 +107,7 @@ fn what_was_put_off_and_what_follows_go_out_in_order_once_the_rest_is_answered()
         assert!(bench.names().is_empty(), "it would overtake the answer that is on the way");
         if last_is_put_off {
             bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 3);
-            // Twice says no more than once.
+            // A second refusal of the same message changes nothing.
             bench.receive(CHAT, error(ErrorCode::TooFast, "10"), 0, 3);
             assert!(bench.names().is_empty());
             bench.pass(Duration::from_millis(10));
@@ -152,7 +152,7 @@ fn who_is_over_the_rate_does_not_send_all_that_waits_again_each_time() {
         });
     }
     assert_eq!(rounds, [1, 2, 4, 8]);
-    // The last five: put off again, and so from one on again.
+    // The last five are put off again, so the window starts again at one.
     let last = bench.names();
     assert_eq!(last.len(), 5);
     last.iter().for_each(|name| refuse(&mut bench, name));

@@ -1,4 +1,4 @@
-//! What comes in: entries of the log once and in order, and what the device says back about them.
+//! Incoming frames: each entry of the log once and in order, and what the device answers.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn only_control_is_read_until_the_session_is_accepted_and_while_events_wait() {
     assert!(bench.core.reading(CHAT));
     bench.receive(CHAT, chat(1), 1, 0);
     assert!(bench.core.reading(CONTROL) && !bench.core.reading(CHAT) && !bench.core.reading(Lane::Presence));
-    // A ping is answered meanwhile.
+    // Meanwhile a ping is answered.
     bench.out(CONTROL);
     bench.receive(CONTROL, ping_request(), 0, 0);
     let Some(Payload::PingpongMessage(pong)) = bench.out(CONTROL).remove(0).payload else { panic!() };
@@ -96,7 +96,7 @@ fn an_accepted_message_comes_again_to_a_later_process_unless_this_one_took_its_e
     assert!(matches!(bench.events()[..], [Event::Accepted(_)]));
     assert_eq!(bench.core.keep(true, bench.now.instant), Some(Sequence::from(4)));
 
-    // The same as a direct reply that runs ahead of the tail: taking its event says nothing of what lies before.
+    // The same with a direct reply ahead of the tail: taking its event says nothing about the entries before it.
     drop(bench.send("dropped"));
     bench.out(CHAT);
     bench.receive(CHAT, update("dropped", 2), 7, 2);
@@ -135,7 +135,7 @@ fn delivery_is_acknowledged_when_the_application_took_the_message_and_until_it_i
     assert_eq!(bench.out(CHAT), []);
     bench.events();
     assert_eq!(acknowledged(bench.out(CHAT)), [(id(1).to_string(), 2)]);
-    // It tells the server what a SyncAck would.
+    // The acknowledgment told the server what a SyncAck would.
     bench.now.instant += SYNC_WITHIN;
     assert_eq!(bench.core.sync(None, false, bench.now.instant), None);
     bench.core.link_down();
@@ -147,14 +147,14 @@ fn delivery_is_acknowledged_when_the_application_took_the_message_and_until_it_i
     assert!(bench.core.is_settled());
     assert_eq!(bench.events(), [], "one's own acknowledgment is no news");
 
-    // A copy of what another device of the same user sent is not acknowledged.
+    // A copy of a message that another device of the same user sent is not acknowledged.
     let Payload::ChatMessage(copy) = chat(2) else { panic!() };
     bench.receive(CHAT, Payload::ChatMessage(ChatMessage { author: "sender".into(), ..copy }), 2, 0);
     assert_eq!(bench.events().len(), 1);
     assert_eq!(acknowledged(bench.out(CHAT)), []);
 }
 
-/// A message of a chat with somebody else for each `peer`.
+/// A message from another user, and so of another chat, for each `peer`.
 fn chat_with(peer: u64, number: u8) -> Payload {
     let Payload::ChatMessage(message) = chat(number) else { panic!() };
     let peer = Eid::parse(&format!("peer-{peer}@x")).unwrap();
@@ -162,7 +162,7 @@ fn chat_with(peer: u64, number: u8) -> Payload {
     Payload::ChatMessage(ChatMessage { from: Some(peer.identity()), chat_id, ..message })
 }
 
-/// The acknowledgments up to a version that go out: their request, chat and version.
+/// The outgoing acknowledgments that cover a chat up to a version: their request id, chat and version.
 fn up_to(bench: &mut Bench) -> Vec<(i64, String, i64)> {
     let request = |scheme: MessageScheme| match scheme.payload {
         Some(Payload::AcknowledgmentRequest(ack)) if ack.up_to_version > 0 => {
@@ -200,7 +200,7 @@ fn acknowledgments_that_find_no_place_become_one_for_each_chat() {
     waiting.push(bench.ask(ping_request(), false));
     assert_eq!(bench.out(CONTROL).len(), 1, "and what it asks itself has places of its own");
 
-    // Two places; the chat whose newest entry is the older one has the first.
+    // Two places are free. The chat whose newest entry is older gets the first.
     waiting.drain(..3);
     for request_id in [1, 2, 3] {
         bench.receive(CONTROL, ping_request_answer(), 0, request_id);
@@ -209,7 +209,7 @@ fn acknowledgments_that_find_no_place_become_one_for_each_chat() {
     let [(first, with_bob, 5), (second, _, 9)] = &sent[..] else { panic!("{sent:?}") };
     assert_eq!(*with_bob, ChatId::between(&alice(), &bob()).to_string());
 
-    // An answer that came half way is asked for the rest; one that comes no further is not asked again.
+    // An answer that covers a part is followed by a request for the rest. One without progress is not.
     bench.receive(CHAT, covered(with_bob, 4), 0, *first);
     let again = up_to(&mut bench);
     let [(again, _, 5)] = &again[..] else { panic!("{again:?}") };
@@ -217,7 +217,7 @@ fn acknowledgments_that_find_no_place_become_one_for_each_chat() {
     bench.receive(CHAT, covered("", 9), 0, *second);
     assert_eq!(up_to(&mut bench), []);
 
-    // With room again each message is acknowledged by itself.
+    // With room again, each message is acknowledged separately.
     bench.receive(CHAT, chat(6), 7, 0);
     bench.events();
     let by_name = bench.out(CHAT);
@@ -264,7 +264,7 @@ fn with_too_many_chats_the_application_waits_until_requests_are_over() {
     assert!(bench.core.can_take());
 }
 
-/// As many bytes as are read ahead, in messages from `sequence` on.
+/// Sends messages from `sequence` on until the read-ahead is at its bound. Returns the next sequence.
 fn read_ahead(bench: &mut Bench, mut sequence: u64) -> u64 {
     while bench.core.reading(CHAT) {
         let Payload::ChatMessage(message) = chat(1) else { panic!() };
@@ -302,7 +302,7 @@ fn whoever_waits_for_what_will_not_be_read_is_told() {
     assert_eq!(asked.try_recv().unwrap().unwrap_err(), RequestError::Unread);
     assert!(ping.try_recv().is_err(), "control is read");
 
-    // From then on at once, until it has taken everything.
+    // From then on calls fail at once, until the application has taken everything.
     let mut second = bench.send("two");
     assert_eq!(second.try_recv().unwrap(), Err(SendError::Unread));
     assert_eq!(failure(ask(&mut bench)), RequestError::Unread);
@@ -312,7 +312,7 @@ fn whoever_waits_for_what_will_not_be_read_is_told() {
     let mut third = bench.send("three");
     assert!(third.try_recv().is_err());
 
-    // What was accepted meanwhile is told as an event.
+    // The acceptances are reported as events.
     bench.receive(CHAT, update("one", 1), next, 1);
     bench.receive(CHAT, update("two", 2), next + 1, 4);
     let events = bench.events();
@@ -345,7 +345,7 @@ fn what_was_taken_is_synchronised_late_and_what_the_application_says_at_once() {
     assert_eq!(bench.core.sync(None, true, bench.now.instant), None);
     assert_eq!(bench.core.sync(Some(Sequence::from(1)), false, bench.now.instant), Some(Sequence::from(1)));
     assert_eq!(synced(bench.out(CHAT)), [1]);
-    // What it has not taken is not safe, and what it said once it cannot take back.
+    // The application cannot confirm what it has not taken, nor take back what it confirmed.
     bench.receive(CHAT, chat(2), 2, 0);
     for said in [7, 0] {
         assert_eq!(bench.core.sync(Some(Sequence::from(said)), false, bench.now.instant), Some(Sequence::from(1)));
@@ -403,21 +403,21 @@ fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
     assert_eq!(bench.core.keep(true, bench.now.instant), None, "another process would not acknowledge them");
     let ids: Vec<_> = bench.out(CHAT).into_iter().map(|ack| ack.request_id).collect();
     assert_eq!(ids.len(), 3);
-    // The server's answers, in whatever order; without a connection, too.
+    // The server's answers arrive in any order; the position is kept without a connection, too.
     bench.receive(CHAT, receipt(2, AckStatus::Delivered), 0, ids[1]);
     assert_eq!(bench.core.keep(true, bench.now.instant), None);
     bench.receive(CHAT, receipt(1, AckStatus::Delivered), 0, ids[0]);
     bench.core.link_down();
     assert_eq!(bench.core.keep(false, bench.now.instant), None, "not each by itself");
     assert_eq!(kept(&mut bench), Some(Sequence::from(7)));
-    // A refusal is an answer.
+    // A refusal counts as an answer.
     bench.connect(8, 1_000);
     bench.out(CHAT);
     bench.receive(CHAT, error(ErrorCode::NotFound, ""), 0, ids[2]);
     assert_eq!(kept(&mut bench), Some(Sequence::from(8)));
     assert_eq!(bench.core.keep(true, bench.now.instant), None, "once");
 
-    // Those that wait for a place hold it back as well, from their oldest on.
+    // Acknowledgments that wait for a place also hold the position back, from their oldest message on.
     let full: Vec<_> = (0..REQUESTS_MAX).map(|_| bench.ask(ping_request(), true)).collect();
     for (sequence, number) in [(9, 4), (12, 5)] {
         bench.receive(CHAT, chat(number), sequence, 0);
@@ -426,13 +426,13 @@ fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
     assert_eq!(bench.core.keep(true, bench.now.instant), None);
     drop(full);
 
-    // An application that says itself what is safe is not spoken for.
+    // If the application confirms entries itself, the device does not.
     let mut bench = Bench::with(Backlog::default(), false, false).open(0);
     bench.receive(CHAT, chat(1), 1, 0);
     bench.events();
     assert_eq!(bench.core.keep(true, bench.now.instant), None);
 
-    // The place in a log that is not there any more is no place.
+    // A position in a log that no longer exists does not count.
     let mut bench = Bench::with(Backlog { cursor: Some(Sequence::from(50)), ..Backlog::default() }, true, true);
     bench.connect(0, 3);
     assert_eq!(kept(&mut bench), Some(Sequence::ZERO));

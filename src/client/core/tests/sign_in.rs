@@ -1,8 +1,8 @@
-//! Signing in and staying so: what becomes of the token when the server does not look at it, refuses it, or ends it.
+//! Signing in and renewal: what happens to the token when the server does not check it, refuses it, or ends it.
 
 use super::*;
 
-/// On its way in; the request id of its SessionOpen.
+/// Connects and sends SessionOpen. Returns its request id.
 fn opening(bench: &mut Bench) -> i64 {
     bench.core.link_up("first".into(), QUIC, bench.now.instant, bench.now.instant);
     let open = bench.out(CONTROL).remove(0);
@@ -13,7 +13,7 @@ fn opening(bench: &mut Bench) -> i64 {
 #[test]
 fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
     let ms = Duration::from_millis;
-    // What the server says; whether it names the request; how long it wants the next one put off.
+    // The server's error, whether it names the request, and how long the next sign-in is put off.
     let cases = [
         (ErrorCode::TooFast, "250", true, ms(250)),
         (ErrorCode::TooFast, "250", false, ms(250)),
@@ -27,7 +27,7 @@ fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
         let request_id = opening(&mut bench);
         assert_ne!(request_id, 0);
         bench.receive(CONTROL, error(code, details), 0, if named { request_id } else { 0 });
-        // A server that did not look at SessionOpen takes the next frame for the first.
+        // A server that did not check SessionOpen takes the next frame for the first one.
         bench.receive(CONTROL, error(ErrorCode::Unauthenticated, "the first frame is SessionOpen"), 0, 7);
         let gone = bench.core.tick(bench.now.instant);
         assert!(
@@ -38,21 +38,21 @@ fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
         bench.core.link_down();
         assert_eq!(bench.core.take_put_off(), Some(wait), "{code:?} {details}");
         assert_eq!(bench.core.take_put_off(), None);
-        // The next connection is as any other, and nothing was lost.
+        // The next connection is not affected, and nothing was lost.
         bench.connect(0, 1_000);
         assert!(!bench.core.is_put_off());
         assert_eq!(bench.names(), ["250"]);
     }
 }
 
-/// Signed in with the token "first", which it then renews with "second"; the request id of that.
+/// Signed in with the token "first", which is being renewed with "second". Returns the renewal's request id.
 fn renewing(bench: &mut Bench) -> i64 {
     let request_id = opening(bench);
     bench.receive(CONTROL, accept(0, 0), 0, request_id);
     renew(bench, "second").expect("a new token")
 }
 
-/// The token source has this one.
+/// The token source returned this token.
 fn renew(bench: &mut Bench, token: &str) -> Option<i64> {
     bench.core.renew(token.into(), bench.now.instant);
     let open = bench.out(CONTROL).pop()?;
@@ -64,11 +64,11 @@ fn renew(bench: &mut Bench, token: &str) -> Option<i64> {
 #[test]
 fn the_token_not_to_come_back_with_is_the_one_that_was_refused_or_the_sessions() {
     let unauthenticated = || error(ErrorCode::Unauthenticated, "");
-    // In place of a session.
+    // Before a session is open.
     for (payload, named, refused) in [
         (unauthenticated(), true, Some("first")),
         (error(ErrorCode::Forbidden, ""), true, Some("first")),
-        // SessionOpen did not get there in time.
+        // SessionOpen did not arrive in time.
         (unauthenticated(), false, None),
     ] {
         let mut bench = Bench::new();
@@ -77,7 +77,7 @@ fn the_token_not_to_come_back_with_is_the_one_that_was_refused_or_the_sessions()
         assert_eq!(bench.core.take_refused_token().as_deref(), refused);
     }
 
-    // On the session: what the server says to the renewal; which token it then closes for.
+    // On an open session: the server's answer to the renewal, and the token for which it then closes.
     enum Says {
         Nothing,
         Later,
@@ -96,14 +96,14 @@ fn the_token_not_to_come_back_with_is_the_one_that_was_refused_or_the_sessions()
             Says::Yes => bench.receive(CONTROL, accept(0, 0), 0, request_id),
         }
         assert!(bench.core.tick(bench.now.instant).is_ok(), "the session goes on until it is closed");
-        // It ran out, which is the answer to nothing.
+        // The session's token expires; this error answers no request.
         bench.receive(CONTROL, unauthenticated(), 0, 0);
         bench.core.link_down();
         assert_eq!(bench.core.take_refused_token().as_deref(), Some(expired));
         assert!(bench.events().iter().all(|event| matches!(event, Event::Connected(_))));
     }
 
-    // And nothing of it is left for the next connection.
+    // The next connection starts without any of this.
     let mut bench = Bench::new();
     renewing(&mut bench);
     bench.core.link_down();

@@ -1,4 +1,4 @@
-//! The journal across restarts, torn ends and its own rewriting.
+//! The journal across restarts, incomplete records and rewrites.
 
 use super::*;
 
@@ -80,7 +80,7 @@ fn another_users_messages_are_not_handed_out() {
     let mut outbox = place.open();
     outbox.load(&owner()).unwrap();
     outbox.insert(&text("a")).unwrap();
-    // Also after it was written anew.
+    // Also after a rewrite.
     let long = Content::Text("x".repeat(16 * 1024));
     for round in 0..40 {
         let name = format!("round {round}");
@@ -111,12 +111,12 @@ fn a_torn_end_is_cut_off_wherever_it_tears() {
         drop(outbox);
         assert_eq!(place.names(), ["a", "after"], "{end} bytes");
     }
-    // A byte of the last record that never reached the disk.
+    // One byte of the last record never reached the disk.
     let mut torn = bytes.clone();
     *torn.last_mut().unwrap() ^= 0x40;
     std::fs::write(place.path(), &torn).unwrap();
     assert_eq!(place.names(), ["a"]);
-    // A file that was only begun.
+    // A file whose creation was interrupted.
     for end in 0..MAGIC.len() {
         std::fs::write(place.path(), &bytes[..end]).unwrap();
         assert_eq!(place.names(), [""; 0]);
@@ -140,7 +140,7 @@ fn history_is_written_out_of_the_file_and_nothing_that_is_wanted() {
     outbox.insert(&text("last")).unwrap();
     assert!(longest < 2 * JOURNAL_DEAD_BYTES_MAX, "{longest} bytes");
     assert_eq!(std::fs::metadata(place.path()).unwrap().len(), outbox.len);
-    // What stood before the rewriting is found behind it.
+    // Messages from before the rewrite are found after it.
     outbox.remove(&id("first")).unwrap();
     drop(outbox);
     let backlog = place.open().load(&owner()).unwrap();
@@ -162,7 +162,7 @@ fn a_rewriting_that_was_interrupted_changes_nothing() {
 fn it_is_bounded() {
     let place = Place::new();
     let mut outbox = place.open();
-    // Filled without a thousand waits for the disk.
+    // Filled without waiting a thousand times for the disk.
     for number in 0..OUTBOX_MESSAGES_MAX as u64 {
         outbox.keep(&id(&number.to_string()), number, 1);
     }
