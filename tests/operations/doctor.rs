@@ -127,6 +127,48 @@ async fn a_server_may_open_as_many_files_as_the_system_lets_it() {
     assert_eq!(soft, hard);
 }
 
+/// The limit on file sizes stands for a disk that fails: every commit fails from then on.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_store_has_failed_is_not_called_well() {
+    let folder = scratch();
+    let program = program(folder.path());
+    let program = program.as_std();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
+    for (name, _) in program.get_envs() {
+        shell.env_remove(name);
+    }
+    let mut server = shell.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    within_bound("the ready line", stdout.read_line(&mut line)).await.unwrap();
+    let here = ["--data-dir", path(folder.path())];
+    let (code, ..) = run(&[&["status"], &here[..]].concat()).await;
+    assert_eq!(code, 0);
+
+    let pid = server.id().unwrap() as libc::pid_t;
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `none` lives through the call, and nothing is written back.
+    assert_eq!(unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const none, std::ptr::null_mut()) }, 0);
+    within_bound("the store's failure", async {
+        loop {
+            let (code, out, err) = run(&[&["status", "--json"], &here[..]].concat()).await;
+            let status: Value = serde_json::from_str(&out).unwrap();
+            if code == FAILURE {
+                assert!(status["not_ready"].as_str().unwrap().contains("storage failed"), "{status}");
+                assert!(err.contains("the server is not ready: storage failed"), "{err}");
+                break;
+            }
+        }
+    })
+    .await;
+    let (code, out, _) = run(&[&["doctor", "--json"], &here[..]].concat()).await;
+    assert_eq!(code, FAILURE);
+    assert!(any(&found(&out, "ready"), "fail", "storage failed"), "{out}");
+    assert!(any(&found(&out, "certificate"), "ok", ""), "a development server's are its own: {out}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_server_is_looked_at_from_here_and_as_its_clients_do() {
     let folder = scratch();
