@@ -158,6 +158,7 @@ fn datagrams_go_and_come_back_on_runtimes_of_both_sides() {
 }
 
 #[test]
+#[allow(unsafe_code)]
 fn segmented_datagrams_are_cut_by_the_kernel_before_they_come_to_the_link() {
     let Some(net) = network() else { return };
     let (phone, server) = (any(net.phone()), udp(net.server(), net.server_address()));
@@ -359,6 +360,7 @@ fn tcp_uses_the_congestion_control_that_was_chosen() {
     assert_eq!(congestion_control(&connect(&net, &listener).0), last);
 }
 
+#[allow(unsafe_code)]
 fn congestion_control(stream: &TcpStream) -> String {
     let mut name = [0u8; 16];
     let mut length = name.len() as libc::socklen_t;

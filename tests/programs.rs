@@ -40,6 +40,7 @@ impl Running {
         }
     }
 
+    #[allow(unsafe_code)]
     fn signal(&self, signal: i32) {
         let id = i32::try_from(self.child.id()).unwrap();
         // SAFETY: a plain system call; the child was not waited for, so that the id is still its own.
@@ -70,6 +71,7 @@ fn lines(out: ChildStdout) -> Receiver<String> {
 }
 
 /// The exit status; panics if the process has not ended within `WITHIN`.
+#[allow(unsafe_code)]
 fn ends(child: Child) -> ExitStatus {
     // Nobody reads its output here, so a thread waits for the process itself.
     let (sender, status) = channel();

@@ -12,8 +12,7 @@ use super::Failure;
 /// journal), and the owner's server could not start any more. A folder that does not exist is accepted.
 pub(super) fn not_as_root_in(folder: &Path) -> Result<(), Failure> {
     let Ok(there) = fs::metadata(folder) else { return Ok(()) };
-    // SAFETY: the call takes no arguments and cannot fail.
-    let user = unsafe { libc::geteuid() };
+    let user = rustix::process::geteuid().as_raw();
     if !harms(user, there.uid()) {
         return Ok(());
     }

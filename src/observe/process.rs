@@ -28,15 +28,7 @@ impl Metrics {
     /// Reads the size of a folder's file system, and how much of it this process may still use.
     #[cfg(unix)]
     pub fn read_disk(&self, folder: &Path) {
-        use std::os::unix::ffi::OsStrExt;
-        let Ok(folder) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return };
-        let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-        // SAFETY: the path ends with a zero byte, and the kernel fills in the whole structure or fails.
-        if unsafe { libc::statvfs(folder.as_ptr(), figures.as_mut_ptr()) } != 0 {
-            return;
-        }
-        // SAFETY: the call has succeeded.
-        let figures = unsafe { figures.assume_init() };
+        let Ok(figures) = rustix::fs::statvfs(folder) else { return };
         let block = figures.f_frsize as f64;
         self.disk_free.set(figures.f_bavail as f64 * block);
         self.disk_size.set(figures.f_blocks as f64 * block);
@@ -86,15 +78,7 @@ impl Stat {
 }
 
 fn page_bytes() -> f64 {
-    #[cfg(unix)]
-    {
-        // SAFETY: only a number goes in and comes out.
-        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        if bytes > 0 {
-            return bytes as f64;
-        }
-    }
-    4096.0
+    rustix::param::page_size() as f64
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::session::PathStats;
 
 /// Round trip, segments sent, and segments sent again; nothing if the kernel does not report them.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
 pub(super) fn path(stream: &TcpStream) -> PathStats {
     use std::mem::{MaybeUninit, size_of};
     use std::os::fd::AsRawFd;

@@ -54,6 +54,7 @@ impl Process {
     }
 
     /// Sends a signal.
+    #[allow(unsafe_code)]
     pub fn signal(&self, signal: i32) {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok()).expect("it is running");
         // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.

@@ -116,6 +116,7 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(unsafe_code)]
 async fn root_leaves_nothing_in_a_store_of_another_user() {
     // SAFETY: it takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {

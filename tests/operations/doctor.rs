@@ -130,6 +130,7 @@ async fn a_server_may_open_as_many_files_as_the_system_lets_it() {
 /// The limit on file sizes stands for a disk that fails: every commit fails from then on.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
+#[allow(unsafe_code)]
 async fn a_server_whose_store_has_failed_is_not_called_well() {
     let folder = scratch();
     let program = program(folder.path());

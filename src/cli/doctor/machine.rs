@@ -111,6 +111,7 @@ fn newest(store: &Path) -> Option<SystemTime> {
 
 /// Whether something keeps the kernel's clock synchronized; `None` if this system does not report it.
 #[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
 fn synchronized() -> Option<bool> {
     let mut timex = std::mem::MaybeUninit::<libc::timex>::zeroed();
     // SAFETY: all zeroes is a request that changes nothing, and the kernel writes no more than the structure.
@@ -127,18 +128,8 @@ fn synchronized() -> Option<bool> {
 
 /// Bytes on a folder's file system that this process may still use.
 pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let folder = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the path ends with a zero byte, and the kernel fills in the whole structure or fails.
-    if unsafe { libc::statvfs(folder.as_ptr(), figures.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: the call has succeeded.
-    let figures = unsafe { figures.assume_init() };
-    // The field types differ between systems.
-    #[allow(clippy::unnecessary_cast)]
-    Some((figures.f_bavail as u64).saturating_mul(figures.f_frsize as u64))
+    let figures = rustix::fs::statvfs(folder).ok()?;
+    Some(figures.f_bavail.saturating_mul(figures.f_frsize))
 }
 
 #[cfg(test)]
