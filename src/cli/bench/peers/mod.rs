@@ -54,7 +54,10 @@ impl Args {
         let folder = tempfile::Builder::new().prefix("bimip-peers-").tempdir_in(".").map_err(anyhow::Error::from)?;
         let synced = disk::synced_writes(folder.path())?;
         if !self.json {
-            say(&format!("disk: {:.0} appends of 4 KiB a second, each fdatasynced", synced))?;
+            say(&format!(
+                "disk: {:.0} appends of 4 KiB a second, each fdatasynced, {:.0} µs of CPU each",
+                synced.per_second, synced.cpu_us
+            ))?;
         }
         let mut rows = Vec::new();
         for &rate in &self.rates {
@@ -84,7 +87,7 @@ impl Args {
         }
         if self.json {
             let all = json!({ "pairs": self.pairs, "in_flight": self.in_flight, "size": self.size,
-                "seconds": self.seconds, "synced_writes_per_second": synced, "rows": rows });
+                "seconds": self.seconds, "synced_writes": synced, "rows": rows });
             say(&all.to_string())?;
         }
         Ok(())
