@@ -40,7 +40,7 @@ pub mod limits;
 #[cfg(feature = "server")]
 #[cfg(test)]
 mod planted;
-#[cfg(any(feature = "link", feature = "cli"))]
+#[cfg(any(feature = "client", feature = "link", feature = "cli", test))]
 mod random;
 #[cfg(feature = "server")]
 #[cfg(test)]

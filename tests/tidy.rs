@@ -173,7 +173,7 @@ fn may_use(user: &str, used: &str) -> bool {
         ("main", _) => used == "cli",
         ("wire" | "congestion" | "random" | "limits" | "clock", _) => false,
         ("config", _) => ["wire", "limits"].contains(&used),
-        ("client", _) => ["wire", "congestion"].contains(&used),
+        ("client", _) => ["wire", "congestion", "random"].contains(&used),
         _ if CELLAR.contains(&used) => true,
         _ => floor(user).zip(floor(used)).is_some_and(|(user, used)| used < user),
     }

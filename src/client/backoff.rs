@@ -2,28 +2,20 @@
 
 use std::time::Duration;
 
-/// SplitMix64 generator for jitter. Not for secrets.
+use crate::random::Random;
+
+/// Random waits. Not for secrets.
 #[derive(Clone, Debug)]
-pub(crate) struct Jitter(u64);
+pub(crate) struct Jitter(Random);
 
 impl Jitter {
     pub(crate) fn new(seed: u64) -> Jitter {
-        Jitter(seed)
+        Jitter(Random::new(seed))
     }
 
     /// A uniformly random duration from zero to `bound`.
     pub(crate) fn up_to(&mut self, bound: Duration) -> Duration {
-        // A double holds 53 bits.
-        let share = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
-        bound.mul_f64(share)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        bound.mul_f64(self.0.share())
     }
 }
 

@@ -10,7 +10,6 @@ mod device;
 mod disasters;
 mod link;
 mod promises;
-mod random;
 mod script;
 mod server;
 mod world;

@@ -20,7 +20,7 @@ use crate::store::{
 };
 use crate::wire::{DeviceId, Eid, Sequence};
 
-use super::random::Random;
+use crate::random::Random;
 
 /// The first moment of every story in Unix milliseconds: September 2026.
 pub(super) const BEGINNING_MS: i64 = 1_788_000_000_000;

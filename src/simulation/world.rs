@@ -11,8 +11,8 @@ use super::Violation;
 use super::chronicle::Chronicle;
 use super::device::Device;
 use super::link::{Link, Up};
-use super::random::Random;
 use super::server::{LinkId, Move, Server, Time};
+use crate::random::Random;
 
 pub(super) const DAY_MS: i64 = 24 * 3600 * 1000;
 

@@ -9,7 +9,7 @@ use super::super::limits::CHAT_CONVERSATIONS_MAX;
 use super::command::Line;
 use super::conversation::{Conversation, Progress};
 use super::input::Input;
-use crate::client::{Accepted, Acknowledged, CloseReason, Content, Event, Message, SendError, Sent, State};
+use crate::client::{Accepted, Acknowledged, CloseReason, Content, Event, Message, SendError, Sent, State, Transport};
 use crate::wire::proto::{AwarenessNotification, Subscriber};
 use crate::wire::{AckStatus, Author, AwarenessStatus, CloseCode, DeviceId, Eid, LocalId, Version};
 
@@ -65,7 +65,7 @@ pub(super) enum Effect {
 #[derive(Debug, PartialEq)]
 pub(super) enum Connection {
     Connecting,
-    Open { session: String },
+    Open { session: String, transport: Transport },
     Waiting { seconds: u64, reason: String },
     Closed { reason: String },
 }
@@ -356,7 +356,7 @@ impl App {
             },
             State::Connected(session) => {
                 self.round_trip.get_or_insert(session.connected_in);
-                Connection::Open { session: session.session_id }
+                Connection::Open { session: session.session_id, transport: session.transport }
             }
             State::Waiting { retry_in, reason } => {
                 Connection::Waiting { seconds: retry_in.as_millis().div_ceil(1000) as u64, reason: reason.to_string() }

@@ -268,10 +268,11 @@ fn status_line(frame: &mut Frame, area: Rect, app: &App) {
         return;
     }
     let mut left = match &app.connection {
-        Connection::Open { session } => {
+        Connection::Open { session, transport } => {
             let session: String = session.chars().take(8).collect();
             let took = app.round_trip.map_or("…".to_owned(), |time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
-            vec![" ● ".green(), Span::raw(format!("connected  {took}  QUIC, session {session}"))]
+            let over = transport.name().to_uppercase();
+            vec![" ● ".green(), Span::raw(format!("connected  {took}  {over}, session {session}"))]
         }
         Connection::Connecting => vec![" ◌ ".yellow(), Span::raw("connecting …")],
         Connection::Waiting { seconds: 0, reason } => {

@@ -14,6 +14,7 @@ use super::watch::{Watch, WatchPlace};
 use super::{Presence, Timing};
 use crate::clock::Now;
 use crate::hub::Signal;
+use crate::random::Random;
 use crate::store::Access;
 use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
@@ -64,19 +65,6 @@ fn who_withdraws_or_closes_while_a_list_is_taken_over_stands_nowhere() {
     world.check_closed();
 }
 
-/// SplitMix64: small, and good enough to shuffle stories.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % sides as u64) as usize
-    }
-}
-
 /// An event of an owner's history, for the oracle.
 enum Event {
     Connected(usize, u64),
@@ -96,7 +84,7 @@ struct Lane {
 
 struct World {
     seed: u64,
-    dice: Dice,
+    random: Random,
     start: Now,
     /// Milliseconds since the start; the clock of presence reads it.
     time: Arc<AtomicU64>,
@@ -135,7 +123,7 @@ impl World {
         let clock = time.clone();
         World {
             seed,
-            dice: Dice(seed),
+            random: Random::new(seed),
             start,
             time,
             presence: Arc::new(Presence::new(TIMING, Box::new(move || at(start, clock.load(Ordering::Relaxed))))),
@@ -170,7 +158,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.dice.roll(32) {
+        match self.random.below(32) {
             0..3 => self.join(),
             3..6 => self.appear(),
             6..8 => self.lose(),
@@ -190,12 +178,12 @@ impl World {
     /// A connection signs in, and waits for the store.
     fn join(&mut self) {
         self.joins += 1;
-        self.joined.push((self.dice.roll(USERS), self.dice.roll(DEVICES), self.joins));
+        self.joined.push((self.random.below(USERS), self.random.below(DEVICES), self.joins));
     }
 
     /// Completes a sign-in, not always in the order in which the connections joined.
     fn appear(&mut self) {
-        let index = self.dice.roll(self.joined.len().max(1));
+        let index = self.random.below(self.joined.len().max(1));
         if index < self.joined.len() {
             let (owner, phone, join) = self.joined.swap_remove(index);
             self.connections.push((owner, phone, join));
@@ -219,14 +207,14 @@ impl World {
 
     fn leave(&mut self) {
         if let Some((owner, phone, join)) = self.some_connection() {
-            let signed_out = self.dice.roll(2) == 0;
+            let signed_out = self.random.below(2) == 0;
             self.presence.left(&user(owner), &device(phone), join, signed_out);
             self.happened(owner, Event::Left(phone, join, signed_out));
         }
     }
 
     fn some_connection(&mut self) -> Option<(usize, usize, u64)> {
-        let index = self.dice.roll(self.connections.len().max(1));
+        let index = self.random.below(self.connections.len().max(1));
         (index < self.connections.len()).then(|| self.connections.swap_remove(index))
     }
 
@@ -235,24 +223,24 @@ impl World {
         self.connections.push((owner, phone, join));
         use AwarenessStatus::{Away, Busy, DoNotDisturb, Idle, Invisible, Offline, Online};
         let statuses = [Online, Online, Idle, Idle, Away, Busy, DoNotDisturb, Invisible, Offline];
-        let status = statuses[self.dice.roll(statuses.len())];
-        let place = Location { latitude: self.dice.roll(3) as f64, longitude: 7.0 };
-        let location = (self.dice.roll(3) == 0).then_some(place);
-        let update = Update { status, silent: self.dice.roll(5) == 0, location };
+        let status = statuses[self.random.below(statuses.len())];
+        let place = Location { latitude: self.random.below(3) as f64, longitude: 7.0 };
+        let location = (self.random.below(3) == 0).then_some(place);
+        let update = Update { status, silent: self.random.below(5) == 0, location };
         self.presence.update(&user(owner), &device(phone), &update);
         self.happened(owner, Event::Said(phone, update));
     }
 
     /// The store's writer has committed a change of a list, and is about to announce it.
     fn commit(&mut self) {
-        let (owner, other) = (self.dice.roll(USERS), self.dice.roll(USERS));
-        let access = (self.dice.roll(3) > 0).then(|| Access { share_location: self.dice.roll(2) == 0 });
+        let (owner, other) = (self.random.below(USERS), self.random.below(USERS));
+        let access = (self.random.below(3) > 0).then(|| Access { share_location: self.random.below(2) == 0 });
         if owner == other || self.committed.get(&(owner, other)).copied() == access {
             return;
         }
         set(&mut self.committed, (owner, other), access);
         self.announcements.push_back((owner, other, access));
-        if self.dice.roll(2) == 0 {
+        if self.random.below(2) == 0 {
             self.announce();
         }
     }
@@ -270,7 +258,7 @@ impl World {
     }
 
     fn open_lane(&mut self) {
-        let (index, phone) = (self.dice.roll(USERS), self.dice.roll(DEVICES));
+        let (index, phone) = (self.random.below(USERS), self.random.below(DEVICES));
         let place = self.presence.watch(&user(index), &device(phone), Arc::<Signal>::default());
         let admitted = self.committed.iter().filter(|((_, other), _)| *other == index);
         let loading = Some(admitted.map(|((owner, _), access)| (user(*owner), *access)).collect());
@@ -292,7 +280,7 @@ impl World {
     }
 
     fn some_lane(&mut self) -> Option<usize> {
-        let index = self.dice.roll(self.lanes.len().max(1));
+        let index = self.random.below(self.lanes.len().max(1));
         (index < self.lanes.len()).then_some(index)
     }
 
@@ -304,7 +292,7 @@ impl World {
     }
 
     fn mark_some(&mut self) {
-        for _ in 0..self.dice.roll(4) {
+        for _ in 0..self.random.below(4) {
             let Some((owner, watch)) = self.marks.pop_front() else { return };
             watch.mark(&owner);
         }
@@ -313,7 +301,7 @@ impl World {
     /// The lane takes a few frames.
     fn read_lane(&mut self) {
         if let Some(index) = self.some_lane() {
-            let frames = self.dice.roll(4);
+            let frames = self.random.below(4);
             self.read(index, frames);
         }
     }
@@ -358,10 +346,10 @@ impl World {
     }
 
     fn wait(&mut self) {
-        let ms = match self.dice.roll(8) {
-            0..3 => self.dice.roll(100),
-            3..7 => self.dice.roll(1_000),
-            _ => self.dice.roll(20_000),
+        let ms = match self.random.below(8) {
+            0..3 => self.random.below(100),
+            3..7 => self.random.below(1_000),
+            _ => self.random.below(20_000),
         };
         self.pass(ms as u64);
     }
@@ -380,8 +368,8 @@ impl World {
         self.time.store(end, Ordering::Relaxed);
     }
 
-    /// Nothing new happens, and everything under way completes. Whether locations are still kept at the end depends on
-    /// the dice.
+    /// Nothing new happens, and everything under way completes. Whether locations are still kept at the end is
+    /// random.
     fn settle(&mut self) {
         while !self.announcements.is_empty() {
             self.announce();
@@ -391,7 +379,7 @@ impl World {
                 lane.place.install(owners);
             }
         }
-        for _ in 0..20 + 60 * self.dice.roll(2) {
+        for _ in 0..20 + 60 * self.random.below(2) {
             self.pass(1_000);
             while !self.marks.is_empty() {
                 self.mark_some();

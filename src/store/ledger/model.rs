@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::random::Random;
 use crate::store::audit::audit;
 use crate::store::kv::View;
 use crate::store::memory::{Fault, Memory};
@@ -16,23 +17,6 @@ const USERS: [&str; 3] = ["alice", "bob", "carol"];
 const DEVICES: [&str; 2] = ["phone", "tablet"];
 const SEEDS: u64 = 150;
 const STEPS: usize = 60;
-
-/// SplitMix64: the same seed gives the same story.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
 
 #[derive(Clone)]
 struct Sent {
@@ -248,9 +232,9 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
             let mut message = text(user, peer, number);
             message.device = at_device;
             // `message_id_local`s repeat, mostly with the same content.
-            let name = random.below(40);
+            let name = random.below(40) as u64;
             message.local_id = LocalId::parse(&format!("n{name}")).unwrap();
-            message.content = Content::Text(format!("{}", name + random.below(8) / 7));
+            message.content = Content::Text(format!("{}", name + random.below(8) as u64 / 7));
             Op::Accept { message: Box::new(message), release: random.below(3) == 0 }
         }
         7..11 if !ids.is_empty() => Op::Release(random.of(&ids)),
@@ -258,14 +242,14 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
             let chat = ChatId::between(&eid(user), &eid(peer));
             let target = match random.below(2) {
                 0 if !ids.is_empty() => AckTarget::Message(random.of(&ids)),
-                _ => AckTarget::UpTo(chat, Version::from(random.below(12))),
+                _ => AckTarget::UpTo(chat, Version::from(random.below(12) as u64)),
             };
             let status = random.of(&[AckStatus::Delivered, AckStatus::Read]);
             let reader = eid(random.of(&[user, user, peer, USERS[0]]));
             let at = number as i64;
             Op::Acknowledge(Acknowledgment { reader, device: at_device, target, status, at, received_at: at })
         }
-        16 | 17 => Op::AdvanceCursor(eid(user), at_device, Sequence::from(random.below(30))),
+        16 | 17 => Op::AdvanceCursor(eid(user), at_device, Sequence::from(random.below(30) as u64)),
         18 => Op::OpenDevice(eid(user), at_device),
         _ => match random.below(4) {
             0 => sign_out(user, at_device),
@@ -320,7 +304,7 @@ struct Seen {
 }
 
 fn story(seed: u64, seen: &mut Seen) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let memory = Memory::new();
     let mut model = Model::default();
     // Caches from one that evicts all the time to one that never evicts.
@@ -366,7 +350,7 @@ fn story(seed: u64, seen: &mut Seen) {
                 model = next;
             }
             seen.crashes[usize::from(fault == Fault::After)] += 1;
-            memory.crash(random.below(3) as usize);
+            memory.crash(random.below(3));
             take_cursors(&mut model, &*memory.view(), false);
             ledger = open(&memory);
             model.recover();
