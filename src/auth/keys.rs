@@ -14,6 +14,7 @@ use rustls_pki_types::{SubjectPublicKeyInfoDer, alg_id};
 use serde::Deserialize;
 
 use super::AuthError;
+use super::tls::pem_problem;
 use crate::limits;
 
 const PUBLIC_KEY: &str = "token key";
@@ -33,7 +34,7 @@ pub(super) fn from_pem_file(path: &Path) -> Result<Vec<Key>, AuthError> {
     let text = read(PUBLIC_KEY, path)?;
     let mut keys = Vec::new();
     for section in SubjectPublicKeyInfoDer::pem_slice_iter(&text) {
-        let der = section.map_err(|error| AuthError::unusable(PUBLIC_KEY, path, format!("is not PEM: {error:?}")))?;
+        let der = section.map_err(|error| AuthError::unusable(PUBLIC_KEY, path, pem_problem(&error)))?;
         let key = public_key(&der).map_err(|reason| AuthError::unusable(PUBLIC_KEY, path, reason))?;
         keys.push(key);
     }

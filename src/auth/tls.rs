@@ -67,6 +67,35 @@ fn explain(what: &'static str, path: &Path, error: pem::Error) -> AuthError {
         pem::Error::NoItemsFound => {
             AuthError::unusable(what, path, "has none: give a PEM file with -----BEGIN CERTIFICATE-----")
         }
-        other => AuthError::unusable(what, path, format!("is not PEM: {other:?}")),
+        other => AuthError::unusable(what, path, pem_problem(&other)),
+    }
+}
+
+/// What is wrong with a PEM file, in words.
+pub(super) fn pem_problem(error: &pem::Error) -> String {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_matches('-').to_owned();
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let section = shown(end_marker);
+            let section = section.strip_prefix("END ").unwrap_or(&section);
+            format!("is cut off: the line -----END {section}----- is missing")
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            format!("is not PEM: the line \"{}\" begins no section", shown(line))
+        }
+        pem::Error::Base64Decode(reason) => format!("is not PEM: {reason}"),
+        other => format!("is not PEM: {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_cut_off_is_called_so() {
+        let cut = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
+        let error = CertificateDer::pem_slice_iter(cut).next().unwrap().unwrap_err();
+        assert_eq!(pem_problem(&error), "is cut off: the line -----END CERTIFICATE----- is missing");
     }
 }

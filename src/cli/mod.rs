@@ -133,12 +133,12 @@ impl Failure {
         Failure { reason: reason.into(), hint: Some(hint.into()) }
     }
 
-    /// The reason with its causes. A cause that the text before already ends with is left out, as most of our errors
-    /// name theirs.
+    /// The reason with its causes. A cause that the text before already contains is left out, as most of our errors name
+    /// theirs.
     fn text(&self) -> String {
         self.reason.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
             () if text.is_empty() => cause,
-            () if text.ends_with(&cause) => text,
+            () if text.contains(&cause) => text,
             () => format!("{text}: {cause}"),
         })
     }

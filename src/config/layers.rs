@@ -259,7 +259,7 @@ mod tests {
         let message = |file: Option<&Path>, env: &[(&str, &str)]| {
             Config::load_from(file, variables(env), no_flags()).unwrap_err().to_string()
         };
-        let reason = "must be 1 to 15 bytes in hexadecimal (11 with a nonce of 8), as in \"a1\" or \"00c3\"";
+        let reason = "must be 1 to 11 bytes in hexadecimal (fewer with a longer nonce), as in \"a1\" or \"00c3\"";
         assert_eq!(
             message(None, &[("BIMIP_QUIC__LB__SERVER_ID", "c")]),
             format!("BIMIP_QUIC__LB__SERVER_ID in the environment: {reason}")
