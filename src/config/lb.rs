@@ -42,7 +42,7 @@ pub struct ServerId {
 
 /// Something is not a server id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to {} bytes in hexadecimal (11 with a nonce of 8), as in \"a1\" or \"00c3\"", ServerId::BYTES_MAX)]
+#[error("must be 1 to 11 bytes in hexadecimal (fewer with a longer nonce), as in \"a1\" or \"00c3\"")]
 pub struct ServerIdError;
 
 impl ServerId {
