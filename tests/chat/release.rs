@@ -155,3 +155,20 @@ async fn a_version_update_that_answers_nothing_does_no_harm() {
     alice.answer(&update).await;
     assert_eq!(text_of(&*bob.hear().await), "mine to release");
 }
+
+#[tokio::test]
+async fn what_arrived_before_a_close_counts_although_nobody_waits_for_its_answer() {
+    let server = TestServer::start().await;
+    let mut bob = server.session(BOB, "phone").pipelined().open().await;
+    for round in 0..20 {
+        let mut alice = server.session(ALICE, "phone").open().await;
+        let before = alice.link().sent();
+        alice.post(BOB, &format!("local-{round}"), "Gone already.").await;
+        // QUIC throws away what is unsent when it closes.
+        while before.is_some() && alice.link().sent() == before {
+            tokio::task::yield_now().await;
+        }
+        alice.leave();
+        assert_eq!(bob.hear().await.version, round + 1);
+    }
+}

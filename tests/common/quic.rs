@@ -101,6 +101,11 @@ impl QuicLink {
         self.connection.force_key_update();
     }
 
+    /// How many frames with lane data it has sent.
+    pub fn sent(&self) -> u64 {
+        self.connection.stats().frame_tx.stream
+    }
+
     /// Closes the connection without a `Logout`.
     pub fn close(&self) {
         self.connection.close(0u8.into(), b"");

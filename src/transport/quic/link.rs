@@ -30,6 +30,9 @@ pub(super) struct QuicLink {
     /// Streams whose lane byte has not arrived; at most [`STREAMS_MAX`].
     unnamed: Vec<(SendStream, RecvStream)>,
     lanes: [Option<Box<LaneStreams>>; 4],
+    /// The connection is closed; frames that had arrived before may still be unread.
+    gone: Option<CloseReason>,
+    /// That was reported.
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
     /// The path on which the peer was last seen.
@@ -88,6 +91,7 @@ impl QuicLink {
             accepting,
             unnamed: Vec::new(),
             lanes: [const { None }; 4],
+            gone: None,
             closed: None,
             draining: None,
             seen,
@@ -149,17 +153,16 @@ impl QuicLink {
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
-        while let Poll::Ready(accepted) = self.accepting.as_mut().poll(cx) {
+        while self.gone.is_none()
+            && let Poll::Ready(accepted) = self.accepting.as_mut().poll(cx)
+        {
             match accepted {
                 Ok(streams) => {
                     self.unnamed.push(streams);
                     self.accepting = accept(self.connection.clone());
                 }
-                Err(error) => {
-                    let reason = close_reason(&error);
-                    self.closed = Some(reason);
-                    return Some(LinkEvent::Closed(reason));
-                }
+                // What arrived before the close is still to be read.
+                Err(error) => self.gone = Some(close_reason(&error)),
             }
         }
         let mut index = 0;
@@ -232,6 +235,10 @@ impl Link for QuicLink {
             {
                 return Poll::Ready(event);
             }
+        }
+        if let Some(reason) = self.gone {
+            self.closed = Some(reason);
+            return Poll::Ready(LinkEvent::Closed(reason));
         }
         Poll::Pending
     }
