@@ -130,14 +130,6 @@ impl Link {
         }
     }
 
-    /// How many frames with lane data it has sent; over TCP what is written is sent before the close in any case.
-    pub fn sent(&self) -> Option<u64> {
-        match self {
-            Link::Quic(link) => Some(link.sent()),
-            Link::Tcp(_) => None,
-        }
-    }
-
     /// Closes the connection without a `Logout`.
     pub fn close(self) {
         match self {

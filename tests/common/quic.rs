@@ -101,9 +101,10 @@ impl QuicLink {
         self.connection.force_key_update();
     }
 
-    /// How many frames with lane data it has sent.
-    pub fn sent(&self) -> u64 {
-        self.connection.stats().frame_tx.stream
+    /// How many frames with lane data it has sent, and how many datagrams in all.
+    pub fn sent(&self) -> (u64, u64) {
+        let stats = self.connection.stats();
+        (stats.frame_tx.stream, stats.udp_tx.datagrams)
     }
 
     /// Closes the connection without a `Logout`.

@@ -100,6 +100,25 @@ impl Raw {
         self.link.close();
     }
 
+    /// Posts a text and closes right behind it. Returns once both have left.
+    pub async fn post_and_leave(mut self, to: &str, local: &str, content: &str) {
+        let before = if let Link::Quic(link) = &self.link { link.sent().0 } else { 0 };
+        self.post(to, local, content).await;
+        // Over TCP what is written goes before the close in any case; QUIC drops what it has not sent.
+        let Link::Quic(link) = &self.link else { return self.leave() };
+        let leaving = async {
+            while link.sent().0 == before {
+                tokio::task::yield_now().await;
+            }
+            let (_, before_close) = link.sent();
+            link.close();
+            while link.sent().1 == before_close {
+                tokio::task::yield_now().await;
+            }
+        };
+        within_bound("the text and the close to leave", leaving).await;
+    }
+
     // --- Receiving ---
 
     /// The next frame of a lane.
