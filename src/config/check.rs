@@ -186,7 +186,10 @@ pub(crate) fn bare_target(filter: &str) -> Option<&str> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level =
         |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
-    filter.split(',').map(str::trim).find(|word| !word.is_empty() && !word.contains(['=', '[', '{']) && !is_level(word))
+    filter
+        .split(',')
+        .map(str::trim)
+        .find(|word| !word.is_empty() && !word.contains(['=', '[', '{', '}', ']']) && !is_level(word))
 }
 
 /// Whether two sockets with the same port, each of one IP family, would conflict.

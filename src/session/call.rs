@@ -112,7 +112,7 @@ pub enum Done {
     /// Of [`Call::List`].
     List(Origin, Eid, Result<Vec<Contact>, StoreError>),
     /// Of [`Call::Revoke`].
-    Revoke(Origin, Box<TokenRevokeResponse>, Result<(), StoreError>),
+    Revoke(Origin, RevocationTarget, Box<TokenRevokeResponse>, Result<(), StoreError>),
     /// Of [`Call::SignOut`].
     SignOut(Origin, Eid, DeviceId, Logout, Result<(), StoreError>),
 }
@@ -154,7 +154,8 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
                 RevocationTarget::Device(_, device) => Some(device.clone()),
                 _ => None,
             };
-            Done::Revoke(origin, answer, store.revoke(*revocation, forget).await)
+            let target = revocation.target.clone();
+            Done::Revoke(origin, target, answer, store.revoke(*revocation, forget).await)
         }
         Call::SignOut(origin, user, device, revocation, answer) => {
             let done = store.revoke(*revocation, Some(device.clone())).await;

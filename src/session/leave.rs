@@ -20,7 +20,6 @@ impl Session {
             return Ok(());
         }
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
-        let by = open.user.clone();
         let user = Eid::from_identity(request.to.as_ref())?;
         if user != open.user && !open.claims.admin {
             return Err(Fault::new(ErrorCode::Forbidden, "only an admin revokes somebody else's tokens"));
@@ -63,13 +62,6 @@ impl Session {
             };
             Revocation { target, issued_until: seconds, expires_at: lasts }
         };
-        // Who did it stands in the session's span.
-        let (kind, device) = match &revocation.target {
-            RevocationTarget::Token(..) => ("token", None),
-            RevocationTarget::Device(_, device) => ("device", Some(device.to_string())),
-            RevocationTarget::User(_) => ("user", None),
-        };
-        tracing::info!(%by, of = %revocation.target.user(), kind, device, "tokens are revoked");
         open.revoking += 1;
         self.call(Call::Revoke(origin, Box::new(revocation), Box::new(response)));
         Ok(())
@@ -77,7 +69,22 @@ impl Session {
 
     /// A revocation has finished. The sessions that it affects were notified before; if this session is one of them, it closes
     /// after its answer.
-    pub(super) fn revoked(&mut self, origin: Origin, response: TokenRevokeResponse, revoked: Result<(), StoreError>) {
+    pub(super) fn revoked(
+        &mut self,
+        origin: Origin,
+        target: &RevocationTarget,
+        response: TokenRevokeResponse,
+        revoked: Result<(), StoreError>,
+    ) {
+        if revoked.is_ok() {
+            // The session's span says by whom.
+            let (kind, device) = match target {
+                RevocationTarget::Token(..) => ("token", None),
+                RevocationTarget::Device(_, device) => ("device", Some(device.as_str())),
+                RevocationTarget::User(_) => ("user", None),
+            };
+            tracing::info!(of = %target.user(), kind, device, "tokens are revoked");
+        }
         let Phase::Open(open) = &mut self.phase else { return };
         open.revoking -= 1;
         let close = open.revoked && open.revoking == 0;

@@ -341,7 +341,7 @@ impl Session {
             },
             Done::ChangeList(origin, answer, changed) => self.list_changed(origin, *answer, changed),
             Done::List(origin, owner, contacts) => self.list_read(origin, &owner, contacts),
-            Done::Revoke(origin, answer, revoked) => self.revoked(origin, *answer, revoked),
+            Done::Revoke(origin, target, answer, revoked) => self.revoked(origin, &target, *answer, revoked),
             Done::SignOut(origin, user, device, answer, done) => {
                 self.signed_out(origin, (&user, &device), answer, done);
             }

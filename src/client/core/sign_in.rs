@@ -19,10 +19,8 @@ pub(super) struct SignIn {
     accepted: Option<String>,
     /// A token that the server checked and refused.
     refused: Option<String>,
-    /// The server did not check the token and wants `SessionOpen` again after this time.
-    put_off: Option<Duration>,
-    /// The server's refusal that said so.
-    put_off_by: Option<Refusal>,
+    /// The server did not check the token, and wants `SessionOpen` again later.
+    put_off: Option<Refusal>,
 }
 
 impl SignIn {
@@ -110,8 +108,7 @@ impl Core {
         }
         self.sign_in.asked = None;
         if opening {
-            self.sign_in.put_off = Some(refusal.wait().unwrap_or_default().min(BACKOFF_MAX));
-            self.sign_in.put_off_by = Some(refusal.clone());
+            self.sign_in.put_off = Some(refusal.clone());
         } else {
             let wait = refusal.wait().unwrap_or(RENEW_RETRY).min(RENEW_RETRY);
             self.renew_at = Some(now + wait + self.jitter.up_to(RENEW_RETRY));
@@ -124,13 +121,14 @@ impl Core {
         self.sign_in.put_off.is_some()
     }
 
-    /// Why the link must be closed: its sign-in was put off. Returned once.
-    pub(super) fn put_off_reason(&mut self) -> Option<CloseReason> {
-        self.sign_in.put_off_by.take().map(CloseReason::PutOff)
+    /// Why the link must be closed: its sign-in was put off.
+    pub(super) fn put_off_reason(&self) -> Option<CloseReason> {
+        self.sign_in.put_off.clone().map(CloseReason::PutOff)
     }
 
     /// How long the server put the sign-in off; returned once.
     pub(crate) fn take_put_off(&mut self) -> Option<Duration> {
-        self.sign_in.put_off.take()
+        let refusal = self.sign_in.put_off.take()?;
+        Some(refusal.wait().unwrap_or_default().min(BACKOFF_MAX))
     }
 }

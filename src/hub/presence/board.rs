@@ -57,7 +57,7 @@ pub(super) struct Board {
 }
 
 impl Board {
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         !self.user.is_there() && self.watchers.is_empty() && self.watches.is_empty() && self.scheduled.is_none()
     }
 
@@ -206,7 +206,7 @@ impl Presence {
 
     /// Number of users that are not connected but remembered.
     pub fn remembered(&self) -> usize {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.remembered_users().len()
     }
 
     /// When [`Presence::run_due`] next has something to do.
@@ -267,14 +267,10 @@ impl Presence {
     /// Changes a board, and puts it on the agenda as its new state requires.
     fn change<T>(&self, user: &Eid, change: impl FnOnce(&mut Board, Now) -> T) -> T {
         let now = (self.clock)();
-        let (result, was_idle, idle) = {
+        let (result, evicted) = {
             let mut shard = self.shard(user);
-            let mut new = false;
-            let board = shard.entry(user.clone()).or_insert_with(|| {
-                new = true;
-                Box::default()
-            });
-            let was_idle = !new && board.is_idle();
+            let was_idle = shard.get(user).is_some_and(|board| board.is_idle());
+            let board = shard.entry(user.clone()).or_default();
             let result = change(board, now);
             board.look(now);
             if let Some(at) = board.due(self.timing.interval, now)
@@ -283,12 +279,19 @@ impl Presence {
                 let before = board.scheduled.replace(at);
                 self.schedule(user, before, at);
             }
-            (result, was_idle, board.is_idle())
+            // Under the shard's lock: an idle board that is not remembered would stay for ever.
+            let evicted = match board.is_idle() {
+                true => self.remember(user),
+                false if was_idle => self.remembered_users().pop(user).and(None),
+                false => None,
+            };
+            (result, evicted)
         };
-        match idle {
-            true => self.remember(user),
-            false if was_idle => _ = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).pop(user),
-            false => {}
+        if let Some(evicted) = evicted {
+            let mut shard = self.shard(&evicted);
+            if shard.get(&evicted).is_some_and(|board| board.is_idle()) {
+                shard.remove(&evicted);
+            }
         }
         result
     }
@@ -307,19 +310,15 @@ impl Presence {
         }
     }
 
-    /// Keeps an idle user's board for a while; the one that was idle the longest is evicted.
-    fn remember(&self, user: &Eid) {
-        let evicted = {
-            let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-            remembered.put(user.clone(), ());
-            (remembered.len() > PRESENCE_KEPT_MAX).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
-        };
-        if let Some(evicted) = evicted {
-            let mut shard = self.shard(&evicted);
-            if shard.get(&evicted).is_some_and(|board| board.is_idle()) {
-                shard.remove(&evicted);
-            }
-        }
+    /// Keeps an idle user's board for a while. Returns the user who has been idle for longest if there are too many.
+    fn remember(&self, user: &Eid) -> Option<Eid> {
+        let mut remembered = self.remembered_users();
+        remembered.put(user.clone(), ());
+        (remembered.len() > PRESENCE_KEPT_MAX).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
+    }
+
+    fn remembered_users(&self) -> MutexGuard<'_, LruCache<Eid, ()>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, user: &Eid) -> MutexGuard<'_, HashMap<Eid, Box<Board>>> {

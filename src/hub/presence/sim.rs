@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::board::Board;
 use super::state::{Location, Shown, Update};
 use super::watch::{Watch, WatchPlace};
 use super::{Presence, Timing};
@@ -389,6 +390,12 @@ impl World {
     }
 
     fn check_end(&mut self) {
+        // Exactly the idle boards are remembered: one more would count a user who is there, one less would never go.
+        let idle = |shard: &std::sync::Mutex<HashMap<Eid, Box<Board>>>| {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|board| board.is_idle()).count()
+        };
+        let idle: usize = self.presence.shards.iter().map(idle).sum();
+        assert_eq!(self.presence.remembered(), idle, "seed {}", self.seed);
         let (seed, now) = (self.seed, self.now());
         for lane in &self.lanes {
             for owner in (0..USERS).filter(|owner| *owner != lane.user) {

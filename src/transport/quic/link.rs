@@ -31,8 +31,6 @@ pub(super) struct QuicLink {
     unnamed: Vec<(SendStream, RecvStream)>,
     lanes: [Option<Box<LaneStreams>>; 4],
     /// The connection is closed; frames that had arrived before may still be unread.
-    gone: Option<CloseReason>,
-    /// That was reported.
     closed: Option<CloseReason>,
     draining: Option<Vec<Stopping>>,
     /// The path on which the peer was last seen.
@@ -91,7 +89,6 @@ impl QuicLink {
             accepting,
             unnamed: Vec::new(),
             lanes: [const { None }; 4],
-            gone: None,
             closed: None,
             draining: None,
             seen,
@@ -153,7 +150,7 @@ impl QuicLink {
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
-        while self.gone.is_none()
+        while self.closed.is_none()
             && let Poll::Ready(accepted) = self.accepting.as_mut().poll(cx)
         {
             match accepted {
@@ -162,7 +159,7 @@ impl QuicLink {
                     self.accepting = accept(self.connection.clone());
                 }
                 // What arrived before the close is still to be read.
-                Err(error) => self.gone = Some(close_reason(&error)),
+                Err(error) => self.closed = Some(close_reason(&error)),
             }
         }
         let mut index = 0;
@@ -223,9 +220,6 @@ impl Link for QuicLink {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
-        if let Some(reason) = self.closed {
-            return Poll::Ready(LinkEvent::Closed(reason));
-        }
         if let Some(event) = self.poll_streams(cx) {
             return Poll::Ready(event);
         }
@@ -236,11 +230,7 @@ impl Link for QuicLink {
                 return Poll::Ready(event);
             }
         }
-        if let Some(reason) = self.gone {
-            self.closed = Some(reason);
-            return Poll::Ready(LinkEvent::Closed(reason));
-        }
-        Poll::Pending
+        self.closed.map_or(Poll::Pending, |reason| Poll::Ready(LinkEvent::Closed(reason)))
     }
 
     fn push(&mut self, lane: Lane, frame: Bytes) {
