@@ -69,12 +69,6 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
     let (reason, ()) = tokio::join!(farewell, finish(session, calls, remaining));
     let stats = link.path();
     path.look(&stats, kind, &services.metrics, Now::system());
-    let reason = match reason {
-        // The connection was closed on this side, but not by the session. Unless the server is shutting down, its handshake was
-        // not completed in time.
-        CloseReason::Draining if !services.hub.is_draining() => CloseReason::TimedOut,
-        reason => reason,
-    };
     if let Some(since) = signed_in {
         services.metrics.sessions(kind).decrement(1);
         services.metrics.closed(reason);

@@ -159,7 +159,7 @@ impl QuicLink {
                     self.accepting = accept(self.connection.clone());
                 }
                 // What arrived before the close is still to be read.
-                Err(error) => self.closed = Some(close_reason(&error)),
+                Err(error) => self.closed = Some(close_reason(&error, self.services.hub.is_draining())),
             }
         }
         let mut index = 0;
@@ -330,11 +330,13 @@ impl LaneStreams {
     }
 }
 
-fn close_reason(error: &ConnectionError) -> CloseReason {
+fn close_reason(error: &ConnectionError, draining: bool) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(_) | ConnectionError::ConnectionClosed(_) => CloseReason::ClosedByPeer,
         ConnectionError::TimedOut => CloseReason::TimedOut,
-        ConnectionError::LocallyClosed => CloseReason::Draining,
+        ConnectionError::LocallyClosed if draining => CloseReason::Draining,
+        // Its handshake was not completed in time: nothing else closes a connection on this side while its session runs.
+        ConnectionError::LocallyClosed => CloseReason::TimedOut,
         _ => CloseReason::Reset,
     }
 }
