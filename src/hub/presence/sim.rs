@@ -459,6 +459,9 @@ fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
         if devices.is_empty() {
             location = None;
         }
+        // Whoever hides while OFFLINE is not seen to do so.
+        let says_offline = devices.values().all(|(_, status, _)| *status == Offline);
+        let hidden_as = if says_offline && (choice.is_none() || devices.is_empty()) { seen } else { unix };
         match event {
             Event::Connected(device, join) => {
                 let (newest, _, lost) = devices.entry(*device).or_insert((*join, Online, None));
@@ -494,7 +497,7 @@ fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
         if hides {
             location = None;
         }
-        frozen = if hides { Some(frozen.unwrap_or(unix)) } else { None };
+        frozen = if hides { Some(frozen.unwrap_or(hidden_as)) } else { None };
     }
     devices.retain(|_, (_, _, lost)| lost.is_none_or(|lost| lost + grace > end));
     if let Some(frozen) = frozen {

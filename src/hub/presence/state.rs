@@ -119,8 +119,13 @@ impl UserPresence {
 
     /// A device has said something. Its location, if given, is kept for `kept`.
     pub(super) fn update(&mut self, id: &DeviceId, update: &Update, kept: Duration, now: Now) {
+        // What others see of a user who hides from now on. For one who is OFFLINE to them it must not change.
+        let hidden_as = match (self.frozen, self.status()) {
+            (Some(frozen), _) => frozen,
+            (None, AwarenessStatus::Offline) => self.seen,
+            (None, _) => now.unix_ms,
+        };
         self.seen = now.unix_ms;
-        let was_hidden = self.hidden();
         match update.status {
             AwarenessStatus::Online | AwarenessStatus::Idle | AwarenessStatus::Offline => {
                 if update.status == AwarenessStatus::Online {
@@ -146,7 +151,7 @@ impl UserPresence {
             // The location of a hiding user must not appear later either.
             self.location = None;
         }
-        self.frozen = self.hidden().then(|| if was_hidden { self.frozen.unwrap_or(now.unix_ms) } else { now.unix_ms });
+        self.frozen = self.hidden().then_some(hidden_as);
     }
 
     /// Removes devices whose grace is over, and the location when it expires or no device is left.
@@ -323,6 +328,23 @@ mod tests {
             user.shown(at(start, 12)),
             Shown { status: Online, last_seen: at(start, 12).unix_ms, location: None, silent: false }
         );
+    }
+
+    #[test]
+    fn a_user_who_is_offline_hides_unnoticed() {
+        let (start, phone) = (Now::system(), device("phone"));
+        for hiding in [say(Invisible), Update { silent: true, ..say(Online) }] {
+            let mut user = UserPresence::default();
+            user.connected(&phone, 1, start);
+            user.update(&phone, &say(Offline), KEPT, at(start, 5));
+            let before = user.shown(at(start, 6));
+            user.update(&phone, &hiding, KEPT, at(start, 9));
+            let after = user.shown(at(start, 10));
+            assert_eq!(after, before);
+            assert!(!after.differs(&before));
+            user.update(&phone, &say(Online), KEPT, at(start, 12));
+            assert_eq!(user.shown(at(start, 12)).status, Online);
+        }
     }
 
     #[test]
