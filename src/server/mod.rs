@@ -3,6 +3,7 @@
 pub mod control;
 mod figures;
 mod http;
+mod listeners;
 mod readiness;
 mod reload;
 mod retention;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use quinn::Endpoint;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,17 +26,17 @@ use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
-use crate::limits::{DRAIN_WITHIN, PORT_TRIES};
+use crate::limits::DRAIN_WITHIN;
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options, Store, StoreError, make_folder};
 use crate::transport::quic::{self, QuicError};
-use crate::transport::quic_lb::Issuer;
 use crate::transport::{Crowd, tls_tcp};
 use crate::wire::CloseCode;
 
 use control::{Control, Listening};
 use figures::Figures;
+use listeners::Listeners;
 use readiness::Readiness;
 use reload::Reload;
 use status::Status;
@@ -128,118 +129,127 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let hub = Arc::new(Hub::new(timing(&config)));
         let embedded = open_store(&config, &metrics, &hub).await?;
-        let store: Arc<dyn Store> = embedded.clone();
-        let revoked = store.revocations(Now::system().unix_ms).await;
-        hub.recall(
-            &revoked
-                .map_err(|source| StartError::Store { directory: store_dir(&config).display().to_string(), source })?,
-        );
-        let presence = hub.presence().clone();
         let services = Arc::new(Services {
             hub,
             flood: Flood::new(config.limits),
             verifier: credentials.verifier,
-            metrics: metrics.clone(),
+            metrics,
             settings: settings(&config),
             random: Box::new(fill_random),
         });
 
-        let quic_config = quic::server_config(&config.quic, tls.clone(), &metrics)?;
-        let (endpoint, tcp) = bind(&config, &quic_config).await?;
+        let quic_config = quic::server_config(&config.quic, tls.clone(), &services.metrics)?;
+        let Listeners { quic: (endpoint, quic_address), tcp, metrics: (pages, metrics_address) } =
+            Listeners::bind(&config, &quic_config).await?;
+        let (tcp, tcp_address) = tcp.unzip();
         let chain = credentials.chain;
         let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, chain);
-        let reload = Arc::new(reload);
-        let accept_with = accept_with(&config.quic, reload.quic(), &metrics)?;
-        let quic_address =
-            endpoint.local_addr().map_err(|source| QuicError::Bind { address: config.listen, source })?;
-        let tcp_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
-        let address = config.metrics_listen;
-        let unbound = |source| StartError::Metrics { address, source };
-        let http = TcpListener::bind(address).await.map_err(unbound)?;
-        let metrics_address = http.local_addr().map_err(unbound)?;
-
-        let (sessions, stop) = (TaskTracker::new(), CancellationToken::new());
-        let handshakes_max = config.quic.handshakes_max;
+        let accept_with = accept_with(&config.quic, reload.quic(), &services.metrics)?;
+        let mut server = Server {
+            quic_address,
+            tcp_address,
+            metrics_address,
+            store: embedded.clone(),
+            services,
+            endpoint,
+            reload: Arc::new(reload),
+            sessions: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            background: Vec::new(),
+        };
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
-        let shared = (services.clone(), store.clone());
-        let (tasks, stopping) = (sessions.clone(), stop.clone());
+        let accepting = server.accept_devices(&config.quic, accept_with, tcp, &crowd);
+        let (store, metrics) = (server.store.clone(), server.services.metrics.clone());
+        let readiness = Arc::new(Readiness::new(store.clone(), metrics.clone(), server.stop.clone(), accepting));
+        server.run(retention::run(config.retention.clone(), store, metrics, fill_random, server.stop.clone()));
+        server.run(server.services.hub.presence().clone().run());
+        server.run(server.reload.clone().watch(server.stop.clone()));
+        server.take_commands(&config, embedded, readiness.clone());
+        server.serve_pages(&config, pages, readiness, crowd);
+        let tcp = tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+        tracing::info!(quic = %quic_address, %tcp, metrics = %metrics_address, "listening");
+        Ok(server)
+    }
+
+    /// Runs a task until the server ends.
+    fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let task = tokio::spawn(task);
+        let handle = task.abort_handle();
+        self.background.push(task);
+        handle
+    }
+
+    /// Accepts connections. Returns the tasks that do, by transport.
+    fn accept_devices(
+        &mut self,
+        config: &QuicConfig,
+        accept_with: quic::AcceptWith,
+        tcp: Option<TcpListener>,
+        crowd: &Arc<Crowd>,
+    ) -> Vec<(&'static str, AbortHandle)> {
+        let shared = (self.services.clone(), self.store.clone());
+        let (sessions, stop) = (self.sessions.clone(), self.stop.clone());
         let accepting = quic::serve(
-            endpoint.clone(),
-            config.quic.clone(),
+            self.endpoint.clone(),
+            config.clone(),
             accept_with,
             crowd.clone(),
             shared.clone(),
-            tasks,
-            stopping,
+            sessions.clone(),
+            stop.clone(),
         );
-        let accepting = tokio::spawn(accepting);
-        let mut listeners = vec![("QUIC", accepting.abort_handle())];
-        let retained = (store.clone(), metrics.clone());
-        let mut background = vec![
-            accepting,
-            tokio::spawn(retention::run(config.retention, retained.0, retained.1, fill_random, stop.clone())),
-            tokio::spawn(presence.run()),
-            tokio::spawn(reload.clone().watch(stop.clone())),
-        ];
+        let mut tasks = vec![("QUIC", self.run(accepting))];
         if let Some(listener) = tcp {
-            let (tasks, stopping) = (sessions.clone(), stop.clone());
-            let listener = (listener, reload.tcp());
-            let accepting = tls_tcp::serve(listener, config.quic, crowd.clone(), shared, tasks, stopping);
-            background.push(tokio::spawn(accepting));
-            listeners.extend(background.last().map(|task| ("TCP", task.abort_handle())));
+            let listener = (listener, self.reload.tcp());
+            let accepting = tls_tcp::serve(listener, config.clone(), crowd.clone(), shared, sessions, stop);
+            tasks.push(("TCP", self.run(accepting)));
         }
-        let readiness = Arc::new(Readiness::new(store.clone(), metrics.clone(), stop.clone(), listeners));
-        match Listening::open(&config.data_dir) {
-            Ok(listening) => {
-                let (services, reload, stop) = (services.clone(), reload.clone(), stop.clone());
-                let control = Control {
-                    services,
-                    store: embedded,
-                    reload,
-                    readiness: readiness.clone(),
-                    dev: config.dev,
-                    quic: quic_address.to_string(),
-                    metrics: metrics_address.to_string(),
-                    began: Instant::now(),
-                    stop,
-                    backups: Semaphore::new(1),
-                };
-                background.push(tokio::spawn(listening.serve(Arc::new(control))));
-            }
-            // Devices are served all the same. The usual reason is a path of more than 107 bytes.
+        tasks
+    }
+
+    /// Opens the control socket. Without it devices are served all the same; the usual reason is a path of more than 107
+    /// bytes.
+    fn take_commands(&mut self, config: &Config, store: Arc<Embedded>, readiness: Arc<Readiness>) {
+        let listening = match Listening::open(&config.data_dir) {
+            Ok(listening) => listening,
             Err(error) => {
                 let socket = control::socket(&config.data_dir);
                 tracing::warn!(socket = %socket.display(), %error, "no control socket: no backup and no other log level");
+                return;
             }
-        }
+        };
+        let control = Control {
+            services: self.services.clone(),
+            store,
+            reload: self.reload.clone(),
+            readiness,
+            dev: config.dev,
+            quic: self.quic_address.to_string(),
+            metrics: self.metrics_address.to_string(),
+            began: Instant::now(),
+            stop: self.stop.clone(),
+            backups: Semaphore::new(1),
+        };
+        self.run(listening.serve(Arc::new(control)));
+    }
+
+    /// Serves metrics, health checks and the status page.
+    fn serve_pages(&mut self, config: &Config, listener: TcpListener, readiness: Arc<Readiness>, crowd: Arc<Crowd>) {
         let pages = Arc::new(http::Pages {
             readiness,
             status: Status::new(&config.server_name),
             figures: Figures {
-                services: services.clone(),
-                store: store.clone(),
+                services: self.services.clone(),
+                store: self.store.clone(),
                 crowd,
-                data_dir: config.data_dir,
-                handshakes_max,
+                data_dir: config.data_dir.clone(),
+                handshakes_max: config.quic.handshakes_max,
                 gathered: Mutex::default(),
             },
-            metrics,
+            metrics: self.services.metrics.clone(),
         });
-        background.push(tokio::spawn(http::keep(pages.clone())));
-        background.push(tokio::spawn(http::serve(http, pages)));
-        tracing::info!(quic = %quic_address, tcp = %tcp_address.map_or_else(|| "off".to_owned(), |address| address.to_string()), metrics = %metrics_address, "listening");
-        Ok(Server {
-            quic_address,
-            tcp_address,
-            metrics_address,
-            services,
-            store,
-            endpoint,
-            reload,
-            sessions,
-            stop,
-            background,
-        })
+        self.run(http::keep(pages.clone()));
+        self.run(http::serve(listener, pages));
     }
 
     /// Applies the certificate and the token keys that the configured files hold now to new connections and sign-ins; sessions
@@ -303,36 +313,12 @@ fn accept_with(
     }
 }
 
-/// Binds UDP and, unless it is switched off, TCP on the same port number. If any port will do, finds one that is free for both.
-async fn bind(config: &Config, quic: &quinn::ServerConfig) -> Result<(Endpoint, Option<TcpListener>), StartError> {
-    let reset_key = crate::auth::reset_key(&config.data_dir)?;
-    let lb = &config.quic.lb;
-    let lb_key = lb.key_file.as_deref().map(crate::auth::lb_key).transpose()?;
-    let ids = Issuer::from_config(lb, lb_key.as_ref(), fill_random);
-    let ids = ids.map_err(|error| QuicError::Settings(error.to_string()))?.map(Arc::new);
-    let mut tries = PORT_TRIES;
-    loop {
-        tries -= 1;
-        let endpoint = quic::bind(config.listen, quic.clone(), &reset_key, ids.clone())?;
-        if !config.tcp.enabled {
-            return Ok((endpoint, None));
-        }
-        let unbound = |source| QuicError::Bind { address: config.listen, source };
-        let mut address = config.listen;
-        address.set_port(endpoint.local_addr().map_err(unbound)?.port());
-        match TcpListener::bind(address).await {
-            Ok(listener) => return Ok((endpoint, Some(listener))),
-            Err(_) if config.listen.port() == 0 && tries > 0 => {}
-            Err(source) => return Err(StartError::Tcp { address, source }),
-        }
-    }
-}
-
 fn store_dir(config: &Config) -> PathBuf {
     config.data_dir.join("store")
 }
 
-/// Opening replays the journal, which can take a while, so it runs on a blocking thread.
+/// Opens the store, and tells the hub what is revoked. Opening replays the journal, which can take a while, so it runs on a
+/// blocking thread.
 async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
     let directory = store_dir(config);
     let commits = metrics.clone();
@@ -351,7 +337,10 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
     let shown = directory.display().to_string();
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&directory, options, observer)).await;
     let opened = opened.unwrap_or_else(|error| Err(StoreError::Engine(error.to_string())));
-    Ok(Arc::new(opened.map_err(|source| StartError::Store { directory: shown, source })?))
+    let failed = |source| StartError::Store { directory: shown.clone(), source };
+    let store = opened.map_err(failed)?;
+    hub.recall(&store.revocations(Now::system().unix_ms).await.map_err(failed)?);
+    Ok(Arc::new(store))
 }
 
 fn own_data_dir(config: &Config) -> Result<(), StartError> {
