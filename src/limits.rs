@@ -18,7 +18,7 @@ pub const MEDIA_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
 /// Devices of one user (protocol.md §5).
 pub const DEVICES_PER_USER_MAX: usize = 16;
 /// Individually revoked devices of one user (protocol.md §13). Each is remembered for ten years, which allows a new phone a
-/// month. At the bound a user's tokens can only be revoked all together.
+/// month. At the bound only a revocation of all of the user's tokens makes room.
 pub const REVOKED_DEVICES_PER_USER_MAX: usize = 128;
 /// Entries of one user's subscriber list (protocol.md §11); blocks are counted separately.
 pub const SUBSCRIBERS_PER_USER_MAX: usize = 5_000;

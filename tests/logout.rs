@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use bimip::wire::proto::Logout;
+use bimip::wire::proto::{Logout, SubscriberListRequest};
 use bimip::wire::{CloseCode, Lane, Payload};
 
 use common::{Bystanders, Raw, TestServer, identity, now_ms, now_s, text_of};
@@ -147,4 +147,19 @@ async fn a_token_issued_later_signs_the_device_in_again() {
     // Also a token issued in the same second is good: Logout revoked one token, not the device.
     let token = server.token_at(ALICE, Some("phone"), now_s(), Duration::from_secs(60));
     server.session(ALICE, "phone").token(token).open().await.ping().await;
+}
+
+/// While the list is read, the session takes nothing else from control.
+#[tokio::test]
+async fn a_logout_right_before_the_close_counts_also_behind_another_request() {
+    let server = TestServer::start().await;
+    let token = server.token(ALICE, None);
+    let mut desk = server.session(ALICE, "desk").token(token.clone()).open().await;
+    let requests = |phone: &Raw| {
+        let list = SubscriberListRequest { owner: Some(phone.user()) };
+        let logout = Logout { entity: Some(phone.user()), r#type: 1, status: 3, timestamp: now_ms() };
+        vec![Payload::SubscriberListRequest(list), Payload::Logout(logout)]
+    };
+    server.leave_behind(ALICE, token, Lane::Control, requests).await;
+    desk.expect_close(CloseCode::Revoked).await;
 }

@@ -115,17 +115,18 @@ impl Hub {
     /// Registers a device until the returned membership is dropped. An older connection of the same device is told to
     /// close as replaced (protocol.md §5, Again).
     pub fn join(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
-        let join = self.joins.fetch_add(1, Ordering::Relaxed);
         let user = &claims.eid.clone();
-        let member = Member { device: device.clone(), join, signal, claims, passed: None, head: Sequence::ZERO };
-        let replaced = {
+        let (join, replaced) = {
             let mut shard = self.shard(user);
+            // Under the lock: of two connections of a device the one that replaces the other must have the higher number.
+            let join = self.joins.fetch_add(1, Ordering::Relaxed);
+            let member = Member { device: device.clone(), join, signal, claims, passed: None, head: Sequence::ZERO };
             let members = &mut shard.entry(user.clone()).or_default().members;
             let older = members.iter().position(|m| m.device == *device).map(|index| members.swap_remove(index));
             // Most users have one or two devices, and a vector starts with four places.
             members.reserve_exact(1);
             members.push(member);
-            older
+            (join, older)
         };
         match replaced {
             Some(older) => older.signal.notify(Notice::Close(CloseCode::Replaced)),

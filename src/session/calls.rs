@@ -295,6 +295,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_has_a_place_is_not_refused_for_what_came_behind_it() {
+        let (gate, go_on) = Gate::new();
+        let options = Options { queue_wait: Duration::ZERO, ..Options::default() };
+        let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
+        let mut calls = Calls::new(store.clone());
+        assert!(!calls.start(accept(1)));
+        gate.reached().await;
+        // 2 and 3 have a place in the queue, behind the commit that the disk holds up. 4 finds none in time.
+        assert!(!calls.start(accept(2)));
+        assert!(!calls.start(accept(3)));
+        take_places(&store, STORE_QUEUE_MAX - 2);
+        assert!(calls.start(accept(4)));
+        let mut told = Vec::new();
+        let Some(Done::Accept(_, local, outcome)) = calls.next().await else { panic!() };
+        told.push((local.to_string(), outcome.is_ok()));
+        drop(go_on);
+        told.extend(all(&mut calls).await.into_iter().map(|(local, outcome)| (local, outcome.is_ok())));
+        let expected = [("local-4", false), ("local-1", true), ("local-2", true), ("local-3", true)];
+        assert_eq!(told, expected.map(|(local, ok)| (local.to_owned(), ok)));
+    }
+
+    #[tokio::test]
     async fn a_closed_store_answers_everything() {
         let store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), Arc::new(Nobody)).unwrap());
         let mut calls = Calls::new(store.clone());

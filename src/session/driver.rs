@@ -178,7 +178,10 @@ impl<L: Link> Driver<L> {
             let wanted = self.wanted();
             let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
-                return Err(Ending::Theirs(reason));
+                // A lane that is not wanted until a call is done may hold frames that arrived before the close. Then the
+                // link reports the close again.
+                let some_wait = self.session.is_waiting() && Lane::ALL.iter().any(|lane| !wanted.contains(*lane));
+                return if some_wait { Ok((wanted, false)) } else { Err(Ending::Theirs(reason)) };
             }
             self.session.event(event, now);
             if let Some(ending) = self.perform() {

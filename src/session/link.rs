@@ -39,7 +39,8 @@ pub enum LinkEvent {
     Oversized(Lane),
     /// A lane was opened twice, or an unknown one was named.
     Violation(&'static str),
-    /// The connection is gone, or the peer has ended it. Nothing follows.
+    /// The connection is gone, or the peer has ended it. Nothing follows but frames of lanes that were not wanted, once they
+    /// are; then this again.
     Closed(CloseReason),
 }
 

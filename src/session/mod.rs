@@ -404,6 +404,11 @@ impl Session {
         }
     }
 
+    /// Whether store calls are under way.
+    pub fn is_waiting(&self) -> bool {
+        self.calls > 0
+    }
+
     /// When the session signed in; `None` if it is not signed in.
     pub fn signed_in_since(&self) -> Option<Instant> {
         match &self.phase {

@@ -159,9 +159,12 @@ impl Promise {
 
     /// Answers with [`StoreError::Overloaded`]: the write found no place.
     pub fn refuse(self) {
-        let (reply, outcome) = (ReplyTo::Inbox(self), Err(StoreError::Overloaded));
-        reply.note(&outcome);
-        if let Some(inbox) = reply.send(outcome) {
+        // What was submitted before has a place in front of it. Only what is submitted from now on, until the caller knows,
+        // is behind it: `Inbox::take` counts this refusal, too.
+        if let Some(inbox) = &self.inbox {
+            inbox.known.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(inbox) = self.keep(Err(StoreError::Overloaded)) {
             inbox.wake();
         }
     }

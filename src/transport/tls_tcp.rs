@@ -154,6 +154,8 @@ pub struct TcpLink {
     bytes_out: u64,
     /// TLS and this side of the stream were ended.
     ended: bool,
+    /// A write has failed: nothing is written any more. What arrived before is still read.
+    broken: bool,
     closed: Option<CloseReason>,
     heard: Instant,
     idle_timeout: Duration,
@@ -161,9 +163,10 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
-    /// Handles a failed write. The driver polled for events earlier in this turn, so wake the task to report the close.
+    /// Handles a failed write. The driver polled for events earlier in this turn, so wake the task to read what is left and
+    /// to report the close.
     fn broken(&mut self, cx: &Context<'_>) -> Poll<()> {
-        self.closed = Some(CloseReason::Reset);
+        self.broken = true;
         cx.waker().wake_by_ref();
         Poll::Ready(())
     }
@@ -189,6 +192,7 @@ impl TcpLink {
             bytes_in: 0,
             bytes_out: 0,
             ended: false,
+            broken: false,
             closed: None,
             heard,
             idle_timeout,
@@ -291,18 +295,23 @@ impl Link for TcpLink {
                 return Poll::Ready(self.close_with(CloseReason::TimedOut));
             }
             if self.held.is_some() {
-                return Poll::Pending;
+                // The driver may want its lane later.
+                return if self.broken { Poll::Ready(LinkEvent::Closed(CloseReason::Reset)) } else { Poll::Pending };
             }
             let mut chunk = [0; READ_CHUNK_BYTES];
             let mut read = ReadBuf::new(&mut chunk);
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
-                Ok(()) if read.filled().is_empty() => return Poll::Ready(self.close_with(CloseReason::ClosedByPeer)),
-                Ok(()) => {
+            match Pin::new(&mut self.stream).poll_read(cx, &mut read) {
+                Poll::Pending if self.broken => return Poll::Ready(self.close_with(CloseReason::Reset)),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if read.filled().is_empty() => {
+                    return Poll::Ready(self.close_with(CloseReason::ClosedByPeer));
+                }
+                Poll::Ready(Ok(())) => {
                     self.heard = Instant::now();
                     self.bytes_in += read.filled().len() as u64;
                     self.decoder.feed(read.filled());
                 }
-                Err(_) => return Poll::Ready(self.close_with(CloseReason::Reset)),
+                Poll::Ready(Err(_)) => return Poll::Ready(self.close_with(CloseReason::Reset)),
             }
         }
     }
@@ -319,7 +328,9 @@ impl Link for TcpLink {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.closed.is_some() {
+        if self.closed.is_some() || self.broken {
+            // Nobody gets it, and a lane that it fills would not be read.
+            (self.queues, self.queued) = Default::default();
             return Poll::Ready(());
         }
         loop {
@@ -354,7 +365,7 @@ impl Link for TcpLink {
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_flush(cx));
-        if self.closed.is_some() {
+        if self.closed.is_some() || self.broken {
             return Poll::Ready(());
         }
         if !self.ended {

@@ -101,10 +101,25 @@ impl QuicLink {
         self.connection.force_key_update();
     }
 
-    /// How many frames with lane data it has sent, and how many datagrams in all.
-    pub fn sent(&self) -> (u64, u64) {
-        let stats = self.connection.stats();
-        (stats.frame_tx.stream, stats.udp_tx.datagrams)
+    /// How many datagrams it has sent.
+    pub fn sent(&self) -> u64 {
+        self.connection.stats().udp_tx.datagrams
+    }
+
+    /// Waits until it has sent more than these datagrams, and then no more for a while. For a runtime of one thread, on
+    /// which its connection sends all that it may before this looks again.
+    pub async fn rest(&self, before: u64) {
+        let (mut sent, mut looks) = (before, 0);
+        while looks < 100 {
+            tokio::task::yield_now().await;
+            looks += 1;
+            if self.sent() == before {
+                looks = 0;
+            }
+            if self.sent() > sent {
+                (sent, looks) = (self.sent(), 0);
+            }
+        }
     }
 
     /// Closes the connection without a `Logout`.

@@ -100,23 +100,17 @@ impl Raw {
         self.link.close();
     }
 
-    /// Posts a text and closes right behind it. Returns once both have left.
-    pub async fn post_and_leave(mut self, to: &str, local: &str, content: &str) {
-        let before = if let Link::Quic(link) = &self.link { link.sent().0 } else { 0 };
-        self.post(to, local, content).await;
+    /// Writes any bytes and closes right behind them. Returns once all have left: they must fit in QUIC's first window, some
+    /// 12 KB.
+    pub async fn write_and_leave(mut self, lane: Lane, bytes: &[u8]) {
+        let before = if let Link::Quic(link) = &self.link { link.sent() } else { 0 };
+        self.write(lane, bytes).await;
         // Over TCP what is written goes before the close in any case; QUIC drops what it has not sent.
         let Link::Quic(link) = &self.link else { return self.leave() };
-        let leaving = async {
-            while link.sent().0 == before {
-                tokio::task::yield_now().await;
-            }
-            let (_, before_close) = link.sent();
-            link.close();
-            while link.sent().1 == before_close {
-                tokio::task::yield_now().await;
-            }
-        };
-        within_bound("the text and the close to leave", leaving).await;
+        within_bound("all that was written to leave", link.rest(before)).await;
+        let before = link.sent();
+        link.close();
+        within_bound("the close to leave", link.rest(before)).await;
     }
 
     // --- Receiving ---

@@ -9,10 +9,11 @@ use bimip::auth::{Grant, Signer};
 use bimip::config::Config;
 use bimip::server::Server;
 use bimip::wire::proto::{SessionAccept, SessionOpen};
-use bimip::wire::{DeviceId, Eid, Identity, Lane, Payload};
+use bimip::wire::{DeviceId, Eid, Identity, Lane, Payload, encode_frame, envelope};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use super::link::{Dialer, Transport};
 use super::{Raw, now_s, within_bound};
@@ -123,6 +124,31 @@ impl TestServer {
     /// A signed-in device with the lanes control and chat.
     pub async fn sign_in(&self, eid: &str, device: &str) -> Raw {
         self.session(eid, device).open().await
+    }
+
+    /// Signs a device in that writes frames and closes at once. The server, which must run on the test's thread alone,
+    /// stands meanwhile, so that it finds the frames and the close together.
+    pub async fn leave_behind(
+        &self,
+        eid: &'static str,
+        token: String,
+        lane: Lane,
+        frames: impl FnOnce(&Raw) -> Vec<Payload> + Send + 'static,
+    ) {
+        let door = (self.config.data_dir.clone(), self.quic_address(), self.config.session.max_frame_bytes);
+        let (signed_in, is_signed_in) = oneshot::channel();
+        let client = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let door = Door::new(&door.0, door.1, door.2);
+                let device = door.session(eid, "phone").token(token).open().await;
+                signed_in.send(()).expect("the test waits");
+                let frames = frames(&device).into_iter().flat_map(|payload| encode_frame(&envelope(payload)));
+                device.write_and_leave(lane, &frames.collect::<Vec<_>>()).await;
+            });
+        });
+        within_bound("the sign-in", is_signed_in).await.expect("it signs in");
+        client.join().expect("it writes and leaves");
     }
 
     /// The body of a plain HTTP GET from the metrics listener.

@@ -289,7 +289,9 @@ impl Presence {
         };
         if let Some(evicted) = evicted {
             let mut shard = self.shard(&evicted);
-            if shard.get(&evicted).is_some_and(|board| board.is_idle()) {
+            // It may have been busy meanwhile, and be remembered again.
+            let is_idle = shard.get(&evicted).is_some_and(|board| board.is_idle());
+            if is_idle && !self.remembered_users().contains(&evicted) {
                 shard.remove(&evicted);
             }
         }

@@ -26,8 +26,22 @@ impl Books {
         } else if let RevocationTarget::Device(user, _) = &revocation.target {
             // These rows last for years, and a client can make up any number of device ids.
             let bound = limits::REVOKED_DEVICES_PER_USER_MAX;
-            if txn.range(Space::Revocations, &key::revoked_devices(user), Order::Ascending, bound)?.len() >= bound {
-                return Err(StoreError::TooManyRevoked);
+            let devices = txn.range(Space::Revocations, &key::revoked_devices(user), Order::Ascending, bound)?;
+            if devices.len() >= bound {
+                // Those that a revocation of all of the user's tokens covers refuse nothing of their own.
+                let user = key::revocation(&RevocationTarget::User(user.clone()));
+                let all = record::read::<RevocationRecord>(txn, &user)?.unwrap_or_default();
+                let mut left = devices.len();
+                for (name, value) in devices {
+                    let old = record::decode::<RevocationRecord>(&name, &value)?;
+                    if old.issued_until <= all.issued_until && old.expires_at <= all.expires_at {
+                        txn.delete(Space::Revocations, &name);
+                        left -= 1;
+                    }
+                }
+                if left >= bound {
+                    return Err(StoreError::TooManyRevoked);
+                }
             }
         }
         if let Some(device) = forget {

@@ -117,3 +117,28 @@ fn so_many_devices_of_a_user_are_revoked_one_by_one_and_no_more() {
     let all = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 10, expires_at: 100 };
     house.one(Op::Revoke(all, None)).unwrap();
 }
+
+#[test]
+fn who_revoked_all_tokens_can_free_the_place_of_a_lost_device_again() {
+    use crate::limits::DEVICES_PER_USER_MAX;
+    let mut house = House::new();
+    let revoke = |name: &str| {
+        let target = RevocationTarget::Device(eid("bob"), device(name));
+        Op::Revoke(Revocation { target, issued_until: 10, expires_at: 100 }, Some(device(name)))
+    };
+    for number in 0..DEVICES_PER_USER_MAX {
+        house.open("bob", &format!("lost-{number}")).unwrap();
+    }
+    // A thief with bob's token revokes devices that never were.
+    for number in 0..REVOKED_DEVICES_PER_USER_MAX {
+        house.one(revoke(&format!("made-up-{number}"))).unwrap();
+    }
+    // Bob does what the error says.
+    assert_eq!(house.one(revoke("lost-1")).unwrap_err(), StoreError::TooManyRevoked);
+    let all = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 20, expires_at: 200 };
+    house.one(Op::Revoke(all, None)).unwrap();
+    assert_eq!(house.open("bob", "new").unwrap_err(), StoreError::TooManyDevices);
+    // What refused tokens of the devices refuses nothing more than the revocation of all does.
+    house.one(revoke("lost-1")).unwrap();
+    house.open("bob", "new").unwrap();
+}
