@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::fjall::{
-    Database, JournalRecoveryError, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
-};
+use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 
 use super::background;
 #[cfg(target_os = "linux")]
@@ -49,24 +47,19 @@ impl Fjall {
                 .worker_threads(limits::STORE_WORKERS);
             gives_way(|| builder.open())
         };
-        let database = match open() {
-            Err(error @ ::fjall::Error::JournalRecovery(JournalRecoveryError::ChecksumMismatch)) => {
-                match torn::put_aside(dir).map_err(|error| told(error.to_string()))? {
-                    Outcome::PutAside { file, bytes } => {
-                        tracing::warn!(
-                            file = %file.display(), bytes,
-                            "the last commit is torn and was put aside: nobody was told of it, unless the disk has lost a part of it since"
-                        );
-                        open().map_err(failed)?
-                    }
-                    Outcome::Damaged { file, at } => {
-                        return Err(told(format!("{} is damaged at byte {at}: {error}", file.display())));
-                    }
-                    Outcome::Sound => return Err(failed(error)),
+        if found != Found::Nothing {
+            match torn::put_aside(dir).map_err(|error| told(error.to_string()))? {
+                Outcome::PutAside { file, bytes } => tracing::warn!(
+                    file = %file.display(), bytes,
+                    "the last commit is torn and was put aside: nobody was told of it, unless the disk has lost a part of it since"
+                ),
+                Outcome::Damaged { file, at } => {
+                    return Err(told(format!("{} is damaged at byte {at}, and more follows", file.display())));
                 }
+                Outcome::Sound => {}
             }
-            opened => opened.map_err(failed)?,
-        };
+        }
+        let database = open().map_err(failed)?;
         let spaces = Space::ALL
             .iter()
             .map(|space| database.keyspace(space.name(), || options(*space)))

@@ -1,10 +1,12 @@
-//! Remembers which folders a store consists of. The engine creates missing ones anew, so without this a store that has lost
-//! a folder, as after an incomplete copy, would be served as an empty one.
+//! Remembers which folders a store consists of. The engine creates missing ones anew, and a missing journal too, so without
+//! this a store that has lost one, as after an incomplete copy, would be served as an empty one.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use super::torn;
 
 /// The file that lists the folders, one name per line.
 const MARKER: &str = "folders";
@@ -22,10 +24,10 @@ pub(super) enum Found {
     Unlisted,
 }
 
-/// Checks that a store has all the folders that it had.
+/// Checks that a store has all the folders that it had, and a journal.
 ///
 /// # Errors
-/// Names the first folder that is missing, or says why the list cannot be read.
+/// Names the first one that is missing, or says why the list cannot be read.
 pub(super) fn check(dir: &Path) -> Result<Found, String> {
     let marker = dir.join(MARKER);
     let listed = match fs::read_to_string(&marker) {
@@ -36,15 +38,18 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(format!("{}: {error}", marker.display())),
     };
-    match listed.lines().map(|name| dir.join(SPACES).join(name)).find(|folder| !folder.is_dir()) {
-        None => Ok(Found::Whole),
-        Some(folder) => Err(format!(
-            "the folder {} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in \
-             that folder is lost",
-            folder.display(),
-            marker.display()
-        )),
-    }
+    let missing = match listed.lines().map(|name| dir.join(SPACES).join(name)).find(|folder| !folder.is_dir()) {
+        Some(folder) => format!("the folder {}", folder.display()),
+        // What was committed last is there alone, also after the store was closed.
+        None if torn::journals(dir).map_err(|error| error.to_string())?.is_empty() => {
+            format!("the journal {}", dir.join("N.jnl").display())
+        }
+        None => return Ok(Found::Whole),
+    };
+    Err(format!(
+        "{missing} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in it is lost",
+        marker.display()
+    ))
 }
 
 /// Lists the folders that the store has now, if that is not what the list says.
@@ -90,6 +95,13 @@ mod tests {
             assert!(!there.exists(), "the engine has not touched it");
             fs::rename(&away, &there).unwrap();
         }
+        let journal = torn::journals(&dir).unwrap().pop_last().unwrap().1;
+        let away = folder.path().join("journal");
+        fs::rename(&journal, &away).unwrap();
+        let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without its journal") };
+        assert!(error.to_string().contains("the journal "), "{error}");
+        assert!(!journal.exists(), "the engine has made none");
+        fs::rename(&away, &journal).unwrap();
         Fjall::open(&dir, 1 << 20).unwrap();
         // An earlier version's, which has no list, gets one.
         fs::remove_file(dir.join(MARKER)).unwrap();

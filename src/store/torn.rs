@@ -1,14 +1,14 @@
-//! Removes a commit that a power loss has torn from the end of fjall's journal.
+//! Looks for what a power loss or a bad disk has left at the end of fjall's journals, before fjall opens them.
 //!
-//! fjall drops a last commit that is truncated or does not parse. If a commit parses but its checksum differs, fjall
-//! treats the journal as damaged and does not open it. A power loss can leave such a commit: a page is missing within
-//! one long text that does not compress. If nothing follows the commit, no caller was told of it, because the file was
-//! never synced with it; so the commit is moved to a file of its own. The journal's layout is that of fjall 3,
-//! described in its `journal/entry.rs`.
+//! fjall takes a commit that does not parse for the end of the journal and cuts off the rest, without a word. If a commit
+//! parses but its checksum differs, fjall does not open the journal. A power loss can leave either in the last commit: it
+//! was written in part, or a page is missing within it. No caller was told of that commit, because the file was never
+//! synced with it; so it is moved to a file of its own. But if a whole commit follows, the journal is damaged, and what
+//! follows may have been acknowledged. The journal's layout is that of fjall 3, described in its `journal/entry.rs`.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -20,89 +20,127 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 
-/// The result for a journal that does not open.
+/// What was found at the end of the journals.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The torn commit, `bytes` long, is now in `file` and no longer in the journal.
     PutAside { file: PathBuf, bytes: u64 },
-    /// Nothing was changed: the bad commit at offset `at` of `file` is followed by more data.
+    /// Nothing was changed: the bad commit at offset `at` of `file` is followed by a whole one, or by a newer journal.
     Damaged { file: PathBuf, at: u64 },
-    /// Nothing was changed: the newest journal has no commit with a wrong checksum.
+    /// Nothing was changed: there is nothing behind the last whole commit.
     Sound,
 }
 
-/// Checks the newest journal in `dir`, and moves its last commit to a file of its own if that is torn. Fails if another
-/// process has the store open.
+/// Checks the journals in `dir`, and moves what is behind the last whole commit to a file of its own if it is torn. Fails
+/// if another process has the store open.
 pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
     // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
     // commit that is removed.
-    let lock = OpenOptions::new().read(true).write(true).open(dir.join("lock"))?;
+    let lock = open(&dir.join("lock"))?;
     lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"))?;
-    let Some((number, file)) = newest_journal(dir)? else { return Ok(Outcome::Sound) };
-    let mut journal = OpenOptions::new().read(true).write(true).open(&file)?;
-    let Some(torn) = torn_commit(&journal)? else { return Ok(Outcome::Sound) };
-    journal.seek(SeekFrom::Start(torn.end))?;
-    if !is_empty(&mut journal)? {
-        return Ok(Outcome::Damaged { file, at: torn.start });
+    let journals = journals(dir)?;
+    for (number, file) in &journals {
+        let mut journal = open(file)?;
+        let at = end_of_commits(&journal)?;
+        let rest = rest(&mut journal, at)?;
+        if rest.is_empty() {
+            continue;
+        }
+        let is_newest = journals.last_key_value().is_some_and(|(newest, _)| newest == number);
+        if !is_newest || holds_commit(&rest) {
+            return Ok(Outcome::Damaged { file: file.clone(), at });
+        }
+        let aside = dir.join(format!("{number}-{at}.torn"));
+        let mut copy = File::create(&aside)?;
+        copy.write_all(&rest)?;
+        copy.sync_all()?;
+        journal.set_len(at)?;
+        journal.sync_all()?;
+        return Ok(Outcome::PutAside { file: aside, bytes: rest.len() as u64 });
     }
-    let (aside, bytes) = (dir.join(format!("{number}-{}.torn", torn.start)), torn.end - torn.start);
-    journal.seek(SeekFrom::Start(torn.start))?;
-    let mut copy = File::create(&aside)?;
-    io::copy(&mut (&journal).take(bytes), &mut copy)?;
-    copy.sync_all()?;
-    journal.set_len(torn.start)?;
-    journal.sync_all()?;
-    Ok(Outcome::PutAside { file: aside, bytes })
+    Ok(Outcome::Sound)
 }
 
-fn newest_journal(dir: &Path) -> io::Result<Option<(u64, PathBuf)>> {
-    let mut newest = None;
+fn open(file: &Path) -> io::Result<File> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+    OpenOptions::new().read(true).write(true).open(file).map_err(named)
+}
+
+/// The journals, oldest first.
+pub(super) fn journals(dir: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
+    let mut journals = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jnl"));
-        if let Some(number) = name.and_then(|name| name.parse::<u64>().ok()) {
-            newest = newest.max(Some((number, path)));
+        if let Some(number) = name.and_then(|name| name.parse().ok()) {
+            journals.insert(number, path);
         }
     }
-    Ok(newest)
+    Ok(journals)
 }
 
-/// Whether the rest consists of zeros, with which a journal is filled when it is created.
-fn is_empty(rest: &mut impl Read) -> io::Result<bool> {
-    let mut buffer = [0; 64 * 1024];
+/// What the journal holds from `at` on, without the zeros with which it is filled when it is created.
+fn rest(journal: &mut File, at: u64) -> io::Result<Vec<u8>> {
+    journal.seek(SeekFrom::Start(at))?;
+    let (mut rest, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    let mut zeros = 0;
     loop {
-        match rest.read(&mut buffer)? {
-            0 => return Ok(true),
-            read if buffer[..read].iter().any(|byte| *byte != 0) => return Ok(false),
-            _ => {}
+        let read = journal.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(rest);
         }
+        let filled = buffer[..read].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if filled > 0 {
+            rest.resize(rest.len() + zeros, 0);
+            rest.extend_from_slice(&buffer[..filled]);
+            zeros = 0;
+        }
+        zeros += read - filled;
     }
 }
 
-/// The position of the first commit that parses but has a wrong checksum. The journal ends where a commit does not
-/// parse.
-fn torn_commit(journal: &File) -> io::Result<Option<Range<u64>>> {
-    let mut commits = Commits { reader: BufReader::new(journal), at: 0, hash: Xxh3::new() };
+/// Where the last whole commit ends that has only whole ones before it.
+fn end_of_commits(journal: &File) -> io::Result<u64> {
+    let length = journal.metadata()?.len();
+    let mut commits =
+        Commits { reader: BufReader::with_capacity(64 * 1024, journal), at: 0, length, hash: Xxh3::new() };
     loop {
         let start = commits.at;
-        match commits.next() {
-            Ok(Some(true)) => {}
-            Ok(Some(false)) => return Ok(Some(start..commits.at)),
-            Ok(None) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(error) => return Err(error),
+        if !commits.next_is_whole()? {
+            return Ok(start);
         }
     }
+}
+
+/// Whether there is a whole commit behind the bad one at the beginning.
+fn holds_commit(rest: &[u8]) -> bool {
+    let is_whole = |from: usize| {
+        let reader = &rest[from..];
+        let mut commits = Commits { reader, at: 0, length: reader.len() as u64, hash: Xxh3::new() };
+        commits.next_is_whole().is_ok_and(|whole| whole)
+    };
+    (1..rest.len()).filter(|from| rest[*from] == START).any(is_whole)
 }
 
 struct Commits<R> {
     reader: R,
     at: u64,
+    /// Where the reader ends.
+    length: u64,
     /// The checksum of the items of the current commit.
     hash: Xxh3,
 }
 
 impl<R: Read> Commits<R> {
+    /// Whether the next commit parses and its checksum is right.
+    fn next_is_whole(&mut self) -> io::Result<bool> {
+        match self.next() {
+            Ok(right) => Ok(right == Some(true)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the checksum of the next commit is right; `None`: the commit does not parse.
     fn next(&mut self) -> io::Result<Option<bool>> {
         self.hash.reset();
@@ -148,6 +186,9 @@ impl<R: Read> Commits<R> {
     }
 
     fn hash_next(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > self.length.saturating_sub(self.at) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let hashed = io::copy(&mut (&mut self.reader).take(bytes), &mut Hashing(&mut self.hash))?;
         self.at += hashed;
         if hashed == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
@@ -188,9 +229,13 @@ mod tests {
         vec![(Space::Messages, Slice::new(&[key]), Some(Slice::new(value)))]
     }
 
+    fn newest_journal(dir: &Path) -> PathBuf {
+        journals(dir).unwrap().pop_last().unwrap().1
+    }
+
     /// Overwrites a page within a value with zeros, as a power loss leaves a file that was not synced.
     fn tear(dir: &Path, value: &[u8]) {
-        let (_, path) = newest_journal(dir).unwrap().unwrap();
+        let path = newest_journal(dir);
         let bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(64).position(|window| *window == value[..64]).expect("it lies there as it is");
         let page = (at as u64).next_multiple_of(4096);
@@ -235,7 +280,7 @@ mod tests {
         drop(engine);
         assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
         tear(folder.path(), &noise(1));
-        let (_, journal) = newest_journal(folder.path()).unwrap().unwrap();
+        let journal = newest_journal(folder.path());
         let before = std::fs::read(&journal).unwrap();
         for _ in 0..2 {
             let error = Fjall::open(folder.path(), CACHE).map(drop).unwrap_err();
@@ -246,16 +291,56 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_is_cut_off_anywhere_has_no_torn_commit() {
+    fn a_commit_that_is_cut_off_anywhere_is_put_aside() {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
-        engine.commit(batch(1, &noise(1)), true).unwrap();
+        engine.commit(batch(1, b"short"), true).unwrap();
+        let whole = {
+            let path = newest_journal(folder.path());
+            end_of_commits(&File::open(path).unwrap()).unwrap()
+        };
+        engine.commit(batch(2, &noise(2)), true).unwrap();
         drop(engine);
-        let (_, path) = newest_journal(folder.path()).unwrap().unwrap();
-        let journal = OpenOptions::new().write(true).read(true).open(&path).unwrap();
-        for length in [17_000, 16_000, 4_000, 100, 21, 5, 1, 0] {
-            journal.set_len(length).unwrap();
-            assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound, "{length}");
+        let path = newest_journal(folder.path());
+        let before = std::fs::read(&path).unwrap();
+        for bytes in [16_000, 4_000, 100, 21, 5, 1] {
+            std::fs::write(&path, &before[..whole as usize + bytes]).unwrap();
+            let file = folder.path().join(format!("0-{whole}.torn"));
+            let outcome = put_aside(folder.path()).unwrap();
+            // What is cut may end with zeros, like an empty journal.
+            let kept = std::fs::read(&file).unwrap();
+            assert!(before[whole as usize..].starts_with(&kept), "{bytes}");
+            assert_eq!(outcome, Outcome::PutAside { file, bytes: kept.len() as u64 });
+            assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound, "{bytes}");
         }
+        std::fs::write(&path, &before[..whole as usize]).unwrap();
+        assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
+        std::fs::write(&path, []).unwrap();
+        assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
+    }
+
+    #[test]
+    fn a_hole_that_begins_with_a_commit_is_damage_if_a_whole_one_follows() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), CACHE).unwrap();
+        (1..=4).for_each(|key| engine.commit(batch(key, &noise(u64::from(key))), true).unwrap());
+        drop(engine);
+        let path = newest_journal(folder.path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        let commit = end_of_commits(&File::open(&path).unwrap()).unwrap() as usize / 4;
+        bytes[commit..2 * commit + 100].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let damaged = Outcome::Damaged { file: path.clone(), at: commit as u64 };
+        assert_eq!(put_aside(folder.path()).unwrap(), damaged);
+        assert!(Fjall::open(folder.path(), CACHE).is_err());
+        assert!(std::fs::read(&path).unwrap() == bytes, "nothing of it was touched");
+        // In an older journal what follows is the newer one.
+        let cut = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 10;
+        bytes.truncate(cut);
+        bytes[commit..2 * commit + 100].fill(7);
+        bytes.truncate(commit + 50);
+        std::fs::write(&path, &bytes).unwrap();
+        std::fs::write(folder.path().join("1.jnl"), []).unwrap();
+        assert_eq!(put_aside(folder.path()).unwrap(), damaged);
     }
 }
