@@ -7,14 +7,18 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bimip::client::limits::EVENTS_MAX;
-use bimip::client::{Builder, Device, Event, Events, Session, State, Transport, Transports};
+use bimip::client::{Builder, Content, Device, Event, Events, Media, Session, State, Transport, Transports};
 use bimip::config::Rate;
-use bimip::wire::{AckStatus, DeviceId, Eid};
+use bimip::wire::{AckStatus, DeviceId, Eid, Lane, MediaType};
 use common::{Road, TestServer, within_bound};
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Notify;
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
@@ -323,4 +327,167 @@ async fn a_long_backlog_is_taken_and_acknowledged_over_either_transport() {
         }
         within_bound("a pong", device.ping()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_return_to_quic_without_a_token_is_not_tried_without_a_pause() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let token = server.token(ALICE, None);
+    let source = {
+        let asked = asked.clone();
+        move || {
+            let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            let token = token.clone();
+            async move { if first { Ok(token) } else { Err("the sign-in service is down".into()) } }
+        }
+    };
+    let phone = options(&server, ALICE, road.address).token(source).retry_quic_after(Duration::from_millis(500));
+    let (alice, _alices, first) = connect(phone).await;
+    assert_eq!(first.transport, Transport::Tcp);
+    while asked.load(Ordering::Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    // The session over TCP is served meanwhile.
+    for _ in 0..10 {
+        within_bound("a pong", alice.ping()).await.unwrap();
+    }
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked < 10, "the token source was asked {asked} times");
+}
+
+#[tokio::test]
+async fn a_media_message_is_answered_whatever_lanes_were_opened() {
+    let server = TestServer::start().await;
+    let (alice, _events, _) =
+        connect(options(&server, ALICE, server.quic_address()).lanes(&[Lane::Control, Lane::Media])).await;
+    let media = Media {
+        kind: MediaType::Image,
+        url: "https://cdn.example.org/1".into(),
+        caption: String::new(),
+        thumbnail_url: String::new(),
+        size_bytes: 1,
+    };
+    within_bound("the answer", alice.send(alice.draft(&eid(BOB), Content::Media(media)))).await.unwrap();
+}
+
+/// A TCP proxy whose first connection is held up by the network once TLS is done: what the phone sends then arrives only when
+/// `late` says so, followed by the end of the stream.
+async fn late_first_flight(
+    server: SocketAddr,
+    settled: Arc<Notify>,
+    late: Arc<Notify>,
+    pause_before_end: Duration,
+) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut first = true;
+        loop {
+            let (mut phone, _) = listener.accept().await.unwrap();
+            let mut there = TcpStream::connect(server).await.unwrap();
+            if !std::mem::take(&mut first) {
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut phone, &mut there).await });
+                continue;
+            }
+            let (settled, late) = (settled.clone(), late.clone());
+            tokio::spawn(async move {
+                let (mut from, mut to) = phone.split();
+                let (mut back, mut on) = there.split();
+                let mut bytes = vec![0; 64 * 1024];
+                // ClientHello there, the server's flight back, Finished there: all but the last go through.
+                let read = from.read(&mut bytes).await.unwrap();
+                on.write_all(&bytes[..read]).await.unwrap();
+                let read = back.read(&mut bytes).await.unwrap();
+                to.write_all(&bytes[..read]).await.unwrap();
+                let mut held = Vec::new();
+                let told = settled.clone();
+                loop {
+                    match from.read(&mut bytes).await {
+                        Ok(0) | Err(_) => break,
+                        Ok(read) => {
+                            held.extend_from_slice(&bytes[..read]);
+                            told.notify_one();
+                        }
+                    }
+                }
+                late.notified().await;
+                on.write_all(&held).await.unwrap();
+                tokio::time::sleep(pause_before_end).await;
+                let _ = on.shutdown().await;
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            });
+        }
+    });
+    address
+}
+
+async fn sign_in_late(pause: Duration) {
+    let server = TestServer::start().await;
+    let (settled, late) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let road = late_first_flight(server.quic_address(), settled.clone(), late.clone(), pause).await;
+    let only_tcp = Transports::Only(Transport::Tcp);
+    let (alice, _events) = options(&server, ALICE, road).transports(only_tcp).connect().unwrap();
+    within_bound("SessionOpen to be on its way", settled.notified()).await;
+    // The device gives that connection up: the server does not answer, or the application reports another network.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    within_bound("the call", alice.network_changed()).await.unwrap();
+    within_bound("a session", alice.connected()).await.unwrap();
+    late.notify_one();
+    let mut state = alice.state();
+    let gone =
+        tokio::time::timeout(Duration::from_secs(4), state.wait_for(|state| matches!(state, State::Closed(_)))).await;
+    let gone = gone.map(|state| state.unwrap().clone());
+    println!("{pause:?}: {gone:?}");
+    assert!(gone.is_err(), "the device replaced itself and stays away: {gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sign_in_that_arrives_late_together_with_its_end_does_not_end_in_a_stop() {
+    sign_in_late(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sign_in_that_arrives_late_before_its_end_does_not_end_in_a_stop() {
+    sign_in_late(Duration::from_millis(500)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_return_to_quic_before_the_answer_over_tcp_does_not_end_in_a_stop() {
+    let server = TestServer::start().await;
+    let (settled, late) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let road = late_first_flight(server.quic_address(), settled.clone(), late.clone(), Duration::ZERO).await;
+    // UDP leads nowhere yet, so TCP wins; its SessionOpen is lost and will be repeated by the kernel.
+    let phone = options(&server, ALICE, road).silence(Duration::from_secs(12));
+    let (alice, _events) = phone.retry_quic_after(Duration::from_millis(500)).connect().unwrap();
+    within_bound("SessionOpen to be on its way", settled.notified()).await;
+    let (entrance, exit) =
+        (UdpSocket::bind(road).await.unwrap(), UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+    exit.connect(server.quic_address()).await.unwrap();
+    tokio::spawn(async move {
+        let (mut there, mut back) = (vec![0; 65_536], vec![0; 65_536]);
+        let mut phone = None;
+        loop {
+            tokio::select! {
+                Ok((length, from)) = entrance.recv_from(&mut there) => {
+                    phone = Some(from);
+                    let _ = exit.send(&there[..length]).await;
+                }
+                Ok(length) = exit.recv(&mut back) => {
+                    if let Some(phone) = phone {
+                        let _ = entrance.send_to(&back[..length], phone).await;
+                    }
+                }
+            }
+        }
+    });
+    session(&alice, "QUIC", |session| session.transport == Transport::Quic).await;
+    late.notify_one();
+    let mut state = alice.state();
+    let gone =
+        tokio::time::timeout(Duration::from_secs(4), state.wait_for(|state| matches!(state, State::Closed(_)))).await;
+    let gone = gone.map(|state| state.unwrap().clone());
+    assert!(gone.is_err(), "the device replaced itself and stays away: {gone:?}");
 }

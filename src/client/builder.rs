@@ -324,14 +324,14 @@ impl Builder {
                 idle_timeout: self.idle_timeout,
             }),
         });
-        let task = Task::new(core, dialer, self.outbox, inbox, receiver, state_sender)
+        let task = Task::new(core, dialer, self.outbox, inbox.clone(), receiver, state_sender)
             .lanes(self.lanes)
             .bind(self.bind)
             .silence(self.silence)
             .idle_timeout(self.idle_timeout)
             .jitter(Jitter::new(seed(&seeds[8..])));
         runtime.spawn(task.run());
-        Ok((Device::new(commands, state, eid, device, number(name)), events))
+        Ok((Device::new(commands, state, eid, device, number(name), inbox), events))
     }
 }
 

@@ -273,7 +273,7 @@ impl Core {
     /// was `said`.
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
-            Some(sequence) => self.cursor.say(sequence),
+            Some(sequence) => self.cursor.say(sequence)?,
             None if !self.settings.auto_sync || !matches!(self.link, Link::Open) => return None,
             None if force || self.cursor.sync_due(now).is_some_and(|due| due <= now) => self.cursor.sync()?,
             None => return None,

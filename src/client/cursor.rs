@@ -20,6 +20,8 @@ pub(crate) struct Cursor {
     ahead: BTreeSet<Sequence>,
     /// Number of entries that were handed out and that the application has not taken.
     outstanding: usize,
+    /// How many of these are of another log; they are taken first.
+    stale: usize,
     /// The newest entry that the application took.
     taken: Sequence,
     /// What the server was told is safe on this device.
@@ -70,7 +72,8 @@ impl Told {
 
 impl Cursor {
     pub(crate) fn starting_at(seen: Option<Sequence>) -> Cursor {
-        Cursor { seen, kept: Told::that(seen), ..Cursor::default() }
+        // Up to there the application of an earlier process had everything.
+        Cursor { seen, kept: Told::that(seen), said: seen.unwrap_or_default(), ..Cursor::default() }
     }
 
     /// The position from which the server is asked to resume.
@@ -93,7 +96,8 @@ impl Cursor {
                 // The outbox's position in another log is wrong.
                 let kept = Told::that(seen.map_or(Some(start), |_| None));
                 let (synced, outstanding) = (Told::that(Some(start)), self.outstanding);
-                *self = Cursor { seen: Some(start), synced, kept, outstanding, ..Cursor::default() };
+                *self =
+                    Cursor { seen: Some(start), synced, kept, outstanding, stale: outstanding, ..Cursor::default() };
             }
         }
         self.absorb();
@@ -131,7 +135,10 @@ impl Cursor {
     /// The application took an entry that was handed out.
     pub(crate) fn taken(&mut self, sequence: Sequence) {
         self.outstanding = self.outstanding.saturating_sub(1);
-        self.taken = self.taken.max(sequence);
+        match self.stale.checked_sub(1) {
+            Some(left) => self.stale = left,
+            None => self.taken = self.taken.max(sequence),
+        }
     }
 
     /// An acknowledgment tells the server that everything up to here is safe (protocol.md §9), so that no SyncAck is
@@ -151,10 +158,10 @@ impl Cursor {
     }
 
     /// The application says that everything up to here is safe. Entries that it has not taken do not count. Returns the
-    /// furthest position that it has confirmed so far.
-    pub(crate) fn say(&mut self, sequence: Sequence) -> Sequence {
+    /// furthest position that it has confirmed so far, if any.
+    pub(crate) fn say(&mut self, sequence: Sequence) -> Option<Sequence> {
         self.said = self.said.max(sequence.min(self.safe()));
-        self.said
+        self.said()
     }
 
     /// The furthest position that the application has confirmed, if any.
@@ -316,5 +323,32 @@ mod tests {
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
         assert!(cursor.accepted(seq(9 + SYNC_EVERY), seq(100)));
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
+    }
+
+    #[test]
+    fn a_position_that_is_said_before_any_session_takes_nothing_back() {
+        let mut cursor = Cursor::starting_at(None);
+        assert_eq!(cursor.say(seq(3)), None, "it is not known yet where the tail starts");
+        let mut cursor = Cursor::starting_at(Some(seq(10)));
+        assert_eq!(cursor.say(seq(3)), Some(seq(10)), "an earlier process had said so");
+    }
+
+    #[test]
+    fn what_was_taken_of_another_log_is_not_taken_of_this_one() {
+        let mut cursor = at(5);
+        for number in 40..=50 {
+            assert!(cursor.tailed(seq(number)));
+            cursor.handed_out();
+        }
+        // The server lost its data: another log, which has three entries.
+        assert!(!cursor.accepted(seq(0), seq(3)));
+        for number in 1..=3 {
+            assert!(cursor.tailed(seq(number)));
+            cursor.handed_out();
+        }
+        // The application takes the first event of those that it had not taken of the log before.
+        cursor.taken(seq(40));
+        assert_eq!(cursor.sync(), None, "it has taken none of the new log's");
+        assert_eq!(cursor.keep(None).unwrap_or(seq(0)), seq(0));
     }
 }

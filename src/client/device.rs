@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::builder::Builder;
 use super::error::{CloseReason, RequestError, SendError};
-use super::event::{Acknowledged, Content, Session};
+use super::event::{Acknowledged, Content, Event, Refused, Session};
+use super::inbox::Inbox;
 use super::outbox::Draft;
 use super::payloads::{acknowledgment, ping};
 use super::requests::{Answer, RequestReply, SendReply, Sent};
@@ -57,6 +58,8 @@ struct Inner {
     /// Random for each process, so that two processes never make the same local id.
     name: u128,
     messages: AtomicU64,
+    /// Where answers go that nobody waits for any more.
+    inbox: Arc<Inbox>,
 }
 
 /// A command from a handle to the device's task.
@@ -81,6 +84,7 @@ pub struct Ticket {
     local_id: LocalId,
     answer: oneshot::Receiver<Result<Sent, SendError>>,
     state: watch::Receiver<State>,
+    inbox: Arc<Inbox>,
 }
 
 impl Device {
@@ -95,8 +99,9 @@ impl Device {
         eid: Eid,
         device: DeviceId,
         name: u128,
+        inbox: Arc<Inbox>,
     ) -> Device {
-        Device { inner: Arc::new(Inner { commands, state, eid, device, name, messages: AtomicU64::new(0) }) }
+        Device { inner: Arc::new(Inner { commands, state, eid, device, name, messages: AtomicU64::new(0), inbox }) }
     }
 
     /// The user's identifier.
@@ -373,7 +378,8 @@ impl Device {
 
     fn ticket(&self, draft: Draft) -> (Command, Ticket) {
         let (reply, answer) = oneshot::channel();
-        let ticket = Ticket { local_id: draft.local_id.clone(), answer, state: self.inner.state.clone() };
+        let (state, inbox) = (self.inner.state.clone(), self.inner.inbox.clone());
+        let ticket = Ticket { local_id: draft.local_id.clone(), answer, state, inbox };
         (Command::Send { draft, reply, at: Instant::now() }, ticket)
     }
 
@@ -404,6 +410,20 @@ impl Future for Ticket {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = std::task::ready!(Pin::new(&mut self.answer).poll(cx));
         Poll::Ready(answer.unwrap_or_else(|_| Err(SendError::Closed(reason(&self.state)))))
+    }
+}
+
+impl Drop for Ticket {
+    /// An answer may have come that the caller no longer takes.
+    fn drop(&mut self) {
+        self.answer.close();
+        match self.answer.try_recv() {
+            Ok(Ok(sent)) => self.inbox.add(Event::Accepted(sent.into())),
+            Ok(Err(SendError::Refused(refusal))) => {
+                self.inbox.add(Event::Refused(Refused { local_id: Some(self.local_id.clone()), refusal }))
+            }
+            _ => {}
+        }
     }
 }
 

@@ -233,7 +233,8 @@ impl Dialer {
             .map_err(|_| unresolved("no answer in time".into()))?
             .map_err(|error| unresolved(error.to_string()))?;
         let reachable = |address: &SocketAddr| bind.is_none_or(|bind| bind.is_ipv6() == address.is_ipv6());
-        let mut addresses: Vec<_> = found.filter(reachable).take(ADDRESSES_MAX).collect();
+        let found: Vec<_> = found.filter(reachable).collect();
+        let mut addresses = with_both_families(&found);
         if let Some(place) = addresses.iter().position(|address| self.has_reached(*address)) {
             addresses[..=place].rotate_right(1);
         }
@@ -242,6 +243,11 @@ impl Dialer {
 
     fn has_reached(&self, address: SocketAddr) -> bool {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) == Some(address)
+    }
+
+    /// The network has changed: what could be reached may be out of reach.
+    pub(crate) fn forget_reached(&self) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn note_reached(&self, address: SocketAddr) {
@@ -349,19 +355,29 @@ async fn race(
         tokio::select! {
             biased;
             result = &mut first, if first_reason.is_none() => match result {
-                Err(reason @ CloseReason::Network(_)) => {
+                Err(reason) if is_of_the_path(&reason) => {
                     failed.notify_one();
                     first_reason = Some(reason);
                 }
                 decided => return decided,
             },
             result = &mut second, if second_reason.is_none() => match result {
-                Err(reason @ CloseReason::Network(_)) => second_reason = Some(reason),
+                Err(reason) if is_of_the_path(&reason) => second_reason = Some(reason),
                 decided => return decided,
             },
-            else => return Err(first_reason.or(second_reason).unwrap_or(CloseReason::Local)),
+            else => {
+                // A certificate says more than a silence.
+                let mut reasons: Vec<_> = first_reason.into_iter().chain(second_reason).collect();
+                let told = reasons.iter().position(|reason| matches!(reason, CloseReason::Tls(_))).unwrap_or(0);
+                return Err(reasons.swap_remove(told));
+            }
         }
     }
+}
+
+/// Whether the other transport may get through all the same: boxes on the way that break into TLS do so with one of them.
+fn is_of_the_path(reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::Network(_) | CloseReason::Tls(_))
 }
 
 async fn connect_tcp(
@@ -402,6 +418,19 @@ fn other_family_first(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let of_first = |address: &&SocketAddr| address.is_ipv6() == addresses[0].is_ipv6();
     let (same, other): (Vec<_>, Vec<_>) = addresses.iter().partition(of_first);
     [other, same].concat()
+}
+
+/// The first [`ADDRESSES_MAX`] addresses. If all are of one IP family, the last of them gives way to the first of the other.
+fn with_both_families(found: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = found.iter().copied().take(ADDRESSES_MAX).collect();
+    let is_other = |address: &&SocketAddr| Some(address.is_ipv6()) != found.first().map(SocketAddr::is_ipv6);
+    if let Some(other) = found.iter().find(is_other)
+        && !addresses.contains(other)
+        && let Some(last) = addresses.last_mut()
+    {
+        *last = *other;
+    }
+    addresses
 }
 
 /// The unspecified address of the same IP family, with any port.
@@ -464,5 +493,30 @@ mod tests {
         assert_eq!(handshake_within(0), HANDSHAKE_MIN);
         assert!(handshake_within(1) > HANDSHAKE_MIN);
         assert_eq!(handshake_within(u32::MAX), HANDSHAKE_MAX);
+    }
+
+    #[test]
+    fn the_other_ip_family_has_a_place_among_many_addresses_of_one() {
+        let six = |last: u16| SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, last), 1));
+        let four = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let crowd: Vec<_> = (1..=5).map(six).chain([four]).collect();
+        assert_eq!(with_both_families(&crowd), [six(1), six(2), six(3), four]);
+        assert_eq!(with_both_families(&[six(1), four]), [six(1), four]);
+        assert_eq!(with_both_families(&crowd[..5]), crowd[..4]);
+        assert_eq!(with_both_families(&[]), []);
+    }
+
+    #[tokio::test]
+    async fn a_box_that_breaks_into_tls_over_one_transport_does_not_end_the_other() {
+        let slow = || async {
+            tokio::time::sleep(2 * RACE_DELAY).await;
+            Err(CloseReason::Local)
+        };
+        let broken = || async { Err(CloseReason::Tls("the certificate of a captive portal".into())) };
+        // The slow one decides, whichever goes first.
+        assert_eq!(race(slow(), broken()).await.err(), Some(CloseReason::Local));
+        assert_eq!(race(broken(), slow()).await.err(), Some(CloseReason::Local));
+        let silent = async { Err(CloseReason::Network("no answer".into())) };
+        assert!(matches!(race(silent, broken()).await, Err(CloseReason::Tls(_))));
     }
 }

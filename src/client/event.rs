@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::core::Passage;
 use super::error::{CloseReason, Refusal};
+use super::requests::Sent;
 use super::transport::Transport;
 use crate::wire::proto::{
     AcknowledgmentResponse, AwarenessNotification, ChatMessage, SessionAccept, VersionUpdate, chat_message,
@@ -145,6 +146,13 @@ pub struct Accepted {
     pub version: Version,
     /// When the server accepted it, in Unix milliseconds.
     pub timestamp: i64,
+}
+
+impl From<Sent> for Accepted {
+    fn from(sent: Sent) -> Accepted {
+        let Sent { local_id, message_id, chat_id, version, sequence, timestamp, latency: _ } = sent;
+        Accepted { sequence, local_id, message_id, chat_id, version, timestamp }
+    }
 }
 
 /// A receipt: messages were delivered or read (5.9.3; protocol.md §7).

@@ -144,6 +144,16 @@ impl Inbox {
         }
     }
 
+    /// Adds an event that is no entry of the log. The caller bounds how many there can be.
+    pub(crate) fn add(&self, event: Event) {
+        let mut state = self.lock();
+        if !state.unread {
+            state.events.push_back(Outgoing { event, taken: None });
+        }
+        drop(state);
+        self.ready.notify_one();
+    }
+
     /// The next event that the application took and the task has not handled.
     pub(crate) fn next_taken(&self) -> Option<Taken> {
         self.lock().taken.pop_front()

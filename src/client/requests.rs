@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::error::{RequestError, SendError};
+use super::error::{CloseReason, RequestError, SendError};
 use super::limits::{
     LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, REQUESTS_RESERVED,
 };
@@ -34,6 +34,8 @@ pub struct Sent {
     pub version: Version,
     /// Position in the user's log.
     pub sequence: Sequence,
+    /// When the server accepted it, in Unix milliseconds.
+    pub timestamp: i64,
     /// Time from the call to the answer, including any wait for a connection.
     pub latency: Duration,
 }
@@ -60,6 +62,14 @@ pub(crate) struct PendingSend {
     pub(crate) lane: Lane,
     /// How often the server put it off.
     put_off: u32,
+}
+
+impl Drop for PendingSend {
+    /// The task ended without a word (it panicked, or its runtime is gone): the message was taken all the same.
+    fn drop(&mut self) {
+        let reason = if std::thread::panicking() { CloseReason::Panicked } else { CloseReason::Local };
+        answer(self.reply.take(), Err(SendError::Unanswered(reason)));
+    }
 }
 
 /// Any other request that is not answered yet.

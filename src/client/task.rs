@@ -62,8 +62,9 @@ pub(crate) struct Task {
     refusals: u32,
     /// The refused token, which must not be used again, and the reason of that close.
     refused: Option<(String, CloseReason)>,
-    /// When a 0-RTT connection was given up. What it sent may still reach the server and replace a later session.
-    early_lost: Option<Instant>,
+    /// When a connection was given up whose `SessionOpen` had no answer. It may still reach the server, which then takes it for
+    /// the newest session and replaces a later one.
+    open_lost: Option<Instant>,
     accepted_at: Option<Instant>,
     silence: Silence,
     idle: Idle,
@@ -130,7 +131,7 @@ impl Task {
             upgrade: Upgrade::Off,
             refusals: 0,
             refused: None,
-            early_lost: None,
+            open_lost: None,
             accepted_at: None,
             silence: Silence::new(SILENCE_MAX),
             idle: Idle::new(IDLE_TIMEOUT),
@@ -326,12 +327,11 @@ impl Task {
     /// A connection accepts 0-RTT data: everything that waits is sent in its first flight (protocol.md §1, 0-RTT).
     fn link_early(&mut self, early: Early) {
         let Phase::Dialing(dialing) = &mut self.phase else { return };
-        if dialing.link.take().is_some() {
-            self.early_lost = Some(Instant::now());
-            self.core.link_down();
+        let link: Box<dyn Link> = Box::new(QuicLink::new(early.connection, &self.lanes));
+        if dialing.link.replace(link).is_some() {
+            self.give_up_session();
         }
         self.frames.clear();
-        dialing.link = Some(Box::new(QuicLink::new(early.connection, &self.lanes)));
         let passage = Passage { transport: Transport::Quic, early: true };
         self.core.link_up(early.token, passage, early.started, Instant::now());
     }
@@ -355,7 +355,7 @@ impl Task {
             // Either QUIC's handshake refused the early data, which is then gone, or TCP was faster than that
             // handshake.
             if matches!(dialed.carrier, Carrier::Tcp(_)) {
-                self.early_lost = Some(Instant::now());
+                self.open_lost = Some(Instant::now());
             }
             self.core.link_down();
             self.frames.clear();
@@ -418,7 +418,7 @@ impl Task {
     /// Closes and drops the link. Returns how long its session lasted, if it had one.
     fn part(&mut self, reason: &CloseReason) -> Option<Duration> {
         let link = match &mut self.phase {
-            Phase::Dialing(dialing) => dialing.link.take().inspect(|_| self.early_lost = Some(Instant::now())),
+            Phase::Dialing(dialing) => dialing.link.take(),
             Phase::Linked(_) => match std::mem::replace(&mut self.phase, Phase::Stopped(reason.clone())) {
                 Phase::Linked(link) => Some(link),
                 _ => None,
@@ -430,8 +430,7 @@ impl Task {
             CloseReason::Protocol(broken) => link.close(CloseCode::ProtocolViolation, broken),
             _ => link.close(CloseCode::Goodbye, ""),
         }
-        self.core.link_down();
-        self.frames.clear();
+        self.give_up_session();
         self.renewing = None;
         self.upgrade = Upgrade::Off;
         let age = self.accepted_at.take().map(|at| at.elapsed());
@@ -441,22 +440,31 @@ impl Task {
         age
     }
 
+    /// The session of the link is over, whether it was accepted or not.
+    fn give_up_session(&mut self) {
+        if !self.core.is_open() {
+            self.open_lost = Some(Instant::now());
+        }
+        self.core.link_down();
+        self.frames.clear();
+    }
+
     /// Decides what follows after a connection ended for this reason. `age` is how long its session lasted; `None` if
     /// it was not accepted.
     fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
         tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
-        let lost = self.early_lost.take_if(|_| reason.is_replaced());
+        let lost = self.open_lost.take_if(|_| reason.is_replaced());
         if reason.is_final() && lost.is_none_or(|at| at.elapsed() >= EARLY_LINGERS) {
             return self.stop(reason);
         }
         if reason.wants_new_token() {
             self.refusals += 1;
-            if self.refusals >= REFUSALS_MAX {
-                return self.stop(reason);
-            }
             self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
             if let Some((token, _)) = &self.refused {
                 self.dialer.tokens.refused(token);
+            }
+            if self.refusals >= REFUSALS_MAX {
+                return self.stop(reason);
             }
         }
         let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
@@ -532,11 +540,13 @@ impl Task {
             let _ = timeout(CLOSE_LINGER, std::future::poll_fn(|cx| link.poll_finish(cx))).await;
             link.close(CloseCode::Goodbye, "");
         }
-        self.state.send_replace(State::Closed(CloseReason::Local));
-        self.core.release_waiters(&CloseReason::Local);
         for local_id in self.core.take_done() {
             self.keep(|outbox| outbox.remove(&local_id));
         }
+        // Whoever reads the end of the events may open the same file again.
+        drop(self.outbox);
+        self.state.send_replace(State::Closed(CloseReason::Local));
+        self.core.release_waiters(&CloseReason::Local);
         self.inbox.end();
         if let Some(endpoint) = self.endpoint.take() {
             let _ = timeout(CLOSE_LINGER, endpoint.wait_idle()).await;
@@ -544,8 +554,8 @@ impl Task {
     }
 }
 
-/// Tells the application that the device has ended, also if something in the task panics, so that no caller waits for
-/// ever.
+/// Tells the application that the device has ended, also if something in the task panics or its runtime ends, so that no
+/// caller waits for ever.
 struct EndTold {
     state: watch::Sender<State>,
     inbox: Arc<Inbox>,
@@ -555,8 +565,8 @@ impl Drop for EndTold {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.state.send_replace(State::Closed(CloseReason::Panicked));
-            self.inbox.end();
         }
+        self.inbox.end();
     }
 }
 

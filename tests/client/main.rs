@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod peer;
+mod told;
 
 use std::future::Future;
 use std::io;

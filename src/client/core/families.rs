@@ -74,17 +74,18 @@ impl Core {
         };
         let pending = self.requests.send_named(&update.message_id_local).and_then(|id| self.take_send(id));
         let waited_for = match pending {
-            Some(send) => {
+            Some(mut send) => {
                 let sent = Sent {
                     local_id: send.local_id.clone(),
                     message_id: accepted.message_id,
                     chat_id: accepted.chat_id,
                     version: accepted.version,
                     sequence,
+                    timestamp: accepted.timestamp,
                     latency: now.instant - send.since,
                 };
-                self.done.push(send.local_id);
-                answer(send.reply, Ok(sent))
+                self.done.push(send.local_id.clone());
+                answer(send.reply.take(), Ok(sent))
             }
             None => !new,
         };
@@ -180,7 +181,7 @@ impl Core {
             self.put_off(send.unwrap_or(request_id), &refusal, now);
             return;
         }
-        let Some(send) = send.and_then(|id| self.take_send(id)) else {
+        let Some(mut send) = send.and_then(|id| self.take_send(id)) else {
             if let Some((request, _)) = self.requests.take_request(request_id) {
                 answer(request.reply, Err(RequestError::Refused(refusal)));
             } else {
@@ -192,8 +193,8 @@ impl Core {
             return;
         };
         self.done.push(send.local_id.clone());
-        if !answer(send.reply, Err(SendError::Refused(refusal.clone()))) {
-            self.announce(Event::Refused(Refused { local_id: Some(send.local_id), refusal }));
+        if !answer(send.reply.take(), Err(SendError::Refused(refusal.clone()))) {
+            self.announce(Event::Refused(Refused { local_id: Some(send.local_id.clone()), refusal }));
         }
     }
 

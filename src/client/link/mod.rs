@@ -58,6 +58,11 @@ pub(crate) trait Link: Send {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
+/// The lanes that must be open to send on this one, in order. A media message is answered on chat (protocol.md §7).
+fn needed(lane: Lane) -> impl Iterator<Item = Lane> {
+    (lane == Lane::Media).then_some(Lane::Chat).into_iter().chain([lane])
+}
+
 /// The lanes to open with a connection: control, and those in `lanes`, in order of priority.
 fn wanted(lanes: &[Lane]) -> impl Iterator<Item = Lane> {
     BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane))

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::{BY_PRIORITY, Link, wanted};
+use super::{BY_PRIORITY, Link, needed, wanted};
 use crate::client::error::CloseReason;
 use crate::client::limits::{
     CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES,
@@ -107,8 +107,10 @@ impl Link for QuicLink {
     }
 
     fn queue(&mut self, lane: Lane, frame: Bytes) {
-        if matches!(self.lanes[lane.index()].stream, Stream::Closed) {
-            self.open(lane);
+        for lane in needed(lane) {
+            if matches!(self.lanes[lane.index()].stream, Stream::Closed) {
+                self.open(lane);
+            }
         }
         self.lanes[lane.index()].push(frame);
     }

@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-use super::{BY_PRIORITY, Link, wanted};
+use super::{BY_PRIORITY, Link, needed, wanted};
 use crate::client::error::CloseReason;
 use crate::client::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
 use crate::client::silence::Quiet;
@@ -27,6 +27,7 @@ pub(crate) struct TcpLink {
     decoder: LaneFrameDecoder,
     /// The next frame, while its lane is not read; everything behind it waits too.
     held: Option<(Lane, Bytes)>,
+    opened: [bool; 4],
     queues: [VecDeque<Bytes>; 4],
     queued: [usize; 4],
     /// Bytes taken from the queues that the stream has yet to accept.
@@ -46,6 +47,7 @@ impl TcpLink {
             stream,
             decoder: LaneFrameDecoder::new(FRAME_BYTES_MAX),
             held: None,
+            opened: [false; 4],
             queues: Default::default(),
             queued: [0; 4],
             out: BytesMut::new(),
@@ -55,9 +57,16 @@ impl TcpLink {
             arrivals: 0,
             heard: Instant::now(),
         };
-        // An empty frame only opens a lane (protocol.md §1).
-        wanted(lanes).for_each(|lane| link.out.put_slice(&[lane.byte(), 0]));
+        wanted(lanes).for_each(|lane| link.open(lane));
         link
+    }
+
+    /// Opens a lane, if that was not done.
+    fn open(&mut self, lane: Lane) {
+        if !std::mem::replace(&mut self.opened[lane.index()], true) {
+            // An empty frame only opens a lane (protocol.md §1).
+            self.out.put_slice(&[lane.byte(), 0]);
+        }
     }
 
     /// Moves frames into the write buffer, those of the most urgent lane first.
@@ -183,7 +192,7 @@ impl Link for TcpLink {
     }
 
     fn queue(&mut self, lane: Lane, frame: Bytes) {
-        // The first frame of a lane opens it.
+        needed(lane).for_each(|lane| self.open(lane));
         self.queued[lane.index()] += frame.len();
         self.queues[lane.index()].push_back(frame);
     }

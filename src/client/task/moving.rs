@@ -49,6 +49,7 @@ impl Task {
             // The address it was bound to may no longer exist.
             self.bind = None;
         }
+        self.dialer.forget_reached();
         match &self.phase {
             Phase::Linked(link)
                 if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
@@ -70,6 +71,7 @@ impl Task {
             }
             Phase::Stopped(_) => {
                 self.bind = to;
+                self.endpoint = None;
                 Ok(None)
             }
         }

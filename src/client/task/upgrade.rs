@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Task, Work};
 use crate::client::dial::Dialed;
 use crate::client::error::CloseReason;
-use crate::client::limits::QUIC_RETRY_MAX;
+use crate::client::limits::{QUIC_RETRY_MAX, RENEW_RETRY};
 
 /// Whether and when to return to QUIC.
 pub(super) enum Upgrade {
@@ -31,14 +31,19 @@ impl Task {
         match upgraded {
             Ok(dialed) => {
                 tracing::debug!("QUIC gets through again");
-                self.core.link_down();
-                self.frames.clear();
+                self.give_up_session();
                 self.renewing = None;
                 self.link_up(dialed);
             }
             Err(reason) => {
-                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
-                let at = retry.unwrap_or_else(|| Instant::now() + QUIC_RETRY_MAX);
+                let (now, retry) =
+                    (Instant::now(), network.and_then(|network| self.dialer.networks().retry_at(network)));
+                let at = match retry {
+                    Some(at) if at > now => at,
+                    // There was no attempt, for want of a token or an address.
+                    Some(_) => now + RENEW_RETRY,
+                    None => now + QUIC_RETRY_MAX,
+                };
                 tracing::debug!(%reason, "QUIC still does not get through");
                 self.upgrade = Upgrade::At(at, network);
             }

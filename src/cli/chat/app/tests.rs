@@ -84,6 +84,7 @@ fn sent(app: &mut App, to: &str, local_id: &LocalId, version: u64) {
         chat_id: ChatId::between(&eid("alice"), &eid(to)),
         version: Version::from(version),
         sequence: Sequence::from(version),
+        timestamp: 0,
         latency: Duration::ZERO,
     };
     app.update(Happening::Sent(eid(to), sent));

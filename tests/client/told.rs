@@ -1,0 +1,181 @@
+//! What the application is told when things end at an awkward moment, and what the next process can rely on.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bimip::client::{CloseReason, Content, Event, FileOutbox, Media, SendError, State, TokenError, TokenSource};
+use bimip::wire::{CloseCode, MediaType, Sequence};
+
+use super::peer::{Peer, eid};
+use super::{Kept, device, message, options, soon};
+
+#[tokio::test]
+async fn a_message_that_was_taken_before_a_panic_is_not_called_untaken() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.mute = true);
+    let fetched = AtomicUsize::new(0);
+    let source = move || {
+        assert_eq!(fetched.fetch_add(1, Ordering::Relaxed), 0, "the application's own mistake");
+        async { Ok("good".to_owned()) }
+    };
+    let outbox = Kept::default();
+    let builder = options(&peer).token(source).outbox(Box::new(outbox.clone()));
+    let (device, _events) = builder.connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("once".into()))).unwrap();
+    soon(peer.until(|seen| seen.texts == 1)).await;
+    peer.close_all(CloseCode::Draining);
+    let answer = soon(ticket).await;
+    assert_eq!((outbox.0.lock().unwrap().drafts.len(), peer.state().seen().accepted.len()), (1, 1));
+    assert_eq!(answer, Err(SendError::Unanswered(CloseReason::Panicked)));
+}
+
+#[test]
+fn the_end_of_the_devices_runtime_is_told() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.mute = true);
+    let (own, other) = (runtime(), runtime());
+    let (_device, mut events, ticket) = own.block_on(async {
+        let (device, events) = device(&peer);
+        soon(device.connected()).await.unwrap();
+        let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("once".into()))).unwrap();
+        soon(peer.until(|seen| seen.texts == 1)).await;
+        (device, events, ticket)
+    });
+    own.shutdown_timeout(Duration::from_secs(5));
+    other.block_on(async {
+        let answer = soon(ticket).await;
+        soon(async { while events.next().await.is_some() {} }).await;
+        assert!(matches!(answer, Err(SendError::Unanswered(_))), "{answer:?}");
+    });
+}
+
+async fn drop_at_the_answer(content: Content) {
+    let peer = Peer::start();
+    let outbox = Kept::default();
+    let (device, mut events) = options(&peer).outbox(Box::new(outbox.clone())).connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    let draft = device.draft(&eid("bob@x"), content);
+    let id = draft.local_id.clone();
+    let mut sending = Box::pin(device.send(draft));
+    std::future::poll_fn(|cx| {
+        assert!(sending.as_mut().poll(cx).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    let kept = |wanted: usize| {
+        let outbox = outbox.clone();
+        async move {
+            while outbox.0.lock().unwrap().drafts.len() != wanted {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    soon(kept(1)).await;
+    soon(kept(0)).await;
+    // The user leaves the screen at the moment at which the answer comes.
+    drop(sending);
+    loop {
+        match soon(events.next()).await.unwrap() {
+            Event::Accepted(accepted) if accepted.local_id == id => break,
+            Event::Refused(refused) if refused.local_id.as_ref() == Some(&id) => break,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_acceptance_of_a_dropped_call_is_an_event() {
+    drop_at_the_answer(Content::Text("text".into())).await;
+}
+
+#[tokio::test]
+async fn the_refusal_of_a_dropped_call_is_an_event() {
+    drop_at_the_answer(Content::Media(Media {
+        kind: MediaType::Image,
+        url: "https://cdn.x/1".into(),
+        caption: String::new(),
+        thumbnail_url: String::new(),
+        size_bytes: 1,
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_sync_before_the_first_session_does_not_rewind_the_next_process() {
+    let peer = Peer::start();
+    for text in ["one", "two", "three"] {
+        peer.push(text);
+    }
+    // An earlier life of the application, without an outbox file, has stored all three and told the server.
+    peer.state().change(|seen| seen.synced = 3);
+    let outbox = Kept::default();
+    let start = || options(&peer).auto_sync(false).outbox(Box::new(outbox.clone())).connect().unwrap();
+    let (device, _events) = start();
+    soon(device.sync(Sequence::from(3))).await.unwrap();
+    soon(device.connected()).await.unwrap();
+    soon(device.close()).await;
+    let (device, mut events) = start();
+    soon(device.connected()).await.unwrap();
+    peer.push("four");
+    assert_eq!(message(&mut events).await.text(), Some("four"));
+}
+
+#[tokio::test]
+async fn an_outbox_file_is_free_when_the_events_have_ended() {
+    let peer = Peer::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = || FileOutbox::open(folder.path().join("outbox"));
+    let (device, mut events) = options(&peer).outbox(Box::new(file().unwrap())).connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    drop(device);
+    while soon(events.next()).await.is_some() {}
+    let again = file();
+    assert!(again.is_ok(), "{}", again.unwrap_err());
+}
+
+struct Cached {
+    made: AtomicUsize,
+    refused: Arc<Mutex<Vec<String>>>,
+}
+
+impl TokenSource for Cached {
+    fn token(&self) -> Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send + '_>> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move { Ok(format!("token {number}")) })
+    }
+
+    fn refused(&self, token: &str) {
+        self.refused.lock().unwrap().push(token.to_owned());
+    }
+}
+
+#[tokio::test]
+async fn the_source_hears_of_every_refused_token() {
+    let peer = Peer::start();
+    let refused = Arc::<Mutex<Vec<String>>>::default();
+    let source = Cached { made: AtomicUsize::new(0), refused: refused.clone() };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    soon(device.connected()).await.unwrap_err();
+    assert_eq!(*refused.lock().unwrap(), ["token 0", "token 1", "token 2"]);
+}
+
+#[tokio::test]
+async fn a_stopped_device_that_heard_of_a_new_network_starts_from_a_new_socket() {
+    let peer = Peer::start();
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    soon(device.rebind("127.0.0.2:0".parse().unwrap())).await.unwrap();
+    soon(device.send_text(&eid("bob@x"), "from elsewhere")).await.unwrap();
+    peer.close_all(CloseCode::Replaced);
+    soon(device.state().wait_for(|state| matches!(state, State::Closed(_)))).await.unwrap();
+    soon(device.network_changed()).await.unwrap();
+    soon(device.reconnect()).await.unwrap();
+    soon(device.connected()).await.unwrap();
+    let from = peer.state().seen().connections[0].remote_address().ip();
+    assert_eq!(from.to_string(), "127.0.0.1");
+}
