@@ -38,12 +38,21 @@ impl Args {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains; SIGHUP reloads. A second signal ends the process at once.
+/// Serves until SIGTERM or SIGINT, then drains; SIGHUP reloads. A second signal ends the process at once, and so does the first
+/// one during the start.
 async fn serve(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let server = Server::start(config).await?;
+    // The start reads files, and one that never ends, such as a pipe or one on a file system that hangs, blocks its thread: so it
+    // has one of its own.
+    let starting = tokio::task::spawn_blocking(|| tokio::runtime::Handle::current().block_on(Server::start(config)));
+    let server = tokio::select! {
+        biased;
+        started = starting => started??,
+        _ = terminate.recv() => end_start(),
+        _ = interrupt.recv() => end_start(),
+    };
     let tcp = server.tcp_address.map(|address| format!(" tcp={address}")).unwrap_or_default();
     say(&format!("bimip ready quic={} metrics={}{tcp}", server.quic_address, server.metrics_address))?;
     // Runs beside the wait for a signal, so that a file that cannot be read does not block the shutdown.
@@ -64,4 +73,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
         _ = terminate.recv() => Err(anyhow::anyhow!("stopped at once by a second signal").into()),
         _ = interrupt.recv() => Err(anyhow::anyhow!("stopped at once by a second signal").into()),
     }
+}
+
+/// Ends the process without waiting for the start, which may never end. The next start continues it, as after a power loss.
+fn end_start() -> ! {
+    tracing::info!("stopped during the start: nothing was served");
+    std::process::exit(0)
 }

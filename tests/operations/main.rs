@@ -12,3 +12,4 @@ mod keys;
 mod log;
 mod packaging;
 mod reload;
+mod start;

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::control::bimip;
+use super::start::make_pipe;
 use crate::common::{Door, Process, TestServer, now_s, scratch, sign, within_bound};
 
 const ALICE: &str = "alice@localhost";
@@ -266,7 +267,7 @@ async fn reading_for_ever(folder: &Path) -> (Process, PathBuf, fs::File) {
     put(&public, &believed);
     let server = Process::start(&folder.join("data"), &[("BIMIP_AUTH__KEYS", believed.to_str().unwrap())]).await;
     let pipe = folder.join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    make_pipe(&pipe);
     fs::rename(&pipe, &believed).unwrap();
     server.signal(libc::SIGHUP);
     // Opening the pipe for writing returns when the server reads it. While the writer is open, the server's read hangs.
