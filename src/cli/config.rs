@@ -1,6 +1,6 @@
 //! `bimip config`: prints the configuration in effect, or checks the files and ports that it names.
 
-use super::doctor::finding::{Finding, report};
+use super::doctor::finding::Report;
 use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
@@ -30,20 +30,26 @@ impl Args {
             return Ok(say(config.to_toml().trim_end())?);
         }
         let running = running(&config)?;
-        report(&findings(&config, running.as_ref(), files::free_bytes(&config)), self.json)
+        let mut report = Report::new(self.json);
+        check(&config, running.as_ref(), files::free_bytes(&config), &mut report)?;
+        report.end()
     }
 }
 
 /// Checks everything that a start needs. If one fails, a server would not serve.
-fn findings(config: &Config, running: Option<&Status>, free_bytes: Option<u64>) -> Vec<Finding> {
-    let mut findings = files::credentials(config, &[]);
-    findings.push(files::data(config));
-    findings.extend(files::traces(config));
+fn check(
+    config: &Config,
+    running: Option<&Status>,
+    free_bytes: Option<u64>,
+    report: &mut Report,
+) -> std::io::Result<()> {
+    files::credentials(config, &[], report)?;
+    report.add([files::data(config)])?;
+    report.add(files::traces(config))?;
     // At most a warning: a server with little room starts and lets retention free some; refusing to start would free
     // none.
-    findings.extend(free_bytes.map(|bytes| files::room(bytes).at_most_warn()));
-    findings.extend(network::ports(config, running));
-    findings
+    report.add(free_bytes.map(|bytes| files::room(bytes).at_most_warn()))?;
+    report.add(network::ports(config, running))
 }
 
 #[cfg(test)]
@@ -57,10 +63,11 @@ mod tests {
         let any = ([127, 0, 0, 1], 0).into();
         let data_dir = folder.path().to_owned();
         let config = Config { data_dir, dev: true, listen: any, metrics_listen: any, ..Config::default() };
-        let findings = findings(&config, None, Some(1024 * 1024));
-        let room = findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
+        let mut report = Report::new(true);
+        check(&config, None, Some(1024 * 1024), &mut report).unwrap();
+        let room = report.findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
         assert!(room.grade == Grade::Warn && room.advice.is_some());
-        report(&findings, true).unwrap();
+        report.end().unwrap();
         assert_eq!(files::room(1024 * 1024).grade, Grade::Fail, "to doctor it is one");
     }
 }

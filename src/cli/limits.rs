@@ -44,6 +44,8 @@ pub(super) const CONTROL_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 // --- bimip doctor: thresholds of warnings and failures ---------------------------------------------------------------
 
+/// How long a check waits for files that are read, as a reload does.
+pub(super) const READ_WITHIN: Duration = crate::limits::RELOAD_WITHIN;
 /// A certificate with less time left should have been renewed: authorities' tools renew when a third of its lifetime is
 /// left.
 pub(super) const CERTIFICATE_WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use super::start::make_pipe;
 use crate::common::{Process, TestServer, program, scratch, within_bound};
 
 const FAILURE: i32 = 1;
@@ -100,6 +101,31 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
     let (code, out, err) = run(&["config", "--check", "--config", path(&file)]).await;
     assert_eq!((code, out.as_str()), (USAGE, ""));
     assert!(err.contains("liste"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_never_end_are_told() {
+    let folder = scratch();
+    let pipe = folder.path().join("privkey.pem");
+    make_pipe(&pipe);
+    // With a reader and a writer that stay, opening it succeeds and reading it hangs.
+    let _open = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let file = folder.path().join("bimip.toml");
+    let (data, pipe) = (path(folder.path()), path(&pipe));
+    let toml = format!(
+        "data_dir = \"{data}/data\"\nlisten = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n\
+         tls = {{ certificate = \"{pipe}\", key = \"{pipe}\" }}\nauth = {{ keys = [\"{data}/none.pem\"] }}\n"
+    );
+    fs::write(&file, toml).unwrap();
+    let of = ["--json", "--config", path(&file)];
+    let (check, doctor) = ([&["config", "--check"], &of[..]].concat(), [&["doctor"], &of[..]].concat());
+    let (checked, doctored) = tokio::join!(run(&check), run(&doctor));
+    for (code, out, _) in [checked, doctored] {
+        assert_eq!(code, FAILURE);
+        assert!(any(&found(&out, "certificate"), "fail: not read to the end within", pipe), "{out}");
+        assert!(any(&found(&out, "token keys"), "fail", "none.pem"), "the other checks go on: {out}");
+        assert!(!found(&out, "ports").is_empty(), "{out}");
+    }
 }
 
 #[cfg(target_os = "linux")]

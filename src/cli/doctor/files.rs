@@ -14,7 +14,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::finding::Finding;
+use super::finding::{Finding, Report, of_files};
 use crate::auth::dev::DevFiles;
 use crate::auth::{AuthError, CertificateFacts, Verifier, lb_key, load_tls};
 use crate::cli::limits::{
@@ -32,38 +32,51 @@ const DISK: &str = "disk";
 
 /// Checks certificate, token keys and the balancer's key as the server would read them. Makes no files, even with
 /// `dev`.
-pub(in crate::cli) fn credentials(config: &Config, names: &[String]) -> Vec<Finding> {
+pub(in crate::cli) fn credentials(config: &Config, names: &[String], report: &mut Report) -> io::Result<()> {
     let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
     let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
         (Some(certificate), Some(key), _) => Some((certificate.clone(), key.clone())),
         (_, _, Some(files)) => Some((files.certificate.clone(), files.key.clone())),
         _ => None,
     };
-    let mut findings = match pair {
-        Some((certificate, _)) if config.dev && !certificate.exists() => {
-            vec![Finding::ok(CERTIFICATE, "none yet: the first start with dev makes one")]
+    report.add(match pair {
+        Some((certificate, key)) => {
+            let ca = config.client.ca.clone().unwrap_or_else(|| DevFiles::in_data_dir(&config.data_dir).ca);
+            let files = [certificate.clone(), key.clone(), ca.clone()];
+            let (dev, names) = (config.dev, names.to_vec());
+            let look = move || match dev && !certificate.exists() {
+                true => vec![Finding::ok(CERTIFICATE, "none yet: the first start with dev makes one")],
+                false => certificate_findings(dev, &certificate, &key, &ca, names),
+            };
+            of_files(CERTIFICATE, &files, look).unwrap_or_else(|hangs| vec![hangs])
         }
-        Some((certificate, key)) => certificate_findings(config, &certificate, &key, names),
         None => vec![refused(CERTIFICATE, &AuthError::NoCertificate)],
-    };
-    let dev_key = dev.map(|files| files.token_public).filter(|key| key.exists());
-    findings.push(match Verifier::from_config(&config.auth, dev_key.as_deref()) {
+    })?;
+
+    let (auth, is_dev, dev_key) = (config.auth.clone(), config.dev, dev.map(|files| files.token_public));
+    let named = auth.keys.iter().chain(&auth.jwks).chain(&auth.hs256_secret_file).chain(&dev_key).cloned();
+    let files: Vec<_> = named.collect();
+    let look = move || match Verifier::from_config(&auth, dev_key.filter(|key| key.exists()).as_deref()) {
         Ok(verifier) => Finding::ok(KEYS, format!("{} in use", verifier.keys())),
-        Err(AuthError::NoKeys) if config.dev => Finding::ok(KEYS, "none yet: the first start with dev makes one"),
+        Err(AuthError::NoKeys) if is_dev => Finding::ok(KEYS, "none yet: the first start with dev makes one"),
         Err(error) => refused(KEYS, &error),
-    });
-    findings.extend(config.quic.lb.key_file.as_ref().map(|file| match lb_key(file) {
+    };
+    report.add([of_files(KEYS, &files, look).unwrap_or_else(|hangs| hangs)])?;
+
+    let Some(file) = config.quic.lb.key_file.clone() else { return Ok(()) };
+    let files = [file.clone()];
+    let look = move || match lb_key(&file) {
         Ok(_) => Finding::ok(LB_KEY, format!("{} holds one", file.display())),
         Err(error) => refused(LB_KEY, &error),
-    }));
-    findings
+    };
+    report.add([of_files(LB_KEY, &files, look).unwrap_or_else(|hangs| hangs)])
 }
 
 fn refused(check: &'static str, error: &AuthError) -> Finding {
     Finding::fail(check, error.to_string(), "the server does not start, or does not reload, until this is right")
 }
 
-fn certificate_findings(config: &Config, certificate: &Path, key: &Path, names: &[String]) -> Vec<Finding> {
+fn certificate_findings(dev: bool, certificate: &Path, key: &Path, ca: &Path, mut names: Vec<String>) -> Vec<Finding> {
     let chain = match load_tls(certificate, key) {
         Ok((chain, _)) => chain,
         Err(error) => return vec![refused(CERTIFICATE, &error)],
@@ -74,12 +87,10 @@ fn certificate_findings(config: &Config, certificate: &Path, key: &Path, names: 
     };
     let now = Now::system().unix_ms / 1000;
     let mut findings = vec![validity(&facts, now)];
-    let ca = config.client.ca.clone().unwrap_or_else(|| DevFiles::in_data_dir(&config.data_dir).ca);
     findings.push(issued(&chain, &facts));
     if ca.exists() {
-        let mut names = names.to_vec();
-        names.extend(config.dev.then(|| "localhost".to_owned()));
-        findings.extend(names.iter().map(|name| trusted(&chain, &ca, name)));
+        names.extend(dev.then(|| "localhost".to_owned()));
+        findings.extend(names.iter().map(|name| trusted(&chain, ca, name)));
     } else {
         findings.extend(names.iter().map(|name| named(&facts, name)));
     }
@@ -309,9 +320,14 @@ mod tests {
     fn a_certificate_is_asked_of_the_authority_for_the_names_that_clients_dial() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: folder.path().to_owned(), dev: true, ..Config::default() };
+        let findings = |config: &Config, names: &[String]| {
+            let mut report = Report::new(true);
+            credentials(config, names, &mut report).unwrap();
+            report.findings
+        };
         let grades = |config: &Config, names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-            let findings = credentials(config, &names);
+            let findings = findings(config, &names);
             assert!(findings.iter().all(|finding| finding.advice.is_some() == (finding.grade != Grade::Ok)));
             findings.iter().map(|finding| finding.grade).max().unwrap()
         };
@@ -329,7 +345,7 @@ mod tests {
         assert_eq!(grades(&config, &[]), Grade::Fail, "not its key");
         config.dev = false;
         (config.tls.certificate, config.tls.key) = (None, None);
-        let findings = credentials(&config, &[]);
+        let findings = findings(&config, &[]);
         assert!(findings.iter().all(|finding| finding.grade == Grade::Fail), "{findings:?}");
     }
 

@@ -1,9 +1,14 @@
 //! The result of a check: what was found, how bad it is and what to do. Printed as lines for people or JSON for
 //! programs.
 
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+
 use anyhow::anyhow;
 use serde::Serialize;
 
+use crate::cli::limits::READ_WITHIN;
 use crate::cli::{Failure, say};
 
 /// How bad it is.
@@ -50,12 +55,44 @@ impl Finding {
     }
 }
 
-/// Prints all findings; an error if one of them is a failure.
-pub(in crate::cli) fn report(findings: &[Finding], json: bool) -> Result<(), Failure> {
-    for finding in findings {
-        if json {
-            say(&serde_json::to_string(finding)?)?;
-            continue;
+/// Looks at files on a thread of its own. A file that never ends, such as a pipe or one on a file system that hangs, holds up
+/// that thread alone, and is a failure.
+pub(in crate::cli) fn of_files<T: Send + 'static>(
+    check: &'static str,
+    files: &[PathBuf],
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Finding> {
+    let (sender, result) = mpsc::channel();
+    std::thread::spawn(move || sender.send(look()));
+    result.recv_timeout(READ_WITHIN).map_err(|_| {
+        let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        let found = format!("not read to the end within {} s: {}", READ_WITHIN.as_secs(), names.join(", "));
+        Finding::fail(check, found, "is it a pipe, or does its file system hang? A server waits for it as well")
+    })
+}
+
+/// Prints findings as they come, so that they are seen even if a later check takes long.
+pub(in crate::cli) struct Report {
+    json: bool,
+    pub(in crate::cli) findings: Vec<Finding>,
+}
+
+impl Report {
+    pub(in crate::cli) fn new(json: bool) -> Report {
+        Report { json, findings: Vec::new() }
+    }
+
+    pub(in crate::cli) fn add(&mut self, findings: impl IntoIterator<Item = Finding>) -> io::Result<()> {
+        for finding in findings {
+            self.print(&finding)?;
+            self.findings.push(finding);
+        }
+        Ok(())
+    }
+
+    fn print(&self, finding: &Finding) -> io::Result<()> {
+        if self.json {
+            return say(&serde_json::to_string(finding)?);
         }
         let grade = match finding.grade {
             Grade::Ok => "ok",
@@ -63,13 +100,17 @@ pub(in crate::cli) fn report(findings: &[Finding], json: bool) -> Result<(), Fai
             Grade::Fail => "FAIL",
         };
         say(&format!("{grade:<4}  {:<12}  {}", finding.check, finding.found))?;
-        if let Some(advice) = &finding.advice {
-            say(&format!("{:20}-> {advice}", ""))?;
-        }
+        finding.advice.as_ref().map_or(Ok(()), |advice| say(&format!("{:20}-> {advice}", "")))
     }
-    let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
-    match (count(Grade::Fail), count(Grade::Warn)) {
-        (0, _) => Ok(()),
-        (fails, warns) => Err(anyhow!("{fails} of {} checks failed, {warns} more warn", findings.len()).into()),
+
+    /// An error if one of the findings is a failure.
+    pub(in crate::cli) fn end(&self) -> Result<(), Failure> {
+        let count = |grade| self.findings.iter().filter(|finding| finding.grade == grade).count();
+        match (count(Grade::Fail), count(Grade::Warn)) {
+            (0, _) => Ok(()),
+            (fails, warns) => {
+                Err(anyhow!("{fails} of {} checks failed, {warns} more warn", self.findings.len()).into())
+            }
+        }
     }
 }

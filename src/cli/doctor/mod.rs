@@ -15,7 +15,7 @@ use super::{Failure, Usage};
 use crate::auth::dev::DevFiles;
 use crate::config::Config;
 use crate::server::control::{Answer, Request, Status};
-use finding::Finding;
+use finding::{Finding, Report};
 
 /// Check what keeps a server from serving well, and say what to change
 #[derive(clap::Args)]
@@ -66,32 +66,32 @@ impl Args {
         let client = ClientFlags { server: self.server, ca: self.ca };
         let mut config = self.file.load(Flags { data_dir: self.data_dir, dev: self.dev, client })?;
         let name = asked.as_deref().map(host).transpose()?;
-        let mut findings = Vec::new();
+        let mut report = Report::new(self.json);
         if !self.remote {
             let running = running(&config)?;
             // It runs with what it made itself.
             config.dev |= running.as_ref().is_some_and(|status| status.dev);
-            findings.extend(running.as_ref().map(store));
-            findings.extend(files::credentials(&config, name.as_slice()));
-            findings.push(files::data(&config));
-            findings.extend(files::traces(&config));
-            findings.extend(files::free_bytes(&config).map(files::room));
-            findings.extend(files::disk(&config));
-            findings.extend(machine::all(&config, running.as_ref().map(|status| status.pid)));
+            report.add(running.as_ref().map(store))?;
+            files::credentials(&config, name.as_slice(), &mut report)?;
+            report.add([files::data(&config)])?;
+            report.add(files::traces(&config))?;
+            report.add(files::free_bytes(&config).map(files::room))?;
+            report.add(files::disk(&config))?;
+            report.add(machine::all(&config, running.as_ref().map(|status| status.pid)))?;
             let ports = network::ports(&config, running.as_ref());
             // The running server may have been started with flags that this command was not given.
-            findings.extend(
+            report.add(
                 ports.into_iter().map(|finding| if running.is_some() { finding.at_most_warn() } else { finding }),
-            );
+            )?;
             let serving = running.and_then(|status| status.quic.parse().ok());
-            findings.push(network::udp(config.listen, serving));
+            report.add([network::udp(config.listen, serving)])?;
         }
         if let (Some(server), Some(name)) = (asked, name) {
             let ca = config.client.ca.clone().unwrap_or_else(|| DevFiles::in_data_dir(&config.data_dir).ca);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            findings.extend(runtime.block_on(network::server(&server, &name, &ca)));
+            report.add(runtime.block_on(network::server(&server, &name, &ca)))?;
         }
-        finding::report(&findings, self.json)
+        report.end()
     }
 }
 

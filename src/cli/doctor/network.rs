@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::finding::Finding;
+use super::finding::{Finding, of_files};
 use crate::cli::limits::{PROBE_TRIES, PROBE_WITHIN, REACH_WITHIN};
 use crate::config::Config;
 use crate::server::control::Status;
@@ -151,9 +151,11 @@ fn is_timeout(error: &std::io::Error) -> bool {
 
 /// Makes a QUIC handshake with a server as a client does, and checks that the fallback's TCP port is open.
 pub(super) async fn server(server: &str, name: &str, ca: &Path) -> Vec<Finding> {
-    let config = match client(ca) {
-        Ok(config) => config,
-        Err(error) => {
+    let authority = ca.to_owned();
+    let config = match of_files(QUIC, &[ca.to_owned()], move || client(&authority)) {
+        Ok(Ok(config)) => config,
+        Err(hangs) => return vec![hangs],
+        Ok(Err(error)) => {
             let found = format!("{} cannot be used: {error}", ca.display());
             return vec![Finding::fail(QUIC, found, "give the authority of the server's certificate with --ca")];
         }
