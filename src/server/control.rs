@@ -178,7 +178,12 @@ impl Control {
         let mut read = BufReader::new(read.take(CONTROL_REQUEST_BYTES_MAX));
         within(CONTROL_WITHIN, read.read_until(b'\n', &mut line)).await?;
         let answer = match serde_json::from_slice(&line) {
-            Ok(Request::Backup) => return self.backup(&mut write).await,
+            Ok(Request::Backup) => {
+                if let Err(error) = self.backup(&mut write).await {
+                    tracing::error!(%error, "a backup was cut off");
+                }
+                return Ok(());
+            }
             Ok(Request::Status) => Answer::Status(self.status().await),
             Ok(Request::Log { filter: None }) => match observe::log_filter() {
                 Some(filter) => Answer::Log(filter),
@@ -238,15 +243,12 @@ impl Control {
         };
         let out = io::BufWriter::with_capacity(CONTROL_CHUNK_BYTES, Chunks(sender));
         let (archived, written) = tokio::join!(self.store.archive(Now::system().unix_ms, out), writing);
+        // The client's error comes first: once the client is gone, the other one only follows from it.
         written?;
-        match archived {
-            Ok(archived) => {
-                within(CONTROL_WITHIN, write.flush()).await?;
-                let seconds = began.elapsed().as_secs_f64();
-                tracing::info!(rows = archived.rows, bytes = archived.bytes, seconds, "backup");
-            }
-            Err(error) => tracing::error!(%error, "a backup was cut off"),
-        }
+        let archived = archived.map_err(io::Error::other)?;
+        within(CONTROL_WITHIN, write.flush()).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::info!(rows = archived.rows, bytes = archived.bytes, seconds, "backup");
         Ok(())
     }
 }

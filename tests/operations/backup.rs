@@ -1,6 +1,9 @@
 //! A backup of a server under traffic, and a server that continues from it.
 
 use std::fs;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -113,6 +116,24 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
     let refused = bimip(&third, &["restore", path]).await.unwrap_err();
     assert!(refused.contains("its checksum is another"), "{refused}");
     assert!(!third.join("store").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_client_goes_away_is_in_the_log() {
+    let folder = scratch();
+    let mut server = Process::start(folder.path(), &[]).await;
+    let mut client = UnixStream::connect(folder.path().join("control.sock")).unwrap();
+    // Nothing can be written to it any more.
+    client.shutdown(Shutdown::Read).unwrap();
+    client.write_all(b"{\"do\":\"backup\"}\n").unwrap();
+    let logged = async {
+        while !server.log().contains("a backup was cut off") {
+            tokio::task::yield_now().await;
+        }
+    };
+    within_bound("the line in the log", logged).await;
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
