@@ -102,7 +102,10 @@ pub(super) struct Control {
     pub(super) quic: String,
     pub(super) metrics: String,
     pub(super) began: Instant,
+    /// The server is draining.
     pub(super) stop: CancellationToken,
+    /// The server has drained and closed its store.
+    pub(super) ended: CancellationToken,
     /// One backup at a time, because each keeps a reader busy.
     pub(super) backups: Semaphore,
 }
@@ -111,6 +114,8 @@ pub(super) struct Control {
 pub(super) struct Listening {
     listener: UnixListener,
     path: PathBuf,
+    /// The file's number, to tell it from that of a server that runs later.
+    number: u64,
     /// The user that created the socket, and may use it.
     owner: u32,
 }
@@ -125,16 +130,16 @@ impl Listening {
         }
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        let owner = std::fs::metadata(&path)?.uid();
-        Ok(Listening { listener, path, owner })
+        let file = std::fs::metadata(&path)?;
+        Ok(Listening { listener, path, number: file.ino(), owner: file.uid() })
     }
 
-    /// Answers requests until `stop`.
+    /// Answers requests until the server has ended: while it drains, too, so that the operator is told of it.
     pub(super) async fn serve(self, control: Arc<Control>) {
         let places = Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
-                () = control.stop.cancelled() => return,
+                () = control.ended.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {
@@ -149,9 +154,8 @@ impl Listening {
             }
             let control = control.clone();
             tokio::spawn(async move {
-                let stop = control.stop.clone();
                 tokio::select! {
-                    () = stop.cancelled() => {}
+                    () = control.ended.cancelled() => {}
                     served = control.answer(stream) => {
                         if let Err(error) = served {
                             tracing::debug!(%error, "a request over the control socket was cut off");
@@ -166,8 +170,11 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // If this fails, a later server removes it.
-        let _ = std::fs::remove_file(&self.path);
+        // A server that was started once the store was closed has its own socket there.
+        if std::fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.number) {
+            // If this fails, a later server removes it.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -178,8 +185,14 @@ impl Control {
         let mut read = BufReader::new(read.take(CONTROL_REQUEST_BYTES_MAX));
         within(CONTROL_WITHIN, read.read_until(b'\n', &mut line)).await?;
         let answer = match serde_json::from_slice(&line) {
+            Ok(Request::Backup) if self.stop.is_cancelled() => draining(),
             Ok(Request::Backup) => {
-                if let Err(error) = self.backup(&mut write).await {
+                // A client that takes the backup slowly must not hold up the shutdown.
+                let sent = tokio::select! {
+                    () = self.stop.cancelled() => Err(io::Error::other("the server is draining")),
+                    sent = self.backup(&mut write) => sent,
+                };
+                if let Err(error) = sent {
                     tracing::error!(%error, "a backup was cut off");
                 }
                 return Ok(());
@@ -203,6 +216,7 @@ impl Control {
                 }
             }
             Ok(Request::Reload) => match self.reload.clone().in_background(true).await {
+                Ok(()) if self.stop.is_cancelled() => draining(),
                 Ok(()) => Answer::Done,
                 Err(reason) => Answer::Refused(reason),
             },
@@ -251,6 +265,10 @@ impl Control {
         tracing::info!(rows = archived.rows, bytes = archived.bytes, seconds, "backup");
         Ok(())
     }
+}
+
+fn draining() -> Answer {
+    Answer::Refused("it is draining, and ends soon".to_owned())
 }
 
 async fn say(write: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Result<()> {

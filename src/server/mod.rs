@@ -109,6 +109,8 @@ pub struct Server {
     reload: Arc<Reload>,
     sessions: TaskTracker,
     stop: CancellationToken,
+    /// Cancelled once everything is over, also what tells of the draining.
+    ended: CancellationToken,
     background: Vec<JoinHandle<()>>,
 }
 
@@ -155,6 +157,7 @@ impl Server {
             reload: Arc::new(reload),
             sessions: TaskTracker::new(),
             stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
             background: Vec::new(),
         };
         let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
@@ -228,6 +231,7 @@ impl Server {
             metrics: self.metrics_address.to_string(),
             began: Instant::now(),
             stop: self.stop.clone(),
+            ended: self.ended.clone(),
             backups: Semaphore::new(1),
         };
         self.run(listening.serve(Arc::new(control)));
@@ -287,6 +291,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.ended.cancel();
         self.stop_background();
     }
 }

@@ -4,11 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bimip::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX};
+use bimip::wire::CloseCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::common::{Process, scratch, within_bound};
+use crate::common::{Process, Transport, scratch, within_bound};
 
 /// Runs a command on a data directory. Returns its standard output, or its standard error if it fails.
 pub(crate) async fn bimip(data_dir: &Path, arguments: &[&str]) -> Result<String, String> {
@@ -92,6 +93,28 @@ async fn the_socket_is_its_owners_and_takes_a_little_only() {
     server.signal(libc::SIGTERM);
     assert!(server.ended().await.success());
     assert!(!socket.exists(), "taken away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_drains_says_so_and_no_client_of_the_socket_holds_it_up() {
+    let folder = scratch();
+    let mut server = Process::start(folder.path(), &[]).await;
+    // Over TCP the server waits half a second until its client has closed, too; this one does not even read.
+    let mut alice = server.door.session("alice@localhost", "phone").over(Transport::Tcp).open().await;
+    alice.ping().await;
+    let _silent = UnixStream::connect(folder.path().join("control.sock")).await.unwrap();
+    server.signal(libc::SIGTERM);
+    let status = || answer(folder.path(), b"{\"do\":\"status\"}\n");
+    let drains = async { while !status().await.contains("\"not_ready\":\"draining\"") {} };
+    within_bound("the server to say that it drains", drains).await;
+    let (reload, backup) =
+        tokio::join!(answer(folder.path(), b"{\"do\":\"reload\"}\n"), answer(folder.path(), b"{\"do\":\"backup\"}\n"),);
+    for answer in [reload, backup] {
+        assert!(answer.starts_with("{\"refused\":\"it is draining"), "{answer}");
+    }
+    alice.expect_close(CloseCode::Draining).await;
+    assert!(server.ended().await.success());
+    assert!(!folder.path().join("control.sock").exists(), "taken away");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -102,7 +102,8 @@ fn store(status: &Status) -> Finding {
         Some(reason) => Finding::fail(
             "ready",
             format!("the running server does not take messages: {reason}"),
-            "if the store failed, mend the disk and restart the server: its log and /readyz say more",
+            "if it is draining, it was told to stop: start it again. If the store failed, mend the disk and restart the server: \
+             its log and /readyz say more",
         ),
     }
 }
