@@ -19,6 +19,17 @@ use crate::config::{ClientTransport, Config};
 use crate::transport::qlog::Traces;
 use crate::wire::{CloseCode, DeviceId, Eid};
 
+/// What an operator does about a server that refuses connections.
+pub(super) const FULL: &str = "the server is full (quic.max_connections), or this address has too many connections \
+    (limits.connections_per_address) or handshakes (quic.handshakes_max): its bimip_handshakes_refused_total, \
+    bimip_rate_limited_total{limit=\"connections\"} and bimip_queue_depth{queue=\"connections\"} say which";
+
+/// Whether a QUIC connection failed because the server had no place for it.
+pub(super) fn is_full(error: &str) -> bool {
+    // QUIC's name of CONNECTION_REFUSED, as quinn words it.
+    error.contains("refused to accept a new connection")
+}
+
 /// Where and as whom a client command signs in.
 #[derive(clap::Args)]
 pub(super) struct Connection {
@@ -226,6 +237,7 @@ impl Account {
         let Account { server, device, .. } = self;
         let what = anyhow!("cannot reach {server}: {reason}");
         match reason {
+            CloseReason::Network(why) if is_full(why) => Failure::new(what, FULL),
             CloseReason::Network(_) if let Transports::Only(only) = self.transports => Failure::new(
                 what,
                 format!(

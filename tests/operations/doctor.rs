@@ -267,3 +267,29 @@ async fn client_commands_take_the_transport_that_they_are_told() {
     assert_eq!(code, USAGE, "{err}");
     assert!(err.contains("--transport"), "{err}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_place_is_called_full() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let server = Process::start(&data, &[("BIMIP_QUIC__MAX_CONNECTIONS", "1")]).await;
+    let mut alice = server.door.session("alice@localhost", "phone").open().await;
+    alice.ping().await;
+    let here = ["--data-dir", path(&data), "--server", &server.door.address.to_string()];
+    let (code, out, _) = run(&[&["doctor", "--json", "--remote"], &here[..]].concat()).await;
+    assert_eq!(code, FAILURE);
+    let quic = out.lines().find(|line| line.contains("\"quic\"")).unwrap();
+    assert!(quic.contains("refused to accept a new connection") && quic.contains("the server is full"), "{out}");
+    let mut listen = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    listen.env_clear().args(["listen", "--as", "bob@localhost"]).args(here).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut listen = listen.stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(listen.stderr.take().unwrap()).lines();
+    let hint = async {
+        let complaint = lines.next_line().await.unwrap().unwrap();
+        assert!(complaint.contains("refused to accept a new connection"), "{complaint}");
+        lines.next_line().await.unwrap().unwrap()
+    };
+    let hint = within_bound("the hint", hint).await;
+    assert!(hint.starts_with("hint: the server is full"), "{hint}");
+    alice.ping().await;
+}

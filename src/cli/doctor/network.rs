@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::finding::{Finding, of_files};
+use crate::cli::connect::{FULL, is_full};
 use crate::cli::limits::{PROBE_TRIES, PROBE_WITHIN, REACH_WITHIN};
 use crate::config::Config;
 use crate::server::control::Status;
@@ -210,6 +211,7 @@ async fn quic(config: &quinn::ClientConfig, address: SocketAddr, name: &str) -> 
         Ok(Ok((took, rtt))) => {
             Finding::ok(QUIC, format!("{address}: a handshake for {name} in {took:.1?}, round trip {rtt:.1?}"))
         }
+        Ok(Err(error)) if is_full(&error) => Finding::fail(QUIC, format!("{address}: {error}"), FULL),
         Ok(Err(error)) => Finding::fail(
             QUIC,
             format!("{address}: {error}"),
