@@ -205,7 +205,7 @@ impl Control {
             Ok(Request::Log { filter: Some(filter) }) => {
                 // One of the two filters may let this line through.
                 let told = tracing::enabled!(tracing::Level::INFO);
-                match observe::set_log(&filter, || tracing::info!(filter, "what is logged changes")) {
+                match observe::set_log(&filter, || tracing::info!(filter, "what is logged has changed")) {
                     Ok(()) => {
                         if !told {
                             tracing::info!(filter, "what is logged has changed");
