@@ -64,6 +64,10 @@ pub fn log_filter() -> Option<String> {
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("log.level {filter:?}: {why}");
+    // The log would take it for one that lets errors through.
+    if filter.trim().is_empty() {
+        return Err(wrong(&"it is empty: give a level (error, warn, info, debug, trace, off)"));
+    }
     if let Some(word) = crate::config::bare_target(filter) {
         return Err(wrong(&format!(
             "{word:?} is no level (error, warn, info, debug, trace, off); a target has one, as in bimip=debug"
