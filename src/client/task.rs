@@ -410,7 +410,10 @@ impl Task {
     /// The error before the close says more than the close itself.
     fn refined(&mut self, mut reason: CloseReason) -> CloseReason {
         if let (CloseReason::Server { reason, .. }, Some(refusal)) = (&mut reason, self.core.take_refusal()) {
-            *reason = refusal.message;
+            *reason = match refusal.details.as_str() {
+                "" => refusal.message,
+                details => format!("{} ({details})", refusal.message),
+            };
         }
         reason
     }
