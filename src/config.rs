@@ -199,7 +199,7 @@ pub struct LimitsConfig {
 
 /// A rate with a burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a section with per_second and burst")]
 pub struct Rate {
     /// In the long run, a second; 0: no limit.
     pub per_second: u32,

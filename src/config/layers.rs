@@ -155,7 +155,14 @@ fn explain(error: figment::Error) -> ConfigError {
         }
         Kind::UnknownVariant(found, known) => format!("is {found}, must be one of {}", known.join(", ")),
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+            let wanted = match wanted.to_string() {
+                number if ["u16", "u32", "u64", "usize"].contains(&number.as_str()) => "a whole number".to_owned(),
+                other => other,
+            };
             format!("is {found}, must be {wanted}")
+        }
+        Kind::Message(message) if message.contains("socket address") => {
+            "must be an IP address and a port, as in 0.0.0.0:4433 or [::]:4433".to_owned()
         }
         other => other.to_string().replace('\n', ", "),
     };
@@ -298,9 +305,17 @@ mod tests {
         let section = message(None, &[("BIMIP_QUIC", "1")]);
         assert_eq!(section, "BIMIP_QUIC in the environment: is a section: add a key, as in BIMIP_QUIC__KEY");
         let wrong = message(None, &[("BIMIP_QUIC__SEND_WINDOW", "many")]);
-        assert_eq!(wrong, "BIMIP_QUIC__SEND_WINDOW in the environment: is string \"many\", must be u32");
-        let address = message(None, &[("BIMIP_LISTEN", "nowhere")]);
-        assert!(address.starts_with("BIMIP_LISTEN in the environment: "), "{address}");
+        assert_eq!(wrong, "BIMIP_QUIC__SEND_WINDOW in the environment: is string \"many\", must be a whole number");
+        let rate = message(None, &[("BIMIP_LIMITS__SIGN_INS", "500")]);
+        assert_eq!(
+            rate,
+            "BIMIP_LIMITS__SIGN_INS in the environment: is a section: add a key, as in BIMIP_LIMITS__SIGN_INS__KEY"
+        );
+        let rate = file("[limits]\nsign_ins = 500\n");
+        let told = message(Some(rate.path()), &[]);
+        assert!(told.ends_with("is signed int `500`, must be a section with per_second and burst"), "{told}");
+        let address = message(None, &[("BIMIP_LISTEN", "localhost:4433")]);
+        assert!(address.starts_with("BIMIP_LISTEN in the environment: must be an IP address and a port"), "{address}");
 
         let typo = file("[quic]\nidel = 1\n");
         let unknown = message(Some(typo.path()), &[]);

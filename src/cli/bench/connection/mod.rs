@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::process::Subject;
 use crate::transport::quic::roomy_socket;
-use crate::wire::proto::{PingPong, SessionAccept, SessionOpen, SubscriberAddRequest};
+use crate::wire::proto::{ErrorMessage, PingPong, SessionAccept, SessionOpen, SubscriberAddRequest};
 use crate::wire::{ALPN, DeviceId, Eid, Lane, Payload, encode_frame, envelope};
 
 /// A longer frame is an error of the server.
@@ -117,6 +117,9 @@ impl Target {
         send.send(encode_frame(&envelope(Payload::SessionOpen(open)))).await?;
         let accept = match control.next().await?.payload {
             Some(Payload::SessionAccept(accept)) => accept,
+            Some(Payload::ErrorMessage(ErrorMessage { code, message, details, .. })) => {
+                bail!("not signed in: {code} {message} {details}")
+            }
             other => bail!("not signed in: {other:?}"),
         };
         let chat = Some(connection.open(Lane::Chat).await?);
