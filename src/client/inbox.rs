@@ -144,7 +144,7 @@ impl Inbox {
         }
     }
 
-    /// Adds an event that is no entry of the log. The caller bounds how many there can be.
+    /// Adds an event that is no entry of the log: at most one for each ticket that the application held.
     pub(crate) fn add(&self, event: Event) {
         let mut state = self.lock();
         if !state.unread {

@@ -52,8 +52,10 @@ pub struct Inbox {
     answers: Mutex<Vec<Answer>>,
     /// Whether an answer was added since the inbox was last emptied.
     filled: AtomicBool,
-    /// Number of writes refused for lack of a place; `known` is how many of them the caller has seen.
+    /// Number of messages that the store refused when it came to them.
     refused: AtomicU32,
+    /// How many of these the caller has seen, less the refusals of [`Promise::refuse`] that it has not seen. What is submitted
+    /// while the two differ is behind a refusal.
     known: AtomicU32,
     waker: AtomicWaker,
 }
@@ -146,7 +148,7 @@ impl ReplyTo {
 pub struct Promise {
     inbox: Option<Arc<Inbox>>,
     number: u32,
-    /// Number of refusals that the caller had seen when it submitted the write.
+    /// [`Inbox::known`] when the write was submitted.
     known: u32,
 }
 

@@ -77,6 +77,16 @@ impl Process {
         log.truncate(log.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
         String::from_utf8(log).expect("it is text")
     }
+
+    /// Waits until a line with this text is in the log.
+    pub async fn logs(&self, text: &str) {
+        let logged = async {
+            while !self.log().contains(text) {
+                tokio::task::yield_now().await;
+            }
+        };
+        within_bound(text, logged).await;
+    }
 }
 
 /// A command that runs `bimip serve --dev` on free ports.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{Process, Transport, scratch, within_bound};
+use crate::common::{Process, Transport, scratch};
 
 const ALICE: &str = "alice@localhost";
 const TEXT: &str = "nobody else's business";
@@ -47,12 +47,7 @@ async fn session_over(over: Transport) -> Value {
     alice.ping().await;
     let session = alice.accept.session_id.clone();
     alice.leave();
-    let closed = async {
-        while !server.log().contains("session closed") {
-            tokio::task::yield_now().await;
-        }
-    };
-    within_bound("the end of the session", closed).await;
+    server.logs("session closed").await;
     server.signal(libc::SIGTERM);
     assert!(server.ended().await.success());
     let log = server.log();
