@@ -144,7 +144,25 @@ fn a_log_that_grows() {
 }
 
 #[test]
-fn users_without_zipf_are_refused() {
-    let output = Command::new(env!("CARGO_BIN_EXE_bimip")).args(["bench", "load", "--users", "4"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+fn all_peers_do_the_same_job() {
+    const SUBJECTS: [&str; 5] = ["bare QUIC", "QUIC, synced", "bare TLS", "bimip", "bimip, TCP"];
+    let short = ["peers", "--pairs", "2", "--for", "1", "--warm-up", "0"];
+    for job in [&["--rates", "0"][..], &["--one-way", "--rates", "100"]] {
+        let figures = bench(&[&short[..], job].concat()).remove(0);
+        assert!(figures["synced_writes"]["per_second"].as_f64().unwrap() > 0.0);
+        let rows = figures["rows"].as_array().unwrap();
+        assert!(rows.iter().all(|row| row["figures"]["per_second"].as_f64().unwrap() > 0.0), "{figures}");
+        let mut subjects: Vec<_> = rows.iter().map(|row| row["subject"].as_str().unwrap()).collect();
+        // It is measured where it is installed.
+        subjects.retain(|subject| *subject != "mosquitto");
+        assert_eq!(subjects, SUBJECTS);
+    }
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused() {
+    for arguments in [&["load", "--users", "4"][..], &["peers", "--one-way"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_bimip")).arg("bench").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
 }

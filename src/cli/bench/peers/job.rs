@@ -1,12 +1,14 @@
-//! The job of all subjects: texts in one direction and receipts in the other, checked to arrive once and in order.
+//! The job of all subjects: texts in one direction and receipts, if asked for, in the other, checked to arrive once and in
+//! order.
 //!
-//! With a rate, latency counts from the time at which a text was due until its sender has the receipt.
+//! With a rate, latency counts from the time at which a text was due until its sender has the receipt; without receipts,
+//! until its recipient has the text.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -31,6 +33,8 @@ pub(super) struct Plan {
     /// Texts a second over all pairs; 0 for as fast as possible.
     pub(super) rate: u64,
     pub(super) in_flight: usize,
+    /// Whether recipients answer with receipts, and latency counts until then.
+    pub(super) receipts: bool,
     pub(super) size: usize,
     pub(super) warm_up: Duration,
     pub(super) measured: Duration,
@@ -65,48 +69,86 @@ struct End {
 }
 
 struct Clock {
-    start: Instant,
     measure_from: Instant,
     until: Instant,
     done: AtomicU64,
 }
 
+/// What both ends of a pair share.
+struct Pair {
+    clock: Arc<Clock>,
+    /// When its first text is due, and how long after each the next one; `None` if it sends as fast as possible.
+    schedule: Option<(Instant, Duration)>,
+    /// Texts that have come to the recipient.
+    arrived: AtomicU64,
+    latencies: Mutex<Histogram<u64>>,
+}
+
+impl Pair {
+    fn new(plan: &Plan, number: usize, start: Instant, clock: Arc<Clock>) -> Pair {
+        let every = (plan.rate > 0).then(|| Duration::from_secs_f64(plan.pairs as f64 / plan.rate as f64));
+        // Spread the pairs over the interval, so that they do not send at the same time.
+        let schedule = every.map(|every| (start + every.mul_f64(number as f64 / plan.pairs as f64), every));
+        Pair { clock, schedule, arrived: AtomicU64::new(0), latencies: Mutex::new(histogram()) }
+    }
+
+    fn due(&self, index: u64) -> Option<Instant> {
+        self.schedule.map(|(first, every)| first + every.mul_f64(index as f64))
+    }
+
+    /// Counts a text as done that was due at this time.
+    fn count_done(&self, due: Instant) {
+        self.clock.done.fetch_add(1, Ordering::Relaxed);
+        if due >= self.clock.measure_from {
+            record(&mut self.latencies(), due.elapsed());
+        }
+    }
+
+    fn latencies(&self) -> MutexGuard<'_, Histogram<u64>> {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Connects all pairs and does the job.
 pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures> {
     let dial = Dial::new(subject)?;
-    let mut pairs = Vec::with_capacity(plan.pairs);
+    let mut ends = Vec::with_capacity(plan.pairs);
     for pair in 0..plan.pairs {
         let (sender, receiver) = (format!("sender-{pair}"), format!("receiver-{pair}"));
         let receiving = dial.end(pair as u32, &receiver, &sender).await?;
-        pairs.push((dial.end(pair as u32, &sender, &receiver).await?, receiving));
+        ends.push((dial.end(pair as u32, &sender, &receiver).await?, receiving));
     }
     let start = Instant::now();
     let (measure_from, until) = (start + plan.warm_up, start + plan.warm_up + plan.measured);
-    let clock = Arc::new(Clock { start, measure_from, until, done: AtomicU64::new(0) });
-    let (mut senders, mut receivers) = (JoinSet::new(), JoinSet::new());
-    for (pair, (sender, receiver)) in pairs.into_iter().enumerate() {
-        senders.spawn(send(sender, plan, pair, clock.clone()));
-        receivers.spawn(answer(receiver));
+    let clock = Arc::new(Clock { measure_from, until, done: AtomicU64::new(0) });
+    let (mut pairs, mut senders, mut receivers) = (Vec::with_capacity(plan.pairs), JoinSet::new(), JoinSet::new());
+    for (number, (sender, receiver)) in ends.into_iter().enumerate() {
+        let pair = Arc::new(Pair::new(&plan, number, start, clock.clone()));
+        senders.spawn(send(sender, plan, pair.clone()));
+        receivers.spawn(receive(receiver, plan, pair.clone()));
+        pairs.push(pair);
     }
     let look = || (Usage::of(subject.pid()).unwrap_or_default().cpu_seconds, clock.done.load(Ordering::Relaxed));
     tokio::time::sleep_until(measure_from.into()).await;
     let (cpu_before, done_before) = look();
     tokio::time::sleep_until(until.into()).await;
     let (cpu, done) = look();
-    let (mut latencies, mut done_with) = (histogram(), Vec::new());
+    let mut done_with = Vec::new();
     while !senders.is_empty() {
         tokio::select! {
             Some(sent) = senders.join_next() => {
-                let (end, recorded) = sent??;
-                latencies.add(recorded)?;
                 // Keep the sender connected: without it, its recipient would be disconnected, which is an error before
                 // the end.
-                done_with.push(end);
+                done_with.push(sent??);
             }
             Some(ended) = receivers.join_next() => ended??,
         }
     }
     let done = (done - done_before) as f64;
+    let mut latencies = histogram();
+    for pair in pairs {
+        latencies.add(&*pair.latencies())?;
+    }
     Ok(Figures {
         per_second: done / plan.measured.as_secs_f64(),
         cpu_us: (cpu - cpu_before) * 1e6 / done.max(1.0),
@@ -115,18 +157,14 @@ pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures
     })
 }
 
-async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyhow::Result<(End, Histogram<u64>)> {
-    let every = (plan.rate > 0).then(|| Duration::from_secs_f64(plan.pairs as f64 / plan.rate as f64));
-    // Spread the pairs over the interval, so that they do not send at the same time.
-    let offset = every.map_or(Duration::ZERO, |every| every.mul_f64(pair as f64 / plan.pairs as f64));
-    let due_at = |index: usize| every.map(|every| clock.start + offset + every.mul_f64(index as f64));
-    let (mut due, mut receipts, mut latencies) = (Vec::new(), 0, histogram());
-    let mut out = BytesMut::new();
-    let mut alarm = if every.is_some() { Alarm::fine(clock.until)? } else { Alarm::coarse(clock.until) };
+async fn send(mut end: End, plan: Plan, pair: Arc<Pair>) -> anyhow::Result<End> {
+    let until = pair.clock.until;
+    let (mut due, mut receipts, mut out) = (Vec::new(), 0, BytesMut::new());
+    let mut alarm = if pair.schedule.is_some() { Alarm::fine(until)? } else { Alarm::coarse(until) };
     loop {
         let now = Instant::now();
-        let over = now >= clock.until;
-        let next = |index: usize, receipts: usize| match due_at(index) {
+        let over = now >= until;
+        let next = |index: usize, receipts: usize| match pair.due(index as u64) {
             _ if over => None,
             Some(at) => (at <= now).then_some(at),
             None => (index - receipts < plan.in_flight).then_some(now),
@@ -137,13 +175,20 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
         }
         end.stream.write_all_buf(&mut out).await?;
         end.stream.flush().await?;
-        if over && receipts == due.len() {
-            return Ok((end, latencies));
+        if over && plan.receipts && receipts == due.len() {
+            return Ok(end);
         }
-        let wake = match due_at(due.len()) {
-            _ if over => clock.until + SETTLE_WITHIN,
-            Some(at) => at.min(clock.until),
-            None => clock.until,
+        if over && !plan.receipts {
+            while pair.arrived.load(Ordering::Relaxed) < due.len() as u64 {
+                ensure!(until.elapsed() < SETTLE_WITHIN, "texts are missing after {:?}", pair.arrived);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            return Ok(end);
+        }
+        let wake = match pair.due(due.len() as u64) {
+            _ if over => until + SETTLE_WITHIN,
+            Some(at) => at.min(until),
+            None => until,
         };
         alarm.set(wake)?;
         tokio::select! {
@@ -159,24 +204,26 @@ async fn send(mut end: End, plan: Plan, pair: usize, clock: Arc<Clock>) -> anyho
             ensure!(index == receipts as u64, "receipt {index} came where {receipts} was due");
             let Some(&at) = due.get(receipts) else { bail!("a receipt of what was never sent") };
             receipts += 1;
-            clock.done.fetch_add(1, Ordering::Relaxed);
-            if at >= clock.measure_from {
-                record(&mut latencies, at.elapsed());
-            }
+            pair.count_done(at);
         }
     }
 }
 
-/// Answers each text with a receipt, until the run ends.
-async fn answer(mut end: End) -> anyhow::Result<()> {
+/// Takes the texts, and answers each with a receipt if receipts are asked for, until the run ends.
+async fn receive(mut end: End, plan: Plan, pair: Arc<Pair>) -> anyhow::Result<()> {
     let (mut out, mut next) = (BytesMut::new(), 0);
     loop {
         ensure!(end.stream.read_buf(&mut end.input).await? > 0, "a recipient was disconnected");
         while let Some(index) = end.format.next(&mut end.input, &mut out)? {
             ensure!(index == next, "text {index} came where {next} was due");
             next += 1;
-            end.format.message(&mut out, index, RECEIPT_BYTES);
+            if plan.receipts {
+                end.format.message(&mut out, index, RECEIPT_BYTES);
+            } else {
+                pair.count_done(pair.due(index).context("texts alone have no rate")?);
+            }
         }
+        pair.arrived.store(next, Ordering::Relaxed);
         end.stream.write_all_buf(&mut out).await?;
         end.stream.flush().await?;
     }
@@ -209,7 +256,8 @@ impl<'a> Dial<'a> {
 
     /// Connects the end `name` of a pair, which talks to `other`.
     async fn end(&self, pair: u32, name: &str, other: &str) -> anyhow::Result<End> {
-        let (stream, connection): (Box<dyn Duplex>, _) = if self.subject.kind == Kind::QuicRelay {
+        let quic = matches!(self.subject.kind, Kind::QuicRelay | Kind::SyncedRelay);
+        let (stream, connection): (Box<dyn Duplex>, _) = if quic {
             let connection = self.endpoint.connect(self.subject.address, "localhost")?.await?;
             let (send, recv) = connection.open_bi().await?;
             (Box::new(tokio::io::join(recv, send)), Some(connection))

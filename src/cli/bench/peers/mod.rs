@@ -1,6 +1,6 @@
 //! `bimip bench peers`: compares this server with others that do the same job, and with relays that only move bytes.
 //!
-//! The job: a text to the recipient, and the recipient's receipt back to the sender. All subjects do it on the same
+//! The job: a text to the recipient, and the recipient's receipt back to the sender, or the text alone. All subjects do it on the same
 //! machine in one run, each in its own process, so that every figure can be given as a ratio.
 
 mod disk;
@@ -17,13 +17,14 @@ use serde_json::json;
 
 use self::job::{Figures, Plan};
 use self::subject::{Kind, Subject};
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, Usage, say};
 
 /// Compare this server with a bare QUIC relay, a bare TLS relay and mosquitto
 ///
 /// The server is measured over QUIC, and over TLS on TCP, which mosquitto uses. mosquitto is included if it is
 /// installed (Debian: `apt-get install mosquitto`), with QoS 1 over TLS and without storage. The relays parse nothing
-/// and store nothing. bimip has each text on disk before it acknowledges it.
+/// and look nothing up; one of them appends everything to a file and syncs it before it passes it on, which is the
+/// least that a durable server does. bimip has each text on disk before it acknowledges it.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Pairs of devices; one device of each pair sends
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// Texts a second over all pairs; 0 for as fast as possible
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000])]
     rates: Vec<u64>,
+    /// Texts alone, without receipts, at the given rates (other than 0)
+    #[arg(long)]
+    one_way: bool,
     /// Bytes of text
     #[arg(long, default_value_t = 150)]
     size: usize,
@@ -51,6 +55,9 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        if self.one_way && self.rates.contains(&0) {
+            return Err(Usage("--one-way needs --rates other than 0").into());
+        }
         let folder = tempfile::Builder::new().prefix("bimip-peers-").tempdir_in(".").map_err(anyhow::Error::from)?;
         let synced = disk::synced_writes(folder.path())?;
         if !self.json {
@@ -63,9 +70,10 @@ impl Args {
         for &rate in &self.rates {
             let asked = if rate == 0 { "as fast as it goes".to_owned() } else { format!("{rate} texts a second") };
             if !self.json {
-                say(&format!("\n{} pairs, {asked}: delivered and receipted", self.pairs))?;
+                let counted = if self.one_way { "delivered" } else { "delivered and receipted" };
+                say(&format!("\n{} pairs, {asked}: {counted}", self.pairs))?;
                 say(&format!(
-                    "  {:<12}{:>10}{:>12}{:>10}{:>10}{:>10}{:>10}",
+                    "  {:<13}{:>10}{:>12}{:>10}{:>10}{:>10}{:>10}",
                     "", "texts/s", "CPU µs each", "p50 ms", "p99 ms", "rate ×", "CPU ×"
                 ))?;
             }
@@ -73,7 +81,7 @@ impl Args {
             for kind in Kind::ALL {
                 let Some(figures) = self.measure(kind, rate, folder.path()).await? else {
                     if !self.json {
-                        say(&format!("  {:<12}not installed", kind.name()))?;
+                        say(&format!("  {:<13}not installed", kind.name()))?;
                     }
                     continue;
                 };
@@ -97,16 +105,17 @@ impl Args {
         let transport = match kind {
             Kind::Bimip => Some("quic"),
             Kind::BimipTcp => Some("tcp"),
-            Kind::QuicRelay | Kind::TlsRelay | Kind::Mosquitto => None,
+            Kind::QuicRelay | Kind::SyncedRelay | Kind::TlsRelay | Kind::Mosquitto => None,
         };
         if let Some(transport) = transport {
-            return Ok(Some(subject::load(transport, &self.load_flags(rate))?));
+            return Ok(Some(subject::load(transport, !self.one_way, &self.load_flags(rate))?));
         }
         let Some(subject) = Subject::start(kind, folder)? else { return Ok(None) };
         let plan = Plan {
             pairs: self.pairs,
             rate,
             in_flight: self.in_flight,
+            receipts: !self.one_way,
             size: self.size,
             warm_up: Duration::from_secs(self.warm_up),
             measured: Duration::from_secs(self.seconds),
@@ -130,7 +139,7 @@ impl Args {
 fn line(kind: Kind, figures: &Figures, base: &Figures) -> String {
     let Figures { per_second, cpu_us, p50_us, p99_us } = figures;
     format!(
-        "  {:<12}{per_second:>10.0}{cpu_us:>12.1}{:>10.2}{:>10.2}{:>10.2}{:>10.2}",
+        "  {:<13}{per_second:>10.0}{cpu_us:>12.1}{:>10.2}{:>10.2}{:>10.2}{:>10.2}",
         kind.name(),
         *p50_us as f64 / 1000.0,
         *p99_us as f64 / 1000.0,

@@ -18,6 +18,8 @@ const START_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     QuicRelay,
+    /// The relay that has everything on disk before it passes it on.
+    SyncedRelay,
     TlsRelay,
     Mosquitto,
     Bimip,
@@ -26,11 +28,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 5] = [Kind::QuicRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip, Kind::BimipTcp];
+    pub(super) const ALL: [Kind; 6] =
+        [Kind::QuicRelay, Kind::SyncedRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip, Kind::BimipTcp];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::QuicRelay => "bare QUIC",
+            Kind::SyncedRelay => "QUIC, synced",
             Kind::TlsRelay => "bare TLS",
             Kind::Mosquitto => "mosquitto",
             Kind::Bimip => "bimip",
@@ -54,7 +58,7 @@ impl Subject {
         std::fs::write(folder.join("key.pem"), signed.signing_key.serialize_pem())?;
         let started = match kind {
             Kind::Mosquitto => mosquitto(folder)?,
-            Kind::QuicRelay | Kind::TlsRelay => Some(relay(kind, folder)?),
+            Kind::QuicRelay | Kind::SyncedRelay | Kind::TlsRelay => Some(relay(kind, folder)?),
             Kind::Bimip | Kind::BimipTcp => bail!("bimip is measured by its own load generator"),
         };
         Ok(started.map(|(child, address)| Subject { kind, address, certificate: signed.cert, child }))
@@ -76,8 +80,10 @@ impl Drop for Subject {
 fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "relay", "--certs"]).arg(folder).stdout(Stdio::piped());
-    if kind == Kind::TlsRelay {
-        command.arg("--tcp");
+    match kind {
+        Kind::TlsRelay => _ = command.arg("--tcp"),
+        Kind::SyncedRelay => _ = command.arg("--log").arg(folder.join("relay.log")),
+        _ => {}
     }
     let mut child = command.spawn()?;
     let output = child.stdout.take().context("the relay's output")?;
@@ -122,10 +128,11 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     Ok(Some((child, address)))
 }
 
-/// Does the same job with `bimip bench load --receipts`, which starts its own server.
-pub(super) fn load(transport: &str, flags: &[String]) -> anyhow::Result<Figures> {
+/// Does the same job with `bimip bench load`, which starts its own server.
+pub(super) fn load(transport: &str, receipts: bool, flags: &[String]) -> anyhow::Result<Figures> {
     let output = Command::new(std::env::current_exe()?)
-        .args(["bench", "load", "--receipts", "--json", "--transport", transport])
+        .args(["bench", "load", "--json", "--transport", transport])
+        .args(receipts.then_some("--receipts"))
         .args(flags)
         .stderr(Stdio::inherit())
         .output()?;
@@ -134,10 +141,11 @@ pub(super) fn load(transport: &str, flags: &[String]) -> anyhow::Result<Figures>
     }
     let figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let number = |value: &serde_json::Value| value.as_f64().context("a figure of bimip bench load");
+    let latency = &figures[if receipts { "receipted" } else { "delivered" }];
     Ok(Figures {
         per_second: number(&figures["messages_per_second"])?,
         cpu_us: number(&figures["server_cpu_us_per_message"])?,
-        p50_us: number(&figures["receipted"]["p50_us"])? as u64,
-        p99_us: number(&figures["receipted"]["p99_us"])? as u64,
+        p50_us: number(&latency["p50_us"])? as u64,
+        p99_us: number(&latency["p99_us"])? as u64,
     })
 }
