@@ -1,7 +1,12 @@
-//! The wire formats of a text and its receipt: a bare one for the relays, and MQTT 3.1.1 with QoS 1.
+//! The wire formats of a text and its receipt: a bare one for the relays, BIMip's frames without a session, and MQTT 3.1.1
+//! with QoS 1.
 
 use anyhow::{bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::answering::{FRAME_BYTES_MAX, message_id};
+use crate::cli::bench::connection::{receipt, text};
+use crate::wire::{Eid, FrameDecoder, Payload, open_envelope};
 
 /// Longest accepted packet: much longer than any that is sent.
 const PACKET_BYTES_MAX: usize = 64 * 1024;
@@ -10,16 +15,25 @@ const PACKET_BYTES_MAX: usize = 64 * 1024;
 pub(super) enum Format {
     /// A length, an index and padding.
     Bare,
+    /// BIMip's chat lane, for the relay that speaks it.
+    Bimip { own: Eid, other: Eid, sends: bool, decoder: Box<FrameDecoder> },
     /// MQTT 3.1.1; publishes to `topic` with QoS 1.
     Mqtt { topic: String, next_id: u16 },
 }
 
 impl Format {
+    /// The format of the end `name`, which talks to `other`.
+    pub(super) fn bimip(name: &str, other: &str) -> anyhow::Result<Format> {
+        let eid = |name: &str| Eid::parse(&format!("{name}@localhost"));
+        let decoder = Box::new(FrameDecoder::new(FRAME_BYTES_MAX));
+        Ok(Format::Bimip { own: eid(name)?, other: eid(other)?, sends: name.starts_with("sender"), decoder })
+    }
+
     /// The first bytes on a connection: the pair's number for a relay, CONNECT and SUBSCRIBE for a broker.
     pub(super) fn greeting(&self, pair: u32, name: &str) -> BytesMut {
         let mut out = BytesMut::new();
         match self {
-            Format::Bare => out.put_u32(pair),
+            Format::Bare | Format::Bimip { .. } => out.put_u32(pair),
             Format::Mqtt { .. } => {
                 // CONNECT: protocol level 4, clean session, no keep-alive.
                 out.put_u8(0x10);
@@ -41,7 +55,7 @@ impl Format {
     /// Reads the answers to the greeting; `false` if they have not all arrived.
     pub(super) fn greeted(&self, input: &mut BytesMut) -> anyhow::Result<bool> {
         match self {
-            Format::Bare => Ok(true),
+            Format::Bare | Format::Bimip { .. } => Ok(true),
             // CONNACK (4 bytes) and SUBACK (5).
             Format::Mqtt { .. } if input.len() < 9 => Ok(false),
             Format::Mqtt { .. } => {
@@ -53,11 +67,20 @@ impl Format {
         }
     }
 
-    /// Appends a message of `size` bytes.
+    /// Appends a message: a text of `size` bytes, or a receipt.
     pub(super) fn message(&mut self, out: &mut BytesMut, index: u64, size: usize) {
         let size = size.max(8);
         match self {
             Format::Bare => out.put_u32(size as u32),
+            Format::Bimip { own, other, sends: true, .. } => {
+                let content = format!("{index:x<size$}");
+                out.put_slice(&text(own, other, &format!("0-{index}"), &content));
+                return;
+            }
+            Format::Bimip { own, other, .. } => {
+                out.put_slice(&receipt(own, other, message_id(index), index as i64));
+                return;
+            }
             Format::Mqtt { topic, next_id } => {
                 out.put_u8(0x32);
                 put_len(out, 2 + topic.len() + 2 + size);
@@ -72,7 +95,7 @@ impl Format {
     }
 
     /// The index of the next complete message; an immediate answer to it goes to `out`.
-    pub(super) fn next(&self, input: &mut BytesMut, out: &mut BytesMut) -> anyhow::Result<Option<u64>> {
+    pub(super) fn next(&mut self, input: &mut BytesMut, out: &mut BytesMut) -> anyhow::Result<Option<u64>> {
         match self {
             Format::Bare => {
                 let Some(mut len) = input.get(..4) else { return Ok(None) };
@@ -85,6 +108,24 @@ impl Format {
                 message.advance(4);
                 Ok(Some(message.get_u64()))
             }
+            Format::Bimip { sends, decoder, .. } => loop {
+                let Some(frame) = decoder.next_frame()? else {
+                    if input.is_empty() {
+                        return Ok(None);
+                    }
+                    decoder.feed(input.split().freeze());
+                    continue;
+                };
+                match open_envelope(&frame).map_err(|(error, _)| error)?.payload {
+                    Some(Payload::ChatMessage(message)) => return Ok(Some(message.message_id.parse()?)),
+                    Some(Payload::AcknowledgmentResponse(receipt)) if *sends => {
+                        return Ok(Some(receipt.message_id.parse()?));
+                    }
+                    // The receipt's own answer.
+                    Some(Payload::VersionUpdate(_) | Payload::AcknowledgmentResponse(_)) => {}
+                    other => bail!("a frame that the job does not have: {other:?}"),
+                }
+            },
             Format::Mqtt { .. } => loop {
                 let Some((kind, mut packet)) = mqtt_packet(input)? else { return Ok(None) };
                 match kind >> 4 {

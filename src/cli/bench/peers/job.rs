@@ -256,7 +256,7 @@ impl<'a> Dial<'a> {
 
     /// Connects the end `name` of a pair, which talks to `other`.
     async fn end(&self, pair: u32, name: &str, other: &str) -> anyhow::Result<End> {
-        let quic = matches!(self.subject.kind, Kind::QuicRelay | Kind::SyncedRelay);
+        let quic = matches!(self.subject.kind, Kind::QuicRelay | Kind::SyncedRelay | Kind::AnsweringRelay);
         let (stream, connection): (Box<dyn Duplex>, _) = if quic {
             let connection = self.endpoint.connect(self.subject.address, "localhost")?.await?;
             let (send, recv) = connection.open_bi().await?;
@@ -269,6 +269,7 @@ impl<'a> Dial<'a> {
         };
         let format = match self.subject.kind {
             Kind::Mosquitto => Format::Mqtt { topic: other.to_owned(), next_id: 0 },
+            Kind::AnsweringRelay => Format::bimip(name, other)?,
             _ => Format::Bare,
         };
         let mut end = End { stream, format, input: BytesMut::new(), _connection: connection };

@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::sync::{mpsc, oneshot};
 
+use super::answering;
 use super::subject::ALPN;
 use crate::cli::bench::connection::endpoint;
 use crate::cli::{Failure, say};
@@ -37,10 +38,21 @@ pub(in crate::cli::bench) struct Args {
     /// File to which it appends all bytes, and syncs them, before it passes them on
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Speaks the protocol instead of passing bytes on
+    #[arg(long, requires = "log", conflicts_with = "tcp")]
+    answering: bool,
 }
 
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// What the relay does with what arrives.
+#[derive(Clone)]
+enum Way {
+    Bare,
+    Synced(Log),
+    Answering(Log),
+}
 
 /// Ends whose partner has not connected yet.
 type Waiting = Arc<Mutex<HashMap<u32, Box<dyn Duplex>>>>;
@@ -50,7 +62,11 @@ impl Args {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let tls = server_tls(&self.certs)?;
         let waiting = Waiting::default();
-        let log = self.log.as_deref().map(Log::open).transpose()?;
+        let way = match self.log.as_deref().map(Log::open).transpose()? {
+            None => Way::Bare,
+            Some(log) if self.answering => Way::Answering(log),
+            Some(log) => Way::Synced(log),
+        };
         if self.tcp {
             let listener = tokio::net::TcpListener::bind(any).await?;
             say(&format!("address={}", listener.local_addr()?))?;
@@ -58,18 +74,18 @@ impl Args {
             loop {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                let (acceptor, waiting, log) = (acceptor.clone(), waiting.clone(), log.clone());
-                tokio::spawn(async move { pass_on(acceptor.accept(stream).await?, waiting, log).await });
+                let (acceptor, waiting, way) = (acceptor.clone(), waiting.clone(), way.clone());
+                tokio::spawn(async move { pass_on(acceptor.accept(stream).await?, waiting, way).await });
             }
         }
         let tls = QuicServerConfig::try_from(tls).map_err(anyhow::Error::from)?;
         let endpoint = endpoint(any, Some(quinn::ServerConfig::with_crypto(Arc::new(tls))))?;
         say(&format!("address={}", endpoint.local_addr()?))?;
         while let Some(incoming) = endpoint.accept().await {
-            let (waiting, log) = (waiting.clone(), log.clone());
+            let (waiting, way) = (waiting.clone(), way.clone());
             tokio::spawn(async move {
                 let (send, recv) = incoming.await?.accept_bi().await?;
-                pass_on(tokio::io::join(recv, send), waiting, log).await
+                pass_on(tokio::io::join(recv, send), waiting, way).await
             });
         }
         Ok(())
@@ -77,7 +93,7 @@ impl Args {
 }
 
 /// Connects the second end of a pair with the first.
-async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting, log: Option<Log>) -> anyhow::Result<()> {
+async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting, way: Way) -> anyhow::Result<()> {
     let pair = end.read_u32().await?;
     let other = {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,13 +106,36 @@ async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting, log: Option<L
         }
     };
     let mut other = other;
-    let Some(log) = log else {
-        copy_bidirectional(&mut end, &mut other).await?;
-        return Ok(());
-    };
-    let ((from_end, to_end), (from_other, to_other)) = (tokio::io::split(end), tokio::io::split(other));
-    tokio::try_join!(log.pass_on(from_end, to_other), log.pass_on(from_other, to_end))?;
+    match way {
+        Way::Bare => _ = copy_bidirectional(&mut end, &mut other).await?,
+        Way::Synced(log) => {
+            let ((from_end, to_end), (from_other, to_other)) = (tokio::io::split(end), tokio::io::split(other));
+            tokio::try_join!(pass_on_synced(from_end, to_other, &log), pass_on_synced(from_other, to_end, &log))?;
+        }
+        Way::Answering(log) => answering::pass_on(end, other, &log).await?,
+    }
     Ok(())
+}
+
+async fn pass_on_synced(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    log: &Log,
+) -> anyhow::Result<()> {
+    let mut input = BytesMut::new();
+    while let Some(bytes) = read(&mut from, &mut input).await? {
+        log.append(bytes.clone()).await?;
+        to.write_all(&bytes).await?;
+        to.flush().await?;
+    }
+    Ok(())
+}
+
+/// What has arrived by now; `None` at the end. Cancel safe.
+pub(super) async fn read(from: &mut (impl AsyncRead + Unpin), into: &mut BytesMut) -> std::io::Result<Option<Bytes>> {
+    into.reserve(READ_BYTES);
+    let read = from.read_buf(into).await?;
+    Ok((read > 0).then(|| into.split().freeze()))
 }
 
 /// Bytes to append, and whom to tell once they are on disk.
@@ -104,7 +143,7 @@ type Append = (Bytes, oneshot::Sender<()>);
 
 /// The thread that appends to the log. What waits for it meanwhile is synced together.
 #[derive(Clone)]
-struct Log(mpsc::Sender<Append>);
+pub(super) struct Log(mpsc::Sender<Append>);
 
 impl Log {
     fn open(path: &Path) -> anyhow::Result<Log> {
@@ -130,20 +169,11 @@ impl Log {
         Ok(Log(appends))
     }
 
-    async fn pass_on(&self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> anyhow::Result<()> {
-        let mut input = BytesMut::new();
-        loop {
-            input.reserve(READ_BYTES);
-            if from.read_buf(&mut input).await? == 0 {
-                return Ok(());
-            }
-            let bytes = input.split().freeze();
-            let (tell, told) = oneshot::channel();
-            self.0.send((bytes.clone(), tell)).await.context("the log has ended")?;
-            told.await.context("the log has ended")?;
-            to.write_all(&bytes).await?;
-            to.flush().await?;
-        }
+    /// Returns once the bytes are on disk.
+    pub(super) async fn append(&self, bytes: Bytes) -> anyhow::Result<()> {
+        let (tell, told) = oneshot::channel();
+        self.0.send((bytes, tell)).await.context("the log has ended")?;
+        told.await.context("the log has ended")
     }
 }
 

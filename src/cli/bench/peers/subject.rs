@@ -20,6 +20,8 @@ pub(super) enum Kind {
     QuicRelay,
     /// The relay that has everything on disk before it passes it on.
     SyncedRelay,
+    /// The relay that also speaks the protocol.
+    AnsweringRelay,
     TlsRelay,
     Mosquitto,
     Bimip,
@@ -28,13 +30,21 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 6] =
-        [Kind::QuicRelay, Kind::SyncedRelay, Kind::TlsRelay, Kind::Mosquitto, Kind::Bimip, Kind::BimipTcp];
+    pub(super) const ALL: [Kind; 7] = [
+        Kind::QuicRelay,
+        Kind::SyncedRelay,
+        Kind::AnsweringRelay,
+        Kind::TlsRelay,
+        Kind::Mosquitto,
+        Kind::Bimip,
+        Kind::BimipTcp,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::QuicRelay => "bare QUIC",
             Kind::SyncedRelay => "QUIC, synced",
+            Kind::AnsweringRelay => "QUIC, frames",
             Kind::TlsRelay => "bare TLS",
             Kind::Mosquitto => "mosquitto",
             Kind::Bimip => "bimip",
@@ -58,8 +68,8 @@ impl Subject {
         std::fs::write(folder.join("key.pem"), signed.signing_key.serialize_pem())?;
         let started = match kind {
             Kind::Mosquitto => mosquitto(folder)?,
-            Kind::QuicRelay | Kind::SyncedRelay | Kind::TlsRelay => Some(relay(kind, folder)?),
             Kind::Bimip | Kind::BimipTcp => bail!("bimip is measured by its own load generator"),
+            _ => Some(relay(kind, folder)?),
         };
         Ok(started.map(|(child, address)| Subject { kind, address, certificate: signed.cert, child }))
     }
@@ -80,10 +90,14 @@ impl Drop for Subject {
 fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "relay", "--certs"]).arg(folder).stdout(Stdio::piped());
-    match kind {
-        Kind::TlsRelay => _ = command.arg("--tcp"),
-        Kind::SyncedRelay => _ = command.arg("--log").arg(folder.join("relay.log")),
-        _ => {}
+    if kind == Kind::TlsRelay {
+        command.arg("--tcp");
+    }
+    if matches!(kind, Kind::SyncedRelay | Kind::AnsweringRelay) {
+        command.arg("--log").arg(folder.join("relay.log"));
+    }
+    if kind == Kind::AnsweringRelay {
+        command.arg("--answering");
     }
     let mut child = command.spawn()?;
     let output = child.stdout.take().context("the relay's output")?;
