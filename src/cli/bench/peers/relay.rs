@@ -95,7 +95,7 @@ impl Args {
 /// Connects the second end of a pair with the first.
 async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting, way: Way) -> anyhow::Result<()> {
     let pair = end.read_u32().await?;
-    let other = {
+    let mut other = {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waiting.remove(&pair) {
             Some(other) => other,
@@ -105,7 +105,6 @@ async fn pass_on(mut end: impl Duplex + 'static, waiting: Waiting, way: Way) -> 
             }
         }
     };
-    let mut other = other;
     match way {
         Way::Bare => _ = copy_bidirectional(&mut end, &mut other).await?,
         Way::Synced(log) => {
