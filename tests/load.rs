@@ -145,7 +145,8 @@ fn a_log_that_grows() {
 
 #[test]
 fn all_peers_do_the_same_job() {
-    const SUBJECTS: [&str; 6] = ["bare QUIC", "QUIC, synced", "QUIC, frames", "bare TLS", "bimip", "bimip, TCP"];
+    const SUBJECTS: [&str; 7] =
+        ["bare QUIC", "QUIC, synced", "QUIC, frames", "bare TLS", "TLS, synced", "bimip", "bimip, TCP"];
     let short = ["peers", "--pairs", "2", "--for", "1", "--warm-up", "0"];
     for job in [&["--rates", "0"][..], &["--one-way", "--rates", "100"]] {
         let figures = bench(&[&short[..], job].concat()).remove(0);

@@ -23,6 +23,7 @@ pub(super) enum Kind {
     /// The relay that also speaks the protocol.
     AnsweringRelay,
     TlsRelay,
+    SyncedTlsRelay,
     Mosquitto,
     Bimip,
     /// bimip over TLS on TCP, as mosquitto uses.
@@ -30,11 +31,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 7] = [
+    pub(super) const ALL: [Kind; 8] = [
         Kind::QuicRelay,
         Kind::SyncedRelay,
         Kind::AnsweringRelay,
         Kind::TlsRelay,
+        Kind::SyncedTlsRelay,
         Kind::Mosquitto,
         Kind::Bimip,
         Kind::BimipTcp,
@@ -46,6 +48,7 @@ impl Kind {
             Kind::SyncedRelay => "QUIC, synced",
             Kind::AnsweringRelay => "QUIC, frames",
             Kind::TlsRelay => "bare TLS",
+            Kind::SyncedTlsRelay => "TLS, synced",
             Kind::Mosquitto => "mosquitto",
             Kind::Bimip => "bimip",
             Kind::BimipTcp => "bimip, TCP",
@@ -90,10 +93,10 @@ impl Drop for Subject {
 fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "relay", "--certs"]).arg(folder).stdout(Stdio::piped());
-    if kind == Kind::TlsRelay {
+    if matches!(kind, Kind::TlsRelay | Kind::SyncedTlsRelay) {
         command.arg("--tcp");
     }
-    if matches!(kind, Kind::SyncedRelay | Kind::AnsweringRelay) {
+    if matches!(kind, Kind::SyncedRelay | Kind::SyncedTlsRelay | Kind::AnsweringRelay) {
         command.arg("--log").arg(folder.join("relay.log"));
     }
     if kind == Kind::AnsweringRelay {
