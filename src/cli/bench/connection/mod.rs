@@ -24,8 +24,8 @@ use crate::transport::quic::roomy_socket;
 use crate::wire::proto::{ErrorMessage, PingPong, SessionAccept, SessionOpen, SubscriberAddRequest};
 use crate::wire::{ALPN, DeviceId, Eid, Lane, Payload, encode_frame, envelope};
 
-/// A longer frame is an error of the server.
-const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// A longer frame is an error of the other side.
+pub(super) const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// How long after its lanes the server may take to close the connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use super::relay::{Duplex, Log, read};
+use crate::cli::bench::connection::FRAME_BYTES_MAX;
 use crate::wire::proto::{
     AcknowledgmentRequest, AcknowledgmentResponse, ChatMessage, TextPayloadRequest, VersionUpdate, chat_message,
 };
@@ -14,9 +15,6 @@ use crate::wire::{
     AckStatus, Author, Exchange, FrameDecoder, MessageScheme, Payload, VersionStatus, encode_frame, envelope,
     open_envelope,
 };
-
-/// A longer frame is an error of the other side.
-pub(super) const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// As long as the chat's real id, which costs a server a hash or a search.
 const CHAT_ID: &str = "00000000000000000000000000000000";

@@ -4,8 +4,8 @@
 use anyhow::{bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::answering::{FRAME_BYTES_MAX, message_id};
-use crate::cli::bench::connection::{receipt, text};
+use super::answering::message_id;
+use crate::cli::bench::connection::{FRAME_BYTES_MAX, receipt, text};
 use crate::wire::{Eid, FrameDecoder, Payload, open_envelope};
 
 /// Longest accepted packet: much longer than any that is sent.

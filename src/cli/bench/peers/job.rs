@@ -12,10 +12,11 @@ use anyhow::{Context, bail, ensure};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use quinn::crypto::rustls::QuicClientConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::format::Format;
+use super::relay::Duplex;
 use super::subject::{ALPN, Kind, Subject};
 use crate::cli::bench::alarm::Alarm;
 use crate::cli::bench::connection::endpoint;
@@ -55,9 +56,6 @@ impl Figures {
         serde_json::json!({ "per_second": per_second, "cpu_us": cpu_us, "p50_us": p50_us, "p99_us": p99_us })
     }
 }
-
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// One end of a pair, after the greeting.
 struct End {

@@ -23,7 +23,7 @@ use crate::cli::{Failure, say};
 
 /// As much as `copy_bidirectional` reads at once.
 const READ_BYTES: usize = 8 * 1024;
-/// Reads that may wait for the log: more than there are ends.
+/// Reads that may wait for the log. An end has one, so there are more places than ends; if not, ends wait for a place.
 const APPENDS_MAX: usize = 4096;
 
 /// A bare relay, for `bimip bench peers`
