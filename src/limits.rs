@@ -224,6 +224,8 @@ pub const STORE_WORKERS: usize = 1;
 /// Longest key or value in bytes that is read back from a backup: far above a frame, and a damaged length cannot take all
 /// memory.
 pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;
+/// Bytes of a backup that are restored with one commit, and one row more.
+pub const ARCHIVE_COMMIT_BYTES: u64 = 1024 * 1024;
 
 // --- Transport ------------------------------------------------------------------------------------------------------
 

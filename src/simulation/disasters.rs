@@ -9,15 +9,14 @@ use super::world::World;
 impl World {
     /// The server dies, and starts again from what a crash leaves.
     pub(super) fn restart(&mut self) -> Result<(), Violation> {
-        let kept = self.random.within(0, self.memory.unsynced());
-        self.note(|| format!("the server dies, {kept} unsynced commits survive"));
+        self.note(|| "the server dies".into());
         let ids: Vec<_> = self.links.keys().copied().collect();
         self.server.conns.clear();
         for id in ids {
             self.link(id).server_lost();
             self.collect(id);
         }
-        self.memory.crash(kept);
+        self.memory.crash();
         (self.pass, self.swept) = (None, Key::new());
         // It may die again while it starts.
         if self.random.percent(10) {
@@ -31,7 +30,7 @@ impl World {
                     self.memory.heal();
                     return self.chronicle.catch_up(&self.memory, &self.users);
                 }
-                Err(_) => self.memory.crash(0),
+                Err(_) => self.memory.crash(),
             }
         }
         Err("the server does not come up".into())

@@ -217,9 +217,9 @@ impl Server {
         self.reads.len()
     }
 
-    /// The writer's next move: tell the hub of one entry or change, answer one caller, or commit up to `group` operations. Also
-    /// returns the entries that a commit appended.
-    pub(super) fn write(&mut self, group: usize, now: Instant) -> (Move, Vec<(Eid, Arc<LogEntry>)>) {
+    /// The writer's next move: tell the hub of one entry or change, answer one caller, or commit up to `group` operations,
+    /// with the moved cursors if they are due. Also returns the entries that a commit appended.
+    pub(super) fn write(&mut self, group: usize, cursors_due: bool, now: Instant) -> (Move, Vec<(Eid, Arc<LogEntry>)>) {
         if let Some((user, entry)) = self.publishing.pop_front() {
             self.services.hub.appended(&user, &entry);
             self.services.hub.announced();
@@ -239,6 +239,9 @@ impl Server {
             self.trims -= usize::from(is_trim(&op));
             self.ledger.apply(op);
             waiting.push(reply);
+        }
+        if cursors_due {
+            self.ledger.add_cursors();
         }
         let committed = self.ledger.commit(|| now);
         committed.outcomes.iter().for_each(|outcome| _ = sane(outcome.as_ref().map_err(Clone::clone)));

@@ -274,7 +274,8 @@ impl World {
     fn write(&mut self) -> Result<(), Violation> {
         let group = self.random.within(1, self.group);
         let before = self.server.ledger.has_failed();
-        let (moved, appended) = self.server.write(group, self.time.now().at);
+        let cursors_due = self.random.percent(20);
+        let (moved, appended) = self.server.write(group, cursors_due, self.time.now().at);
         for (user, entry) in appended {
             self.chronicle.append(&user, &entry)?;
         }

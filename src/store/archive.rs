@@ -17,7 +17,7 @@ use super::audit::{Audited, audit};
 use super::fjall::Fjall;
 use super::kv::{Batch, Kv, Order, Slice, Space, View};
 use super::{StoreError, key, make_folder};
-use crate::limits::{ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
+use crate::limits::{ARCHIVE_COMMIT_BYTES, ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
 const MAGIC: &[u8; 16] = b"bimip archive 1\n";
 const DIGEST_BYTES: usize = 32;
@@ -155,11 +155,9 @@ pub fn verify(from: &mut dyn Read) -> Result<Archived, ArchiveError> {
     scan(from, |_| Ok(()))
 }
 
-/// Reads all rows into an empty engine and makes them durable. After an error the engine holds some of the rows.
+/// Reads all rows into an empty engine. After an error the engine holds some of the rows.
 fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> {
-    let archived = scan(from, |batch| engine.commit(batch, false))?;
-    engine.commit(Vec::new(), true)?;
-    Ok(archived)
+    scan(from, |batch| engine.commit(batch))
 }
 
 fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreError>) -> Result<Archived, ArchiveError> {
@@ -175,7 +173,7 @@ fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreErro
         let known = Space::ALL.into_iter().find(|space| space.name().as_bytes() == name);
         spaces.push(known.ok_or(ArchiveError::Torn("it has a space that this version does not know"))?);
     }
-    let (mut rows, mut batch) = (0u64, Vec::new());
+    let (mut rows, mut batch, mut taken) = (0u64, Vec::new(), 0);
     loop {
         let number = usize::from(from.array::<1>()?[0]);
         if number == 0 {
@@ -189,8 +187,9 @@ fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreErro
         let [key, value] = [from.bytes(lengths[0] as usize)?, from.bytes(lengths[1] as usize)?];
         batch.push((*space, Slice::from(key), Some(Slice::from(value))));
         rows += 1;
-        if batch.len() == STORE_PAGE_ROWS {
+        if from.bytes - taken >= ARCHIVE_COMMIT_BYTES {
             take(std::mem::take(&mut batch))?;
+            taken = from.bytes;
         }
     }
     if u64::from_le_bytes(from.array()?) != rows {

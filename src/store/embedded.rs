@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 use super::archive::{self, ArchiveError, Archived};
@@ -293,16 +294,17 @@ impl Store for Embedded {
             let (after, ops) = self.read(move |view| pass.step(view).map(|ops| (pass, ops))).await?;
             pass = after;
             let Some(ops) = ops else { break };
-            for op in ops {
-                match &op {
+            for op in &ops {
+                match op {
                     Op::TrimLog { from, rows, .. } => {
                         trimmed.entries += rows.last().map_or(0, |up_to| up_to.get() + 1 - from.get());
                     }
                     Op::TrimChat { gone, .. } => trimmed.messages += gone.len() as u64,
                     _ => {}
                 }
-                self.write(None, op).await?;
             }
+            // Together, so that they share commits.
+            try_join_all(ops.into_iter().map(|op| self.write(None, op))).await?;
             tokio::time::sleep(limits::TRIM_PAUSE).await;
         }
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = pass.swept();

@@ -11,10 +11,13 @@ use super::files::Files;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::marker::{self, Found};
 use super::rotation::Rotation;
+use super::seal::{self, Seal};
 use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
+/// The space with the seals, which never has a row for them: each is the deletion of one.
+const SEALS: Space = Space::Probe;
 /// The folder of the table files within a space's own folder.
 #[cfg(target_os = "linux")]
 const TABLES_FOLDER: &str = "tables";
@@ -26,6 +29,7 @@ pub(crate) struct Fjall {
     rotation: Rotation,
     #[cfg(target_os = "linux")]
     _files: Option<Files>,
+    seal: Seal,
     /// The snapshot of the last complete commit. A snapshot taken while a commit is being applied could show parts of
     /// it: when the engine has written a file, it makes everything visible that has a sequence number by then.
     newest: Mutex<Snapshot>,
@@ -40,6 +44,7 @@ impl Fjall {
             error => told(error.to_string()),
         };
         let found = marker::check(dir).map_err(told)?;
+        let known = seal::read(dir).map_err(|error| told(error.to_string()))?;
         let open = || {
             let builder = Database::builder(dir)
                 .cache_size(cache_bytes)
@@ -48,7 +53,7 @@ impl Fjall {
             gives_way(|| builder.open())
         };
         if found != Found::Nothing {
-            match torn::put_aside(dir).map_err(|error| told(error.to_string()))? {
+            match torn::put_aside(dir, known.as_ref()).map_err(|error| told(error.to_string()))? {
                 Outcome::PutAside { file, bytes } => tracing::warn!(
                     file = %file.display(), bytes,
                     "the last commit is torn and was put aside: nobody was told of it, unless the disk has lost a part of it since"
@@ -66,6 +71,10 @@ impl Fjall {
             .collect::<Result<Arc<[Keyspace]>, _>>()
             .map_err(failed)?;
         marker::write(dir).map_err(|error| told(error.to_string()))?;
+        let seal = match known {
+            Some(seal) => seal,
+            None => seal::make(dir).map_err(|error| told(error.to_string()))?,
+        };
         if found == Found::Nothing {
             tracing::info!(store = %dir.display(), "a new store was made");
         }
@@ -77,6 +86,7 @@ impl Fjall {
             #[cfg(target_os = "linux")]
             _files: Files::watch(dir, spaces.iter().map(|space| space.path().join(TABLES_FOLDER))),
             spaces,
+            seal,
             newest,
         })
     }
@@ -125,14 +135,15 @@ impl Kv for Fjall {
         Box::new(FjallView { snapshot: self.newest().clone(), spaces: self.spaces.clone() })
     }
 
-    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
-        // Data that reached the kernel survives the end of the process; the fdatasync is for a power loss.
-        let mode = if durable { PersistMode::SyncData } else { PersistMode::Buffer };
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         if batch.is_empty() {
-            return self.database.persist(mode).map_err(failed);
+            return Ok(());
         }
-        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), batch.len()).durability(Some(mode));
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1 + batch.len())
+            .durability(Some(PersistMode::SyncData));
+        writes.remove(&self.spaces[SEALS.index()], self.seal);
         let mut written = [false; Space::COUNT];
+        written[SEALS.index()] = true;
         for (space, key, value) in batch {
             written[space.index()] = true;
             let keyspace = &self.spaces[space.index()];
@@ -220,7 +231,7 @@ mod tests {
             scope.spawn(|| {
                 for n in 1..=COMMITS {
                     let row = |space| (space, Slice::from(key(n)), Some(Slice::from("row")));
-                    engine.commit([Space::Messages, Space::Floors, Space::Logs].map(row).to_vec(), true).unwrap();
+                    engine.commit([Space::Messages, Space::Floors, Space::Logs].map(row).to_vec()).unwrap();
                     done.store(n, Ordering::Release);
                 }
             });
@@ -259,7 +270,7 @@ mod tests {
         while rows as u64 * value.len() as u64 <= 2 * bytes || logs.tree.table_count() < 2 || !is_freed() {
             assert!(began.elapsed() < PATIENCE, "{rows} rows, {} files", logs.tree.table_count());
             let row = |n: u32| (Space::Logs, Slice::from(n.to_be_bytes()), Some(value.clone()));
-            engine.commit((rows..rows + 64).map(row).collect(), false).unwrap();
+            engine.commit((rows..rows + 64).map(row).collect()).unwrap();
             rows += 64;
             // Still below the engine's own bound, so it was not the engine that closed the memtable.
             assert!(logs.tree.active_memtable().size() < 4 * bytes);

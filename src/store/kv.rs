@@ -106,11 +106,10 @@ pub(crate) type Batch = Vec<(Space, Slice, Option<Slice>)>;
 pub(crate) trait Kv: Send + Sync + 'static {
     fn view(&self) -> Box<dyn View>;
 
-    /// Applies the batch as a whole or not at all. With `durable`, this commit and every commit before it survive a
-    /// power loss once the call returns, and no view shows the batch before that. Otherwise a crash may lose the batch,
-    /// but only together with every later commit. After an error it is unknown whether the batch was written: the
-    /// engine is not written to again, and no view shows the batch until the engine is opened again.
-    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError>;
+    /// Applies the batch as a whole or not at all. Once the call returns, it survives a power loss; no view shows it
+    /// before. After an error it is unknown whether the batch was written: the engine is not written to again, and no
+    /// view shows the batch until the engine is opened again.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 
     /// The size on disk. May wait for a commit in progress.
     fn size(&self) -> Result<Size, StoreError>;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::torn;
 
@@ -66,10 +66,18 @@ pub(super) fn write(dir: &Path) -> io::Result<()> {
     if fs::read_to_string(&marker).is_ok_and(|listed| listed == list) {
         return Ok(());
     }
-    let unfinished: PathBuf = dir.join(format!("{MARKER}.new"));
-    fs::write(&unfinished, list)?;
+    replace(dir, MARKER, list.as_bytes())
+}
+
+/// Writes a file in `dir` so that it has either its former content or all of the new one, also after a power loss.
+///
+/// # Errors
+/// As the system gives them.
+pub(super) fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let unfinished = dir.join(format!("{name}.new"));
+    fs::write(&unfinished, content)?;
     fs::File::open(&unfinished)?.sync_all()?;
-    fs::rename(&unfinished, &marker)?;
+    fs::rename(&unfinished, dir.join(name))?;
     fs::File::open(dir)?.sync_all()
 }
 

@@ -25,11 +25,9 @@ pub struct Memory(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    live: Arc<Spaces>,
-    /// The rows that survive a crash.
-    durable: Spaces,
-    /// Commits that are not durable yet.
-    unsynced: Vec<Batch>,
+    rows: Arc<Spaces>,
+    /// The commit that [`Fault::After`] has left: no view shows it before the next crash.
+    unseen: Option<Batch>,
     /// Number of commits until one fails, and how it fails.
     fault: Option<(usize, Fault)>,
     failed: bool,
@@ -54,14 +52,13 @@ impl Memory {
         self.state().fault = None;
     }
 
-    /// Simulates a power loss: of the commits that were not durable, only the oldest `kept` remain. Clears faults.
-    pub fn crash(&self, kept: usize) {
+    /// Simulates the end of the process, after which the engine is opened again. Clears faults.
+    pub fn crash(&self) {
         let mut state = self.state();
         let state = &mut *state;
-        for batch in state.unsynced.drain(..).take(kept) {
-            write(&mut state.durable, &batch);
+        if let Some(batch) = state.unseen.take() {
+            write(Arc::make_mut(&mut state.rows), batch);
         }
-        state.live = Arc::new(state.durable.clone());
         state.fault = None;
         state.failed = false;
     }
@@ -71,37 +68,32 @@ impl Memory {
         self.state().commits
     }
 
-    /// Number of commits that a crash could still lose.
-    pub fn unsynced(&self) -> usize {
-        self.state().unsynced.len()
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned lock can be used: nothing panics half-way through a change while holding it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn write(spaces: &mut Spaces, batch: &Batch) {
+fn write(spaces: &mut Spaces, batch: Batch) {
     for (space, key, value) in batch {
         let rows = &mut spaces[space.index()];
         match value {
-            Some(value) => rows.insert(key.clone(), value.clone()),
-            None => rows.remove(key),
+            Some(value) => rows.insert(key, value),
+            None => rows.remove(&key),
         };
     }
 }
 
 impl Kv for Memory {
     fn view(&self) -> Box<dyn View> {
-        Box::new(Frozen(self.state().live.clone()))
+        Box::new(Frozen(self.state().rows.clone()))
     }
 
     fn size(&self) -> Result<Size, StoreError> {
         Ok(Size::default())
     }
 
-    fn commit(&self, batch: Batch, durable: bool) -> Result<(), StoreError> {
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         let mut state = self.state();
         let state = &mut *state;
         if state.failed {
@@ -116,23 +108,20 @@ impl Kv for Memory {
             None => None,
         };
         state.failed = fault.is_some();
-        if fault == Some(Fault::Before) {
-            return Err(StoreError::Engine("told to fail before".into()));
-        }
-        if fault.is_none() {
-            // Copies the rows only while a view holds them.
-            write(Arc::make_mut(&mut state.live), &batch);
-        }
-        state.commits += 1;
-        state.unsynced.push(batch);
-        if durable {
-            for batch in state.unsynced.drain(..) {
-                write(&mut state.durable, &batch);
-            }
+        if fault != Some(Fault::Before) {
+            state.commits += 1;
         }
         match fault {
-            Some(_) => Err(StoreError::Engine("told to fail after".into())),
-            None => Ok(()),
+            Some(Fault::Before) => Err(StoreError::Engine("told to fail before".into())),
+            Some(Fault::After) => {
+                state.unseen = Some(batch);
+                Err(StoreError::Engine("told to fail after".into()))
+            }
+            None => {
+                // Copies the rows only while a view holds them.
+                write(Arc::make_mut(&mut state.rows), batch);
+                Ok(())
+            }
         }
     }
 }

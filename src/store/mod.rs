@@ -23,6 +23,7 @@ mod read;
 mod record;
 mod retention;
 mod rotation;
+mod seal;
 #[cfg(target_os = "linux")]
 mod shrink;
 mod torn;
@@ -203,9 +204,9 @@ pub trait Store: Send + Sync + 'static {
     /// failures.
     async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError>;
 
-    /// Moves the device's cursor forward, never back. The call does not wait, and the move is not synced: a crash or a
-    /// full queue may lose it, and then the entries behind it are delivered once more. A later [`Store::open_device`]
-    /// sees a move that found a place.
+    /// Moves the device's cursor forward, never back. The call does not wait: a crash within
+    /// [`limits::CURSOR_WRITTEN_WITHIN`] or a full queue may lose the move, and then the entries behind it are delivered
+    /// once more. A later [`Store::open_device`] sees a move that found a place.
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence);
 
     // --- Contacts and blocks (protocol.md §11) ---
@@ -295,6 +296,6 @@ pub trait Store: Send + Sync + 'static {
     /// The common failures only.
     async fn size(&self) -> Result<Size, StoreError>;
 
-    /// Commits what is queued, syncs what was not synced, and stops. Later reads and writes fail.
+    /// Commits what is queued and the moved cursors, and stops. Later reads and writes fail.
     async fn close(&self);
 }

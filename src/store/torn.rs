@@ -3,8 +3,9 @@
 //! fjall takes a commit that does not parse for the end of the journal and cuts off the rest, without a word. If a commit
 //! parses but its checksum differs, fjall does not open the journal. A power loss can leave either in the last commit: it
 //! was written in part, or a page is missing within it. No caller was told of that commit, because the file was never
-//! synced with it; so it is moved to a file of its own. But if a whole commit follows, the journal is damaged, and what
-//! follows may have been acknowledged. The journal's layout is that of fjall 3, described in its `journal/entry.rs`.
+//! synced with it; so it is moved to a file of its own. But if another commit begins behind it, the journal is damaged:
+//! each is synced before the next is written, so the bad one was acknowledged. The journal's layout is that of fjall 3,
+//! described in its `journal/entry.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,27 +14,36 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::seal::Seal;
+
 /// The last bytes of every commit.
 const MAGIC: [u8; 4] = [b'F', b'J', b'L', 3];
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
+/// Bytes of a commit's beginning: number of items, and the commit's number.
+const START_BYTES: usize = 12;
+/// Bytes of an item's head: kind of value, compression, space, and the lengths of the key, of the value, and of the value
+/// as stored.
+const HEAD_BYTES: usize = 20;
+/// Where the seal is in a commit: its key is that of the first item.
+const SEAL_AT: usize = 1 + START_BYTES + 1 + HEAD_BYTES;
 
 /// What was found at the end of the journals.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The torn commit, `bytes` long, is now in `file` and no longer in the journal.
     PutAside { file: PathBuf, bytes: u64 },
-    /// Nothing was changed: the bad commit at offset `at` of `file` is followed by a whole one, or by a newer journal.
+    /// Nothing was changed: the bad commit at offset `at` of `file` is followed by another one, or by a newer journal.
     Damaged { file: PathBuf, at: u64 },
     /// Nothing was changed: there is nothing behind the last whole commit.
     Sound,
 }
 
 /// Checks the journals in `dir`, and moves what is behind the last whole commit to a file of its own if it is torn. Fails
-/// if another process has the store open.
-pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
+/// if another process has the store open. Without a seal, what is bad in the newest journal counts as torn.
+pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> {
     // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
     // commit that is removed.
     let lock = open(&dir.join("lock"))?;
@@ -47,7 +57,7 @@ pub(super) fn put_aside(dir: &Path) -> io::Result<Outcome> {
             continue;
         }
         let is_newest = journals.last_key_value().is_some_and(|(newest, _)| newest == number);
-        if !is_newest || holds_commit(&rest) {
+        if !is_newest || seal.is_some_and(|seal| begins_another(&rest, seal)) {
             return Ok(Outcome::Damaged { file: file.clone(), at });
         }
         let aside = dir.join(format!("{number}-{at}.torn"));
@@ -112,14 +122,9 @@ fn end_of_commits(journal: &File) -> io::Result<u64> {
     }
 }
 
-/// Whether there is a whole commit behind the bad one at the beginning.
-fn holds_commit(rest: &[u8]) -> bool {
-    let is_whole = |from: usize| {
-        let reader = &rest[from..];
-        let mut commits = Commits { reader, at: 0, length: reader.len() as u64, hash: Xxh3::new() };
-        commits.next_is_whole().is_ok_and(|whole| whole)
-    };
-    (1..rest.len()).filter(|from| rest[*from] == START).any(is_whole)
+/// Whether another commit begins behind the bad one at the beginning.
+fn begins_another(rest: &[u8], seal: &Seal) -> bool {
+    rest.windows(seal.len()).enumerate().any(|(at, bytes)| at != SEAL_AT && bytes == seal)
 }
 
 struct Commits<R> {
@@ -147,15 +152,12 @@ impl<R: Read> Commits<R> {
         if self.byte()? != START {
             return Ok(None);
         }
-        // Number of items, and the commit's number.
-        self.take::<12>()?;
+        self.take::<START_BYTES>()?;
         loop {
             match self.byte()? {
                 ITEM => {
                     self.hash.update(&[ITEM]);
-                    // Kind of value, compression, space, and the lengths of the key, of the value, and of the value as
-                    // stored.
-                    let head = self.take::<20>()?;
+                    let head = self.take::<HEAD_BYTES>()?;
                     self.hash.update(&head);
                     let key = u64::from(u16::from_le_bytes([head[10], head[11]]));
                     let value = u64::from(u32::from_le_bytes([head[16], head[17], head[18], head[19]]));
@@ -213,9 +215,9 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::store::StoreError;
     use crate::store::fjall::Fjall;
     use crate::store::kv::{Batch, Kv, Slice, Space};
+    use crate::store::{StoreError, seal};
 
     const CACHE: u64 = 1024 * 1024;
 
@@ -233,6 +235,10 @@ mod tests {
         journals(dir).unwrap().pop_last().unwrap().1
     }
 
+    fn look(dir: &Path) -> io::Result<Outcome> {
+        put_aside(dir, seal::read(dir)?.as_ref())
+    }
+
     /// Overwrites a page within a value with zeros, as a power loss leaves a file that was not synced.
     fn tear(dir: &Path, value: &[u8]) {
         let path = newest_journal(dir);
@@ -246,9 +252,9 @@ mod tests {
     fn a_last_commit_that_was_torn_is_put_aside_and_all_before_it_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
-        engine.commit(batch(1, &noise(1)), true).unwrap();
-        engine.commit(batch(2, b"short"), true).unwrap();
-        engine.commit(batch(3, &noise(3)), true).unwrap();
+        engine.commit(batch(1, &noise(1))).unwrap();
+        engine.commit(batch(2, b"short")).unwrap();
+        engine.commit(batch(3, &noise(3))).unwrap();
         drop(engine);
         tear(folder.path(), &noise(3));
 
@@ -264,21 +270,44 @@ mod tests {
         };
         let kept: Vec<u64> = std::fs::read_dir(folder.path()).unwrap().filter_map(aside).collect();
         assert!(matches!(kept[..], [bytes] if bytes > 16 * 1024), "{kept:?}");
-        engine.commit(batch(4, &noise(4)), true).unwrap();
+        engine.commit(batch(4, &noise(4))).unwrap();
         drop(engine);
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
         assert_eq!([1, 4].map(|key| get(&engine, key)), [Some(noise(1)), Some(noise(4))]);
     }
 
     #[test]
+    fn a_torn_commit_in_which_a_client_has_written_a_whole_one_is_put_aside() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let engines = folders.each_ref().map(|folder| Fjall::open(folder.path(), CACHE).unwrap());
+        engines[0].commit(batch(1, b"short")).unwrap();
+        let journal = newest_journal(folders[0].path());
+        let mut imitated = std::fs::read(&journal).unwrap();
+        imitated.truncate(end_of_commits(&File::open(&journal).unwrap()).unwrap() as usize);
+        engines[1].commit([batch(1, &imitated), batch(2, &noise(2))].concat()).unwrap();
+        drop(engines);
+        tear(folders[1].path(), &noise(2));
+        assert!(matches!(look(folders[1].path()).unwrap(), Outcome::PutAside { bytes, .. } if bytes > 16 * 1024));
+
+        // With the store's own seal it is one that follows.
+        let engine = Fjall::open(folders[1].path(), CACHE).unwrap();
+        imitated[SEAL_AT..SEAL_AT + size_of::<Seal>()]
+            .copy_from_slice(&seal::read(folders[1].path()).unwrap().unwrap());
+        engine.commit([batch(1, &imitated), batch(2, &noise(2))].concat()).unwrap();
+        drop(engine);
+        tear(folders[1].path(), &noise(2));
+        assert!(matches!(look(folders[1].path()).unwrap(), Outcome::Damaged { at: 0, .. }));
+    }
+
+    #[test]
     fn damage_that_is_followed_by_more_is_left_alone_and_its_place_told() {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
-        engine.commit(batch(1, &noise(1)), true).unwrap();
-        engine.commit(batch(2, b"short"), true).unwrap();
-        assert_eq!(put_aside(folder.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock, "the engine has it");
+        engine.commit(batch(1, &noise(1))).unwrap();
+        engine.commit(batch(2, b"short")).unwrap();
+        assert_eq!(look(folder.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock, "the engine has it");
         drop(engine);
-        assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
+        assert_eq!(look(folder.path()).unwrap(), Outcome::Sound);
         tear(folder.path(), &noise(1));
         let journal = newest_journal(folder.path());
         let before = std::fs::read(&journal).unwrap();
@@ -294,36 +323,36 @@ mod tests {
     fn a_commit_that_is_cut_off_anywhere_is_put_aside() {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
-        engine.commit(batch(1, b"short"), true).unwrap();
+        engine.commit(batch(1, b"short")).unwrap();
         let whole = {
             let path = newest_journal(folder.path());
             end_of_commits(&File::open(path).unwrap()).unwrap()
         };
-        engine.commit(batch(2, &noise(2)), true).unwrap();
+        engine.commit(batch(2, &noise(2))).unwrap();
         drop(engine);
         let path = newest_journal(folder.path());
         let before = std::fs::read(&path).unwrap();
         for bytes in [16_000, 4_000, 100, 21, 5, 1] {
             std::fs::write(&path, &before[..whole as usize + bytes]).unwrap();
             let file = folder.path().join(format!("0-{whole}.torn"));
-            let outcome = put_aside(folder.path()).unwrap();
+            let outcome = look(folder.path()).unwrap();
             // What is cut may end with zeros, like an empty journal.
             let kept = std::fs::read(&file).unwrap();
             assert!(before[whole as usize..].starts_with(&kept), "{bytes}");
             assert_eq!(outcome, Outcome::PutAside { file, bytes: kept.len() as u64 });
-            assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound, "{bytes}");
+            assert_eq!(look(folder.path()).unwrap(), Outcome::Sound, "{bytes}");
         }
         std::fs::write(&path, &before[..whole as usize]).unwrap();
-        assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
+        assert_eq!(look(folder.path()).unwrap(), Outcome::Sound);
         std::fs::write(&path, []).unwrap();
-        assert_eq!(put_aside(folder.path()).unwrap(), Outcome::Sound);
+        assert_eq!(look(folder.path()).unwrap(), Outcome::Sound);
     }
 
     #[test]
     fn a_hole_that_begins_with_a_commit_is_damage_if_a_whole_one_follows() {
         let folder = tempfile::tempdir().unwrap();
         let engine = Fjall::open(folder.path(), CACHE).unwrap();
-        (1..=4).for_each(|key| engine.commit(batch(key, &noise(u64::from(key))), true).unwrap());
+        (1..=4).for_each(|key| engine.commit(batch(key, &noise(u64::from(key)))).unwrap());
         drop(engine);
         let path = newest_journal(folder.path());
         let mut bytes = std::fs::read(&path).unwrap();
@@ -331,7 +360,7 @@ mod tests {
         bytes[commit..2 * commit + 100].fill(0);
         std::fs::write(&path, &bytes).unwrap();
         let damaged = Outcome::Damaged { file: path.clone(), at: commit as u64 };
-        assert_eq!(put_aside(folder.path()).unwrap(), damaged);
+        assert_eq!(look(folder.path()).unwrap(), damaged);
         assert!(Fjall::open(folder.path(), CACHE).is_err());
         assert!(std::fs::read(&path).unwrap() == bytes, "nothing of it was touched");
         // In an older journal what follows is the newer one.
@@ -341,6 +370,6 @@ mod tests {
         bytes.truncate(commit + 50);
         std::fs::write(&path, &bytes).unwrap();
         std::fs::write(folder.path().join("1.jnl"), []).unwrap();
-        assert_eq!(put_aside(folder.path()).unwrap(), damaged);
+        assert_eq!(look(folder.path()).unwrap(), damaged);
     }
 }

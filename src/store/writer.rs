@@ -21,31 +21,33 @@ pub(crate) struct Writer {
 impl Writer {
     /// Runs until the queue is closed and empty.
     pub(crate) fn run(mut self) {
-        let mut flush_at = None;
+        let mut cursors_due = None;
         loop {
-            match self.jobs.next(flush_at) {
-                Next::Job(job) => self.turn(job),
-                Next::Late => {}
+            match self.jobs.next(cursors_due) {
+                Next::Job(job) => self.turn(job, cursors_due.is_some_and(|at| at <= Instant::now())),
+                Next::Late => self.flush_cursors(),
                 Next::End => break,
             }
-            if flush_at.is_some_and(|at| at <= Instant::now())
-                && let Err(error) = self.ledger.flush_cursors()
-            {
-                tracing::error!(%error, "the store failed; restart the server once the disk is well again");
-            }
-            flush_at = match (self.ledger.has_unwritten_cursors(), flush_at) {
+            cursors_due = match (self.ledger.has_unwritten_cursors(), cursors_due) {
                 (false, _) => None,
                 (true, Some(at)) => Some(at),
                 (true, None) => Some(Instant::now() + limits::CURSOR_WRITTEN_WITHIN),
             };
         }
-        if let Err(error) = self.ledger.close() {
-            tracing::error!(%error, "closing the store");
+        self.flush_cursors();
+    }
+
+    fn flush_cursors(&mut self) {
+        let was_failed = self.ledger.has_failed();
+        if let Err(error) = self.ledger.flush_cursors()
+            && !was_failed
+        {
+            tracing::error!(%error, "the store failed; restart the server once the disk is well again");
         }
     }
 
-    /// Makes one commit of `first` and the operations queued behind it.
-    fn turn(&mut self, first: Job) {
+    /// Makes one commit of `first` and the operations queued behind it, and of the moved cursors if they are due.
+    fn turn(&mut self, first: Job, cursors_due: bool) {
         let mut waiting = Vec::new();
         let mut next = Some(first);
         while let Some(Job { op, reply }) = next {
@@ -54,6 +56,9 @@ impl Writer {
             reply.note(outcome);
             waiting.push(reply);
             next = if self.ledger.is_full() { None } else { self.jobs.try_next() };
+        }
+        if cursors_due {
+            self.ledger.add_cursors();
         }
         self.commit(waiting);
     }
@@ -65,7 +70,7 @@ impl Writer {
         if self.ledger.has_failed() && !was_failed {
             tracing::error!(outcome = ?committed.outcomes.first(), "the store failed and takes no more; restart the server");
         }
-        if committed.synced {
+        if committed.written {
             let commit = Commit { operations: waiting.len(), messages: messages(&committed), took: began.elapsed() };
             (self.on_commit)(commit);
         }

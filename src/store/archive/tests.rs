@@ -131,7 +131,7 @@ async fn a_row_that_is_missing_or_says_something_else_is_found() {
         for (row, _) in memory.view().range(space, &key::all(), Order::Ascending, 99).unwrap() {
             let other = Memory::new();
             read(&mut &whole[..], &other).unwrap();
-            other.commit(vec![(space, row.clone(), None)], true).unwrap();
+            other.commit(vec![(space, row.clone(), None)]).unwrap();
             assert!(audit(&*other.view()).is_err(), "{} without {}", space.name(), row.escape_ascii());
         }
     }
@@ -139,7 +139,7 @@ async fn a_row_that_is_missing_or_says_something_else_is_found() {
         let (row, _) = memory.view().range(space, &key::all(), Order::Ascending, 1).unwrap().remove(0);
         let other = Memory::new();
         read(&mut &whole[..], &other).unwrap();
-        other.commit(vec![(space, row, Some(Slice::from(b"\xff rubbish")))], true).unwrap();
+        other.commit(vec![(space, row, Some(Slice::from(b"\xff rubbish")))]).unwrap();
         let found = audit(&*other.view()).unwrap_err().to_string();
         assert!(found.contains("corrupt row in "), "{found}");
     }

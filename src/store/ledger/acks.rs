@@ -132,8 +132,7 @@ impl Books {
             if ack.status == AckStatus::Read {
                 mark.read = forward.covered.get();
             }
-            // If the mark is lost, the next bulk acknowledgment reads some rows again.
-            txn.put_unsynced(&mark_key, &mark);
+            txn.put(&mark_key, &mark);
         }
         Ok(forward)
     }

@@ -57,7 +57,7 @@ impl Books {
     /// Adds the moved cursors to the commit.
     pub(super) fn write_cursors(&mut self, txn: &mut Txn) {
         for ((user, device), cursor) in self.cursors.drain() {
-            txn.put_unsynced(&key::device(&user, &device), &DeviceRecord { cursor: cursor.get() });
+            txn.put(&key::device(&user, &device), &DeviceRecord { cursor: cursor.get() });
         }
     }
 

@@ -141,8 +141,8 @@ pub(crate) struct Committed {
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
     /// The changes that sessions must act on, in order.
     pub(crate) changes: Vec<Change>,
-    /// Whether the commit was synced to disk.
-    pub(crate) synced: bool,
+    /// Whether there was anything to write.
+    pub(crate) written: bool,
 }
 
 /// The only writer of an engine; an engine must not have two.
@@ -284,19 +284,18 @@ impl Ledger {
         self.failed.is_none() && !self.books.cursors.is_empty()
     }
 
-    /// Commits what was applied, durably if it has to be. `now` is called after the commit. If the engine fails, so do
-    /// all operations of the commit and all later ones.
+    /// Commits what was applied. `now` is called after the commit. If the engine fails, so do all operations of the
+    /// commit and all later ones.
     pub(crate) fn commit(&mut self, now: impl FnOnce() -> Instant) -> Committed {
-        // Cursors usually wait for [`Ledger::flush_cursors`]: a device that receives much moves its cursor with every
-        // commit.
         if self.books.cursors.len() >= limits::CURSORS_UNWRITTEN_MAX {
-            self.write_cursors();
+            self.add_cursors();
         }
         let outcomes = std::mem::take(&mut self.outcomes);
         self.books.tally.unreleased.store(self.books.unreleased.len(), Ordering::Relaxed);
         let Some(txn) = self.txn.take() else { return Committed { outcomes, ..Committed::default() } };
-        let Written { batch, durable, mut appended, changes } = txn.finish();
-        match self.write(batch, durable) {
+        let Written { batch, mut appended, changes } = txn.finish();
+        let written = !batch.is_empty();
+        match self.write(batch) {
             Err(error) => {
                 let outcomes = outcomes.iter().map(|_| Err(error.clone())).collect();
                 Committed { outcomes, ..Committed::default() }
@@ -308,40 +307,38 @@ impl Ledger {
                         entry.committed = committed;
                     }
                 }
-                Committed { outcomes, appended, changes, synced: durable }
+                Committed { outcomes, appended, changes, written }
             }
         }
     }
 
-    /// Writes the moved cursors, without a sync.
+    /// Makes a commit of the moved cursors. Nothing may have been applied since the last commit.
+    ///
+    /// # Errors
+    /// The error with which the engine has failed, now or before.
     pub(crate) fn flush_cursors(&mut self) -> Result<(), StoreError> {
-        self.write_cursors();
-        let Some(txn) = self.txn.take() else { return Ok(()) };
-        let Written { batch, durable, .. } = txn.finish();
-        self.write(batch, durable)
-    }
-
-    /// Writes and syncs everything that is not durable yet. Nothing may have been applied since the last commit.
-    pub(crate) fn close(&mut self) -> Result<(), StoreError> {
-        self.flush_cursors()?;
-        match &self.failed {
-            Some(error) => Err(error.clone()),
-            None => self.kv.commit(Vec::new(), true),
+        self.add_cursors();
+        match (self.txn.take(), &self.failed) {
+            (_, Some(error)) => Err(error.clone()),
+            (Some(txn), None) => self.write(txn.finish().batch),
+            (None, None) => Ok(()),
         }
     }
 
-    fn write_cursors(&mut self) {
+    /// Adds the moved cursors to the commit under construction. They are not in each commit, because a device that
+    /// receives much moves its cursor with each.
+    pub(crate) fn add_cursors(&mut self) {
         if self.failed.is_none() && !self.books.cursors.is_empty() {
             let txn = self.txn.get_or_insert_with(|| Txn::new(self.kv.view()));
             self.books.write_cursors(txn);
         }
     }
 
-    fn write(&mut self, batch: kv::Batch, durable: bool) -> Result<(), StoreError> {
+    fn write(&mut self, batch: kv::Batch) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
-        let result = self.kv.commit(batch, durable);
+        let result = self.kv.commit(batch);
         if let Err(error) = &result {
             self.failed = Some(error.clone());
         }

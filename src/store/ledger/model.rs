@@ -350,15 +350,15 @@ fn story(seed: u64, seen: &mut Seen) {
                 model = next;
             }
             seen.crashes[usize::from(fault == Fault::After)] += 1;
-            memory.crash(random.below(3));
+            memory.crash();
             take_cursors(&mut model, &*memory.view(), false);
             ledger = open(&memory);
             model.recover();
             restarted = true;
         }
         if armed.is_none() && random.below(20) == 0 {
-            ledger.close().unwrap();
-            memory.crash(0);
+            ledger.flush_cursors().unwrap();
+            memory.crash();
             take_cursors(&mut model, &*memory.view(), true);
             ledger = open(&memory);
             model.recover();

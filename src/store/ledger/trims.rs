@@ -1,5 +1,4 @@
-//! Deletes what [`crate::store::retention`] has found. The deletions are not synced: the next pass repeats what a crash
-//! undoes.
+//! Deletes what [`crate::store::retention`] has found.
 
 use super::books::Books;
 use super::txn::Txn;
@@ -15,10 +14,10 @@ impl Books {
         let Some(up_to) = rows.last() else { return Ok(()) };
         let bounds = self.log(txn, user)?;
         for last in rows {
-            txn.delete_unsynced(Space::Logs, &key::log(user, *last));
+            txn.delete(Space::Logs, &key::log(user, *last));
         }
         if *up_to > bounds.trimmed {
-            txn.put_unsynced(&key::log_floor(user), &FloorRecord { last: up_to.get() });
+            txn.put(&key::log_floor(user), &FloorRecord { last: up_to.get() });
             self.has_trimmed(user, *up_to);
         }
         Ok(())
@@ -35,16 +34,16 @@ impl Books {
         let Some(last) = gone.last().map(|gone| gone.version) else { return Ok(()) };
         let is_empty = txn.range(Space::Chats, &key::versions(chat, last, None), Order::Ascending, 1)?.is_empty();
         for Gone { version, id, local } in gone {
-            txn.delete_unsynced(Space::Chats, &key::chat(chat, version));
-            txn.delete_unsynced(Space::Messages, &key::message(id));
-            txn.delete_unsynced(Space::Locals, &local);
+            txn.delete(Space::Chats, &key::chat(chat, version));
+            txn.delete(Space::Messages, &key::message(id));
+            txn.delete(Space::Locals, &local);
             self.forget_message(id);
         }
         // The floor keeps versions from being reused, and tells the next pass where to start.
-        txn.put_unsynced(&key::chat_floor(chat), &FloorRecord { last: last.get() });
+        txn.put(&key::chat_floor(chat), &FloorRecord { last: last.get() });
         if is_empty {
             for reader in [&parties.0, &parties.1] {
-                txn.delete_unsynced(Space::Marks, &key::mark(chat, reader));
+                txn.delete(Space::Marks, &key::mark(chat, reader));
             }
             self.forget_chat(chat);
         }

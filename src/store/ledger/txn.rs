@@ -21,7 +21,6 @@ pub(crate) struct Txn {
     /// itself.
     running: Vec<(Space, Slice, Value)>,
     rows: usize,
-    durable: bool,
     appended: Vec<(Eid, Arc<LogEntry>)>,
     changes: Vec<Change>,
     before: Before,
@@ -32,7 +31,6 @@ pub(crate) struct Txn {
 #[derive(Default)]
 struct Before {
     rows: usize,
-    durable: bool,
     appended: usize,
     changes: usize,
 }
@@ -40,7 +38,6 @@ struct Before {
 /// The result of a transaction.
 pub(crate) struct Written {
     pub(crate) batch: Batch,
-    pub(crate) durable: bool,
     /// No other reference to these entries exists yet.
     pub(crate) appended: Vec<(Eid, Arc<LogEntry>)>,
     pub(crate) changes: Vec<Change>,
@@ -53,7 +50,6 @@ impl Txn {
             writes: Default::default(),
             running: Vec::new(),
             rows: 0,
-            durable: false,
             appended: Vec::new(),
             changes: Vec::new(),
             before: Before::default(),
@@ -67,29 +63,16 @@ impl Txn {
     }
 
     pub(crate) fn put<R: Record>(&mut self, key: &[u8], record: &R) {
-        self.durable = true;
-        self.put_unsynced(key, record);
-    }
-
-    /// As [`Txn::put`], for a row whose write a crash may lose.
-    pub(crate) fn put_unsynced<R: Record>(&mut self, key: &[u8], record: &R) {
         let value = encoded(&mut self.scratch, record);
         self.write(R::SPACE, key, Some(value));
     }
 
     pub(crate) fn delete(&mut self, space: Space, key: &[u8]) {
-        self.durable = true;
-        self.delete_unsynced(space, key);
-    }
-
-    /// As [`Txn::delete`], for a row that a crash may bring back.
-    pub(crate) fn delete_unsynced(&mut self, space: Space, key: &[u8]) {
         self.write(space, key, None);
     }
 
     /// Appends an entry to `user`'s log. Its row is made at the end of the transaction; until then no range shows it.
     pub(crate) fn append(&mut self, user: Eid, entry: LogEntry) {
-        self.durable = true;
         self.rows += 1;
         self.appended.push((user, Arc::new(entry)));
     }
@@ -112,8 +95,7 @@ impl Txn {
     /// Begins the next operation: the writes of the former ones are kept.
     pub(crate) fn begin_operation(&mut self) {
         self.keep();
-        let (rows, durable) = (self.rows, self.durable);
-        self.before = Before { rows, durable, appended: self.appended.len(), changes: self.changes.len() };
+        self.before = Before { rows: self.rows, appended: self.appended.len(), changes: self.changes.len() };
     }
 
     fn keep(&mut self) {
@@ -124,10 +106,10 @@ impl Txn {
 
     /// Takes back what the running operation wrote; `false` if it wrote nothing.
     pub(crate) fn roll_back(&mut self) -> bool {
-        let Before { rows, durable, appended, changes } = self.before;
+        let Before { rows, appended, changes } = self.before;
         let wrote = self.rows > rows;
         self.running.clear();
-        (self.rows, self.durable) = (rows, durable);
+        self.rows = rows;
         self.appended.truncate(appended);
         self.changes.truncate(changes);
         wrote
@@ -142,7 +124,7 @@ impl Txn {
             batch.extend(writes.into_iter().map(|(key, value)| (space, key, value)));
         }
         put_log_rows(&self.appended, &mut batch, &mut self.scratch);
-        Written { batch, durable: self.durable, appended: self.appended, changes: self.changes }
+        Written { batch, appended: self.appended, changes: self.changes }
     }
 }
 
@@ -225,7 +207,7 @@ mod tests {
         for key in [1, 3, 5, 7] {
             first.put(&[key], &FloorRecord { last: 1 });
         }
-        memory.commit(first.finish().batch, true).unwrap();
+        memory.commit(first.finish().batch).unwrap();
 
         let mut txn = Txn::new(memory.view());
         txn.delete(Space::Floors, &[3]);
@@ -247,14 +229,13 @@ mod tests {
         let memory = Memory::new();
         let mut txn = Txn::new(memory.view());
         txn.begin_operation();
-        txn.put_unsynced(&[1], &FloorRecord { last: 1 });
+        txn.put(&[1], &FloorRecord { last: 1 });
         txn.begin_operation();
         txn.put(&[1], &FloorRecord { last: 2 });
         txn.put(&[2], &FloorRecord { last: 2 });
         assert!(txn.roll_back());
         assert_eq!(read::<FloorRecord>(&txn, &[1]).unwrap().unwrap().last, 1);
         assert_eq!(numbers(&txn, Order::Ascending, 9), [1]);
-        assert!(!txn.durable);
         assert_eq!(txn.rows(), 1);
         txn.begin_operation();
         assert!(!txn.roll_back());

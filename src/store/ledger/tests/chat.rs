@@ -173,7 +173,7 @@ fn numbers_that_trimming_took_do_not_come_again() {
     let message = house.sent("alice", "bob", 2);
     for (space, span) in [(Space::Logs, key::all()), (Space::Chats, key::all())] {
         let rows = house.memory.view().range(space, &span, Order::Ascending, 100).unwrap();
-        house.memory.commit(rows.into_iter().map(|(key, _)| (space, key, None)).collect(), true).unwrap();
+        house.memory.commit(rows.into_iter().map(|(key, _)| (space, key, None)).collect()).unwrap();
     }
     for user in ["alice", "bob"] {
         house.put(&key::log_floor(&eid(user)), &FloorRecord { last: 2 });

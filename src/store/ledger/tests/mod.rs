@@ -40,7 +40,7 @@ impl House {
 
     /// Restarts the ledger after a power loss.
     fn restart(self) -> (House, Committed) {
-        self.memory.crash(0);
+        self.memory.crash();
         House::over(self.memory)
     }
 
@@ -113,7 +113,7 @@ impl House {
     }
 
     fn put<R: record::Record>(&self, key: &[u8], record: &R) {
-        self.memory.commit(vec![(R::SPACE, key.into(), Some(record.encode_to_vec().into()))], true).unwrap();
+        self.memory.commit(vec![(R::SPACE, key.into(), Some(record.encode_to_vec().into()))]).unwrap();
     }
 }
 
