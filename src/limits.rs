@@ -125,6 +125,9 @@ pub const AWARENESS_RATE: (u32, u32) = (50, 5_000);
 /// Sign-ins from one address (IPv6: one /64): a mobile carrier puts thousands of phones behind one, which all come back
 /// at once after an outage.
 pub const SIGN_INS_RATE: (u32, u32) = (500, 10_000);
+/// Tokens that are checked for one open session, to renew it or because they are to be revoked. They also count as
+/// sign-ins from its address.
+pub const TOKENS_RATE: (u32, u32) = (10, 100);
 /// Connections from one address at once, for the same reason.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 20_000;
 
@@ -195,6 +198,8 @@ pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
 /// Rows read at once where everything of a kind is read.
 pub const STORE_PAGE_ROWS: usize = 512;
+/// Users of a list that are read at once: some tens of KiB.
+pub const CONTACTS_PAGE_ROWS: usize = 256;
 /// Rows that one step of the retention looks at or deletes: a few milliseconds of a reader, and less of the writer.
 pub const TRIM_ROWS: usize = 256;
 /// Pause between two steps of the retention, in which the store serves others: at most some ten thousand rows are deleted a

@@ -274,6 +274,7 @@ impl LogObserver for Hub {
                     self.presence.forgotten(user, device);
                 }
             }
+            Change::Covered(target) => self.revocations.remove(target),
         }
     }
 }
@@ -527,6 +528,8 @@ mod tests {
         assert!(hub.refuses(&claims(&alice), &phone) && !hub.refuses(&claims(&alice), &desk));
         let later = Claims { issued_at: Some(101), ..claims(&alice) };
         assert!(!hub.refuses(&later, &phone));
+        hub.changed(&Change::Covered(RevocationTarget::Device(alice.clone(), phone.clone())));
+        assert!(!hub.refuses(&claims(&alice), &phone), "it is for the one that covers it to refuse");
         revoke(RevocationTarget::Token(alice.clone(), [0; 32]), 0);
         assert_eq!(on_desk.take_notice(), Some(Notice::Close(CloseCode::Revoked)));
         assert!(hub.refuses(&later, &phone));

@@ -43,6 +43,11 @@ impl Revocations {
         self.entries.insert(revocation.target.clone(), entry);
     }
 
+    /// Forgets a revocation that another one covers.
+    pub(super) fn remove(&self, target: &RevocationTarget) {
+        self.entries.invalidate(target);
+    }
+
     /// Whether a token is revoked. A token that does not say when it was issued counts as older than every revocation.
     pub(super) fn refuse(&self, claims: &Claims, device: &crate::wire::DeviceId, now: Now) -> bool {
         let issued = claims.issued_at.unwrap_or(0);

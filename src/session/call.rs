@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::hub::presence::Update;
 use crate::store::{
-    Accepted, Access, Acknowledged, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry, Relation, Reply,
-    Revocation, RevocationTarget, Store, StoreError, Write,
+    Accepted, Access, Acknowledged, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
+    Relation, Reply, Revocation, RevocationTarget, Store, StoreError, Write,
 };
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
 use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
@@ -80,8 +80,8 @@ pub enum Call {
     Relation(Origin, Eid, Eid, Purpose),
     /// Change the user's list, then send the answer.
     ChangeList(Origin, Eid, ListChange, Box<Payload>),
-    /// Read the user's list.
-    List(Origin, Eid),
+    /// Read the part of the user's list behind somebody: at most so many bytes.
+    List(Origin, Eid, Option<Eid>, usize),
     /// Revoke, then send the answer.
     Revoke(Origin, Box<Revocation>, Box<TokenRevokeResponse>),
     /// Revoke the device's token and forget its cursor, then send the answer.
@@ -110,7 +110,7 @@ pub enum Done {
     /// Of [`Call::ChangeList`].
     ChangeList(Origin, Box<Payload>, Result<bool, StoreError>),
     /// Of [`Call::List`].
-    List(Origin, Eid, Result<Vec<Contact>, StoreError>),
+    List(Origin, Result<ContactsPage, StoreError>),
     /// Of [`Call::Revoke`].
     Revoke(Origin, RevocationTarget, Box<TokenRevokeResponse>, Result<(), StoreError>),
     /// Of [`Call::SignOut`].
@@ -144,9 +144,8 @@ pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
             };
             Done::ChangeList(origin, answer, changed)
         }
-        Call::List(origin, owner) => {
-            let contacts = store.contacts(&owner).await;
-            Done::List(origin, owner, contacts)
+        Call::List(origin, owner, after, bytes) => {
+            Done::List(origin, store.contacts(&owner, after.as_ref(), bytes).await)
         }
         Call::Revoke(origin, revocation, answer) => {
             // A lost device gives its place back here, because nobody can sign it out any more.

@@ -3,7 +3,7 @@
 use prost::{Message, length_delimiter_len};
 
 use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
-use crate::store::{Contact, StoreError};
+use crate::store::{Contact, ContactsPage, StoreError};
 use crate::wire::proto::{
     BlockSubscriber, Subscriber, SubscriberAddRequest, SubscriberAddResponse, SubscriberList, SubscriberListRequest,
     SubscriberRemove,
@@ -21,6 +21,23 @@ use super::{Call, Now, Origin, Phase, Session};
 const LIST_FRAME_BYTES: usize = LANE_QUEUE_BYTES / 2;
 /// By how many bytes at most the lengths of a frame, of its payload and of its list grow with the entries.
 const LIST_LENGTHS_BYTES: usize = 8;
+
+/// A list that is being told. A part is read once the parts before it have left the queue, so that a peer that does not
+/// read takes little memory.
+pub(super) struct Listing {
+    origin: Origin,
+    /// The last user who was told.
+    after: Option<Eid>,
+    /// Whether the next part is being read.
+    reading: bool,
+}
+
+impl Listing {
+    /// Whether the next part waits for room on the lane.
+    pub(super) fn is_held(&self) -> bool {
+        !self.reading
+    }
+}
 
 impl Session {
     /// 5.5 SubscriberAddRequest: the owner lets somebody see the owner's presence.
@@ -155,25 +172,38 @@ impl Session {
     pub(super) fn subscriber_list(&mut self, origin: Origin, request: &SubscriberListRequest) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(request.owner.as_ref(), &open.user, open.device.as_str())?;
-        open.listing = true;
-        let owner = open.user.clone();
-        self.call(Call::List(origin, owner));
+        open.listing = Some(Box::new(Listing { origin, after: None, reading: false }));
         Ok(())
     }
 
-    /// Sends the list in as many frames as it needs; all but the last set `more`.
-    pub(super) fn list_read(&mut self, origin: Origin, owner: &Eid, contacts: Result<Vec<Contact>, StoreError>) {
-        if let Phase::Open(open) = &mut self.phase {
-            open.listing = false;
+    /// Reads the next part of the list if control has room for it. `queued` is the number of bytes that control still holds.
+    pub(super) fn pump_list(&mut self, queued: usize) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let Some(listing) = open.listing.as_deref_mut() else { return };
+        if !listing.reading && queued < LANE_QUEUE_BYTES {
+            listing.reading = true;
+            let call = Call::List(listing.origin, open.user.clone(), listing.after.clone(), LIST_FRAME_BYTES);
+            self.call(call);
         }
-        let contacts = match contacts {
-            Ok(contacts) => contacts,
+    }
+
+    /// Sends a part of the list in as many frames as it needs; all but the last of the list set `more`.
+    pub(super) fn list_read(&mut self, origin: Origin, page: Result<ContactsPage, StoreError>) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let listing = open.listing.take();
+        let page = match page {
+            Ok(page) => page,
             Err(error) => return self.refuse(origin, Fault::from(&error)),
         };
+        if page.more {
+            let after = page.contacts.last().map(|contact| contact.subscriber.clone());
+            open.listing = listing.map(|listing| Box::new(Listing { after, reading: false, ..*listing }));
+        }
+        let owner = open.user.identity();
         let most = LIST_FRAME_BYTES.min(self.services.settings.frame_bytes_max);
-        let mut rest = contacts.into_iter().map(entry).peekable();
+        let mut rest = page.contacts.into_iter().map(entry).peekable();
         loop {
-            let list = SubscriberList { owner: Some(owner.identity()), more: true, ..SubscriberList::default() };
+            let list = SubscriberList { owner: Some(owner.clone()), more: true, ..SubscriberList::default() };
             let mut scheme = envelope(Payload::SubscriberList(list));
             scheme.request_id = origin.request_id;
             let mut bytes = scheme.encoded_len() + LIST_LENGTHS_BYTES;
@@ -186,12 +216,12 @@ impl Session {
             }) {
                 entries.push(entry);
             }
-            let more = rest.peek().is_some();
+            let more = rest.peek().is_some() || page.more;
             if let Some(Payload::SubscriberList(list)) = &mut scheme.payload {
                 (list.entries, list.more) = (entries, more);
             }
             self.send_frame(Lane::Control, encode_frame(&scheme));
-            if !more {
+            if rest.peek().is_none() {
                 return;
             }
         }
@@ -228,5 +258,67 @@ fn entry(contact: Contact) -> Subscriber {
         share_location: contact.subscribed && contact.share_location,
         blocked: contact.blocked,
         added_at: contact.added_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Output;
+    use crate::session::testing::{House, payload};
+    use crate::store::testing::{device, eid};
+
+    #[tokio::test]
+    async fn a_list_that_nobody_reads_is_not_told_any_further() {
+        const USERS: usize = 1000;
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        for number in 0..USERS {
+            let contact = Contact {
+                subscriber: eid(&format!("{}-{number:03}", "s".repeat(200))),
+                subscribed: true,
+                nickname: "n".repeat(LIST_TEXT_BYTES_MAX),
+                group: String::new(),
+                resource_id: "phone".into(),
+                share_location: true,
+                blocked: false,
+                added_at: 0,
+            };
+            house.store.put_contact(&alice, contact).await.unwrap();
+        }
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let ask = SubscriberListRequest { owner: Some(alice.device_identity(&device("phone"))) };
+        phone.hear(Lane::Control, Payload::SubscriberListRequest(ask));
+        let (mut queued, mut names, mut stops) = (0, 0, 0);
+        loop {
+            phone.session.pump(|lane| if lane == Lane::Control { queued } else { 0 }, Now::system());
+            let outputs = phone.outputs();
+            if outputs.is_empty() {
+                assert!(queued >= LANE_QUEUE_BYTES, "it goes on while there is room");
+                assert!(queued <= 2 * LANE_QUEUE_BYTES, "{queued} bytes are kept for who does not read");
+                assert!(!phone.session.wanted().contains(Lane::Control), "one list at a time");
+                (queued, stops) = (0, stops + 1);
+                assert!(phone.session.has_backlog(|_| 0), "the driver has to go on when it is read");
+            }
+            let mut more = true;
+            for output in outputs {
+                match output {
+                    Output::Call(call) => phone.answer(call).await,
+                    Output::Send(_, frame) => {
+                        queued += frame.len();
+                        let Payload::SubscriberList(list) = payload(&frame) else { panic!("not a list") };
+                        names += list.entries.len();
+                        more = list.more;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(names, USERS);
+        assert!(stops > 1, "it was longer than a queue");
+        assert!(phone.session.wanted().contains(Lane::Control) && !phone.session.has_backlog(|_| 0));
     }
 }

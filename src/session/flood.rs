@@ -14,7 +14,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
-use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX, USER_LIMIT_LOOKED_FOR_EVERY};
+use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX, TOKENS_RATE, USER_LIMIT_LOOKED_FOR_EVERY};
 use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
@@ -90,6 +90,11 @@ impl Flood {
     fn awareness(&self) -> Limit {
         Limit::new(self.limits.awareness)
     }
+
+    fn tokens(&self) -> Limit {
+        let (per_second, burst) = if self.limits.sign_ins.per_second == 0 { (0, 0) } else { TOKENS_RATE };
+        Limit::new(Rate { per_second, burst })
+    }
 }
 
 /// What an address counts as: for IPv6 its /64, since a household or a phone has a whole /64 to itself.
@@ -108,17 +113,23 @@ pub(super) struct Meter {
     pub(super) frames: Limit,
     /// Created with the first awareness request or change: most devices are idle.
     awareness: Option<Box<Limit>>,
+    /// Created with the first token that is checked after the sign-in.
+    tokens: Option<Box<Limit>>,
     /// The user's limit, and when it was looked up.
     messages: Option<Box<(Arc<Limit>, Instant)>>,
 }
 
 impl Meter {
     pub(super) fn new(flood: &Flood) -> Meter {
-        Meter { frames: flood.frames(), awareness: None, messages: None }
+        Meter { frames: flood.frames(), awareness: None, tokens: None, messages: None }
     }
 
     pub(super) fn awareness(&mut self, flood: &Flood) -> &Limit {
         self.awareness.get_or_insert_with(|| Box::new(flood.awareness()))
+    }
+
+    fn tokens(&mut self, flood: &Flood) -> &Limit {
+        self.tokens.get_or_insert_with(|| Box::new(flood.tokens()))
     }
 
     /// The limit that the user's sessions share. It is looked up again from time to time: a limit that nobody looks up is
@@ -144,9 +155,15 @@ impl Session {
         taken
     }
 
-    /// Counts a sign-in from the session's address. Returns `false` if it was refused.
+    /// Counts a token that is to be checked against the sign-ins of the session's address. A session that is open has a much
+    /// lower rate of its own, so that it leaves others at the address their sign-ins. Returns `false` if it was refused.
     pub(super) fn meter_sign_in(&mut self, origin: Origin) -> bool {
-        let taken = self.services.flood.sign_in(self.address);
+        let flood = &self.services.flood;
+        let own = match &mut self.phase {
+            Phase::Open(open) => open.meter.tokens(flood).take(),
+            _ => Ok(()),
+        };
+        let taken = own.and_then(|()| flood.sign_in(self.address));
         self.judge(origin, LimitKind::SignIns, taken)
     }
 
@@ -213,6 +230,29 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+
+    #[tokio::test]
+    async fn who_renews_without_end_leaves_others_at_the_address_their_sign_ins() {
+        let burst = 2 * TOKENS_RATE.1;
+        let house = House::new(|_, limits| limits.sign_ins = Rate { per_second: 1, burst });
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let mut bare = house.bare(&alice, &phone).await;
+        let (mut renewed, mut refused) = (0, 0);
+        for _ in 0..2 * burst {
+            bare.hear(Lane::Control, house.open(&alice, &phone));
+            for output in bare.outputs() {
+                match output {
+                    Output::Send(_, frame) => match crate::session::testing::payload(&frame) {
+                        Payload::SessionAccept(_) => renewed += 1,
+                        _ => refused += 1,
+                    },
+                    other => assert!(matches!(other, Output::Close(CloseCode::Abuse, _)), "{other:?}"),
+                }
+            }
+        }
+        assert!(renewed >= TOKENS_RATE.1 && renewed < burst && refused > 0, "{renewed} renewed, {refused} refused");
+        house.bare(&eid("bob"), &device("phone")).await;
     }
 
     #[tokio::test]

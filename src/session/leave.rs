@@ -255,4 +255,18 @@ mod tests {
         };
         assert!(matches!(payload(answer), Payload::TokenRevokeResponse(answer) if answer.status == 1));
     }
+
+    #[tokio::test]
+    async fn nothing_is_taken_from_a_session_that_was_told_to_close() {
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        phone.session.notice(Notice::Close(CloseCode::Revoked), Now::system());
+        assert_eq!(phone.session.wanted(), LaneSet::NONE);
+        let me = Some(alice.device_identity(&device("phone")));
+        phone.hear(Lane::Control, Payload::Logout(Logout { entity: me, r#type: 1, ..Logout::default() }));
+        phone.session.event(crate::session::LinkEvent::Oversized(Lane::Chat), Now::system());
+        let outputs = phone.outputs();
+        assert!(matches!(outputs[..], [Output::Close(CloseCode::Revoked, _)]), "{outputs:?}");
+    }
 }

@@ -52,6 +52,7 @@ use crate::wire::{
 };
 
 use chat::{Chat, echo};
+use contacts::Listing;
 use control::Pings;
 use fault::Fault;
 use flood::Meter;
@@ -176,8 +177,8 @@ struct Open {
     meter: Meter,
     /// A message that was refused for now, and is to be sent again before others are accepted.
     put_off: Option<Box<PutOff>>,
-    /// The user's subscriber list is being read.
-    listing: bool,
+    /// The user's subscriber list that is being told.
+    listing: Option<Box<Listing>>,
     /// Number of history requests under way.
     paging: usize,
     /// Number of revocations and sign-outs under way. Their answers are sent before a close that they may cause.
@@ -233,7 +234,7 @@ impl Session {
     /// frames. At the bounds on store calls and unanswered sends, lanes whose frames would exceed them are left out.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
-            _ if self.draining => LaneSet::NONE,
+            _ if self.draining || self.closing => LaneSet::NONE,
             Phase::Waiting { put_off: true, .. } => Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with),
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
@@ -244,7 +245,7 @@ impl Session {
                     return wanted;
                 }
                 // One list at a time: its frames may fill the lane's queue many times over.
-                if !open.listing {
+                if open.listing.is_none() {
                     wanted = wanted.with(Lane::Control);
                 }
                 if open.watching.as_ref().is_some_and(Watching::is_ready) {
@@ -274,9 +275,10 @@ impl Session {
         }
     }
 
-    /// Input: an event of the link.
+    /// Input: an event of the link. Once the session closes, nothing more is taken: who revoked it may have been answered.
     pub fn event(&mut self, event: LinkEvent, now: Now) {
         match event {
+            LinkEvent::Frame(..) | LinkEvent::Oversized(_) if self.closing => {}
             LinkEvent::Opened(lane) => {
                 self.lanes = self.lanes.with(lane);
                 match (lane, &mut self.phase) {
@@ -340,7 +342,7 @@ impl Session {
                 (Ok(relation), Purpose::Direct(update)) => self.direct(&other, &update, &relation, now),
             },
             Done::ChangeList(origin, answer, changed) => self.list_changed(origin, *answer, changed),
-            Done::List(origin, owner, contacts) => self.list_read(origin, &owner, contacts),
+            Done::List(origin, page) => self.list_read(origin, page),
             Done::Revoke(origin, target, answer, revoked) => self.revoked(origin, &target, *answer, revoked),
             Done::SignOut(origin, user, device, answer, done) => {
                 self.signed_out(origin, (&user, &device), answer, done);
@@ -371,25 +373,27 @@ impl Session {
         }
     }
 
-    /// Sends what the tail, presence and pings have, as far as their lanes have room. `queued` returns the bytes that a lane
+    /// Sends what the tail, presence, pings and a list have, as far as their lanes have room. `queued` returns the bytes that a lane
     /// still holds. Call it after every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
         self.pump_pings(|| queued(Lane::Control), now);
+        self.pump_list(queued(Lane::Control));
         if self.draining && self.calls == 0 {
             self.close(CloseCode::Draining, "the server is shutting down");
         }
     }
 
-    /// Whether the tail or presence stopped for lack of room on a lane that is empty now. `queued` returns the bytes that a
-    /// lane still holds. Each looks at its own lane only, so a stuck lane does not affect the other. A lane that still holds
-    /// bytes wakes the task itself.
+    /// Whether the tail, presence or a list stopped for lack of room on a lane that is empty now. `queued` returns the bytes
+    /// that a lane still holds. Each looks at its own lane only, so a stuck lane does not affect another. A lane that still
+    /// holds bytes wakes the task itself.
     pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
         let Phase::Open(open) = &self.phase else { return false };
         let chat = open.tail.is_held() || open.chat.is_owed(open.tail.position());
         self.lanes.contains(Lane::Chat) && chat && queued(Lane::Chat) == 0
             || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0
+            || open.listing.as_ref().is_some_and(|listing| listing.is_held()) && queued(Lane::Control) == 0
     }
 
     /// The connection is closed or closing. Returns the calls that release the messages which still wait for this session.
@@ -443,8 +447,10 @@ impl Session {
         };
         let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
         let origin = Origin { lane, request_id, payload: payload_name(&payload) };
-        if let Err(wait) = self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take()) {
-            if let Some(local) = sent_name(&payload) {
+        let name = sent_name(&payload);
+        let least = name.map_or(Duration::ZERO, |_| self.behind_wait());
+        if let Err(wait) = self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take_or_wait(least)) {
+            if let Some(local) = name {
                 self.put_off(local, wait, Why::Rate, now);
             }
             return;

@@ -171,6 +171,7 @@ mod tests {
             let (messages, frames) = if by_frames { (NO_LIMIT, rate) } else { (rate, NO_LIMIT) };
             let mut bench = Bench::new(messages, frames).await;
             let (refused, wait) = bench.fill();
+            assert_eq!(wait, 200, "long enough for what is on the wire, but no longer than a full burst takes");
             let strikes = bench.bare.session.strikes;
             // The rate has room again, but not for what follows before the refused message's time.
             tokio::time::sleep(Duration::from_millis(wait) + Duration::from_millis(150)).await;

@@ -172,7 +172,7 @@ impl Session {
             pings: Pings::new(now),
             watching: None,
             claims,
-            listing: false,
+            listing: None,
             paging: 0,
             revoking: 0,
             revoked: false,

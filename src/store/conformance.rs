@@ -134,7 +134,7 @@ async fn lists_and_blocks_hold(store: &dyn Store) {
     assert!(store.put_contact(&alice, contact("bob")).await.unwrap());
     assert!(store.set_block(&alice, &eve, true).await.unwrap());
     assert_eq!(store.accept(text("eve", "alice", 90), true).await.unwrap_err(), StoreError::Blocked);
-    let list = store.contacts(&alice).await.unwrap();
+    let list = store.contacts(&alice, None, usize::MAX).await.unwrap().contacts;
     assert_eq!(list[0], contact("bob"));
     assert_eq!((&list[1].subscriber, list[1].subscribed, list[1].blocked), (&eve, false, true));
     let seen: Vec<_> = store.owners_of(&bob).await.unwrap().into_iter().map(|(owner, _)| owner).collect();
@@ -142,7 +142,7 @@ async fn lists_and_blocks_hold(store: &dyn Store) {
     assert!(store.owners_of(&eve).await.unwrap().is_empty());
     assert!(store.set_block(&alice, &eve, false).await.unwrap());
     assert!(store.remove_contact(&alice, &bob).await.unwrap());
-    assert!(store.contacts(&alice).await.unwrap().is_empty());
+    assert!(store.contacts(&alice, None, usize::MAX).await.unwrap().contacts.is_empty());
 }
 
 /// Runs last, as it trims what the other parts have left.
@@ -363,7 +363,7 @@ async fn a_closed_store_has_written_its_cursors_and_refuses() {
     store.close().await;
     store.close().await;
     assert_eq!(store.accept(text("alice", "bob", 2), true).await.unwrap_err(), StoreError::Closed);
-    assert_eq!(store.contacts(&eid("bob")).await.unwrap_err(), StoreError::Closed);
+    assert_eq!(store.contacts(&eid("bob"), None, 1).await.unwrap_err(), StoreError::Closed);
     assert_eq!(store.check().await.unwrap_err(), StoreError::Closed);
     memory.crash();
     let store = Embedded::open_memory(memory, options(), Arc::new(Seen::default())).unwrap();

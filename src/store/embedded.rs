@@ -18,8 +18,8 @@ use super::memory::Memory;
 use super::queue::{Job, Queue, Turn, queue};
 use super::retention::Pass;
 use super::types::{
-    Accepted, Access, Acknowledged, Acknowledgment, Contact, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    NewMessage, Relation, Retention, Revocation, Trimmed,
+    Accepted, Access, Acknowledged, Acknowledgment, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery,
+    LogEntry, NewMessage, Relation, Retention, Revocation, Trimmed,
 };
 use super::writer::{Writer, unobserved};
 use super::{LogObserver, Size, Store, StoreError, read};
@@ -261,9 +261,9 @@ impl Store for Embedded {
             .flag()
     }
 
-    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
-        let owner = owner.clone();
-        self.read(move |view| read::contacts(view, &owner)).await
+    async fn contacts(&self, owner: &Eid, after: Option<&Eid>, bytes: usize) -> Result<ContactsPage, StoreError> {
+        let (owner, after) = (owner.clone(), after.cloned());
+        self.read(move |view| read::contacts(view, &owner, after.as_ref(), bytes)).await
     }
 
     async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {

@@ -56,9 +56,9 @@ pub use inbox::{Answer, Inbox, Promise, Unplaced, Write};
 pub use ledger::Reply;
 pub use memory::{Fault, Memory};
 pub use types::{
-    AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, Content, DeviceState,
-    EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation, Retention, Revocation,
-    RevocationTarget, Trimmed,
+    AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, ContactsPage, Content,
+    DeviceState, EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation,
+    Retention, Revocation, RevocationTarget, Trimmed,
 };
 
 use std::io;
@@ -229,11 +229,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::ListFull`] if the list of blocks is full; and the common failures.
     async fn set_block(&self, owner: &Eid, subscriber: &Eid, blocked: bool) -> Result<bool, StoreError>;
 
-    /// The owner's list, ordered by eid. It includes blocked users that are not subscribers.
+    /// A page of the owner's list, ordered by eid: those behind `after`, one at least and otherwise as many as fill
+    /// `bytes`. It includes blocked users that are not subscribers.
     ///
     /// # Errors
     /// The common failures only.
-    async fn contacts(&self, owner: &Eid) -> Result<Vec<Contact>, StoreError>;
+    async fn contacts(&self, owner: &Eid, after: Option<&Eid>, bytes: usize) -> Result<ContactsPage, StoreError>;
 
     /// The users that have `subscriber` in their lists, and what it may see of each. Left out are users where either of
     /// the two has blocked the other.

@@ -6,7 +6,7 @@ use super::kv::{Order, Space, View};
 use super::record::{
     self, ChatRecord, ContactRecord, LOG_ROW_ENTRIES_MAX, LogRecord, OwnerRecord, RevocationRecord, corrupt,
 };
-use super::types::{Access, Contact, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
+use super::types::{Access, ContactsPage, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
 use super::{StoreError, key};
 use crate::limits;
 use crate::wire::{ChatId, Eid, Sequence, Version};
@@ -102,16 +102,30 @@ fn message(view: &dyn View, key: &[u8], row: &ChatRecord) -> Result<HistoryMessa
     Ok(HistoryMessage { message, acknowledged: row.acknowledged().map_err(wrong)? })
 }
 
-pub(crate) fn contacts(view: &dyn View, owner: &Eid) -> Result<Vec<Contact>, StoreError> {
-    // The bound of subscribers and that of blocks together.
-    let limit = 2 * limits::SUBSCRIBERS_PER_USER_MAX;
-    let rows = view.range(Space::Contacts, &key::all_of(owner), Order::Ascending, limit)?;
-    rows.iter()
-        .map(|(key, value)| {
-            let subscriber = key::other_of(owner, key).map_err(|why| corrupt(Space::Contacts, key, why))?;
-            Ok(record::decode::<ContactRecord>(key, value)?.into_contact(subscriber))
-        })
-        .collect()
+/// A page of a list: those behind `after`, one at least and otherwise as many as fill `bytes`.
+pub(crate) fn contacts(
+    view: &dyn View,
+    owner: &Eid,
+    after: Option<&Eid>,
+    bytes: usize,
+) -> Result<ContactsPage, StoreError> {
+    let all = key::all_of(owner);
+    let span = match after {
+        Some(after) => key::following(all, &key::pair(owner, after)),
+        None => all,
+    };
+    let rows = view.range(Space::Contacts, &span, Order::Ascending, limits::CONTACTS_PAGE_ROWS + 1)?;
+    let (mut contacts, mut left) = (Vec::new(), bytes);
+    for (key, value) in rows.iter().take(limits::CONTACTS_PAGE_ROWS) {
+        let length = key.len() + value.len();
+        if length > left && !contacts.is_empty() {
+            return Ok(ContactsPage { contacts, more: true });
+        }
+        left = left.saturating_sub(length);
+        let subscriber = key::other_of(owner, key).map_err(|why| corrupt(Space::Contacts, key, why))?;
+        contacts.push(record::decode::<ContactRecord>(key, value)?.into_contact(subscriber));
+    }
+    Ok(ContactsPage { contacts, more: rows.len() > limits::CONTACTS_PAGE_ROWS })
 }
 
 pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {

@@ -287,6 +287,15 @@ pub struct Contact {
     pub added_at: i64,
 }
 
+/// A part of a user's list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContactsPage {
+    /// Ordered by eid.
+    pub contacts: Vec<Contact>,
+    /// Whether there are others behind these.
+    pub more: bool,
+}
+
 /// What a subscriber may see of an owner who has it in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -317,6 +326,8 @@ pub enum Change {
     },
     /// Tokens are refused from now on.
     Revoked(Revocation),
+    /// A revocation is no longer kept, because another one refuses as much.
+    Covered(RevocationTarget),
 }
 
 /// What a revocation refuses.

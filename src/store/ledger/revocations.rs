@@ -4,7 +4,7 @@ use super::books::Books;
 use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Key, Order, Space, View};
-use crate::store::record::{self, RevocationRecord};
+use crate::store::record::{self, RevocationRecord, corrupt};
 use crate::store::types::{Change, Revocation, RevocationTarget};
 use crate::store::{StoreError, key};
 use crate::wire::DeviceId;
@@ -36,6 +36,8 @@ impl Books {
                     let old = record::decode::<RevocationRecord>(&name, &value)?;
                     if old.issued_until <= all.issued_until && old.expires_at <= all.expires_at {
                         txn.delete(Space::Revocations, &name);
+                        let old = Revocation::try_from(old).map_err(|why| corrupt(Space::Revocations, &name, why))?;
+                        txn.changed(Change::Covered(old.target));
                         left -= 1;
                     }
                 }

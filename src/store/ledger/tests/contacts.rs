@@ -1,10 +1,44 @@
 //! Tests of lists and blocks (protocol.md §11), and of revocations (protocol.md §13).
 
+use std::collections::HashSet;
+
 use super::*;
+use crate::limits::CONTACTS_PAGE_ROWS;
 
 fn owners(house: &House, of: &str) -> Vec<String> {
     let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
     owners.iter().map(|(owner, _)| owner.to_string()).collect()
+}
+
+fn list(house: &House, owner: &str) -> Vec<Contact> {
+    let page = read::contacts(&*house.memory.view(), &eid(owner), None, usize::MAX).unwrap();
+    assert!(!page.more);
+    page.contacts
+}
+
+#[test]
+fn a_list_is_read_in_parts_of_which_each_has_somebody() {
+    let mut house = House::new();
+    let (all, others) = (2 * CONTACTS_PAGE_ROWS + 1, ["ailce", "alicf", "bob"]);
+    others.iter().for_each(|owner| assert!(!house.flag(put(owner, "carol")).unwrap()));
+    for number in 0..all {
+        house.flag(put("alice", &format!("s{number:04}"))).unwrap();
+    }
+    for (bytes, parts) in [(0, all), (4096, all.div_ceil(100)), (usize::MAX, 3)] {
+        let (mut read, mut after, mut count) = (Vec::new(), None, 0);
+        loop {
+            let page = read::contacts(&*house.memory.view(), &eid("alice"), after.as_ref(), bytes).unwrap();
+            count += 1;
+            after = Some(page.contacts.last().expect("somebody").subscriber.clone());
+            read.extend(page.contacts);
+            if !page.more {
+                break;
+            }
+        }
+        assert!(count >= parts, "{bytes} bytes: {count} parts");
+        let expected = (0..all).map(|number| eid(&format!("s{number:04}")));
+        assert!(read.into_iter().map(|contact| contact.subscriber).eq(expected), "{bytes} bytes");
+    }
 }
 
 #[test]
@@ -14,8 +48,7 @@ fn a_contact_is_added_changed_and_removed() {
     assert!(!house.flag(put("alice", "bob")).unwrap());
     let renamed = Contact { nickname: "Bobby".into(), added_at: 99, ..contact("bob") };
     assert!(house.flag(Op::PutContact(eid("alice"), Box::new(renamed.clone()))).unwrap());
-    let list = read::contacts(&*house.memory.view(), &eid("alice")).unwrap();
-    assert_eq!(list, [Contact { added_at: 5, ..renamed }]);
+    assert_eq!(list(&house, "alice"), [Contact { added_at: 5, ..renamed }]);
     assert!(house.flag(remove("alice", "bob")).unwrap());
     assert_eq!(house.rows(Space::Contacts) + house.rows(Space::Owners), 0);
 }
@@ -30,7 +63,7 @@ fn a_block_survives_being_added_changed_and_removed() {
     assert!(house.flag(remove("alice", "bob")).unwrap());
     assert!(!house.flag(remove("alice", "bob")).unwrap());
     let (mut house, _) = house.restart();
-    let list = read::contacts(&*house.memory.view(), &eid("alice")).unwrap();
+    let list = list(&house, "alice");
     assert_eq!((list.len(), list[0].blocked, list[0].subscribed), (1, true, false));
     assert!(house.flag(block("alice", "bob", false)).unwrap());
     assert!(!house.flag(block("alice", "bob", false)).unwrap());
@@ -139,6 +172,15 @@ fn who_revoked_all_tokens_can_free_the_place_of_a_lost_device_again() {
     house.one(Op::Revoke(all, None)).unwrap();
     assert_eq!(house.open("bob", "new").unwrap_err(), StoreError::TooManyDevices);
     // What refused tokens of the devices refuses nothing more than the revocation of all does.
-    house.one(revoke("lost-1")).unwrap();
+    let changes = house.run(vec![revoke("lost-1")]).changes;
+    let covered: HashSet<_> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Covered(RevocationTarget::Device(_, device)) => Some(device.to_string()),
+            _ => None,
+        })
+        .collect();
+    let made_up = (0..REVOKED_DEVICES_PER_USER_MAX).map(|number| format!("made-up-{number}"));
+    assert_eq!(covered, made_up.collect(), "nobody needs to remember them");
     house.open("bob", "new").unwrap();
 }

@@ -48,7 +48,7 @@ fn no_row_of_garbage_makes_anything_panic() {
             let view = memory.view();
             for user in ["alice", "bob"] {
                 let _ = read::log(&*view, &eid(user), Sequence::ZERO, 9, usize::MAX);
-                let _ = read::contacts(&*view, &eid(user));
+                let _ = read::contacts(&*view, &eid(user), None, usize::MAX);
                 let _ = read::owners(&*view, &eid(user));
             }
             let _ = read::revocations(&*view, 0);
