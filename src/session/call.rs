@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::hub::presence::Update;
 use crate::store::{
-    Accepted, Access, Acknowledged, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
+    Accepted, Access, Acknowledged, Bearer, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
     Relation, Reply, Revocation, RevocationTarget, Store, StoreError, Write,
 };
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
@@ -67,7 +67,7 @@ impl Asked {
 #[derive(Debug)]
 pub enum Call {
     /// Sign in the session's device.
-    OpenDevice(Eid, DeviceId),
+    OpenDevice(Eid, DeviceId, Bearer),
     /// Accept, release or acknowledge a message.
     Write(Asked, Write),
     /// Read a page of history.
@@ -120,7 +120,7 @@ pub enum Done {
 /// Runs a call against the store.
 pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {
-        Call::OpenDevice(user, device) => Done::OpenDevice(store.open_device(&user, &device).await),
+        Call::OpenDevice(user, device, bearer) => Done::OpenDevice(store.open_device(&user, &device, bearer).await),
         Call::Write(asked, write) => asked.done(match write {
             Write::Accept(message, release) => store.accept(*message, release).await.map(Reply::Accepted),
             Write::Release(sender, message) => store.release(&sender, message).await.map(|()| Reply::Done),

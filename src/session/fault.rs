@@ -50,6 +50,7 @@ impl From<&StoreError> for Fault {
             StoreError::NoSuchMessage => Fault::new(ErrorCode::NotFound, "no such message"),
             StoreError::NotRecipient => Fault::new(ErrorCode::Forbidden, "only the recipient acknowledges a message"),
             StoreError::Blocked => Fault::new(ErrorCode::Forbidden, "not allowed to write to this user"),
+            StoreError::Revoked => Fault::new(ErrorCode::Unauthenticated, "the token was revoked"),
             StoreError::TooManyDevices => Fault::new(ErrorCode::Forbidden, "the user has too many devices"),
             StoreError::TooManyRevoked => {
                 Fault::new(ErrorCode::Forbidden, "too many devices are revoked: revoke all of the user's tokens")

@@ -6,7 +6,7 @@ use crate::auth::Claims;
 use crate::hub::Membership;
 use crate::limits::{TOKEN_LEEWAY, TOKEN_LIFETIME_MAX};
 use crate::observe::OpenResult;
-use crate::store::{DeviceState, StoreError};
+use crate::store::{Bearer, DeviceState, StoreError};
 use crate::wire::proto::{SessionAccept, SessionOpen};
 use crate::wire::{CloseCode, DeviceId, Eid, ErrorCode, Lane, Payload, Sequence};
 
@@ -52,7 +52,8 @@ impl Session {
                     if self.services.hub.refuses(&claims, &device) {
                         return self.refuse_revoked(origin);
                     }
-                    self.call(Call::OpenDevice(user.clone(), device.clone()));
+                    let bearer = Bearer { fingerprint: claims.fingerprint, issued_at: claims.issued_at.unwrap_or(0) };
+                    self.call(Call::OpenDevice(user.clone(), device.clone(), bearer));
                     self.phase = Phase::Opening(Box::new(Opening {
                         origin,
                         user,
@@ -131,6 +132,7 @@ impl Session {
         let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Closed) else { return };
         let state = match state {
             Ok(state) => state,
+            Err(StoreError::Revoked) => return self.refuse_revoked(opening.origin),
             Err(error) => {
                 let full = error == StoreError::TooManyDevices;
                 let result = if full { OpenResult::TooManyDevices } else { OpenResult::Unavailable };

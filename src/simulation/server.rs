@@ -200,7 +200,7 @@ impl Server {
         let Some(call) = conn.unsubmitted.pop_front() else { return };
         conn.under_way += 1;
         let (op, tag) = match call {
-            Call::OpenDevice(user, device) => (Op::OpenDevice(user, device), Tag::OpenDevice),
+            Call::OpenDevice(user, device, bearer) => (Op::OpenDevice(user, device, bearer), Tag::OpenDevice),
             Call::Write(asked, write) => (write.into_op().1, Tag::Write(asked)),
             Call::History(origin, query) => return self.reads.push((link, Read::History(origin, query))),
             Call::ReadLog(user, after, limit) => return self.reads.push((link, Read::Log(user, after, limit))),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::testing::{Gate, ack, contact, device, eid, kinds, take_places, text, told};
+use super::testing::{Gate, LATER, ack, contact, device, eid, kinds, take_places, text, told};
 use super::*;
 use crate::limits;
 use crate::wire::{AckStatus, Sequence, Version};
@@ -115,17 +115,17 @@ async fn history_pages_both_ways(store: &dyn Store) {
 
 async fn devices_keep_their_place(store: &dyn Store) {
     let (bob, tablet) = (eid("bob"), device("tablet"));
-    let new = store.open_device(&bob, &tablet).await.unwrap();
+    let new = store.open_device(&bob, &tablet, LATER).await.unwrap();
     assert_eq!((new.cursor, new.log.trimmed), (Sequence::ZERO, Sequence::ZERO));
     store.advance_cursor(&bob, &tablet, Sequence::from(2));
     store.advance_cursor(&bob, &tablet, Sequence::from(1));
-    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::from(2));
+    assert_eq!(store.open_device(&bob, &tablet, LATER).await.unwrap().cursor, Sequence::from(2));
     store.advance_cursor(&bob, &tablet, Sequence::from(u64::MAX));
-    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, new.log.head);
+    assert_eq!(store.open_device(&bob, &tablet, LATER).await.unwrap().cursor, new.log.head);
     let signed_out =
         Revocation { target: RevocationTarget::Token(bob.clone(), [9; 32]), issued_until: 0, expires_at: 9 };
     store.revoke(signed_out, Some(tablet.clone())).await.unwrap();
-    assert_eq!(store.open_device(&bob, &tablet).await.unwrap().cursor, Sequence::ZERO);
+    assert_eq!(store.open_device(&bob, &tablet, LATER).await.unwrap().cursor, Sequence::ZERO);
 }
 
 async fn lists_and_blocks_hold(store: &dyn Store) {
@@ -174,7 +174,7 @@ async fn the_retention_trims_logs_and_forgets_messages_in_time(store: &dyn Store
     assert_eq!(trimmed.messages, 0);
     let log = store.read_log(&sam, Sequence::ZERO, 1000).await.unwrap();
     assert_eq!((log.len(), log[0].sequence.get()), (100, 501));
-    let state = store.open_device(&sam, &device("new")).await.unwrap();
+    let state = store.open_device(&sam, &device("new"), LATER).await.unwrap();
     assert_eq!((state.log.trimmed.get(), state.log.head.get()), (500, 600));
     assert_eq!(versions().await.len(), 600);
     let again = store.accept(at(1000, 5000), true).await.unwrap();
@@ -262,7 +262,7 @@ async fn a_store_on_disk_conforms_and_keeps_everything() {
     let store = Embedded::open(dir.path(), options(), seen.clone()).unwrap();
     conforms(&store).await;
     let waiting = store.accept(text("alice", "bob", 70), false).await.unwrap().message;
-    store.open_device(&eid("bob"), &device("watch")).await.unwrap();
+    store.open_device(&eid("bob"), &device("watch"), LATER).await.unwrap();
     store.advance_cursor(&eid("bob"), &device("watch"), Sequence::from(3));
     let before = store.read_log(&eid("bob"), Sequence::ZERO, 1000).await.unwrap();
     store.close().await;
@@ -274,7 +274,7 @@ async fn a_store_on_disk_conforms_and_keeps_everything() {
     // Start-up has released the waiting message.
     let [released] = &after[before.len()..] else { panic!("{after:?}") };
     assert!(matches!(&released.body, EntryBody::Received(message) if message.id == waiting.id));
-    let state = store.open_device(&eid("bob"), &device("watch")).await.unwrap();
+    let state = store.open_device(&eid("bob"), &device("watch"), LATER).await.unwrap();
     assert_eq!((state.cursor, state.log.head), (Sequence::from(3), released.sequence));
     let next = store.accept(text("alice", "bob", 71), true).await.unwrap().message;
     assert_eq!(next.version, waiting.version.next());
@@ -358,7 +358,7 @@ async fn a_closed_store_has_written_its_cursors_and_refuses() {
     let memory = Memory::new();
     let store = Embedded::open_memory(memory.clone(), options(), Arc::new(Seen::default())).unwrap();
     store.accept(text("alice", "bob", 1), true).await.unwrap();
-    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone"), LATER).await.unwrap();
     store.advance_cursor(&eid("bob"), &device("phone"), Sequence::from(1));
     store.close().await;
     store.close().await;
@@ -367,7 +367,7 @@ async fn a_closed_store_has_written_its_cursors_and_refuses() {
     assert_eq!(store.check().await.unwrap_err(), StoreError::Closed);
     memory.crash();
     let store = Embedded::open_memory(memory, options(), Arc::new(Seen::default())).unwrap();
-    let state = store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    let state = store.open_device(&eid("bob"), &device("phone"), LATER).await.unwrap();
     assert_eq!(state.cursor, Sequence::from(1));
 }
 
@@ -376,7 +376,7 @@ async fn an_idle_store_writes_its_cursors() {
     let memory = Memory::new();
     let store = Embedded::open_memory(memory.clone(), options(), Arc::new(Seen::default())).unwrap();
     store.accept(text("alice", "bob", 1), true).await.unwrap();
-    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone"), LATER).await.unwrap();
     let before = memory.commits();
     store.advance_cursor(&eid("bob"), &device("phone"), Sequence::from(1));
     while memory.commits() == before {

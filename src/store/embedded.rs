@@ -18,8 +18,8 @@ use super::memory::Memory;
 use super::queue::{Job, Queue, Turn, queue};
 use super::retention::Pass;
 use super::types::{
-    Accepted, Access, Acknowledged, Acknowledgment, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery,
-    LogEntry, NewMessage, Relation, Retention, Revocation, Trimmed,
+    Accepted, Access, Acknowledged, Acknowledgment, Bearer, Contact, ContactsPage, DeviceState, HistoryMessage,
+    HistoryQuery, LogEntry, NewMessage, Relation, Retention, Revocation, Trimmed,
 };
 use super::writer::{Writer, unobserved};
 use super::{LogObserver, Size, Store, StoreError, read};
@@ -235,8 +235,8 @@ impl Store for Embedded {
         self.read(move |view| read::log(view, &user, after, limit, limits::TAIL_READ_BYTES)).await
     }
 
-    async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError> {
-        self.write(Some(user.clone()), Op::OpenDevice(user.clone(), device.clone())).await?.device()
+    async fn open_device(&self, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<DeviceState, StoreError> {
+        self.write(Some(user.clone()), Op::OpenDevice(user.clone(), device.clone(), bearer)).await?.device()
     }
 
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence) {

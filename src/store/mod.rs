@@ -56,8 +56,8 @@ pub use inbox::{Answer, Inbox, Promise, Unplaced, Write};
 pub use ledger::Reply;
 pub use memory::{Fault, Memory};
 pub use types::{
-    AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Change, Contact, ContactsPage, Content,
-    DeviceState, EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation,
+    AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Bearer, Change, Contact, ContactsPage,
+    Content, DeviceState, EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation,
     Retention, Revocation, RevocationTarget, Trimmed,
 };
 
@@ -82,6 +82,9 @@ pub enum StoreError {
     /// The recipient has blocked the sender (403). The user who blocks may still write to the blocked one.
     #[error("not allowed to write to this user")]
     Blocked,
+    /// The device's token is revoked (401).
+    #[error("the token was revoked")]
+    Revoked,
     /// The user already has the maximum number of devices (403).
     #[error("the user has too many devices")]
     TooManyDevices,
@@ -200,9 +203,10 @@ pub trait Store: Send + Sync + 'static {
     /// Registers the device if it is new. Returns its cursor and the bounds of its user's log.
     ///
     /// # Errors
-    /// [`StoreError::TooManyDevices`] if the device is new and the user already has the maximum number; and the common
-    /// failures.
-    async fn open_device(&self, user: &Eid, device: &DeviceId) -> Result<DeviceState, StoreError>;
+    /// [`StoreError::Revoked`] if the device is new and its token is revoked: a sign-in that races with the revocation must
+    /// not register the device again that the revocation has forgotten. [`StoreError::TooManyDevices`] if the device is new
+    /// and the user already has the maximum number. And the common failures.
+    async fn open_device(&self, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<DeviceState, StoreError>;
 
     /// Moves the device's cursor forward, never back. The call does not wait: a crash within
     /// [`limits::CURSOR_WRITTEN_WITHIN`] or a full queue may lose the move, and then the entries behind it are delivered

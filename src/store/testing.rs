@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, mpsc};
 
 use super::types::{
-    AckTarget, Acknowledgment, Contact, Content, EntryBody, LogEntry, NewMessage, Revocation, RevocationTarget,
+    AckTarget, Acknowledgment, Bearer, Contact, Content, EntryBody, LogEntry, NewMessage, Revocation, RevocationTarget,
 };
 use super::{Embedded, LogObserver, Op, Store};
 use crate::limits;
@@ -53,6 +53,9 @@ pub(crate) fn take_places(store: &Embedded, places: usize) {
 pub(crate) fn eid(name: &str) -> Eid {
     Eid::parse(&format!("{name}@x")).unwrap()
 }
+
+/// A token that no revocation of a test refuses.
+pub(crate) const LATER: Bearer = Bearer { fingerprint: [0xff; 32], issued_at: i64::MAX };
 
 pub(crate) fn device(name: &str) -> DeviceId {
     DeviceId::parse(name).unwrap()

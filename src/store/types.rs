@@ -330,6 +330,15 @@ pub enum Change {
     Covered(RevocationTarget),
 }
 
+/// What revocations look at in the token of a sign-in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bearer {
+    /// The token's fingerprint, as in [`RevocationTarget::Token`].
+    pub fingerprint: [u8; 32],
+    /// When it was issued, Unix seconds; zero if it does not say so.
+    pub issued_at: i64,
+}
+
 /// What a revocation refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {

@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::report::{histogram, record};
 use crate::cli::{Failure, say};
 use crate::clock::Now;
-use crate::store::{Content, Embedded, LogEntry, LogObserver, NewMessage, Options, Retention, Store};
+use crate::store::{Bearer, Content, Embedded, LogEntry, LogObserver, NewMessage, Options, Retention, Store};
 use crate::wire::proto::HistoryRequest;
 use crate::wire::{DeviceId, Eid, LocalId, MessageScheme, Payload, encode_frame, envelope};
 
@@ -144,7 +144,7 @@ impl Args {
 
         progress.note(&format!("trimming {entries}"));
         let store = open(folder.path())?;
-        let bounds = store.open_device(&reader, &DeviceId::parse("growth")?).await?.log;
+        let bounds = store.open_device(&reader, &DeviceId::parse("growth")?, Bearer::default()).await?.log;
         let mut passes = [Duration::ZERO; 2];
         for (pass, took) in passes.iter_mut().enumerate() {
             let entries_max_per_user = bounds.head.get() - part * (pass as u64 + 1);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::store::memory::Memory;
-use crate::store::testing::{Nobody, ack, contact, device, eid, text};
+use crate::store::testing::{LATER, Nobody, ack, contact, device, eid, text};
 use crate::store::{AckTarget, Embedded, Options, Retention, Revocation, RevocationTarget, Store};
 use crate::wire::{AckStatus, ChatId, Sequence, Version};
 
@@ -20,7 +20,7 @@ async fn lived_in(memory: &Memory) -> Embedded {
     // The older entries are trimmed, which writes the floors.
     let now = 30 * DAY_MS;
     store.trim(Retention { older_than_ms: 3, entries_max_per_user: u64::MAX }, now).await.unwrap();
-    store.open_device(&eid("bob"), &device("phone")).await.unwrap();
+    store.open_device(&eid("bob"), &device("phone"), LATER).await.unwrap();
     let chat = ChatId::between(&eid("alice"), &eid("bob"));
     let read = ack("bob", AckTarget::UpTo(chat, Version::from(4)), AckStatus::Read, now);
     store.acknowledge(read).await.unwrap();

@@ -1,11 +1,12 @@
 //! Devices and their cursors in their user's log (protocol.md §5, Devices; §9, the cursor).
 
 use super::books::Books;
+use super::revocations;
 use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, DeviceRecord};
-use crate::store::types::DeviceState;
+use crate::store::types::{Bearer, DeviceState};
 use crate::store::{StoreError, key};
 use crate::wire::{DeviceId, Eid, Sequence};
 
@@ -15,10 +16,14 @@ impl Books {
         txn: &mut Txn,
         user: &Eid,
         device: &DeviceId,
+        bearer: Bearer,
     ) -> Result<DeviceState, StoreError> {
         let log = self.log(txn, user)?;
         if let Some(cursor) = self.cursor(txn, user, device)? {
             return Ok(DeviceState { cursor, log });
+        }
+        if revocations::refuse(txn, user, device, bearer)? {
+            return Err(StoreError::Revoked);
         }
         let bound = limits::DEVICES_PER_USER_MAX;
         let known = txn.range(Space::Devices, &key::all_of(user), Order::Ascending, bound)?;

@@ -27,7 +27,7 @@ use super::kv::{Key, Kv, Order, Space};
 use super::record::{self, PendingRecord, ProbeRecord, corrupt};
 use super::retention::Gone;
 use super::types::{
-    Accepted, Acknowledged, Acknowledgment, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
+    Accepted, Acknowledged, Acknowledgment, Bearer, Change, Contact, DeviceState, LogEntry, NewMessage, Revocation,
 };
 use super::{key, kv};
 use crate::limits;
@@ -46,7 +46,7 @@ pub(crate) enum Op {
     },
     Release(MessageId),
     Acknowledge(Acknowledgment),
-    OpenDevice(Eid, DeviceId),
+    OpenDevice(Eid, DeviceId, Bearer),
     AdvanceCursor(Eid, DeviceId, Sequence),
     PutContact(Eid, Box<Contact>),
     RemoveContact {
@@ -237,7 +237,7 @@ impl Ledger {
             Op::Accept { message, release } => books.accept(txn, *message, release).map(Reply::Accepted),
             Op::Release(id) => books.release(txn, id).map(|()| Reply::Done),
             Op::Acknowledge(acknowledgment) => books.acknowledge(txn, acknowledgment).map(Reply::Acknowledged),
-            Op::OpenDevice(user, device) => books.open_device(txn, &user, &device).map(Reply::Device),
+            Op::OpenDevice(user, device, bearer) => books.open_device(txn, &user, &device, bearer).map(Reply::Device),
             Op::AdvanceCursor(user, device, to) => books.advance_cursor(txn, &user, &device, to).map(|()| Reply::Done),
             Op::PutContact(owner, contact) => books.put_contact(txn, &owner, *contact).map(Reply::Flag),
             Op::RemoveContact { owner, subscriber } => books.remove_contact(txn, &owner, &subscriber).map(Reply::Flag),

@@ -9,7 +9,7 @@ use crate::store::kv::View;
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
 use crate::store::record::DeviceRecord;
-use crate::store::testing::{device, eid, sign_out, text, told};
+use crate::store::testing::{LATER, device, eid, sign_out, text, told};
 use crate::store::types::{AckTarget, Content, HistoryQuery};
 use crate::wire::{AckStatus, ChatId, LocalId, Version};
 
@@ -63,7 +63,7 @@ impl Model {
                 "done".into()
             }
             Op::Acknowledge(ack) => self.acknowledge(ack),
-            Op::OpenDevice(user, device) => {
+            Op::OpenDevice(user, device, _) => {
                 let head = self.logs.get(user).map_or(0, Vec::len);
                 let cursor = self.devices.entry((user.clone(), device.clone())).or_default();
                 format!("device at {cursor} of 0..{head}")
@@ -250,7 +250,7 @@ fn some_op(random: &mut Random, number: u64, model: &Model) -> Op {
             Op::Acknowledge(Acknowledgment { reader, device: at_device, target, status, at, received_at: at })
         }
         16 | 17 => Op::AdvanceCursor(eid(user), at_device, Sequence::from(random.below(30) as u64)),
-        18 => Op::OpenDevice(eid(user), at_device),
+        18 => Op::OpenDevice(eid(user), at_device, LATER),
         _ => match random.below(4) {
             0 => sign_out(user, at_device),
             _ => Op::SetBlock { owner: eid(user), subscriber: eid(peer), blocked: random.below(3) == 0 },

@@ -5,9 +5,9 @@ use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Key, Order, Space, View};
 use crate::store::record::{self, RevocationRecord, corrupt};
-use crate::store::types::{Change, Revocation, RevocationTarget};
+use crate::store::types::{Bearer, Change, Revocation, RevocationTarget};
 use crate::store::{StoreError, key};
-use crate::wire::DeviceId;
+use crate::wire::{DeviceId, Eid};
 
 impl Books {
     /// Records a revocation and, if a device of the same user is named, forgets that device. If the same target was revoked
@@ -57,6 +57,15 @@ impl Books {
         }));
         Ok(())
     }
+}
+
+/// Whether a token is revoked. A row that has expired counts as well: it outlives every token that it refuses.
+pub(super) fn refuse(txn: &Txn, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<bool, StoreError> {
+    let row = |target| record::read::<RevocationRecord>(txn, &key::revocation(&target));
+    let covers = |row: Option<RevocationRecord>| row.is_some_and(|row| bearer.issued_at <= row.issued_until);
+    Ok(row(RevocationTarget::Token(user.clone(), bearer.fingerprint))?.is_some()
+        || covers(row(RevocationTarget::Device(user.clone(), device.clone()))?)
+        || covers(row(RevocationTarget::User(user.clone()))?))
 }
 
 /// Deletes those of the rows that have expired. A later revocation of the same target may have prolonged a row since it was

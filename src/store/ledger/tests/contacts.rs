@@ -184,3 +184,27 @@ fn who_revoked_all_tokens_can_free_the_place_of_a_lost_device_again() {
     assert_eq!(covered, made_up.collect(), "nobody needs to remember them");
     house.open("bob", "new").unwrap();
 }
+
+#[test]
+fn a_device_is_not_registered_with_a_token_that_is_revoked() {
+    let mut house = House::new();
+    let open =
+        |name: &str, issued_at| Op::OpenDevice(eid("bob"), device(name), Bearer { fingerprint: [7; 32], issued_at });
+    house.one(open("phone", 5)).unwrap();
+    house.one(open("tablet", 5)).unwrap();
+    let revoke = |target, forget| Op::Revoke(Revocation { target, issued_until: 10, expires_at: 100 }, forget);
+    let phone = RevocationTarget::Device(eid("bob"), device("phone"));
+    house.one(revoke(phone, Some(device("phone")))).unwrap();
+    assert_eq!(house.rows(Space::Devices), 1);
+    // It was signing in meanwhile.
+    assert_eq!(house.one(open("phone", 10)).unwrap_err(), StoreError::Revoked);
+    assert_eq!(house.rows(Space::Devices), 1, "its place stays free");
+    house.one(open("watch", 10)).unwrap();
+    house.one(open("phone", 11)).unwrap();
+    house.one(revoke(RevocationTarget::User(eid("bob")), None)).unwrap();
+    assert_eq!(house.one(open("desk", 10)).unwrap_err(), StoreError::Revoked);
+    house.one(open("tablet", 10)).expect("it has its place, and the hub closes its session");
+    house.one(revoke(RevocationTarget::Token(eid("bob"), [7; 32]), None)).unwrap();
+    assert_eq!(house.one(open("desk", 11)).unwrap_err(), StoreError::Revoked);
+    house.open("bob", "desk").unwrap();
+}

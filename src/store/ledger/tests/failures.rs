@@ -68,7 +68,7 @@ fn no_row_of_garbage_makes_anything_panic() {
                     accept(text("alice", "bob", 3), false),
                     Op::Acknowledge(ack("bob", AckTarget::Message(message.id), AckStatus::Read, 1)),
                     Op::Acknowledge(ack("bob", up_to(3), AckStatus::Read, 1)),
-                    Op::OpenDevice(eid("bob"), device("phone")),
+                    Op::OpenDevice(eid("bob"), device("phone"), LATER),
                     block("bob", "alice", true),
                     Op::Revoke(
                         Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 2, expires_at: 2 },

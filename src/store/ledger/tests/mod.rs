@@ -9,7 +9,7 @@ use crate::store::kv::{Slice, Span};
 use crate::store::memory::{Fault, Memory};
 use crate::store::read;
 use crate::store::record::{ChatRecord, FloorRecord, LocalRecord, MarkRecord, MessageRecord};
-use crate::store::testing::{ack, contact, device, eid, kinds, sign_out, text, told};
+use crate::store::testing::{LATER, ack, contact, device, eid, kinds, sign_out, text, told};
 use crate::store::types::{AcceptOutcome, AckTarget, Content, EntryBody, HistoryQuery, Message, RevocationTarget};
 use crate::wire::{AckStatus, ChatId, Version};
 
@@ -71,7 +71,7 @@ impl House {
     }
 
     fn open(&mut self, user: &str, name: &str) -> Result<DeviceState, StoreError> {
-        match self.one(Op::OpenDevice(eid(user), device(name)))? {
+        match self.one(Op::OpenDevice(eid(user), device(name), LATER))? {
             Reply::Device(state) => Ok(state),
             other => panic!("{other:?}"),
         }
