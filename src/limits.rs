@@ -198,8 +198,6 @@ pub const STORE_LISTS_CACHED: usize = 4 * 1024;
 pub const OWNERS_READ_MAX: usize = 4 * SUBSCRIBERS_PER_USER_MAX;
 /// Rows read at once where everything of a kind is read.
 pub const STORE_PAGE_ROWS: usize = 512;
-/// Users of a list that are read at once: some tens of KiB.
-pub const CONTACTS_PAGE_ROWS: usize = 256;
 /// Rows that one step of the retention looks at or deletes: a few milliseconds of a reader, and less of the writer.
 pub const TRIM_ROWS: usize = 256;
 /// Pause between two steps of the retention, in which the store serves others: at most some ten thousand rows are deleted a
@@ -305,8 +303,9 @@ pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Days for which entries of a log are kept (protocol.md §9).
 pub const RETENTION_DAYS: u32 = 30;
-/// Entries of one user's log that are kept: a thousand messages a day with their receipts. Some 30 MB on disk.
-pub const RETENTION_ENTRIES_PER_USER: u64 = 100_000;
+/// Entries of one user's log that are kept: those of 30 days with a thousand messages a day, of which each has up to four
+/// entries, and more. Some 60 MB on disk.
+pub const RETENTION_ENTRIES_PER_USER: u64 = 200_000;
 /// Time from one pass of the retention to the next: what is too old is deleted within an hour.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 

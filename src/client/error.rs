@@ -52,7 +52,8 @@ pub struct Refusal {
     pub message: String,
     /// Field name of the payload that caused the error; empty if unknown.
     pub route: String,
-    /// Depends on the code: a `message_id_local`, the milliseconds to wait, or the reason in words. May be empty.
+    /// Depends on the code: a `message_id_local`, the milliseconds to wait, or the reason in words. Empty if it adds nothing
+    /// to the message.
     pub details: String,
 }
 
@@ -71,7 +72,9 @@ impl Refusal {
 
 impl From<ErrorMessage> for Refusal {
     fn from(error: ErrorMessage) -> Refusal {
-        Refusal { code: error.code, message: error.message, route: error.route, details: error.details }
+        // A server that has nothing to add repeats the message there.
+        let details = if error.details == error.message { String::new() } else { error.details };
+        Refusal { code: error.code, message: error.message, route: error.route, details }
     }
 }
 

@@ -12,8 +12,9 @@ use crate::wire::{DeviceId, Eid};
 const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 5_000..=3_600_000;
 /// Below this, pings would be most of the traffic.
 const PING_INTERVAL_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-/// From a text of full length with its envelope, up to what a session may reasonably hold in memory for one frame.
-const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=1024 * 1024;
+/// From a text of full length with its envelope, up to what a device of the library accepts
+/// (`client::limits::FRAME_BYTES_MAX`).
+const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=256 * 1024;
 /// From two packets, up to the largest window that is still a bound.
 const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
 /// The upper bound is each lane's part of the connection's window.

@@ -331,7 +331,9 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
         cache_bytes: config.store.cache_bytes,
         on_commit: Box::new(move |commit| {
             commits.commit.record(commit.took);
-            commits.commit_operations.record(commit.operations as f64);
+            if commit.operations > 0 {
+                commits.commit_operations.record(commit.operations as f64);
+            }
             if commit.messages > 0 {
                 commits.commit_messages.record(commit.messages as f64);
             }

@@ -286,7 +286,9 @@ mod tests {
         let mut refused = Vec::new();
         while let Some(done) = calls.next().await {
             match done {
-                Done::Accept(_, local, Err(StoreError::Overloaded)) => refused.push(local.to_string()),
+                Done::Accept(_, local, Err(StoreError::Overloaded | StoreError::Crowded)) => {
+                    refused.push(local.to_string())
+                }
                 Done::Accept(_, _, Ok(_)) | Done::Release(_, Ok(())) => {}
                 other => panic!("{other:?}"),
             }

@@ -18,6 +18,7 @@ use crate::wire::{
 };
 
 use super::fault::{Fault, require_own};
+use super::flood;
 use super::order::Why;
 use super::{Asked, Call, Now, Open, Origin, Output, Phase, Session, render};
 
@@ -174,11 +175,13 @@ impl Session {
                 if let StoreError::Engine(reason) = &error {
                     tracing::error!(session = open.session_id, reason, "a message was not accepted");
                 }
-                let fault = Fault::from(&error).details(local.as_str());
-                if fault.code == ErrorCode::Unavailable {
-                    self.put_off(local.as_str(), self.behind_wait(), Why::Store, now);
+                let fault = Fault::from(&error);
+                let wait = self.behind_wait();
+                if matches!(fault.code, ErrorCode::Unavailable | ErrorCode::TooFast) {
+                    self.put_off(local.as_str(), wait, Why::Store, now);
                 }
-                return self.refuse(origin, fault);
+                let details = if fault.code == ErrorCode::TooFast { flood::millis(wait) } else { local.to_string() };
+                return self.refuse(origin, fault.details(details));
             }
         };
         match accepted.outcome {

@@ -17,23 +17,21 @@ use super::call::ListChange;
 use super::fault::{Fault, require_own};
 use super::{Call, Now, Origin, Phase, Session};
 
-/// Bytes of the longest frame of a list, unless the configured limit is lower.
-const LIST_FRAME_BYTES: usize = LANE_QUEUE_BYTES / 2;
 /// By how many bytes at most the lengths of a frame, of its payload and of its list grow with the entries.
 const LIST_LENGTHS_BYTES: usize = 8;
 
-/// A list that is being told. A part is read once the parts before it have left the queue, so that a peer that does not
-/// read takes little memory.
+/// A list that is being told. What a frame holds is read once control has room for it, so that a peer that does not read
+/// takes little memory.
 pub(super) struct Listing {
     origin: Origin,
     /// The last user who was told.
     after: Option<Eid>,
-    /// Whether the next part is being read.
+    /// Whether the next frame's users are being read.
     reading: bool,
 }
 
 impl Listing {
-    /// Whether the next part waits for room on the lane.
+    /// Whether the next frame waits for room on the lane.
     pub(super) fn is_held(&self) -> bool {
         !self.reading
     }
@@ -173,58 +171,63 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
         require_own(request.owner.as_ref(), &open.user, open.device.as_str())?;
         open.listing = Some(Box::new(Listing { origin, after: None, reading: false }));
+        // Control was read, so it has room.
+        self.pump_list(0);
         Ok(())
     }
 
-    /// Reads the next part of the list if control has room for it. `queued` is the number of bytes that control still holds.
+    /// Forgets a list that waits for room, because nobody reads it any more. Returns whether there was one.
+    pub(super) fn give_up_list(&mut self) -> bool {
+        let Phase::Open(open) = &mut self.phase else { return false };
+        open.listing.take_if(|listing| listing.is_held()).is_some()
+    }
+
+    /// Reads the users of the list's next frame if control has room for it. `queued` is the number of bytes that control still holds.
     pub(super) fn pump_list(&mut self, queued: usize) {
         let Phase::Open(open) = &mut self.phase else { return };
         let Some(listing) = open.listing.as_deref_mut() else { return };
         if !listing.reading && queued < LANE_QUEUE_BYTES {
             listing.reading = true;
-            let call = Call::List(listing.origin, open.user.clone(), listing.after.clone(), LIST_FRAME_BYTES);
+            let (user, after) = (open.user.clone(), listing.after.clone());
+            let call = Call::List(listing.origin, user, after, self.services.settings.frame_bytes_max);
             self.call(call);
         }
     }
 
-    /// Sends a part of the list in as many frames as it needs; all but the last of the list set `more`.
+    /// Sends a frame of the list: as many users as it holds. All frames but the last set `more`.
     pub(super) fn list_read(&mut self, origin: Origin, page: Result<ContactsPage, StoreError>) {
         let Phase::Open(open) = &mut self.phase else { return };
         let listing = open.listing.take();
-        let page = match page {
+        let ContactsPage { contacts, mut more } = match page {
             Ok(page) => page,
             Err(error) => return self.refuse(origin, Fault::from(&error)),
         };
-        if page.more {
-            let after = page.contacts.last().map(|contact| contact.subscriber.clone());
+        let list = SubscriberList { owner: Some(open.user.identity()), more: true, ..SubscriberList::default() };
+        let mut scheme = envelope(Payload::SubscriberList(list));
+        scheme.request_id = origin.request_id;
+        let mut bytes = scheme.encoded_len() + LIST_LENGTHS_BYTES;
+        let mut entries: Vec<Subscriber> = Vec::with_capacity(contacts.len());
+        let mut after = None;
+        for contact in contacts {
+            let subscriber = contact.subscriber.clone();
+            let entry = entry(contact);
+            let length = entry.encoded_len();
+            bytes += 1 + length_delimiter_len(length) + length;
+            // Even the smallest frame that can be configured holds the longest entry many times.
+            if bytes > self.services.settings.frame_bytes_max {
+                more = true;
+                break;
+            }
+            entries.push(entry);
+            after = Some(subscriber);
+        }
+        if more {
             open.listing = listing.map(|listing| Box::new(Listing { after, reading: false, ..*listing }));
         }
-        let owner = open.user.identity();
-        let most = LIST_FRAME_BYTES.min(self.services.settings.frame_bytes_max);
-        let mut rest = page.contacts.into_iter().map(entry).peekable();
-        loop {
-            let list = SubscriberList { owner: Some(owner.clone()), more: true, ..SubscriberList::default() };
-            let mut scheme = envelope(Payload::SubscriberList(list));
-            scheme.request_id = origin.request_id;
-            let mut bytes = scheme.encoded_len() + LIST_LENGTHS_BYTES;
-            let mut entries = Vec::new();
-            while let Some(entry) = rest.next_if(|entry| {
-                let length = entry.encoded_len();
-                bytes += 1 + length_delimiter_len(length) + length;
-                // Even the smallest frame that can be configured holds the longest entry many times.
-                bytes <= most
-            }) {
-                entries.push(entry);
-            }
-            let more = rest.peek().is_some() || page.more;
-            if let Some(Payload::SubscriberList(list)) = &mut scheme.payload {
-                (list.entries, list.more) = (entries, more);
-            }
-            self.send_frame(Lane::Control, encode_frame(&scheme));
-            if rest.peek().is_none() {
-                return;
-            }
+        if let Some(Payload::SubscriberList(list)) = &mut scheme.payload {
+            (list.entries, list.more) = (entries, more);
         }
+        self.send_frame(Lane::Control, encode_frame(&scheme));
     }
 
     /// Checks that the owner is the session's own user and the subscriber somebody else.
@@ -288,14 +291,15 @@ mod tests {
         }
         let mut phone = house.bare(&alice, &device("phone")).await;
         let ask = SubscriberListRequest { owner: Some(alice.device_identity(&device("phone"))) };
-        phone.hear(Lane::Control, Payload::SubscriberListRequest(ask));
+        phone.hear(Lane::Control, Payload::SubscriberListRequest(ask.clone()));
         let (mut queued, mut names, mut stops) = (0, 0, 0);
         loop {
             phone.session.pump(|lane| if lane == Lane::Control { queued } else { 0 }, Now::system());
             let outputs = phone.outputs();
             if outputs.is_empty() {
                 assert!(queued >= LANE_QUEUE_BYTES, "it goes on while there is room");
-                assert!(queued <= 2 * LANE_QUEUE_BYTES, "{queued} bytes are kept for who does not read");
+                // The queue, and two frames.
+                assert!(queued <= 3 * LANE_QUEUE_BYTES, "{queued} bytes are kept for who does not read");
                 assert!(!phone.session.wanted().contains(Lane::Control), "one list at a time");
                 (queued, stops) = (0, stops + 1);
                 assert!(phone.session.has_backlog(|_| 0), "the driver has to go on when it is read");
@@ -318,7 +322,15 @@ mod tests {
             }
         }
         assert_eq!(names, USERS);
+        assert!(!phone.session.give_up_list());
         assert!(stops > 1, "it was longer than a queue");
         assert!(phone.session.wanted().contains(Lane::Control) && !phone.session.has_backlog(|_| 0));
+
+        // When the connection ends, what was sent behind the request counts.
+        phone.hear(Lane::Control, Payload::SubscriberListRequest(ask));
+        let Some(Output::Call(call)) = phone.outputs().pop() else { panic!("no call") };
+        phone.answer(call).await;
+        assert!(!phone.session.wanted().contains(Lane::Control));
+        assert!(phone.session.give_up_list() && phone.session.wanted().contains(Lane::Control));
     }
 }

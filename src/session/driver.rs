@@ -178,6 +178,10 @@ impl<L: Link> Driver<L> {
             let wanted = self.wanted();
             let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
+                // What was sent behind the request for a list still counts.
+                if self.session.give_up_list() {
+                    continue;
+                }
                 // A lane that is not wanted until a call is done may hold frames that arrived before the close. Then the
                 // link reports the close again.
                 let some_wait = self.session.is_waiting() && Lane::ALL.iter().any(|lane| !wanted.contains(*lane));

@@ -546,11 +546,12 @@ impl Session {
     /// Answers with an error on the lane of the request (protocol.md §15).
     fn refuse(&mut self, origin: Origin, fault: Fault) {
         self.services.metrics.error(fault.code, origin.payload);
+        let message = fault.message.to_owned();
         let error = wire::ErrorMessage {
             code: fault.code.code(),
-            message: fault.message.to_owned(),
+            details: if fault.details.is_empty() { message.clone() } else { fault.details },
+            message,
             route: origin.payload.to_owned(),
-            details: fault.details,
         };
         self.send(origin.lane, origin.request_id, Payload::ErrorMessage(error));
     }

@@ -183,7 +183,7 @@ pub(super) struct State {
     pub(super) before_presence: Option<Box<dyn FnOnce() + Send>>,
     pub(super) path: PathStats,
     looked_at: Option<Lane>,
-    closed: Option<CloseCode>,
+    pub(super) closed: Option<CloseCode>,
     server: Option<Waker>,
     peer: Option<Waker>,
 }
@@ -244,12 +244,10 @@ impl Link for Played {
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
         let mut state = self.state();
         state.server = Some(cx.waker().clone());
-        if let Some(code) = state.closed {
-            return Poll::Ready(LinkEvent::Closed(CloseReason::from(code)));
-        }
         let is_wanted = |event: &LinkEvent| !matches!(event, LinkEvent::Frame(lane, _) if !wanted.contains(*lane));
-        let Some(next) = state.coming.iter().position(is_wanted) else { return Poll::Pending };
-        state.coming.remove(next).map_or(Poll::Pending, Poll::Ready)
+        let next = state.coming.iter().position(is_wanted).and_then(|next| state.coming.remove(next));
+        let closed = state.closed.map(|code| LinkEvent::Closed(CloseReason::from(code)));
+        next.or(closed).map_or(Poll::Pending, Poll::Ready)
     }
 
     fn push(&mut self, lane: Lane, frame: Bytes) {

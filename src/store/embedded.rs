@@ -29,7 +29,7 @@ use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 /// One durable commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Number of operations in it.
+    /// Number of operations in it; zero if it holds moved cursors only.
     pub operations: usize,
     /// Number of messages that it newly accepted.
     pub messages: usize,

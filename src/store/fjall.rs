@@ -1,7 +1,8 @@
 //! The engine on disk: fjall 3, a log-structured tree with one journal for all spaces.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 
@@ -10,12 +11,14 @@ use super::background;
 use super::files::Files;
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
 use super::marker::{self, Found};
-use super::rotation::Rotation;
+use super::rotation::{self, Rotation};
 use super::seal::{self, Seal};
 use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
+/// How often a commit that waits for the engine's files looks for them.
+const FILES_LOOKED_AT_EVERY: Duration = Duration::from_millis(10);
 /// The space with the seals, which never has a row for them: each is the deletion of one.
 const SEALS: Space = Space::Probe;
 /// The folder of the table files within a space's own folder.
@@ -23,6 +26,7 @@ const SEALS: Space = Space::Probe;
 const TABLES_FOLDER: &str = "tables";
 
 pub(crate) struct Fjall {
+    dir: PathBuf,
     database: Database,
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
@@ -81,6 +85,7 @@ impl Fjall {
         let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
         Ok(Fjall {
+            dir: dir.to_owned(),
             database,
             rotation,
             #[cfg(target_os = "linux")]
@@ -89,6 +94,46 @@ impl Fjall {
             seal,
             newest,
         })
+    }
+
+    /// Waits while the engine is behind with the files of these spaces. The engine's commit would wait as well, but for
+    /// ever if the engine has failed meanwhile.
+    fn wait_for_files(&self, written: &[bool; Space::COUNT]) -> Result<(), StoreError> {
+        let spaces = || Space::ALL.into_iter().filter(|space| written[space.index()]);
+        while spaces().any(|space| rotation::is_behind(space, &self.spaces[space.index()])) {
+            // Fails if the engine has failed.
+            self.database.persist(PersistMode::Buffer).map_err(failed)?;
+            std::thread::sleep(FILES_LOOKED_AT_EVERY);
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1 + batch.len())
+            .durability(Some(PersistMode::SyncData));
+        writes.remove(&self.spaces[SEALS.index()], self.seal);
+        let mut written = [false; Space::COUNT];
+        written[SEALS.index()] = true;
+        for (space, key, value) in batch {
+            written[space.index()] = true;
+            let keyspace = &self.spaces[space.index()];
+            match value {
+                Some(value) => writes.insert(keyspace, key, value),
+                None => writes.remove(keyspace, key),
+            }
+        }
+        self.wait_for_files(&written)?;
+        writes.commit().map_err(failed)?;
+        // Drops the former snapshot outside the lock.
+        let snapshot = self.database.snapshot();
+        let former = std::mem::replace(&mut *self.newest(), snapshot);
+        drop(former);
+        let spaces = Space::ALL.into_iter().filter(|space| written[space.index()]);
+        spaces.for_each(|space| self.rotation.look(space, &self.spaces[space.index()]));
+        Ok(())
     }
 
     fn newest(&self) -> MutexGuard<'_, Snapshot> {
@@ -136,30 +181,7 @@ impl Kv for Fjall {
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let mut writes = OwnedWriteBatch::with_capacity(self.database.clone(), 1 + batch.len())
-            .durability(Some(PersistMode::SyncData));
-        writes.remove(&self.spaces[SEALS.index()], self.seal);
-        let mut written = [false; Space::COUNT];
-        written[SEALS.index()] = true;
-        for (space, key, value) in batch {
-            written[space.index()] = true;
-            let keyspace = &self.spaces[space.index()];
-            match value {
-                Some(value) => writes.insert(keyspace, key, value),
-                None => writes.remove(keyspace, key),
-            }
-        }
-        writes.commit().map_err(failed)?;
-        // Drops the former snapshot outside the lock.
-        let snapshot = self.database.snapshot();
-        let former = std::mem::replace(&mut *self.newest(), snapshot);
-        drop(former);
-        let spaces = Space::ALL.into_iter().filter(|space| written[space.index()]);
-        spaces.for_each(|space| self.rotation.look(space, &self.spaces[space.index()]));
-        Ok(())
+        self.write(batch).inspect_err(|_| torn::note_failure(&self.dir))
     }
 
     fn size(&self) -> Result<Size, StoreError> {

@@ -94,6 +94,9 @@ pub enum StoreError {
     /// The list is full (answered with status FAILED).
     #[error("the list is full")]
     ListFull,
+    /// Too many messages of the chat wait for their release, or an earlier message of the sender was refused for now (429).
+    #[error("an earlier message has to come first")]
+    Crowded,
     /// The writer's queue is full, or too many messages wait for their release (503).
     #[error("the store is overloaded")]
     Overloaded,
@@ -151,8 +154,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if the sender used the `message_id_local` for another message; [`StoreError::Blocked`]
-    /// if the recipient has blocked the sender; [`StoreError::Overloaded`] also if too many messages wait for their
-    /// release; and the common failures.
+    /// if the recipient has blocked the sender; [`StoreError::Crowded`] if too many messages of the chat wait for their
+    /// release, [`StoreError::Overloaded`] also if too many of all do; and the common failures.
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
 
     /// Releases an accepted message of `sender` to the recipient and the sender's other devices. Within a chat,

@@ -109,23 +109,25 @@ pub(crate) fn contacts(
     after: Option<&Eid>,
     bytes: usize,
 ) -> Result<ContactsPage, StoreError> {
-    let all = key::all_of(owner);
-    let span = match after {
-        Some(after) => key::following(all, &key::pair(owner, after)),
-        None => all,
-    };
-    let rows = view.range(Space::Contacts, &span, Order::Ascending, limits::CONTACTS_PAGE_ROWS + 1)?;
-    let (mut contacts, mut left) = (Vec::new(), bytes);
-    for (key, value) in rows.iter().take(limits::CONTACTS_PAGE_ROWS) {
-        let length = key.len() + value.len();
-        if length > left && !contacts.is_empty() {
-            return Ok(ContactsPage { contacts, more: true });
-        }
-        left = left.saturating_sub(length);
-        let subscriber = key::other_of(owner, key).map_err(|why| corrupt(Space::Contacts, key, why))?;
-        contacts.push(record::decode::<ContactRecord>(key, value)?.into_contact(subscriber));
+    let mut span = key::all_of(owner);
+    if let Some(after) = after {
+        span = key::following(span, &key::pair(owner, after));
     }
-    Ok(ContactsPage { contacts, more: rows.len() > limits::CONTACTS_PAGE_ROWS })
+    let (mut contacts, mut left) = (Vec::new(), bytes);
+    loop {
+        let rows = view.range(Space::Contacts, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
+        let Some((last, _)) = rows.last() else { return Ok(ContactsPage { contacts, more: false }) };
+        span = key::following(span, last);
+        for (key, value) in &rows {
+            let subscriber = key::other_of(owner, key).map_err(|why| corrupt(Space::Contacts, key, why))?;
+            let length = subscriber.as_str().len() + value.len();
+            if length > left && !contacts.is_empty() {
+                return Ok(ContactsPage { contacts, more: true });
+            }
+            left = left.saturating_sub(length);
+            contacts.push(record::decode::<ContactRecord>(key, value)?.into_contact(subscriber));
+        }
+    }
 }
 
 pub(crate) fn owners(view: &dyn View, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {

@@ -91,6 +91,16 @@ impl Rotation {
     }
 }
 
+/// Closed memtables of a space that may wait to be written to files. With one more, the engine's commits wait for as long
+/// as it takes, also if the engine has failed.
+const CLOSED_MAX: usize = 3;
+
+/// Whether a commit to the space has to wait until the engine has written some file.
+pub(super) fn is_behind(space: Space, keyspace: &Keyspace) -> bool {
+    keyspace.tree.sealed_memtable_count() >= CLOSED_MAX
+        && keyspace.tree.active_memtable().size() >= 2 * memtable_bytes(space)
+}
+
 /// Sends without waiting; `false` if the channel is full or closed.
 fn given<T>(to: Option<&SyncSender<T>>, what: T) -> bool {
     to.is_some_and(|to| to.try_send(what).is_ok())
@@ -98,7 +108,11 @@ fn given<T>(to: Option<&SyncSender<T>>, what: T) -> bool {
 
 fn close(full: &Receiver<Space>, spaces: &[Keyspace], pending: &[AtomicBool; Space::COUNT]) {
     for space in full {
-        if let Err(error) = spaces[space.index()].rotate_memtable() {
+        let keyspace = &spaces[space.index()];
+        // Otherwise the next commit asks again.
+        if keyspace.tree.sealed_memtable_count() < CLOSED_MAX
+            && let Err(error) = keyspace.rotate_memtable()
+        {
             // The engine's own, larger bound still applies, and its next commit reports what is wrong.
             tracing::error!(space = space.name(), %error, "a memtable could not be closed");
         }

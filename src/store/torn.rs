@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -30,6 +31,11 @@ const HEAD_BYTES: usize = 20;
 /// Where the seal is in a commit: its key is that of the first item.
 const SEAL_AT: usize = 1 + START_BYTES + 1 + HEAD_BYTES;
 
+/// How long fjall's lock is waited for. fjall's thread may hold it for a moment longer than the database that was closed.
+const RELEASED_WITHIN: Duration = Duration::from_secs(1);
+/// Left by a process whose commit has failed.
+const FAILED: &str = "failed";
+
 /// What was found at the end of the journals.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -42,12 +48,23 @@ pub(super) enum Outcome {
 }
 
 /// Checks the journals in `dir`, and moves what is behind the last whole commit to a file of its own if it is torn. Fails
-/// if another process has the store open. Without a seal, what is bad in the newest journal counts as torn.
+/// if another process has the store open.
 pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> {
     // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
     // commit that is removed.
     let lock = open(&dir.join("lock"))?;
-    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"))?;
+    let given_up = Instant::now() + RELEASED_WITHIN;
+    while lock.try_lock().is_err() {
+        if Instant::now() >= given_up {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"));
+        }
+        std::thread::sleep(RELEASED_WITHIN / 100);
+    }
+    let failure = dir.join(FAILED);
+    if failure.exists() {
+        write_again(dir)?;
+        std::fs::remove_file(failure)?;
+    }
     let journals = journals(dir)?;
     for (number, file) in &journals {
         let mut journal = open(file)?;
@@ -56,8 +73,10 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         if rest.is_empty() {
             continue;
         }
-        let is_newest = journals.last_key_value().is_some_and(|(newest, _)| newest == number);
-        if !is_newest || seal.is_some_and(|seal| begins_another(&rest, seal)) {
+        // fjall may begin another journal after a commit that failed, but nothing is committed any more.
+        let mut newer = journals.range(number + 1..).map(|(_, file)| open(file));
+        let more_follows = newer.try_fold(false, |more, file| Ok::<_, io::Error>(more || !is_blank(&mut file?)?))?;
+        if more_follows || holds_another(&rest, seal) {
             return Ok(Outcome::Damaged { file: file.clone(), at });
         }
         let aside = dir.join(format!("{number}-{at}.torn"));
@@ -69,6 +88,36 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         return Ok(Outcome::PutAside { file: aside, bytes: rest.len() as u64 });
     }
     Ok(Outcome::Sound)
+}
+
+/// Leaves a note for the next [`put_aside`] that a commit failed. It is only needed until the machine is started anew, so
+/// it is not synced.
+pub(super) fn note_failure(dir: &Path) {
+    let _ = File::create(dir.join(FAILED));
+}
+
+/// Writes the journals in `dir` once more, as they read, and syncs them. After a sync that has failed, the kernel counts
+/// pages as written that are in its memory alone, so another sync would not bring them to the disk.
+fn write_again(dir: &Path) -> io::Result<()> {
+    for file in journals(dir)?.values() {
+        let mut journal = open(file)?;
+        let (mut at, mut buffer) = (0, vec![0; 64 * 1024]);
+        loop {
+            journal.seek(SeekFrom::Start(at))?;
+            let read = journal.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            // What was never written stays a hole.
+            if buffer[..read].iter().any(|byte| *byte != 0) {
+                journal.seek(SeekFrom::Start(at))?;
+                journal.write_all(&buffer[..read])?;
+            }
+            at += read as u64;
+        }
+        journal.sync_all()?;
+    }
+    Ok(())
 }
 
 fn open(file: &Path) -> io::Result<File> {
@@ -109,6 +158,11 @@ fn rest(journal: &mut File, at: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Whether nothing was ever written to a journal.
+fn is_blank(journal: &mut File) -> io::Result<bool> {
+    Ok(rest(journal, 0)?.is_empty())
+}
+
 /// Where the last whole commit ends that has only whole ones before it.
 fn end_of_commits(journal: &File) -> io::Result<u64> {
     let length = journal.metadata()?.len();
@@ -122,9 +176,24 @@ fn end_of_commits(journal: &File) -> io::Result<u64> {
     }
 }
 
-/// Whether another commit begins behind the bad one at the beginning.
-fn begins_another(rest: &[u8], seal: &Seal) -> bool {
-    rest.windows(seal.len()).enumerate().any(|(at, bytes)| at != SEAL_AT && bytes == seal)
+/// Whether there is another commit behind the bad one at the beginning.
+fn holds_another(rest: &[u8], seal: Option<&Seal>) -> bool {
+    let sealed = |seal: &Seal| {
+        let seals = rest.windows(seal.len()).enumerate().filter(|(_, bytes)| bytes == seal);
+        seals.map(|(at, _)| at != SEAL_AT).reduce(|one, other| one || other)
+    };
+    // Without any seal it was written by a version that had none, or the page with the seal is missing.
+    seal.and_then(sealed).unwrap_or_else(|| holds_whole_commit(rest))
+}
+
+/// Whether there is a whole commit behind the bad one at the beginning, or what a client has written to look like one.
+fn holds_whole_commit(rest: &[u8]) -> bool {
+    let is_whole = |from: usize| {
+        let reader = &rest[from..];
+        let mut commits = Commits { reader, at: 0, length: reader.len() as u64, hash: Xxh3::new() };
+        commits.next_is_whole().is_ok_and(|whole| whole)
+    };
+    (1..rest.len()).filter(|from| rest[*from] == START).any(is_whole)
 }
 
 struct Commits<R> {
@@ -363,13 +432,38 @@ mod tests {
         assert_eq!(look(folder.path()).unwrap(), damaged);
         assert!(Fjall::open(folder.path(), CACHE).is_err());
         assert!(std::fs::read(&path).unwrap() == bytes, "nothing of it was touched");
-        // In an older journal what follows is the newer one.
+        // The same if the commits have no seals that are known.
+        assert_eq!(put_aside(folder.path(), None).unwrap(), damaged);
+        // In an older journal what follows is the newer one, unless nothing was written to it.
         let cut = bytes.iter().rposition(|byte| *byte != 0).unwrap() - 10;
         bytes.truncate(cut);
         bytes[commit..2 * commit + 100].fill(7);
         bytes.truncate(commit + 50);
         std::fs::write(&path, &bytes).unwrap();
-        std::fs::write(folder.path().join("1.jnl"), []).unwrap();
+        let newer = folder.path().join("1.jnl");
+        std::fs::write(&newer, b"more").unwrap();
         assert_eq!(look(folder.path()).unwrap(), damaged);
+        std::fs::write(&newer, [0; 100]).unwrap();
+        assert!(matches!(look(folder.path()).unwrap(), Outcome::PutAside { bytes: 50, .. }));
+        assert_eq!(look(folder.path()).unwrap(), Outcome::Sound);
+    }
+
+    #[test]
+    fn a_store_whose_commit_failed_is_written_again_when_it_opens() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), CACHE).unwrap();
+        engine.commit(batch(1, &noise(1))).unwrap();
+        drop(engine);
+        let journal = newest_journal(folder.path());
+        let before = std::fs::read(&journal).unwrap();
+        write_again(folder.path()).unwrap();
+        assert!(std::fs::read(&journal).unwrap() == before);
+        note_failure(folder.path());
+        for _ in 0..2 {
+            let engine = Fjall::open(folder.path(), CACHE).unwrap();
+            assert!(!folder.path().join(FAILED).exists());
+            let value = engine.view().get(Space::Messages, &[1]).unwrap();
+            assert_eq!(value.map(|value| value.to_vec()), Some(noise(1)));
+        }
     }
 }

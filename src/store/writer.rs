@@ -38,11 +38,13 @@ impl Writer {
     }
 
     fn flush_cursors(&mut self) {
-        let was_failed = self.ledger.has_failed();
-        if let Err(error) = self.ledger.flush_cursors()
-            && !was_failed
-        {
-            tracing::error!(%error, "the store failed; restart the server once the disk is well again");
+        if !self.ledger.has_unwritten_cursors() {
+            return;
+        }
+        let began = Instant::now();
+        match self.ledger.flush_cursors() {
+            Ok(()) => (self.on_commit)(Commit { operations: 0, messages: 0, took: began.elapsed() }),
+            Err(error) => tracing::error!(%error, "the store failed; restart the server once the disk is well again"),
         }
     }
 

@@ -293,10 +293,15 @@ impl Unreleased {
         self.places.insert(id, (chat, version));
     }
 
-    /// Whether no further message of the chat may wait.
-    pub(super) fn is_full_for(&self, chat: ChatId) -> bool {
-        self.len() >= limits::STORE_UNRELEASED_MAX
-            || self.chats.get(&chat).is_some_and(|waiting| waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX)
+    /// Fails if no further message of the chat may wait.
+    pub(super) fn check_room(&self, chat: ChatId) -> Result<(), StoreError> {
+        if self.len() >= limits::STORE_UNRELEASED_MAX {
+            return Err(StoreError::Overloaded);
+        }
+        match self.chats.get(&chat) {
+            Some(waiting) if waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX => Err(StoreError::Crowded),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn waits_in(&self, chat: ChatId) -> bool {

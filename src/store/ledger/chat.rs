@@ -31,8 +31,8 @@ impl Books {
         }
         let chat = ChatId::between(&new.sender, &new.recipient);
         let now = release && !self.unreleased.waits_in(chat);
-        if !now && self.unreleased.is_full_for(chat) {
-            return Err(StoreError::Overloaded);
+        if !now {
+            self.unreleased.check_room(chat)?;
         }
         let version = self.version(txn, chat, &new.sender, &new.recipient)?.next();
         let message = numbered(new, chat, version);

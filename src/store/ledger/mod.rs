@@ -218,9 +218,9 @@ impl Ledger {
         self.add(outcome)
     }
 
-    /// Refuses an operation for lack of a place, without applying it.
+    /// Refuses a message that was submitted behind one that was refused for now, without applying it.
     pub(crate) fn refuse(&mut self) -> &Outcome {
-        let error = self.failed.clone().unwrap_or(StoreError::Overloaded);
+        let error = self.failed.clone().unwrap_or(StoreError::Crowded);
         self.add(Err(error))
     }
 
