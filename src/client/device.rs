@@ -339,8 +339,8 @@ impl Device {
     // --- Closing ----------------------------------------------------------------------------------------------------
 
     /// Closes the device: waits up to 3 s for pending answers ([`super::limits::CLOSE_WITHIN`]), tells the server how
-    /// far the application got in the log, and closes the connection with GOODBYE. Messages that are still unanswered
-    /// stay in the outbox.
+    /// far the application got in the log, and closes the connection with GOODBYE. Without a connection, it goes on
+    /// trying to make one in that time if anything is pending. Messages that are still unanswered stay in the outbox.
     pub async fn close(&self) {
         let mut state = self.state();
         if self.command(Command::Close).await.is_ok() {

@@ -525,14 +525,10 @@ impl Task {
 
     // --- Closing ----------------------------------------------------------------------------------------------------
 
+    /// A closing device also goes on connecting for what waits. `leave` still writes what is queued.
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
-        match &self.phase {
-            Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => {
-                // `leave` still writes what is queued.
-                now >= closing.until || !closing.patient || self.core.is_settled()
-            }
-            _ => true,
-        }
+        let over = now >= closing.until || !closing.patient || self.core.is_settled();
+        over || matches!(self.phase, Phase::Stopped(_))
     }
 
     async fn leave(mut self) {

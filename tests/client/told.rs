@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{CloseReason, Content, Event, FileOutbox, Media, SendError, State, TokenError, TokenSource};
 use bimip::wire::{CloseCode, MediaType, Sequence};
 
+use tokio::sync::watch;
+
 use super::peer::{Peer, eid};
-use super::{Kept, device, message, options, soon};
+use super::{Kept, device, message, options, soon, state};
 
 #[tokio::test]
 async fn a_message_that_was_taken_before_a_panic_is_not_called_untaken() {
@@ -178,4 +181,47 @@ async fn a_stopped_device_that_heard_of_a_new_network_starts_from_a_new_socket()
     soon(device.connected()).await.unwrap();
     let from = peer.state().seen().connections[0].remote_address().ip();
     assert_eq!(from.to_string(), "127.0.0.1");
+}
+
+#[tokio::test]
+async fn close_waits_for_a_connection_if_messages_wait_for_one() {
+    let peer = Peer::start();
+    // The token comes only after `close` was called: the attempt to connect is under way until then.
+    let (gate, open) = watch::channel(false);
+    let source = move || {
+        let mut open = open.clone();
+        async move {
+            open.wait_for(|open| *open).await?;
+            Ok("good".to_owned())
+        }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("last".into()))).unwrap();
+    let then = async {
+        // The device takes this call behind `close`.
+        assert_eq!(device.path_rtt().await, None);
+        gate.send_replace(true);
+    };
+    soon(async { tokio::join!(device.close(), then) }).await;
+    soon(ticket).await.unwrap();
+
+    // There is no token at first: the device waits for its next attempt.
+    let asked = AtomicUsize::new(0);
+    let source = move || {
+        let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { if first { Err("not yet".into()) } else { Ok("good".to_owned()) } }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    state(&device, |state| matches!(state, State::Waiting { .. })).await;
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("last".into()))).unwrap();
+    soon(device.close()).await;
+    soon(ticket).await.unwrap();
+    assert_eq!(peer.state().seen().accepted.len(), 2);
+}
+
+#[tokio::test]
+async fn close_waits_for_no_connection_if_nothing_waits_for_one() {
+    let peer = Peer::start();
+    let (device, _events) = options(&peer).token(std::future::pending).connect().unwrap();
+    tokio::time::timeout(CLOSE_WITHIN / 2, device.close()).await.expect("at once");
 }
