@@ -9,11 +9,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use bimip::client::{
-    Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, RequestError, Revoke, SendError, State,
-    Transport, Transports,
+    Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, Outbox, RequestError, Revoke, SendError,
+    State, Transport, Transports,
 };
 use bimip::wire::{
-    AckStatus, AwarenessStatus, ChatId, CloseCode, DeviceId, Eid, ErrorCode, MediaType, PingStatus, Version,
+    AckStatus, AwarenessStatus, ChatId, CloseCode, DeviceId, Eid, ErrorCode, MediaType, PingStatus, Sequence, Version,
 };
 use common::{TestServer, within_bound};
 use serde_json::Value;
@@ -306,6 +306,36 @@ async fn a_message_that_waited_in_a_file_goes_out_in_the_next_life_of_the_applic
         _ => None,
     });
     assert_eq!(text.await, "from before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_in_a_log_that_the_server_lost_skips_nothing_of_the_present_one() {
+    let server = TestServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = || FileOutbox::open(folder.path().join("outbox")).unwrap();
+    // Of the log before, the device had seen 50 entries.
+    let mut outbox = file();
+    outbox.load(&eid(BOB)).unwrap();
+    outbox.advance(Sequence::from(50)).unwrap();
+    drop(outbox);
+    let (alice, _alices) = device(&server, ALICE, "phone").await;
+    for number in 1..=3 {
+        alice.send_text(&eid(BOB), number.to_string()).await.unwrap();
+    }
+    let (bob, mut bobs) = options(&server, BOB, "phone").outbox(Box::new(file())).connect().unwrap();
+    let session = within_bound("a session", bob.connected()).await.unwrap();
+    assert!(session.gap, "{session:?}");
+    for number in 1..=3 {
+        let text = next(&mut bobs, "a message", |event| match event {
+            Event::Message(message) => message.text().map(str::to_owned),
+            _ => None,
+        });
+        assert_eq!(text.await, number.to_string());
+    }
+    within_bound("the end", bob.close()).await;
+    while bobs.next().await.is_some() {}
+    drop(bob);
+    assert_eq!(file().load(&eid(BOB)).unwrap().cursor, Some(Sequence::from(3)));
 }
 
 fn command(server: &TestServer, user: &str, arguments: &[&str]) -> Command {

@@ -157,7 +157,9 @@ impl Device {
     /// Without a connection it waits for one, in memory only.
     ///
     /// # Errors
-    /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user.
+    /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user. If the next
+    /// session's log turns out to be another one ([`super::Session::gap`]), where the version may be another message's,
+    /// it is not sent: [`RequestError::NotConnected`].
     pub async fn acknowledge_up_to(
         &self,
         chat: ChatId,

@@ -399,10 +399,11 @@ impl Task {
 
     fn link_lost(&mut self, reason: CloseReason) {
         let reason = self.refined(reason);
+        let answered = self.core.is_put_off() || self.core.is_useless();
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, perhaps over TCP.
-            Phase::Dialing(_) if !self.core.is_put_off() => {}
+            Phase::Dialing(_) if !answered => {}
             _ => self.retry(reason, age),
         }
     }
@@ -445,7 +446,7 @@ impl Task {
 
     /// The session of the link is over, whether it was accepted or not.
     fn give_up_session(&mut self) {
-        if !self.core.is_open() {
+        if !self.core.is_open() && !self.core.is_useless() {
             self.open_lost = Some(Instant::now());
         }
         self.core.link_down();

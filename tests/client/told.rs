@@ -225,3 +225,52 @@ async fn close_waits_for_no_connection_if_nothing_waits_for_one() {
     let (device, _events) = options(&peer).token(std::future::pending).connect().unwrap();
     tokio::time::timeout(CLOSE_WITHIN / 2, device.close()).await.expect("at once");
 }
+
+#[tokio::test]
+async fn messages_that_a_restored_server_accepted_while_the_device_was_away_are_not_skipped() {
+    come_back_to_a_restored_server(Peer::start()).await;
+}
+
+#[tokio::test]
+async fn nor_if_the_device_comes_back_with_early_data() {
+    come_back_to_a_restored_server(Peer::with_early_data()).await;
+}
+
+async fn come_back_to_a_restored_server(peer: Peer) {
+    let outbox = Kept::default();
+    let start = || options(&peer).outbox(Box::new(outbox.clone())).connect().unwrap();
+    let (device, mut events) = start();
+    for number in 1..=8 {
+        peer.push(&format!("{number}"));
+        message(&mut events).await;
+    }
+    soon(peer.until(|seen| seen.synced == 8)).await;
+    let opens = peer.state().seen().opens.len();
+    peer.restore(4, 3);
+    peer.push("five");
+    peer.push("six");
+    peer.close_all(CloseCode::Draining);
+    // What was not known to be safe at the time of the backup comes again, under the same name.
+    let mut gaps = Vec::new();
+    for text in ["4", "five", "six"] {
+        loop {
+            match soon(events.next()).await.unwrap() {
+                Event::Connected(session) => gaps.push(session.gap),
+                Event::Message(message) => break assert_eq!(message.text(), Some(text)),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(gaps, [true]);
+    let asked: Vec<_> = peer.state().seen().opens[opens..].iter().map(|open| open.resume_from).collect();
+    assert_eq!(asked, [Some(8), None]);
+    soon(peer.until(|seen| seen.synced == 6)).await;
+    soon(device.close()).await;
+
+    // The outbox kept a place in the present log.
+    while soon(events.next()).await.is_some() {}
+    assert_eq!(outbox.0.lock().unwrap().cursor, Some(Sequence::from(6)));
+    let (_device, mut events) = start();
+    peer.push("seven");
+    assert_eq!(message(&mut events).await.text(), Some("seven"));
+}
