@@ -222,7 +222,7 @@ impl Core {
         }
     }
 
-    /// Sends the user's presence: to everybody, now and again on every connection; to one user, now or not at all.
+    /// Sends the user's presence: to everybody, now or once there is a connection; to one user, now or not at all.
     pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Instant) -> Result<(), RequestError> {
         if presence.to.is_none() {
             self.presence.set(presence, now);
@@ -407,7 +407,13 @@ impl Core {
             Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
             Some(Payload::ChatMessage(message)) => self.chat_message(message, sequence, now.instant),
             Some(Payload::AcknowledgmentResponse(receipt)) => self.receipt(receipt, sequence, request_id, now.instant),
-            Some(Payload::AwarenessNotification(presence)) => self.emit(Event::Presence(presence)),
+            Some(Payload::AwarenessNotification(presence)) => {
+                if Eid::from_identity(presence.from.as_ref()).is_ok_and(|from| from == self.settings.eid) {
+                    self.presence.heard(presence.status);
+                }
+                self.emit(Event::Presence(presence));
+            }
+            Some(Payload::AwarenessResponse(own)) if self.presence.answered(request_id, own.status) => {}
             Some(Payload::ErrorMessage(error)) => self.refused(lane, error.into(), request_id, now.instant),
             Some(Payload::SubscriberList(list)) if list.more => self.requests.part(request_id, list.entries),
             Some(payload) => {

@@ -170,6 +170,7 @@ impl Core {
             return;
         }
         self.sign_in_refused(request_id);
+        self.presence.refused(request_id);
         if kind == Some(ErrorCode::Unauthenticated) {
             // The session is over, not the request, which is sent again on the next session.
             self.refusal = Some(refusal);
