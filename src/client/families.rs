@@ -384,7 +384,8 @@ impl Device {
             Logout { entity: Some(self.identity()), r#type: Exchange::Request.code(), status, timestamp: unix_ms() };
         match self.request(Payload::Logout(request)).await? {
             Payload::Logout(response) if response.status == LogoutStatus::Success.code() => {
-                self.close().await;
+                // Another connection would sign the device in again.
+                self.end(false).await;
                 Ok(())
             }
             Payload::Logout(_) => Err(RequestError::Failed(String::new())),

@@ -92,6 +92,8 @@ struct Closing {
     until: Instant,
     /// Whether pending answers are waited for until then.
     patient: bool,
+    /// Whether it goes on connecting for them.
+    connects: bool,
 }
 
 /// What woke the task.
@@ -526,10 +528,15 @@ impl Task {
 
     // --- Closing ----------------------------------------------------------------------------------------------------
 
-    /// A closing device also goes on connecting for what waits. `leave` still writes what is queued.
+    /// `leave` still writes what is queued.
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
         let over = now >= closing.until || !closing.patient || self.core.is_settled();
-        over || matches!(self.phase, Phase::Stopped(_))
+        let in_vain = match &self.phase {
+            Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => false,
+            Phase::Dialing(_) | Phase::Waiting(_) => !closing.connects,
+            Phase::Stopped(_) => true,
+        };
+        over || in_vain
     }
 
     async fn leave(mut self) {

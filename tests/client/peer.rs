@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bimip::wire::proto::{
-    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong,
+    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, Logout, PingPong,
     SessionAccept, SessionOpen, TextPayloadRequest, VersionUpdate, chat_message,
 };
 use bimip::wire::{
@@ -36,6 +36,7 @@ pub struct Seen {
     pub synced: i64,
     pub pongs: usize,
     pub media: usize,
+    pub logouts: usize,
     /// Log entries written to chat lanes.
     pub tailed: usize,
     pub connections: Vec<Connection>,
@@ -292,6 +293,10 @@ impl OfLane {
             Payload::TextPayloadRequest(text) => self.text(text, id).await,
             Payload::VersionUpdate(update) => assert_eq!((update.r#type, update.status), (2, 2)),
             Payload::AcknowledgmentRequest(ack) => self.acknowledge(ack, id).await,
+            Payload::Logout(logout) => {
+                self.write(Payload::Logout(Logout { r#type: 2, status: 3, ..logout }), 0, id).await;
+                self.state.change(|seen| seen.logouts += 1);
+            }
             Payload::SyncAck(sync) => {
                 self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence).min(seen.log.len() as i64));
             }

@@ -12,7 +12,7 @@ use bimip::wire::{CloseCode, MediaType, Sequence};
 
 use tokio::sync::watch;
 
-use super::peer::{Peer, eid};
+use super::peer::{Peer, eid, ping};
 use super::{Kept, device, message, options, soon, state};
 
 #[tokio::test]
@@ -217,6 +217,25 @@ async fn close_waits_for_a_connection_if_messages_wait_for_one() {
     soon(device.close()).await;
     soon(ticket).await.unwrap();
     assert_eq!(peer.state().seen().accepted.len(), 2);
+}
+
+#[tokio::test]
+async fn a_device_that_signed_out_makes_no_other_connection_for_what_waits() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.mute = true);
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("unanswered".into()))).unwrap();
+    let lost = async {
+        peer.until(|seen| seen.logouts == 1 && seen.texts == 1).await;
+        // The device has the answer once it has answered what came behind it.
+        ping(&peer).await;
+        peer.close_all(CloseCode::Internal);
+    };
+    let (signed_out, ()) = soon(async { tokio::join!(device.sign_out(), lost) }).await;
+    signed_out.unwrap();
+    assert!(matches!(soon(ticket).await, Err(SendError::Unanswered(_))));
+    assert_eq!(peer.state().seen().opens.len(), 1);
 }
 
 #[tokio::test]
