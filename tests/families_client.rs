@@ -9,11 +9,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use bimip::client::{
-    Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, RequestError, Revoke, SendError, State,
-    Transport, Transports,
+    Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, Outbox, RequestError, Revoke, SendError,
+    State, Transport, Transports,
 };
 use bimip::wire::{
-    AckStatus, AwarenessStatus, ChatId, CloseCode, DeviceId, Eid, ErrorCode, MediaType, PingStatus, Version,
+    AckStatus, AwarenessStatus, ChatId, CloseCode, DeviceId, Eid, ErrorCode, MediaType, PingStatus, Sequence, Version,
 };
 use common::{TestServer, within_bound};
 use serde_json::Value;
@@ -186,7 +186,33 @@ async fn history_pages_both_ways_with_the_states_that_bulk_receipts_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn presence_is_seen_by_those_who_are_admitted_and_said_again_on_every_connection() {
+async fn a_device_that_comes_back_leaves_what_another_one_has_set_since() {
+    use AwarenessStatus::{Away, Invisible, Offline, Online};
+    let server = TestServer::start().await;
+    let tcp = options(&server, ALICE, "phone").transports(Transports::Only(Transport::Tcp));
+    let (phone, mut phones) = tcp.connect().unwrap();
+    let (laptop, _laptops) = device(&server, ALICE, "laptop").await;
+    let (bob, _bobs) = device(&server, BOB, "phone").await;
+    laptop.add_subscriber(&eid(BOB), admission("Bob")).await.unwrap();
+    let seen_by =
+        async |device: &Device| within_bound("an answer", device.presence_of(&eid(ALICE))).await.unwrap().status;
+    // What the phone set, what the laptop set then, and what Bob sees of it.
+    for (before, since, shown) in [(Online, Invisible, Offline), (Away, Online, Online), (Invisible, Online, Online)] {
+        within_bound("a session", phone.connected()).await.unwrap();
+        phone.set_presence(before, true, None).await.unwrap();
+        assert_eq!(seen_by(&phone).await, before);
+        laptop.set_presence(since, true, None).await.unwrap();
+        presence(&mut phones, ALICE, since).await;
+        // Over TCP this makes a new session.
+        phone.network_changed().await.unwrap();
+        next(&mut phones, "a session", |event| matches!(event, Event::Connected(_)).then_some(())).await;
+        assert_eq!(seen_by(&phone).await, since, "{before:?}");
+        assert_eq!(seen_by(&bob).await, shown, "{before:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn presence_is_seen_by_those_who_are_admitted() {
     let server = TestServer::start().await;
     let (alice, _alices) = device(&server, ALICE, "phone").await;
     let (bob, mut bobs) = device(&server, BOB, "phone").await;
@@ -217,7 +243,7 @@ async fn presence_is_seen_by_those_who_are_admitted_and_said_again_on_every_conn
     alice.leave().await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::Offline).await;
 
-    // A presence that is set before the device is connected is sent later, and again after the device was replaced.
+    // A presence that is set before the device is connected is sent later, and not again after the device was replaced.
     let (alice, _alices) = options(&server, ALICE, "phone").connect().unwrap();
     alice.set_presence(AwarenessStatus::Online, true, None).await.unwrap();
     presence(&mut bobs, ALICE, AwarenessStatus::Online).await;
@@ -227,7 +253,8 @@ async fn presence_is_seen_by_those_who_are_admitted_and_said_again_on_every_conn
     let mut state = alice.state();
     within_bound("the end", state.wait_for(|state| matches!(state, State::Closed(_)))).await.unwrap();
     alice.reconnect().await.unwrap();
-    presence(&mut bobs, ALICE, AwarenessStatus::Online).await;
+    within_bound("a session", alice.connected()).await.unwrap();
+    assert_eq!(alice.presence_of(&eid(ALICE)).await.unwrap().status, AwarenessStatus::Away);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -306,6 +333,36 @@ async fn a_message_that_waited_in_a_file_goes_out_in_the_next_life_of_the_applic
         _ => None,
     });
     assert_eq!(text.await, "from before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_in_a_log_that_the_server_lost_skips_nothing_of_the_present_one() {
+    let server = TestServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = || FileOutbox::open(folder.path().join("outbox")).unwrap();
+    // Of the log before, the device had seen 50 entries.
+    let mut outbox = file();
+    outbox.load(&eid(BOB)).unwrap();
+    outbox.advance(Sequence::from(50)).unwrap();
+    drop(outbox);
+    let (alice, _alices) = device(&server, ALICE, "phone").await;
+    for number in 1..=3 {
+        alice.send_text(&eid(BOB), number.to_string()).await.unwrap();
+    }
+    let (bob, mut bobs) = options(&server, BOB, "phone").outbox(Box::new(file())).connect().unwrap();
+    let session = within_bound("a session", bob.connected()).await.unwrap();
+    assert!(session.gap, "{session:?}");
+    for number in 1..=3 {
+        let text = next(&mut bobs, "a message", |event| match event {
+            Event::Message(message) => message.text().map(str::to_owned),
+            _ => None,
+        });
+        assert_eq!(text.await, number.to_string());
+    }
+    within_bound("the end", bob.close()).await;
+    while bobs.next().await.is_some() {}
+    drop(bob);
+    assert_eq!(file().load(&eid(BOB)).unwrap().cursor, Some(Sequence::from(3)));
 }
 
 fn command(server: &TestServer, user: &str, arguments: &[&str]) -> Command {

@@ -84,6 +84,8 @@ enum Link {
         until: Instant,
     },
     Open,
+    /// The session skips entries of the log. Nothing more is sent or taken on it; another one has to be opened.
+    Useless,
 }
 
 /// The outgoing direction of one lane.
@@ -220,7 +222,7 @@ impl Core {
         }
     }
 
-    /// Sends the user's presence: to everybody, now and again on every connection; to one user, now or not at all.
+    /// Sends the user's presence: to everybody, now or once there is a connection; to one user, now or not at all.
     pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Instant) -> Result<(), RequestError> {
         if presence.to.is_none() {
             self.presence.set(presence, now);
@@ -243,8 +245,9 @@ impl Core {
 
     /// The application took an event.
     pub(crate) fn taken(&mut self, taken: Taken, now: Now) {
-        self.cursor.taken(taken.sequence);
-        if let Some(delivery) = taken.deliver {
+        // A message of another log comes again, if the server still has it.
+        let of_this_log = self.cursor.taken(taken.sequence);
+        if let Some(delivery) = taken.deliver.filter(|_| of_this_log) {
             if self.receipts.is_empty() && self.requests.has_room() {
                 let Delivery { message_id, sender, .. } = &delivery;
                 let request = acknowledgment(self.identity(), *message_id, sender, AckStatus::Delivered, now.unix_ms);
@@ -278,13 +281,20 @@ impl Core {
             None if force || self.cursor.sync_due(now).is_some_and(|due| due <= now) => self.cursor.sync()?,
             None => return None,
         };
-        self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: sequence.wire() }));
+        // Before a session is accepted, its log may be another one. Then this is repeated (`session_accept`).
+        if self.is_open() {
+            self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: sequence.wire() }));
+        }
         Some(sequence)
     }
 
     /// The log position that the outbox has to store, if that is due or `force`d: everything up to it was taken by the
-    /// application and, where the device acknowledges automatically, has an acknowledgment at the server.
+    /// application and, where the device acknowledges automatically, has an acknowledgment at the server. Also a position
+    /// that replaces one in another log.
     pub(crate) fn keep(&mut self, force: bool, now: Instant) -> Option<Sequence> {
+        if let Some(instead) = self.cursor.keep_instead() {
+            return Some(instead);
+        }
         let due = force || self.keep_due(now).is_some_and(|due| due <= now);
         let unacknowledged = self.unacknowledged();
         if due && self.settings.auto_sync { self.cursor.keep(unacknowledged) } else { None }
@@ -342,7 +352,7 @@ impl Core {
 
     /// The next frame for a lane of the connection.
     pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
-        if matches!(self.link, Link::Down) {
+        if matches!(self.link, Link::Down | Link::Useless) {
             return None;
         }
         match lane {
@@ -358,7 +368,7 @@ impl Core {
             return None;
         }
         let sends = out.sends(self.requests.sends_on_the_way(lane), now);
-        self.requests.next_frame(lane, sends, now)
+        self.requests.next_frame(lane, sends, matches!(self.link, Link::Open), now)
     }
 
     /// Which lanes to read. Before the session is accepted, and while the application has untaken events in this queue:
@@ -377,6 +387,9 @@ impl Core {
 
     /// Handles a frame from the server.
     pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
+        if self.is_useless() {
+            return;
+        }
         if !self.events.is_empty() {
             self.ahead += frame.len();
         }
@@ -394,7 +407,13 @@ impl Core {
             Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
             Some(Payload::ChatMessage(message)) => self.chat_message(message, sequence, now.instant),
             Some(Payload::AcknowledgmentResponse(receipt)) => self.receipt(receipt, sequence, request_id, now.instant),
-            Some(Payload::AwarenessNotification(presence)) => self.emit(Event::Presence(presence)),
+            Some(Payload::AwarenessNotification(presence)) => {
+                if Eid::from_identity(presence.from.as_ref()).is_ok_and(|from| from == self.settings.eid) {
+                    self.presence.heard(presence.status);
+                }
+                self.emit(Event::Presence(presence));
+            }
+            Some(Payload::AwarenessResponse(own)) if self.presence.answered(request_id, own.status) => {}
             Some(Payload::ErrorMessage(error)) => self.refused(lane, error.into(), request_id, now.instant),
             Some(Payload::SubscriberList(list)) if list.more => self.requests.part(request_id, list.entries),
             Some(payload) => {
@@ -456,6 +475,7 @@ impl Core {
             Link::Opening { until, .. } if until <= now => {
                 Err(CloseReason::Network("the server did not answer SessionOpen".into()))
             }
+            Link::Useless => Err(CloseReason::Network("the server has lost entries that this device has seen".into())),
             _ => Ok(()),
         }
     }
@@ -488,6 +508,11 @@ impl Core {
     /// Whether the session is accepted.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.link, Link::Open)
+    }
+
+    /// Whether the session has to be replaced by another one, because it skips entries of the log.
+    pub(crate) fn is_useless(&self) -> bool {
+        matches!(self.link, Link::Useless)
     }
 
     /// Whether the server owes an answer, so that silence means that something is wrong.

@@ -30,6 +30,22 @@ pub(crate) struct Cursor {
     said: Sequence,
     /// The position that the outbox keeps for the next process.
     kept: Told,
+    /// What the outbox has to keep at once, instead of a position in another log.
+    instead: Option<Sequence>,
+    /// The log that this device had seen is gone, and no session has said where the tail starts in the present one.
+    anew: bool,
+}
+
+/// What an accepted session says about the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Log {
+    /// It is the one that this device knows, or the first one.
+    Same,
+    /// It is another log, and the tail starts where this device has to start in it.
+    Another,
+    /// It is another log. The server took the position in the old one for a position in this one, so the tail skips
+    /// entries that this device has not seen: another session has to be opened, which asks for none.
+    Skipped,
 }
 
 /// How far a receiver was told what is safe here, and since when there is more.
@@ -81,27 +97,36 @@ impl Cursor {
         self.seen
     }
 
-    /// Handles an accepted session: the tail starts after `start`, and the log ends at `head`. Returns `false` if the
-    /// log ends before an entry that this device has seen. Then it is another log: its numbers start over, and the
-    /// remembered position would hide new entries.
-    pub(crate) fn accepted(&mut self, start: Sequence, head: Sequence) -> bool {
-        let same_log = self.seen.is_none_or(|seen| seen <= head);
-        match self.seen {
-            Some(seen) if same_log => {
+    /// Handles an accepted session: the tail starts after `start`, and the log ends at `head`. If the log ends before
+    /// an entry that this device has seen, it is another log, as of a server that lost its data or was restored from a
+    /// backup: its numbers start over, and the remembered position would hide new entries.
+    pub(crate) fn accepted(&mut self, start: Sequence, head: Sequence) -> Log {
+        let log = match self.seen {
+            Some(seen) if seen <= head => {
                 self.seen = Some(seen.max(start));
                 // The last SyncAck may have been lost; repeating it costs one small frame.
                 self.synced.up_to = Some(Sequence::ZERO);
+                Log::Same
+            }
+            Some(_) if start > Sequence::ZERO => {
+                self.start_over(None, Some(Sequence::ZERO));
+                Log::Skipped
             }
             seen => {
-                // The outbox's position in another log is wrong.
-                let kept = Told::that(seen.map_or(Some(start), |_| None));
-                let (synced, outstanding) = (Told::that(Some(start)), self.outstanding);
-                *self =
-                    Cursor { seen: Some(start), synced, kept, outstanding, stale: outstanding, ..Cursor::default() };
+                let another = seen.is_some() || self.anew;
+                self.start_over(Some(start), another.then_some(start));
+                if another { Log::Another } else { Log::Same }
             }
-        }
+        };
         self.absorb();
-        same_log
+        log
+    }
+
+    /// Forgets everything about the log before. What the application has not taken of it remains to be counted.
+    fn start_over(&mut self, seen: Option<Sequence>, instead: Option<Sequence>) {
+        let (synced, kept, outstanding) = (Told::that(seen), Told::that(seen), self.outstanding);
+        let (stale, anew) = (outstanding, seen.is_none());
+        *self = Cursor { seen, synced, kept, outstanding, stale, instead, anew, ..Cursor::default() };
     }
 
     /// Handles an entry from the tail. Returns whether it is new.
@@ -132,13 +157,17 @@ impl Cursor {
         self.outstanding += 1;
     }
 
-    /// The application took an entry that was handed out.
-    pub(crate) fn taken(&mut self, sequence: Sequence) {
+    /// The application took an entry that was handed out. Returns whether it is of this log.
+    pub(crate) fn taken(&mut self, sequence: Sequence) -> bool {
         self.outstanding = self.outstanding.saturating_sub(1);
         match self.stale.checked_sub(1) {
             Some(left) => self.stale = left,
-            None => self.taken = self.taken.max(sequence),
+            None => {
+                self.taken = self.taken.max(sequence);
+                return true;
+            }
         }
+        false
     }
 
     /// An acknowledgment tells the server that everything up to here is safe (protocol.md §9), so that no SyncAck is
@@ -179,6 +208,11 @@ impl Cursor {
     /// be delivered again to a later process, which then acknowledges them.
     pub(crate) fn keep_due(&mut self, unacknowledged: Option<Sequence>, now: Instant) -> Option<Instant> {
         self.kept.due(self.done(unacknowledged)?, now)
+    }
+
+    /// The position that replaces the outbox's, which is one in another log; returned once.
+    pub(crate) fn keep_instead(&mut self) -> Option<Sequence> {
+        self.instead.take()
     }
 
     /// The position to give to the outbox now, if it is new.
@@ -222,7 +256,7 @@ mod tests {
 
     fn at(start: u64) -> Cursor {
         let mut cursor = Cursor::default();
-        assert!(cursor.accepted(seq(start), seq(100)));
+        assert_eq!(cursor.accepted(seq(start), seq(100)), Log::Same);
         cursor
     }
 
@@ -279,16 +313,34 @@ mod tests {
     fn a_log_that_ends_before_what_was_seen_is_another_log() {
         let mut cursor = at(5);
         cursor.tailed(seq(50));
-        assert!(cursor.accepted(seq(50), seq(50)));
+        assert_eq!(cursor.accepted(seq(50), seq(50)), Log::Same);
+        assert_eq!(cursor.keep_instead(), None);
         assert!(!cursor.tailed(seq(2)));
-        assert!(!cursor.accepted(seq(0), seq(3)));
+        assert_eq!(cursor.accepted(seq(0), seq(3)), Log::Another);
+        assert_eq!(cursor.keep_instead(), Some(seq(0)));
         assert!(cursor.tailed(seq(2)));
+    }
+
+    #[test]
+    fn a_tail_that_starts_at_the_end_of_another_log_is_asked_for_anew_without_a_position() {
+        let mut cursor = at(5);
+        cursor.tailed(seq(50));
+        // The server was restored, and has accepted three messages since. It takes 50 for its log's end.
+        assert_eq!(cursor.accepted(seq(43), seq(43)), Log::Skipped);
+        assert_eq!(cursor.resume_from(), None);
+        assert_eq!(cursor.say(seq(50)), None);
+        assert_eq!(cursor.keep_instead(), Some(seq(0)), "the next process must not skip them either");
+        // Once only: whatever the next session says is where this device starts.
+        assert_eq!(cursor.accepted(seq(38), seq(43)), Log::Another);
+        assert_eq!(cursor.keep_instead(), Some(seq(38)));
+        assert!((39..=43).all(|number| cursor.tailed(seq(number))));
+        assert_eq!(cursor.accepted(seq(43), seq(43)), Log::Same);
     }
 
     #[test]
     fn a_tail_that_starts_later_moves_the_cursor() {
         let mut cursor = Cursor::starting_at(Some(seq(5)));
-        assert!(cursor.accepted(seq(40), seq(60)));
+        assert_eq!(cursor.accepted(seq(40), seq(60)), Log::Same);
         assert_eq!(cursor.resume_from(), Some(seq(40)));
     }
 
@@ -321,7 +373,7 @@ mod tests {
         assert_eq!(cursor.sync_due(now), Some(now));
         // After a reconnect the last position is reported again.
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
-        assert!(cursor.accepted(seq(9 + SYNC_EVERY), seq(100)));
+        assert_eq!(cursor.accepted(seq(9 + SYNC_EVERY), seq(100)), Log::Same);
         assert_eq!(cursor.sync(), Some(seq(9 + SYNC_EVERY)));
     }
 
@@ -341,13 +393,13 @@ mod tests {
             cursor.handed_out();
         }
         // The server lost its data: another log, which has three entries.
-        assert!(!cursor.accepted(seq(0), seq(3)));
+        assert_eq!(cursor.accepted(seq(0), seq(3)), Log::Another);
         for number in 1..=3 {
             assert!(cursor.tailed(seq(number)));
             cursor.handed_out();
         }
         // The application takes the first event of those that it had not taken of the log before.
-        cursor.taken(seq(40));
+        assert!(!cursor.taken(seq(40)));
         assert_eq!(cursor.sync(), None, "it has taken none of the new log's");
         assert_eq!(cursor.keep(None).unwrap_or(seq(0)), seq(0));
     }

@@ -71,7 +71,7 @@ pub(crate) enum Command {
     Rebind { to: Option<SocketAddr>, reply: oneshot::Sender<io::Result<Option<SocketAddr>>> },
     Reconnect(oneshot::Sender<()>),
     PathRtt(oneshot::Sender<Option<Duration>>),
-    Close,
+    Close { connects: bool },
 }
 
 /// A future of the answer to a message that was [submitted](Device::submit). The output is the same as that of
@@ -339,11 +339,16 @@ impl Device {
     // --- Closing ----------------------------------------------------------------------------------------------------
 
     /// Closes the device: waits up to 3 s for pending answers ([`super::limits::CLOSE_WITHIN`]), tells the server how
-    /// far the application got in the log, and closes the connection with GOODBYE. Messages that are still unanswered
-    /// stay in the outbox.
+    /// far the application got in the log, and closes the connection with GOODBYE. Without a connection, it goes on
+    /// trying to make one in that time if anything is pending. Messages that are still unanswered stay in the outbox.
     pub async fn close(&self) {
+        self.end(true).await;
+    }
+
+    /// Closes the device. `connects`: whether it may make a connection for what is pending.
+    pub(super) async fn end(&self, connects: bool) {
         let mut state = self.state();
-        if self.command(Command::Close).await.is_ok() {
+        if self.command(Command::Close { connects }).await.is_ok() {
             // The task drops its end of the state when it has ended.
             while state.changed().await.is_ok() {}
         }

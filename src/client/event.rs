@@ -48,9 +48,10 @@ pub struct Session {
     pub log_head: Sequence,
     /// Entries after this one are delivered.
     pub resume_from: Sequence,
-    /// Entries between the position that this device asked for and `resume_from` are missing: they were older than what
-    /// the server keeps, or the server lost its data and started a new log. [`super::Device::history`] may still have
-    /// the messages.
+    /// Entries between the position that this device asked for and `resume_from` are missing, as they were older than
+    /// what the server keeps; [`super::Device::history`] may still have the messages. Or the server lost its data, or
+    /// was restored from a backup: then `log_head` is lower than what this device has seen, sequences and versions are
+    /// given out again, and messages may come a second time, under the same `message_id`.
     pub gap: bool,
     /// When the token expires, in Unix milliseconds; 0 if the server did not say. The device renews it before that.
     pub token_expires_at: i64,
@@ -91,7 +92,8 @@ pub struct Media {
 /// A message as this device's user sees it (5.9.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Position in the user's log. Sequences ascend, and each comes once. Zero in a [`super::Page`] of history.
+    /// Position in the user's log. Sequences ascend, and each comes once, unless the server starts another log (see
+    /// [`Session::gap`]). Zero in a [`super::Page`] of history.
     pub sequence: Sequence,
     /// Whose copy this is: `Receiver`, or `Sender` if another device of this user sent the message.
     pub author: Author,

@@ -157,7 +157,9 @@ impl Device {
     /// Without a connection it waits for one, in memory only.
     ///
     /// # Errors
-    /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user.
+    /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user. If the next
+    /// session's log turns out to be another one ([`super::Session::gap`]), where the version may be another message's,
+    /// it is not sent: [`RequestError::NotConnected`].
     pub async fn acknowledge_up_to(
         &self,
         chat: ChatId,
@@ -174,9 +176,13 @@ impl Device {
     /// `Busy`, `DoNotDisturb` and `Invisible` hold on all of the user's devices until one of them says `Online`. With
     /// `broadcast` false the user is hidden, as with `Invisible`. `location` is latitude and longitude in degrees.
     ///
-    /// Returns once the state is queued; the server does not answer it. The device sends the newest state on every new
-    /// connection, including the next one if there is none now. It repeats a location for 10 minutes only, as long as
-    /// the server keeps it.
+    /// Returns once the state is queued; the server does not answer it. If there is no connection now, or it is lost
+    /// before the server is known to have the state, the device sends it on the next one.
+    ///
+    /// After that, another device of the user may have set something newer. So on later connections this device says
+    /// again only `Invisible`, until it hears that another device has ended that, `broadcast` false, and its own `Idle`
+    /// and `Offline`, with a location that is less than 10 minutes old. The server remembers the rest unless it is
+    /// restarted.
     ///
     /// # Errors
     /// [`RequestError::Invalid`] for the status `Unknown` or coordinates out of range, and [`RequestError::Closed`] if
@@ -378,7 +384,8 @@ impl Device {
             Logout { entity: Some(self.identity()), r#type: Exchange::Request.code(), status, timestamp: unix_ms() };
         match self.request(Payload::Logout(request)).await? {
             Payload::Logout(response) if response.status == LogoutStatus::Success.code() => {
-                self.close().await;
+                // Another connection would sign the device in again.
+                self.end(false).await;
                 Ok(())
             }
             Payload::Logout(_) => Err(RequestError::Failed(String::new())),

@@ -47,7 +47,8 @@
 //!   sends it again on every new connection, with the same local id and in the same order; the server accepts it only
 //!   once. (The server remembers local ids for at least seven days.) Texts keep their order among themselves, and so do
 //!   media messages. A text and a media message use different lanes, so either may arrive first.
-//! - Every entry of the user's log arrives as an event once and in order, across reconnects. Across restarts of the
+//! - Every entry of the user's log arrives as an event once and in order, across reconnects. (After the server was
+//!   restored from a backup some may come a second time: [`Session::gap`].) Across restarts of the
 //!   process this holds for entries up to the position that was told with [`Device::sync`] or automatically
 //!   ([`Builder::auto_sync`]), and for a device whose outbox keeps no position also for those that it acknowledged.
 //! - Memory is bounded: a full outbox refuses new messages, and while events are not read, the rest stays at the

@@ -61,7 +61,8 @@ pub trait Outbox: Send + 'static {
     /// harmless.
     fn remove(&mut self, local_id: &LocalId) -> io::Result<()>;
 
-    /// Stores the position up to which every entry of the log is safe with the application.
+    /// Stores the position up to which every entry of the log is safe with the application. It is lower than the one
+    /// before if the server lost its data and started another log.
     ///
     /// # Errors
     /// Any error of the storage. The device logs it. Some entries may be delivered once more after a restart.

@@ -83,6 +83,9 @@ pub(crate) struct PendingRequest {
     pub(crate) up_to: Option<UpTo>,
     /// Log position of the oldest message that an automatic acknowledgment covers.
     delivers: Option<Sequence>,
+    /// Whether it acknowledges all messages up to a version. A server that was restored from a backup gives out versions
+    /// again: there it would acknowledge messages that this device has not seen, and they would be skipped.
+    by_version: bool,
     /// Entries of a list whose last frame has not arrived.
     pub(crate) parts: Vec<Subscriber>,
     sent: Option<Instant>,
@@ -154,13 +157,18 @@ impl Requests {
         self.requests.values().filter_map(|request| request.delivers).min()
     }
 
-    /// The next frame for a lane; messages are included only if `sends` is true.
-    pub(crate) fn next_frame(&mut self, lane: Lane, sends: bool, now: Instant) -> Option<Bytes> {
+    /// The next frame for a lane. Messages are included only if `sends` is true, and acknowledgments of all up to a version
+    /// only if the session is `open`, so that it is known which log the server has.
+    pub(crate) fn next_frame(&mut self, lane: Lane, sends: bool, open: bool, now: Instant) -> Option<Bytes> {
         let unsent = &mut self.unsent[lane.index()];
+        let goes = |request: &PendingRequest| open || !request.by_version;
         let id = match sends {
-            true => unsent.pop_first()?,
-            false => self.requests.keys().find_map(|id| unsent.take(id))?,
+            true => unsent.iter().find(|id| self.requests.get(id).is_none_or(goes)).copied()?,
+            false => {
+                self.requests.iter().find(|(id, request)| unsent.contains(id) && goes(request)).map(|(id, _)| *id)?
+            }
         };
+        unsent.remove(&id);
         if let Some(send) = self.sends.get(&id) {
             self.on_the_way[lane.index()] += 1;
             return Some(send.frame.clone());
@@ -265,6 +273,18 @@ impl Requests {
         self.expiry = None;
     }
 
+    /// The server has another log: what acknowledges all messages up to a version is not sent any more.
+    pub(crate) fn forget_versions(&mut self) {
+        let unsent = &mut self.unsent;
+        self.requests.retain(|id, request| {
+            if request.by_version {
+                unsent[request.lane.index()].remove(id);
+                answer(request.reply.take(), Err(RequestError::NotConnected));
+            }
+            !request.by_version
+        });
+    }
+
     /// Fails all waiting calls. Messages stay in the outbox.
     pub(crate) fn release_waiters(&mut self, send_error: &SendError, request_error: &RequestError) {
         for send in self.sends.values_mut() {
@@ -338,10 +358,12 @@ impl Requests {
         reply: Option<RequestReply>,
         delivers: Option<(Sequence, Option<UpTo>)>,
     ) {
+        let by_version = matches!(&payload, Payload::AcknowledgmentRequest(ack) if ack.up_to_version != 0);
         let (id, frame) = self.enter(lane, payload);
         let (delivers, up_to) = delivers.unzip();
         let (up_to, parts) = (up_to.flatten(), Vec::new());
-        let request = PendingRequest { reply, lasting, up_to, delivers, parts, sent: None, frame, lane, put_off: 0 };
+        let request =
+            PendingRequest { reply, lasting, up_to, delivers, by_version, parts, sent: None, frame, lane, put_off: 0 };
         self.requests.insert(id, request);
     }
 

@@ -92,6 +92,8 @@ struct Closing {
     until: Instant,
     /// Whether pending answers are waited for until then.
     patient: bool,
+    /// Whether it goes on connecting for them.
+    connects: bool,
 }
 
 /// What woke the task.
@@ -399,10 +401,11 @@ impl Task {
 
     fn link_lost(&mut self, reason: CloseReason) {
         let reason = self.refined(reason);
+        let answered = self.core.is_put_off() || self.core.is_useless();
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, perhaps over TCP.
-            Phase::Dialing(_) if !self.core.is_put_off() => {}
+            Phase::Dialing(_) if !answered => {}
             _ => self.retry(reason, age),
         }
     }
@@ -445,7 +448,7 @@ impl Task {
 
     /// The session of the link is over, whether it was accepted or not.
     fn give_up_session(&mut self) {
-        if !self.core.is_open() {
+        if !self.core.is_open() && !self.core.is_useless() {
             self.open_lost = Some(Instant::now());
         }
         self.core.link_down();
@@ -525,14 +528,15 @@ impl Task {
 
     // --- Closing ----------------------------------------------------------------------------------------------------
 
+    /// `leave` still writes what is queued.
     fn may_close(&self, closing: &Closing, now: Instant) -> bool {
-        match &self.phase {
-            Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => {
-                // `leave` still writes what is queued.
-                now >= closing.until || !closing.patient || self.core.is_settled()
-            }
-            _ => true,
-        }
+        let over = now >= closing.until || !closing.patient || self.core.is_settled();
+        let in_vain = match &self.phase {
+            Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => false,
+            Phase::Dialing(_) | Phase::Waiting(_) => !closing.connects,
+            Phase::Stopped(_) => true,
+        };
+        over || in_vain
     }
 
     async fn leave(mut self) {

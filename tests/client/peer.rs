@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bimip::wire::proto::{
-    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong,
+    AcknowledgmentRequest, AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, Logout, PingPong,
     SessionAccept, SessionOpen, TextPayloadRequest, VersionUpdate, chat_message,
 };
 use bimip::wire::{
@@ -36,6 +36,7 @@ pub struct Seen {
     pub synced: i64,
     pub pongs: usize,
     pub media: usize,
+    pub logouts: usize,
     /// Log entries written to chat lanes.
     pub tailed: usize,
     pub connections: Vec<Connection>,
@@ -187,6 +188,14 @@ impl Peer {
         });
     }
 
+    /// Restores a backup: the log has this many entries, of which the device had said that so many are safe.
+    pub fn restore(&self, entries: usize, synced: i64) {
+        self.state.change(|seen| {
+            seen.log.truncate(entries);
+            seen.synced = synced;
+        });
+    }
+
     /// Closes every connection with this code.
     pub fn close_all(&self, code: CloseCode) {
         for connection in std::mem::take(&mut self.state.seen().connections) {
@@ -284,7 +293,13 @@ impl OfLane {
             Payload::TextPayloadRequest(text) => self.text(text, id).await,
             Payload::VersionUpdate(update) => assert_eq!((update.r#type, update.status), (2, 2)),
             Payload::AcknowledgmentRequest(ack) => self.acknowledge(ack, id).await,
-            Payload::SyncAck(sync) => self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence)),
+            Payload::Logout(logout) => {
+                self.write(Payload::Logout(Logout { r#type: 2, status: 3, ..logout }), 0, id).await;
+                self.state.change(|seen| seen.logouts += 1);
+            }
+            Payload::SyncAck(sync) => {
+                self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence).min(seen.log.len() as i64));
+            }
             Payload::MediaPayloadRequest(_) => {
                 self.state.change(|seen| seen.media += 1);
                 let error = ErrorMessage { code: 501, message: "no media".into(), ..Default::default() };
@@ -325,7 +340,8 @@ impl OfLane {
         if !good {
             return self.unauthenticated("not a good token", id).await;
         }
-        let start = open.resume_from.unwrap_or(synced);
+        // Never beyond the log, as protocol.md §9 says.
+        let start = open.resume_from.unwrap_or(synced).clamp(0, head as i64);
         let accept = SessionAccept {
             identity: open.identity,
             session_id: "s".into(),

@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{CloseReason, Content, Event, FileOutbox, Media, SendError, State, TokenError, TokenSource};
 use bimip::wire::{CloseCode, MediaType, Sequence};
 
-use super::peer::{Peer, eid};
-use super::{Kept, device, message, options, soon};
+use tokio::sync::watch;
+
+use super::peer::{Peer, eid, ping};
+use super::{Kept, device, message, options, soon, state};
 
 #[tokio::test]
 async fn a_message_that_was_taken_before_a_panic_is_not_called_untaken() {
@@ -178,4 +181,115 @@ async fn a_stopped_device_that_heard_of_a_new_network_starts_from_a_new_socket()
     soon(device.connected()).await.unwrap();
     let from = peer.state().seen().connections[0].remote_address().ip();
     assert_eq!(from.to_string(), "127.0.0.1");
+}
+
+#[tokio::test]
+async fn close_waits_for_a_connection_if_messages_wait_for_one() {
+    let peer = Peer::start();
+    // The token comes only after `close` was called: the attempt to connect is under way until then.
+    let (gate, open) = watch::channel(false);
+    let source = move || {
+        let mut open = open.clone();
+        async move {
+            open.wait_for(|open| *open).await?;
+            Ok("good".to_owned())
+        }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("last".into()))).unwrap();
+    let then = async {
+        // The device takes this call behind `close`.
+        assert_eq!(device.path_rtt().await, None);
+        gate.send_replace(true);
+    };
+    soon(async { tokio::join!(device.close(), then) }).await;
+    soon(ticket).await.unwrap();
+
+    // There is no token at first: the device waits for its next attempt.
+    let asked = AtomicUsize::new(0);
+    let source = move || {
+        let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { if first { Err("not yet".into()) } else { Ok("good".to_owned()) } }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    state(&device, |state| matches!(state, State::Waiting { .. })).await;
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("last".into()))).unwrap();
+    soon(device.close()).await;
+    soon(ticket).await.unwrap();
+    assert_eq!(peer.state().seen().accepted.len(), 2);
+}
+
+#[tokio::test]
+async fn a_device_that_signed_out_makes_no_other_connection_for_what_waits() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.mute = true);
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("unanswered".into()))).unwrap();
+    let lost = async {
+        peer.until(|seen| seen.logouts == 1 && seen.texts == 1).await;
+        // The device has the answer once it has answered what came behind it.
+        ping(&peer).await;
+        peer.close_all(CloseCode::Internal);
+    };
+    let (signed_out, ()) = soon(async { tokio::join!(device.sign_out(), lost) }).await;
+    signed_out.unwrap();
+    assert!(matches!(soon(ticket).await, Err(SendError::Unanswered(_))));
+    assert_eq!(peer.state().seen().opens.len(), 1);
+}
+
+#[tokio::test]
+async fn close_waits_for_no_connection_if_nothing_waits_for_one() {
+    let peer = Peer::start();
+    let (device, _events) = options(&peer).token(std::future::pending).connect().unwrap();
+    tokio::time::timeout(CLOSE_WITHIN / 2, device.close()).await.expect("at once");
+}
+
+#[tokio::test]
+async fn messages_that_a_restored_server_accepted_while_the_device_was_away_are_not_skipped() {
+    come_back_to_a_restored_server(Peer::start()).await;
+}
+
+#[tokio::test]
+async fn nor_if_the_device_comes_back_with_early_data() {
+    come_back_to_a_restored_server(Peer::with_early_data()).await;
+}
+
+async fn come_back_to_a_restored_server(peer: Peer) {
+    let outbox = Kept::default();
+    let start = || options(&peer).outbox(Box::new(outbox.clone())).connect().unwrap();
+    let (device, mut events) = start();
+    for number in 1..=8 {
+        peer.push(&format!("{number}"));
+        message(&mut events).await;
+    }
+    soon(peer.until(|seen| seen.synced == 8)).await;
+    let opens = peer.state().seen().opens.len();
+    peer.restore(4, 3);
+    peer.push("five");
+    peer.push("six");
+    peer.close_all(CloseCode::Draining);
+    // What was not known to be safe at the time of the backup comes again, under the same name.
+    let mut gaps = Vec::new();
+    for text in ["4", "five", "six"] {
+        loop {
+            match soon(events.next()).await.unwrap() {
+                Event::Connected(session) => gaps.push(session.gap),
+                Event::Message(message) => break assert_eq!(message.text(), Some(text)),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(gaps, [true]);
+    let asked: Vec<_> = peer.state().seen().opens[opens..].iter().map(|open| open.resume_from).collect();
+    assert_eq!(asked, [Some(8), None]);
+    soon(peer.until(|seen| seen.synced == 6)).await;
+    soon(device.close()).await;
+
+    // The outbox kept a place in the present log.
+    while soon(events.next()).await.is_some() {}
+    assert_eq!(outbox.0.lock().unwrap().cursor, Some(Sequence::from(6)));
+    let (_device, mut events) = start();
+    peer.push("seven");
+    assert_eq!(message(&mut events).await.text(), Some("seven"));
 }

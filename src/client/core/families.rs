@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{Core, Link, Now, Taken};
+use crate::client::cursor::Log;
 use crate::client::error::{Refusal, RequestError, SendError};
 use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Session};
 use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN};
-use crate::client::receipts::Delivery;
+use crate::client::receipts::{Delivery, Receipts};
 use crate::client::requests::{Answer, PendingSend, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, SyncAck, VersionUpdate};
 use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
@@ -20,14 +21,20 @@ impl Core {
         self.sign_in_accepted(request_id);
         // On an open session this confirms a renewed token and says nothing new about the log.
         let Link::Opening { passage, dialed, .. } = self.link else { return };
-        self.link = Link::Open;
         let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
         let asked = self.cursor.resume_from();
-        let same_log = self.cursor.accepted(start, head);
-        if !same_log {
+        let log = self.cursor.accepted(start, head);
+        if asked.is_some() && log != Log::Same {
             tracing::warn!(%head, "the log ends before what this device has seen: starting over");
+            self.receipts = Receipts::default();
+            self.requests.forget_versions();
         }
-        let gap = !same_log || asked.is_some_and(|asked| start > asked);
+        if log == Log::Skipped {
+            self.link = Link::Useless;
+            return;
+        }
+        self.link = Link::Open;
+        let gap = log == Log::Another || asked.is_some_and(|asked| start > asked);
         let session = Session::parse(accept, gap, passage, now - dialed);
         if let (false, Some(said)) = (self.settings.auto_sync, self.cursor.said()) {
             // The last SyncAck may have been lost with the previous connection.
@@ -163,6 +170,7 @@ impl Core {
             return;
         }
         self.sign_in_refused(request_id);
+        self.presence.refused(request_id);
         if kind == Some(ErrorCode::Unauthenticated) {
             // The session is over, not the request, which is sent again on the next session.
             self.refusal = Some(refusal);

@@ -14,6 +14,7 @@ use crate::client::limits::{
     BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, RENEW_RETRY, RENEW_SPREAD, REQUEST_WITHIN, REQUESTS_MAX,
     REQUESTS_RESERVED, SYNC_WITHIN,
 };
+use crate::client::payloads::acknowledgment_up_to;
 use crate::client::requests::{Answer, Sent};
 use crate::wire::proto::{
     AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong, SessionAccept, VersionUpdate,

@@ -15,7 +15,7 @@ impl Task {
             // The last handle is gone, and with it every caller that could wait.
             None => {
                 self.commands.close();
-                self.closing.get_or_insert(Closing { until: Instant::now(), patient: false });
+                self.closing.get_or_insert(Closing { until: Instant::now(), patient: false, connects: false });
             }
         }
     }
@@ -71,8 +71,8 @@ impl Task {
                 };
                 answer(Some(reply), rtt);
             }
-            Command::Close => {
-                self.closing.get_or_insert(Closing { until: Instant::now() + CLOSE_WITHIN, patient: true });
+            Command::Close { connects } => {
+                self.closing.get_or_insert(Closing { until: Instant::now() + CLOSE_WITHIN, patient: true, connects });
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::client::limits::{LIST_ENTRIES_MAX, LOCATION_KEPT};
-use crate::wire::proto::{Subscriber, SubscriberList, SubscriberListRequest};
+use crate::wire::proto::{AwarenessResponse, Subscriber, SubscriberList, SubscriberListRequest};
+use crate::wire::{AwarenessIntention, AwarenessStatus};
 
 const PRESENCE: Lane = Lane::Presence;
 
@@ -17,15 +18,116 @@ fn state(status: i32) -> AwarenessNotification {
 }
 
 fn told(bench: &mut Bench) -> Vec<(i32, Option<f64>)> {
-    let told = |scheme: MessageScheme| match scheme.payload {
-        Some(Payload::AwarenessNotification(told)) => (told.status, told.latitude),
-        other => panic!("{other:?}"),
-    };
-    bench.out(PRESENCE).into_iter().map(told).collect()
+    say(bench).0
+}
+
+/// What the device says of its user, and the id of the question behind it.
+fn say(bench: &mut Bench) -> (Vec<(i32, Option<f64>)>, Option<i64>) {
+    let (mut told, mut question) = (Vec::new(), None);
+    for scheme in bench.out(PRESENCE) {
+        match scheme.payload {
+            Some(Payload::AwarenessNotification(state)) => {
+                assert_eq!(question, None, "the question goes behind");
+                told.push((state.status, state.latitude));
+            }
+            Some(Payload::AwarenessRequest(request)) => {
+                assert_eq!((request.from, request.to), (Some(alice().identity()), Some(alice().identity())));
+                question = Some(scheme.request_id);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    (told, question)
+}
+
+/// The device sets this state, and the server takes it.
+fn set(bench: &mut Bench, status: AwarenessStatus, broadcast: bool) {
+    let intention = if broadcast { AwarenessIntention::Broadcast } else { AwarenessIntention::DoNotBroadcast };
+    let state = AwarenessNotification { awareness_intention: intention.code(), ..state(status.code()) };
+    bench.core.tell(state, bench.now.instant).unwrap();
+    let question = say(bench).1.expect("a question behind the state");
+    let answer = AwarenessResponse { status: status.code(), ..Default::default() };
+    bench.receive(PRESENCE, Payload::AwarenessResponse(answer), 0, question);
+}
+
+/// What the device says by itself on its next connection.
+fn said_again(bench: &mut Bench) -> Vec<AwarenessStatus> {
+    bench.core.link_down();
+    bench.connect(0, 1_000);
+    told(bench).into_iter().map(|(status, _)| AwarenessStatus::from_code(status).unwrap()).collect()
 }
 
 #[test]
-fn the_newest_own_presence_is_said_once_on_every_connection() {
+fn what_another_device_may_have_replaced_is_not_said_again() {
+    use AwarenessStatus::{Away, Busy, DoNotDisturb, Idle, Invisible, Offline, Online};
+    // What was set, whether it was broadcast, and what is said on each later connection.
+    let cases = [
+        (Online, true, vec![]),
+        (Away, true, vec![]),
+        (Busy, true, vec![]),
+        (DoNotDisturb, true, vec![]),
+        // These are about the device alone.
+        (Idle, true, vec![Idle]),
+        (Offline, true, vec![Offline]),
+        // A server that was restarted would show the user.
+        (Invisible, true, vec![Invisible]),
+        (Invisible, false, vec![Invisible]),
+        // These hide as well, and leave the choice of another device alone.
+        (Online, false, vec![Idle]),
+        (Away, false, vec![Idle]),
+    ];
+    for (status, broadcast, again) in cases {
+        let mut bench = Bench::new().open(0);
+        set(&mut bench, status, broadcast);
+        for _ in 0..2 {
+            assert_eq!(said_again(&mut bench), again, "{status:?} {broadcast}");
+        }
+    }
+}
+
+#[test]
+fn invisible_is_not_said_again_once_another_device_has_ended_it() {
+    use AwarenessStatus::{Idle, Invisible, Online};
+    let heard = |bench: &mut Bench, of: Eid, status: AwarenessStatus| {
+        let from = Some(of.identity());
+        let told = AwarenessNotification { from, status: status.code(), ..Default::default() };
+        bench.receive(PRESENCE, Payload::AwarenessNotification(told), 0, 0);
+        assert_eq!(bench.events().len(), 1, "the application hears it, too");
+    };
+    for (broadcast, left) in [(true, vec![]), (false, vec![Idle])] {
+        let mut bench = Bench::new().open(0);
+        set(&mut bench, Invisible, broadcast);
+        heard(&mut bench, bob(), Online);
+        heard(&mut bench, alice(), Invisible);
+        assert_eq!(said_again(&mut bench), [Invisible]);
+        heard(&mut bench, alice(), Online);
+        assert_eq!(said_again(&mut bench), left);
+    }
+}
+
+#[test]
+fn a_state_that_the_server_may_not_have_is_said_again() {
+    let now = Instant::now();
+    let mut bench = Bench::new().open(0);
+    bench.core.tell(state(1), now).unwrap();
+    let (_, question) = say(&mut bench);
+    assert_eq!(said_again(&mut bench), [AwarenessStatus::Online], "the connection was lost before the answer");
+    // An answer to an earlier question, or one of the application's own, says nothing about this state.
+    let answer = |status| Payload::AwarenessResponse(AwarenessResponse { status, ..Default::default() });
+    bench.receive(PRESENCE, answer(1), 0, question.unwrap());
+    bench.receive(PRESENCE, answer(1), 0, 1);
+    assert_eq!(said_again(&mut bench), [AwarenessStatus::Online]);
+
+    // The server was told too much.
+    bench.core.tell(state(3), now).unwrap();
+    let question = say(&mut bench).1.unwrap();
+    bench.receive(PRESENCE, error(ErrorCode::TooFast, "10"), 0, question);
+    bench.receive(PRESENCE, answer(1), 0, question);
+    assert_eq!(said_again(&mut bench), [AwarenessStatus::Away]);
+}
+
+#[test]
+fn the_newest_own_presence_is_said_once_on_each_connection_until_it_is_taken() {
     let mut bench = Bench::new();
     let now = bench.now.instant;
     bench.core.tell(state(1), now).unwrap();

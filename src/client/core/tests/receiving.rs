@@ -435,7 +435,112 @@ fn the_outbox_keeps_the_place_of_what_was_taken_and_acknowledged() {
     // A position in a log that no longer exists does not count.
     let mut bench = Bench::with(Backlog { cursor: Some(Sequence::from(50)), ..Backlog::default() }, true, true);
     bench.connect(0, 3);
-    assert_eq!(kept(&mut bench), Some(Sequence::ZERO));
+    assert_eq!(bench.core.keep(false, bench.now.instant), Some(Sequence::ZERO));
+    assert_eq!(bench.core.keep(true, bench.now.instant), None, "once");
+}
+
+/// A device of the log's entry 50, on its way to a server that was restored from a backup.
+fn restored(auto_deliver: bool, auto_sync: bool) -> Bench {
+    let mut bench = Bench::with(Backlog::default(), auto_deliver, auto_sync).open(49);
+    bench.receive(CHAT, chat(1), 50, 0);
+    bench.events();
+    bench.out(CHAT);
+    bench.core.keep(true, bench.now.instant);
+    bench.core.take_accepted();
+    bench.core.link_down();
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
+    let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
+    assert_eq!(open.resume_from, Some(50));
+    bench
+}
+
+#[test]
+fn a_session_that_would_skip_entries_of_a_restored_log_is_replaced_by_one_that_does_not() {
+    for auto_sync in [true, false] {
+        let mut bench = restored(false, auto_sync);
+        let mut sent = bench.send("one");
+        // 40 entries were restored, three came since. The server takes 50 for its log's end.
+        bench.receive(CONTROL, accept(43, 43), 0, 0);
+        assert!(bench.core.tick(bench.now.instant).is_err(), "another session is needed");
+        assert_eq!(bench.core.take_accepted(), None);
+        bench.receive(CHAT, chat(9), 44, 0);
+        assert_eq!(bench.events(), [], "this one is never told to the application");
+        assert_eq!((bench.out(CHAT), bench.core.sync(None, true, bench.now.instant)), (vec![], None));
+        // Not even a process that starts now may skip them.
+        assert_eq!(bench.core.keep(false, bench.now.instant), Some(Sequence::ZERO));
+
+        bench.core.link_down();
+        bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
+        let Some(Payload::SessionOpen(open)) = bench.out(CONTROL).remove(0).payload else { panic!() };
+        assert_eq!(open.resume_from, None);
+        assert_eq!(bench.names(), ["one"]);
+        bench.receive(CONTROL, accept(38, 44), 0, 0);
+        bench.core.tick(bench.now.instant).unwrap();
+        assert_eq!(bench.core.keep(false, bench.now.instant), Some(Sequence::from(38)));
+        for sequence in 39..=43 {
+            bench.receive(CHAT, chat(sequence), u64::from(sequence), 0);
+        }
+        bench.receive(CHAT, update("one", 1), 44, 1);
+        let events = bench.events();
+        assert!(matches!(&events[0], Event::Connected(session) if session.gap), "{events:?}");
+        assert_eq!(events.len(), 6);
+        assert!(sent.try_recv().unwrap().is_ok());
+
+        // The next session is one like others.
+        bench.core.link_down();
+        let open = bench.connect(44, 44);
+        assert_eq!(open, []);
+        bench.core.tick(bench.now.instant).unwrap();
+    }
+}
+
+#[test]
+fn nothing_moves_the_cursor_of_a_restored_log_before_the_device_knows_that_it_is_one() {
+    let mut bench = restored(false, false);
+    // The application has stored everything, and its user has read everything.
+    assert_eq!(bench.core.sync(Some(Sequence::from(50)), false, bench.now.instant), Some(Sequence::from(50)));
+    let chat = ChatId::between(&alice(), &bob());
+    let read = acknowledgment_up_to(alice().identity(), (chat, Version::from(50)), &bob(), AckStatus::Read, 1);
+    let all = bench.ask(read.clone(), true);
+    let mut one = bench.ask(acknowledgment(alice().identity(), id(1), &bob(), AckStatus::Read, 1), true);
+    let by_name = |bench: &mut Bench| {
+        let out: Vec<_> = bench.out(CHAT).into_iter().filter_map(|scheme| scheme.payload).collect();
+        let [Payload::AcknowledgmentRequest(ack)] = &out[..] else { panic!("{out:?}") };
+        assert_eq!(ack.message_id, id(1).to_string(), "that one is surely not another message");
+    };
+    by_name(&mut bench);
+    bench.receive(CONTROL, accept(43, 43), 0, 0);
+    assert_eq!(failure(all), RequestError::NotConnected);
+    bench.core.link_down();
+    bench.connect(38, 43);
+    by_name(&mut bench);
+    assert!(one.try_recv().is_err());
+
+    // If it is the log that the device knows, both follow.
+    let mut bench = restored(false, false);
+    bench.core.sync(Some(Sequence::from(50)), false, bench.now.instant);
+    let _all = bench.ask(read, true);
+    bench.receive(CONTROL, accept(50, 60), 0, 0);
+    let out: Vec<_> = bench.out(CHAT).into_iter().filter_map(|scheme| scheme.payload).collect();
+    assert!(matches!(out[..], [Payload::SyncAck(_), Payload::AcknowledgmentRequest(_)]), "{out:?}");
+}
+
+#[test]
+fn what_was_handed_out_of_a_log_that_is_gone_is_not_acknowledged_in_the_next_one() {
+    let mut bench = restored(true, true);
+    bench.core.link_down();
+    bench.connect(50, 60);
+    bench.out(CHAT);
+    bench.receive(CHAT, chat(2), 51, 0);
+    let untaken = bench.core.next_event().unwrap().taken.unwrap();
+    bench.core.link_down();
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
+    bench.receive(CONTROL, accept(43, 43), 0, 0);
+    bench.core.link_down();
+    bench.connect(38, 43);
+    bench.out(CHAT);
+    bench.core.taken(untaken, bench.now);
+    assert_eq!(bench.out(CHAT), []);
 }
 
 #[test]
