@@ -68,16 +68,21 @@ impl Args {
                 // On the same lane behind the change, so that the answer shows that the server has applied it.
                 device.presence_of(&about).await
             };
-            if !self.watch || self.of.is_some() || self.set.is_some() {
-                let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
-                let presence = presence.map_err(|error| refused(&account, error))?;
-                say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
-            }
-            if self.watch {
-                watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
-            }
+            let told = async {
+                if !self.watch || self.of.is_some() || self.set.is_some() {
+                    let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
+                    let presence = presence.map_err(|error| refused(&account, error))?;
+                    say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
+                }
+                if self.watch {
+                    watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
+                }
+                Ok(())
+            };
+            let told = told.await;
+            // Also after a refusal: a session that is only dropped stays until it times out, and others see its user online.
             device.close().await;
-            Ok(())
+            told
         })
     }
 }

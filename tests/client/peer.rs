@@ -60,6 +60,9 @@ pub struct Seen {
 pub struct Peer {
     pub address: SocketAddr,
     pub roots: RootCertStore,
+    /// Its own certificate, as PEM, for commands.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))]
+    pub certificate: String,
     state: Arc<State>,
     config: ServerConfig,
     runtime: Option<Runtime>,
@@ -95,7 +98,8 @@ impl Peer {
     }
 
     fn with(change: impl FnOnce(&mut rustls::ServerConfig)) -> Peer {
-        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let pem = key.cert.pem();
         let certificate = CertificateDer::from(key.cert);
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
@@ -112,7 +116,7 @@ impl Peer {
         let seen = Seen { token: "good".into(), ..Seen::default() };
         let state = Arc::new(State { seen: Mutex::new(seen), changed: watch::Sender::new(0) });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut peer = Peer { address, roots, state, config, runtime: None };
+        let mut peer = Peer { address, roots, certificate: pem, state, config, runtime: None };
         peer.revive();
         peer
     }
@@ -284,6 +288,10 @@ impl OfLane {
             Payload::TextPayloadRequest(text) => self.text(text, id).await,
             Payload::VersionUpdate(update) => assert_eq!((update.r#type, update.status), (2, 2)),
             Payload::AcknowledgmentRequest(ack) => self.acknowledge(ack, id).await,
+            Payload::AwarenessRequest(_) => {
+                let error = ErrorMessage { code: 503, message: "no presence".into(), ..Default::default() };
+                self.write(Payload::ErrorMessage(error), 0, id).await;
+            }
             Payload::SyncAck(sync) => self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence)),
             Payload::MediaPayloadRequest(_) => {
                 self.state.change(|seen| seen.media += 1);
