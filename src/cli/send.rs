@@ -65,7 +65,11 @@ async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Re
 fn refused(account: &Account, error: SendError) -> Failure {
     match error {
         SendError::Invalid(what) => Usage(what).into(),
-        SendError::Closed(reason) | SendError::Unanswered(reason) => account.failure(&reason),
+        SendError::Closed(reason) => account.failure(&reason),
+        SendError::Unanswered(reason) => {
+            let Failure { reason, hint } = account.failure(&reason);
+            Failure { reason: anyhow!("{reason}: {}", not_known(account)), hint }
+        }
         SendError::Refused(refusal) => anyhow!("refused by {}: {refusal}", account.server).into(),
         other => other.into(),
     }

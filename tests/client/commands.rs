@@ -49,6 +49,17 @@ const SEND: [&str; 5] = ["send", "--to", "bob@x", "--text", "hi"];
 const NOT_KNOWN: &str = "it is not known whether the message of alice@x was sent";
 
 #[tokio::test]
+async fn a_sender_that_is_replaced_before_the_answer_says_that_the_message_may_be_sent() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.mute = true);
+    let send = place.start(&SEND);
+    soon(place.peer.until(|seen| seen.texts == 1)).await;
+    place.peer.close_all(CloseCode::Replaced);
+    let err = place.fails(send).await;
+    assert!(err.contains("signed in elsewhere as device cli-send") && err.contains(NOT_KNOWN), "{err}");
+}
+
+#[tokio::test]
 async fn a_sender_without_an_answer_leaves() {
     let place = Place::new();
     place.peer.state().change(|seen| seen.mute = true);
