@@ -94,10 +94,19 @@ async fn watch(
     mut stop: Stop,
     json: bool,
 ) -> Result<(), Failure> {
+    let mut state = device.state();
     loop {
         let event = tokio::select! {
+            // Events that have come already are printed before watching ends.
             biased;
             event = events.next() => event,
+            _ = state.changed() => {
+                // A device that stops while it has no session has no event for that.
+                if let State::Closed(reason) = &*state.borrow_and_update() {
+                    return Err(account.failure(reason));
+                }
+                continue;
+            }
             _ = stop.wanted() => return Ok(()),
         };
         match event {
@@ -105,9 +114,6 @@ async fn watch(
                 let line = Line { event: &event, at: Now::system().unix_ms, head: Sequence::ZERO };
                 if !is_heard(&if json { line.json() } else { line.words() })? {
                     return Ok(());
-                }
-                if let (Event::Disconnected(_), State::Closed(reason)) = (&event, &*device.state().borrow()) {
-                    return Err(account.failure(reason));
                 }
             }
             Some(_) => {}

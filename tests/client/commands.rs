@@ -3,6 +3,7 @@
 use std::process::{Output, Stdio};
 
 use bimip::wire::CloseCode;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::peer::Peer;
@@ -74,4 +75,18 @@ async fn who_is_not_told_a_presence_leaves() {
     let err = place.fails(place.start(&["presence"])).await;
     assert!(err.contains("503: no presence"), "{err}");
     place.is_left().await;
+}
+
+#[tokio::test]
+async fn who_watches_is_told_that_the_device_may_not_come_back() {
+    let place = Place::new();
+    let mut watch = place.start(&["presence", "--watch", "--json"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let line = soon(lines.next_line()).await.unwrap().unwrap();
+    assert!(line.contains("\"connected\""), "{line}");
+    // The session does not end for that, but no other one begins.
+    place.peer.state().change(|seen| seen.token = "renewed".to_owned());
+    place.peer.close_all(CloseCode::Draining);
+    let err = place.fails(watch).await;
+    assert!(err.contains("does not let alice@x sign in"), "{err}");
 }
