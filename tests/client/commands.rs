@@ -2,7 +2,7 @@
 
 use std::process::{Output, Stdio};
 
-use bimip::wire::CloseCode;
+use bimip::wire::{AckStatus, CloseCode};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -89,4 +89,17 @@ async fn who_watches_is_told_that_the_device_may_not_come_back() {
     place.peer.close_all(CloseCode::Draining);
     let err = place.fails(watch).await;
     assert!(err.contains("does not let alice@x sign in"), "{err}");
+}
+
+#[tokio::test]
+async fn a_receipt_that_the_server_has_no_room_for_is_sent_again() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.busy = 1);
+    place.peer.push("Hey Alice!");
+    let listen = place.start(&["listen", "--read", "--count", "1"]);
+    let output = soon(listen.wait_with_output()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let read = (String::new(), AckStatus::Read.code());
+    let acknowledged = place.peer.state().seen().acknowledged.clone();
+    assert_eq!(acknowledged.iter().filter(|known| **known == read).count(), 2, "{acknowledged:?}");
 }

@@ -47,6 +47,8 @@ pub struct Seen {
     pub lose_after: Vec<usize>,
     /// How many `SessionOpen`s to refuse with 429, as when too many come from one address.
     pub put_off: usize,
+    /// How many acknowledgments of a whole chat to refuse with 503, as while the store has no room.
+    pub busy: usize,
     /// Accepts texts without answering.
     pub mute: bool,
     /// Payloads to write on the control lane.
@@ -386,11 +388,23 @@ impl OfLane {
     }
 
     async fn acknowledge(&self, ack: AcknowledgmentRequest, id: i64) {
-        self.state.change(|seen| seen.acknowledged.push((ack.message_id.clone(), ack.status)));
+        let is_refused = self.state.change(|seen| {
+            seen.acknowledged.push((ack.message_id.clone(), ack.status));
+            let left = seen.busy.checked_sub(1).filter(|_| ack.message_id.is_empty());
+            seen.busy = left.unwrap_or(seen.busy);
+            left.is_some()
+        });
+        if is_refused {
+            let error = ErrorMessage { code: 503, message: "no room".into(), ..Default::default() };
+            self.write(Payload::ErrorMessage(error), 0, id).await;
+            return;
+        }
         let stored = AcknowledgmentResponse {
             from: ack.from,
             to: ack.to,
             message_id: ack.message_id,
+            chat_id: ack.chat_id,
+            up_to_version: ack.up_to_version,
             status: ack.status,
             ..Default::default()
         };
