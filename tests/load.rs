@@ -107,6 +107,17 @@ fn an_idle_fleet_beside() {
 }
 
 #[test]
+fn a_backlog_that_cannot_be_made_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    bench.args(["bench", "backlog", "--messages", "10", "--size", "20000"]).current_dir(folder.path()).env_clear();
+    let output = bench.output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("refused: 413 "), "{err}");
+}
+
+#[test]
 fn a_fleet_comes_back_after_the_server_was_killed() {
     let waves = bench(&["storm", "--devices", "20", "--waves", "2", "--restart"]);
     assert_eq!(waves.iter().map(|wave| wave["restarted"].as_bool().unwrap()).collect::<Vec<_>>(), [false, true]);
