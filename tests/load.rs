@@ -125,6 +125,17 @@ fn a_fleet_comes_back_after_the_server_was_killed() {
 }
 
 #[test]
+fn a_fleet_comes_back_once_its_sessions_have_ended() {
+    for transport in ["quic", "tcp"] {
+        let waves = bench(&["storm", "--devices", "20", "--waves", "2", "--transport", transport]);
+        assert!(waves.iter().all(|wave| count(&wave["served"], "count") == 20));
+        // It is only given where the server says that the sessions of the wave before are gone.
+        #[cfg(target_os = "linux")]
+        assert!(waves.iter().all(|wave| wave["server_cpu_us_per_sign_in"].is_f64()), "{waves:?}");
+    }
+}
+
+#[test]
 fn what_a_flood_was_acknowledged_arrives() {
     let arguments = ["overload", "--maximum", "500", "--flooders", "2", "--pairs", "2"];
     let figures = bench(&[&arguments[..], &["--before", "1", "--for", "1", "--after", "1"]].concat()).remove(0);
