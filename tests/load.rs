@@ -107,6 +107,15 @@ fn an_idle_fleet_beside() {
 }
 
 #[test]
+fn refused_sign_ins_are_part_of_the_same_document() {
+    let documents = bench(&["idle", "--sessions", "2", "--for", "1", "--refused", "3"]);
+    assert_eq!(documents.len(), 1, "{documents:?}");
+    assert_eq!(count(&documents[0], "refused"), 3);
+    #[cfg(target_os = "linux")]
+    assert!(documents[0]["refused_cpu_us"].is_f64(), "{documents:?}");
+}
+
+#[test]
 fn a_backlog_that_cannot_be_made_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
