@@ -107,10 +107,41 @@ fn an_idle_fleet_beside() {
 }
 
 #[test]
+fn refused_sign_ins_are_part_of_the_same_document() {
+    let documents = bench(&["idle", "--sessions", "2", "--for", "1", "--refused", "3"]);
+    assert_eq!(documents.len(), 1, "{documents:?}");
+    assert_eq!(count(&documents[0], "refused"), 3);
+    #[cfg(target_os = "linux")]
+    assert!(documents[0]["refused_cpu_us"].is_f64(), "{documents:?}");
+}
+
+#[test]
+fn a_backlog_that_cannot_be_made_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    bench.args(["bench", "backlog", "--messages", "10", "--size", "20000"]).current_dir(folder.path()).env_clear();
+    let output = bench.output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("refused: 413 "), "{err}");
+}
+
+#[test]
 fn a_fleet_comes_back_after_the_server_was_killed() {
     let waves = bench(&["storm", "--devices", "20", "--waves", "2", "--restart"]);
     assert_eq!(waves.iter().map(|wave| wave["restarted"].as_bool().unwrap()).collect::<Vec<_>>(), [false, true]);
     assert!(waves.iter().all(|wave| count(&wave["served"], "count") == 20));
+}
+
+#[test]
+fn a_fleet_comes_back_once_its_sessions_have_ended() {
+    for transport in ["quic", "tcp"] {
+        let waves = bench(&["storm", "--devices", "20", "--waves", "2", "--transport", transport]);
+        assert!(waves.iter().all(|wave| count(&wave["served"], "count") == 20));
+        // It is only given where the server says that the sessions of the wave before are gone.
+        #[cfg(target_os = "linux")]
+        assert!(waves.iter().all(|wave| wave["server_cpu_us_per_sign_in"].is_f64()), "{waves:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `bimip config`: prints the configuration in effect, or checks the files and ports that it names.
 
-use super::doctor::finding::Report;
+use super::doctor::finding::{Finding, Report};
 use super::doctor::{files, network, running};
 use super::options::{ConfigFile, ServerFlags};
 use super::{Failure, say};
@@ -29,26 +29,30 @@ impl Args {
         if !self.check {
             return Ok(say(config.to_toml().trim_end())?);
         }
-        let running = running(&config)?;
         let mut report = Report::new(self.json);
-        check(&config, running.as_ref(), files::free_bytes(&config), &mut report)?;
+        let answers = files::answers(&config, &mut report)?;
+        let running = if answers { running(&config)? } else { None };
+        check(&config, running.as_ref(), answers.then_some(files::space), &mut report)?;
         report.end()
     }
 }
 
-/// Checks everything that a start needs. If one fails, a server would not serve.
+/// Checks everything that a start needs. If one fails, a server would not serve. `space` looks for free space; `None` if the
+/// data directory does not answer.
 fn check(
     config: &Config,
     running: Option<&Status>,
-    free_bytes: Option<u64>,
+    space: Option<impl FnOnce(&Config) -> Option<Finding>>,
     report: &mut Report,
 ) -> std::io::Result<()> {
     files::credentials(config, &[], report)?;
-    report.add([files::data(config)])?;
+    if let Some(space) = space {
+        report.add([files::data(config)])?;
+        // At most a warning: a server with little room starts and lets retention free some; refusing to start would free
+        // none.
+        report.add(space(config).map(Finding::at_most_warn))?;
+    }
     report.add(files::traces(config))?;
-    // At most a warning: a server with little room starts and lets retention free some; refusing to start would free
-    // none.
-    report.add(free_bytes.map(|bytes| files::room(bytes).at_most_warn()))?;
     report.add(network::ports(config, running))
 }
 
@@ -64,7 +68,7 @@ mod tests {
         let data_dir = folder.path().to_owned();
         let config = Config { data_dir, dev: true, listen: any, metrics_listen: any, ..Config::default() };
         let mut report = Report::new(true);
-        check(&config, None, Some(1024 * 1024), &mut report).unwrap();
+        check(&config, None, Some(|_: &_| Some(files::room(1024 * 1024))), &mut report).unwrap();
         let room = report.findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
         assert!(room.grade == Grade::Warn && room.advice.is_some());
         report.end().unwrap();

@@ -7,6 +7,10 @@ use std::time::Duration;
 pub(super) const SEND_WITHIN: Duration = Duration::from_secs(15);
 /// How long a command with one request (contacts, block, presence, revoke) waits for the answer.
 pub(super) const ASK_WITHIN: Duration = Duration::from_secs(15);
+/// How long `bimip listen --read` waits for the answers to its receipts before it leaves.
+pub(super) const RECEIPTS_WITHIN: Duration = Duration::from_secs(15);
+/// Pause before a receipt that got no answer is sent again, so that what fails at once is not tried in a circle.
+pub(super) const RECEIPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait that a user can ask for: a day.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 

@@ -68,16 +68,21 @@ impl Args {
                 // On the same lane behind the change, so that the answer shows that the server has applied it.
                 device.presence_of(&about).await
             };
-            if !self.watch || self.of.is_some() || self.set.is_some() {
-                let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
-                let presence = presence.map_err(|error| refused(&account, error))?;
-                say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
-            }
-            if self.watch {
-                watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
-            }
+            let told = async {
+                if !self.watch || self.of.is_some() || self.set.is_some() {
+                    let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
+                    let presence = presence.map_err(|error| refused(&account, error))?;
+                    say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
+                }
+                if self.watch {
+                    watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
+                }
+                Ok(())
+            };
+            let told = told.await;
+            // Also after a refusal: a session that is only dropped stays until it times out, and others see its user online.
             device.close().await;
-            Ok(())
+            told
         })
     }
 }
@@ -89,10 +94,19 @@ async fn watch(
     mut stop: Stop,
     json: bool,
 ) -> Result<(), Failure> {
+    let mut state = device.state();
     loop {
         let event = tokio::select! {
+            // Events that have come already are printed before watching ends.
             biased;
             event = events.next() => event,
+            _ = state.changed() => {
+                // A device that stops while it has no session has no event for that.
+                if let State::Closed(reason) = &*state.borrow_and_update() {
+                    return Err(account.failure(reason));
+                }
+                continue;
+            }
             _ = stop.wanted() => return Ok(()),
         };
         match event {
@@ -100,9 +114,6 @@ async fn watch(
                 let line = Line { event: &event, at: Now::system().unix_ms, head: Sequence::ZERO };
                 if !is_heard(&if json { line.json() } else { line.words() })? {
                     return Ok(());
-                }
-                if let (Event::Disconnected(_), State::Closed(reason)) = (&event, &*device.state().borrow()) {
-                    return Err(account.failure(reason));
                 }
             }
             Some(_) => {}

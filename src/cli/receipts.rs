@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::future::pending;
 
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
-use crate::client::{Device, RequestError};
-use crate::clock::Now;
-use crate::wire::proto::AcknowledgmentRequest;
-use crate::wire::{AckStatus, ChatId, Eid, Payload, Version};
+use super::limits::{RECEIPT_AGAIN_AFTER, RECEIPTS_WITHIN};
+use crate::client::{Device, RequestError, State};
+use crate::wire::{AckStatus, ChatId, Eid, Version};
 
 /// Receipts that are still to be sent. It has at most one entry for each conversation of the device.
 pub(super) struct Receipts {
@@ -19,7 +19,9 @@ pub(super) struct Receipts {
     /// Per conversation, the newest version that is due, under way or acknowledged.
     said: HashMap<ChatId, Version>,
     under_way: Option<UnderWay>,
-    /// The connection was lost during the last request; what is due waits for the next connection.
+    /// The last request got no answer, so the next one waits a moment.
+    failed: bool,
+    /// The device has stopped; what is due waits for the next connection.
     paused: bool,
 }
 
@@ -27,13 +29,14 @@ struct UnderWay {
     chat: ChatId,
     peer: Eid,
     version: Version,
-    answer: JoinHandle<Result<Payload, RequestError>>,
+    answer: JoinHandle<Result<AckStatus, RequestError>>,
 }
 
 impl Receipts {
     /// Makes an empty set of receipts of one kind.
     pub(super) fn new(device: Device, status: AckStatus) -> Receipts {
-        Receipts { device, status, due: HashMap::new(), said: HashMap::new(), under_way: None, paused: false }
+        let (due, said) = (HashMap::new(), HashMap::new());
+        Receipts { device, status, due, said, under_way: None, failed: false, paused: false }
     }
 
     /// Notes that this chat with this peer was received or read up to a version.
@@ -59,17 +62,31 @@ impl Receipts {
             None => pending().await,
         };
         let Some(UnderWay { chat, peer, version, .. }) = self.under_way.take() else { return };
-        if let Ok(Err(RequestError::NotConnected | RequestError::TimedOut | RequestError::Busy)) = answer {
+        // A receipt that was refused would be refused again: the device itself repeats what the server puts off.
+        let unanswered = answer.ok().and_then(Result::err).filter(|error| {
+            use RequestError::{Busy, Closed, NotConnected, TimedOut, Unread};
+            matches!(error, TimedOut | NotConnected | Busy | Unread | Closed(_))
+        });
+        self.failed = unanswered.is_some();
+        if let Some(error) = unanswered {
             self.due.entry(chat).or_insert((peer, version));
-            self.paused = true;
+            self.paused = matches!(error, RequestError::Closed(_));
         }
         self.next();
     }
 
-    /// Waits until all receipts are sent, or the connection is lost.
+    /// Waits until all receipts are sent, the connection is lost, or [`RECEIPTS_WITHIN`] is over.
     pub(super) async fn finish(&mut self) {
-        while self.under_way.is_some() {
-            self.turn().await;
+        let mut state = self.device.state();
+        let sent = async {
+            while self.under_way.is_some() {
+                self.turn().await;
+            }
+        };
+        tokio::select! {
+            () = sent => {}
+            _ = state.wait_for(|state| !matches!(state, State::Connected(_))) => {}
+            () = sleep(RECEIPTS_WITHIN) => {}
         }
     }
 
@@ -79,17 +96,14 @@ impl Receipts {
         }
         let Some(chat) = self.due.keys().next().copied() else { return };
         let Some((peer, version)) = self.due.remove(&chat) else { return };
-        let request = Payload::AcknowledgmentRequest(AcknowledgmentRequest {
-            from: Some(self.device.eid().device_identity(self.device.device_id())),
-            to: Some(peer.identity()),
-            status: self.status.code(),
-            timestamp: Now::system().unix_ms,
-            chat_id: chat.to_string(),
-            up_to_version: version.wire(),
-            ..AcknowledgmentRequest::default()
+        let (device, to, status) = (self.device.clone(), peer.clone(), self.status);
+        let failed = std::mem::take(&mut self.failed);
+        let answer = tokio::spawn(async move {
+            if failed {
+                sleep(RECEIPT_AGAIN_AFTER).await;
+            }
+            device.acknowledge_up_to(chat, version, &to, status).await
         });
-        let device = self.device.clone();
-        let answer = tokio::spawn(async move { device.request(request).await });
         self.under_way = Some(UnderWay { chat, peer, version, answer });
     }
 }

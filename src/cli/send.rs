@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connect::{Account, Connection, seconds};
 use super::limits::{SEND_WITHIN, WAIT_MAX};
 use super::{Failure, Usage, say};
-use crate::client::{Content, Device, SendError, Sent};
+use crate::client::{Content, SendError, Sent};
 use crate::wire::{Eid, Lane};
 
 /// Send a text; returns once the server has it on disk
@@ -50,35 +50,34 @@ async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Re
     account.reach(&device, until).await?;
     let answer = timeout_at(until, device.send(device.draft(to, Content::Text(text)))).await;
     let sent = match answer {
-        Ok(Ok(sent)) => sent,
-        Ok(Err(error)) => {
-            device.close().await;
-            return Err(refused(account, error));
+        Ok(Ok(sent)) => Ok(sent),
+        Ok(Err(error)) => Err(refused(account, error)),
+        Err(_) => {
+            let what = anyhow!("no answer within {} s: {}", within.as_secs_f64(), not_known(account));
+            Err(Failure::new(what, "--timeout gives it longer"))
         }
-        Err(_) => return Err(unanswered(&device, within)),
     };
+    // Also without an answer: a session that is only dropped stays until it times out, and others see its user online.
     device.close().await;
-    Ok(sent)
+    sent
 }
 
 fn refused(account: &Account, error: SendError) -> Failure {
     match error {
         SendError::Invalid(what) => Usage(what).into(),
-        SendError::Closed(reason) | SendError::Unanswered(reason) => account.failure(&reason),
+        SendError::Closed(reason) => account.failure(&reason),
+        SendError::Unanswered(reason) => {
+            let Failure { reason, hint } = account.failure(&reason);
+            Failure { reason: anyhow!("{reason}: {}", not_known(account)), hint }
+        }
         SendError::Refused(refusal) => anyhow!("refused by {}: {refusal}", account.server).into(),
         other => other.into(),
     }
 }
 
-fn unanswered(device: &Device, within: Duration) -> Failure {
-    Failure::new(
-        anyhow!(
-            "no answer within {} s: it is not known whether the message of {} was sent",
-            within.as_secs_f64(),
-            device.eid()
-        ),
-        "--timeout gives it longer",
-    )
+/// What tells somebody who would send it again that the recipient could get it twice.
+fn not_known(account: &Account) -> String {
+    format!("it is not known whether the message of {} was sent", account.eid)
 }
 
 fn as_line(sent: &Sent, to: &Eid) -> String {

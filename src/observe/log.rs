@@ -49,10 +49,16 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
 /// Changes the filter of the log, and calls `before` right before that.
 ///
 /// # Errors
-/// The filter is invalid, or logging was not started; the text says which.
+/// The filter is invalid, it names a module that does not exist, or logging was not started; the text says which.
 pub fn set_log(filter: &str, before: impl FnOnce()) -> Result<(), String> {
     let handle = FILTER.get().ok_or("nothing is logged by this process")?;
     let parsed = parse(filter)?;
+    // Not of `log.level`: a server of another version should start with it.
+    if let Some(target) = unknown_module(filter) {
+        return Err(format!(
+            "{filter:?}: there is no module {target}; each line of the log names its own as its target"
+        ));
+    }
     before();
     handle.reload(parsed).map_err(|error| error.to_string())
 }
@@ -74,4 +80,42 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
         )));
     }
     EnvFilter::try_new(filter).map_err(|error| wrong(&error))
+}
+
+/// A target in a filter that begins no module's path. The log would take it, and it would change nothing. Only modules at the top
+/// of this crate are known.
+fn unknown_module(filter: &str) -> Option<&str> {
+    let is_known = |target: &str| {
+        let Some(path) = target.strip_prefix("bimip::") else { return true };
+        let modules =
+            include_str!("../lib.rs").lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
+        let mut names = modules.map(|module| module.trim_end_matches(';'));
+        match path.split_once("::") {
+            Some((name, _)) => names.any(|known| known == name),
+            // A target stands for all that begin with it.
+            None => names.any(|known| known.starts_with(path)),
+        }
+    };
+    filter.split(',').filter_map(|part| part.split(['=', '[']).next()).map(str::trim).find(|target| !is_known(target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_module_is_noticed() {
+        for filter in
+            ["info", "bimip=debug", "info, bimip::session=debug", "bimip::sess=info", "bimip::session::leave=off"]
+        {
+            assert_eq!(unknown_module(filter), None, "{filter}");
+        }
+        // Libraries have modules that are not known here, and a span's fields are no targets.
+        for filter in ["quinn_proto::connection=error", "warn,bimip::hub[session{user=a,device=b}]=trace"] {
+            assert_eq!(unknown_module(filter), None, "{filter}");
+        }
+        assert_eq!(unknown_module("info,bimip::sesion=debug"), Some("bimip::sesion"));
+        assert_eq!(unknown_module("bimip::sess::leave=debug"), Some("bimip::sess::leave"));
+        assert_eq!(unknown_module("bimip::sesion[session]=debug"), Some("bimip::sesion"));
+    }
 }

@@ -2,6 +2,8 @@
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[cfg(feature = "cli")]
+mod commands;
 mod peer;
 mod told;
 

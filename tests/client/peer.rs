@@ -48,6 +48,8 @@ pub struct Seen {
     pub lose_after: Vec<usize>,
     /// How many `SessionOpen`s to refuse with 429, as when too many come from one address.
     pub put_off: usize,
+    /// How many acknowledgments of a whole chat to refuse with 503, as while the store has no room.
+    pub busy: usize,
     /// Accepts texts without answering.
     pub mute: bool,
     /// Payloads to write on the control lane.
@@ -61,6 +63,9 @@ pub struct Seen {
 pub struct Peer {
     pub address: SocketAddr,
     pub roots: RootCertStore,
+    /// Its own certificate, as PEM, for commands.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))]
+    pub certificate: String,
     state: Arc<State>,
     config: ServerConfig,
     runtime: Option<Runtime>,
@@ -96,7 +101,8 @@ impl Peer {
     }
 
     fn with(change: impl FnOnce(&mut rustls::ServerConfig)) -> Peer {
-        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let pem = key.cert.pem();
         let certificate = CertificateDer::from(key.cert);
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
@@ -113,7 +119,7 @@ impl Peer {
         let seen = Seen { token: "good".into(), ..Seen::default() };
         let state = Arc::new(State { seen: Mutex::new(seen), changed: watch::Sender::new(0) });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut peer = Peer { address, roots, state, config, runtime: None };
+        let mut peer = Peer { address, roots, certificate: pem, state, config, runtime: None };
         peer.revive();
         peer
     }
@@ -300,6 +306,10 @@ impl OfLane {
             Payload::SyncAck(sync) => {
                 self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence).min(seen.log.len() as i64));
             }
+            Payload::AwarenessRequest(_) => {
+                let error = ErrorMessage { code: 503, message: "no presence".into(), ..Default::default() };
+                self.write(Payload::ErrorMessage(error), 0, id).await;
+            }
             Payload::MediaPayloadRequest(_) => {
                 self.state.change(|seen| seen.media += 1);
                 let error = ErrorMessage { code: 501, message: "no media".into(), ..Default::default() };
@@ -394,11 +404,23 @@ impl OfLane {
     }
 
     async fn acknowledge(&self, ack: AcknowledgmentRequest, id: i64) {
-        self.state.change(|seen| seen.acknowledged.push((ack.message_id.clone(), ack.status)));
+        let is_refused = self.state.change(|seen| {
+            seen.acknowledged.push((ack.message_id.clone(), ack.status));
+            let left = seen.busy.checked_sub(1).filter(|_| ack.message_id.is_empty());
+            seen.busy = left.unwrap_or(seen.busy);
+            left.is_some()
+        });
+        if is_refused {
+            let error = ErrorMessage { code: 503, message: "no room".into(), ..Default::default() };
+            self.write(Payload::ErrorMessage(error), 0, id).await;
+            return;
+        }
         let stored = AcknowledgmentResponse {
             from: ack.from,
             to: ack.to,
             message_id: ack.message_id,
+            chat_id: ack.chat_id,
+            up_to_version: ack.up_to_version,
             status: ack.status,
             ..Default::default()
         };

@@ -43,6 +43,8 @@ async fn what_is_logged_changes_while_it_runs() {
     session("after").await;
     let refused = bimip(folder.path(), &["log", "bimip=loud"]).await.unwrap_err();
     assert!(refused.contains("bimip=loud"), "{refused}");
+    let refused = bimip(folder.path(), &["log", "bimip::sesion=debug"]).await.unwrap_err();
+    assert!(refused.contains("there is no module bimip::sesion"), "{refused}");
     let refused = bimip(folder.path(), &["log", ""]).await.unwrap_err();
     assert!(refused.contains("it is empty: give a level"), "{refused}");
 

@@ -128,6 +128,53 @@ async fn files_that_never_end_are_told() {
     }
 }
 
+/// Runs a program with a file system on this folder that never answers: one in user space that nobody serves. The mount is that
+/// process's alone.
+#[cfg(target_os = "linux")]
+async fn run_on_a_dead_mount(folder: &Path, program: &[&str]) -> (Option<i32>, String) {
+    const SCRIPT: &str = "exec 3<>/dev/fuse
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead \"$0\" && exec \"$@\"";
+    let mut shell = Command::new("unshare");
+    shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT]).arg(folder).args(program);
+    shell.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).kill_on_drop(true);
+    let output = within_bound("a command", shell.output()).await.unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_does_not_answer_is_told_by_the_check_that_waits_for_it() {
+    let folder = scratch();
+    if run_on_a_dead_mount(folder.path(), &["true"]).await.0 != Some(0) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    let (data, traces) = (folder.path().join("data"), folder.path().join("traces"));
+    let store = data.join("store");
+    fs::create_dir_all(&store).unwrap();
+    fs::create_dir(&traces).unwrap();
+    let here = ["--json", "--data-dir", path(&data)];
+    let doctor = [&[env!("CARGO_BIN_EXE_bimip"), "doctor"], &here[..]].concat();
+    let check = [&[env!("CARGO_BIN_EXE_bimip"), "config", "--check"], &here[..]].concat();
+    let with_traces = [&check[..], &["--qlog", path(&traces)]].concat();
+    let (doctored, checked, without_store, without_traces) = tokio::join!(
+        run_on_a_dead_mount(&data, &doctor),
+        run_on_a_dead_mount(&data, &check),
+        run_on_a_dead_mount(&store, &doctor),
+        run_on_a_dead_mount(&traces, &with_traces),
+    );
+    for ((code, out), check, hangs) in [
+        (doctored, "data", &data),
+        (checked, "data", &data),
+        (without_store, "clock", &store),
+        (without_traces, "traces", &traces),
+    ] {
+        assert_eq!(code, Some(FAILURE), "{check}: {out}");
+        assert!(any(&found(&out, check), "fail: no answer within", path(hangs)), "{check}: {out}");
+        assert!(!found(&out, "ports").is_empty(), "the other checks go on: {out}");
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_may_open_as_many_files_as_the_system_lets_it() {

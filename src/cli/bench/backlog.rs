@@ -45,9 +45,7 @@ impl Args {
         // The backlog's rate is compared with the live rate of the same pair in the same run.
         let mut live = target.device(&receiver, true).await?;
         let began = Instant::now();
-        let (_, seen) =
-            tokio::join!(send(&mut sender, &to, self.messages, self.size), receive(&mut live, 0, self.messages));
-        seen?;
+        tokio::try_join!(send(&mut sender, &to, self.messages, self.size), receive(&mut live, 0, self.messages))?;
         let live_rate = self.messages as f64 / began.elapsed().as_secs_f64();
         live.connection.close();
         drop(live);

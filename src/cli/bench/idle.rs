@@ -118,6 +118,14 @@ impl Args {
         });
         let per_second = self.sessions as f64 / signing_in.as_secs_f64();
         let pings = pings.load(Ordering::Relaxed);
+        drop(first);
+        let before = subject.usage();
+        for _ in 0..self.refused {
+            target.refused("stranger").await?;
+        }
+        let refused_cpu = before.zip(subject.usage()).filter(|_| self.refused > 0);
+        let refused_cpu_us =
+            refused_cpu.map(|(before, after)| (after.cpu_seconds - before.cpu_seconds) * 1e6 / self.refused as f64);
         if self.json {
             let figures = serde_json::json!({
                 "sessions": self.sessions, "lost": lost, "sign_ins_per_second": per_second,
@@ -127,6 +135,7 @@ impl Args {
                 "seconds": self.seconds, "pings_answered": pings,
                 "server_resident_bytes": cost.as_ref().map(|cost| cost.after.resident_bytes),
                 "server_descriptors": cost.as_ref().map(|cost| cost.after.descriptors),
+                "refused": self.refused, "refused_cpu_us": refused_cpu_us,
             });
             say(&figures.to_string())?;
         } else {
@@ -145,16 +154,10 @@ impl Args {
                 ))?;
             }
             say(&format!("{pings} pings answered in {} s, {lost} lost", self.seconds))?;
-        }
-        drop(first);
-        if self.refused > 0 {
-            let before = subject.usage();
-            for _ in 0..self.refused {
-                target.refused("stranger").await?;
+            if self.refused > 0 {
+                let each = refused_cpu_us.map(|us| format!(", {us:.0} µs of CPU each"));
+                say(&format!("{} refused sign-ins{}", self.refused, each.unwrap_or_default()))?;
             }
-            let cpu = before.zip(subject.usage()).map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
-            let each = cpu.map(|cpu| format!(", {:.0} µs of CPU each", cpu * 1e6 / self.refused as f64));
-            say(&format!("{} refused sign-ins{}", self.refused, each.unwrap_or_default()))?;
         }
         if lost > 0 {
             return Err(anyhow::anyhow!("{lost} idle sessions were lost").into());

@@ -10,6 +10,9 @@ use anyhow::{Context, bail};
 
 use super::connection::Transport;
 use crate::auth::dev::DevFiles;
+use crate::cli::control::ask;
+use crate::config::Config;
+use crate::server::control::{Answer, Request};
 
 /// Selects the server to measure.
 #[derive(clap::Args)]
@@ -46,6 +49,8 @@ pub(super) struct Subject {
     pub(super) server_name: String,
     pub(super) transport: Transport,
     pub(super) pid: Option<u32>,
+    /// Its data directory, if that is known.
+    data_dir: Option<PathBuf>,
     /// A server that was started for this; it ends with the subject, and its data are deleted.
     own: Option<(Running, Settings, tempfile::TempDir)>,
 }
@@ -89,6 +94,7 @@ impl SubjectFlags {
             server_name: self.server_name.clone(),
             transport: self.transport,
             pid: self.pid,
+            data_dir: self.data_dir.clone(),
             own: None,
         })
     }
@@ -115,6 +121,7 @@ impl Subject {
             server_name: "localhost".to_owned(),
             transport,
             pid: Some(running.child.id()),
+            data_dir: Some(folder.path().to_owned()),
             own: Some((running, settings, folder)),
         })
     }
@@ -138,6 +145,15 @@ impl Subject {
     /// What the server's process has used so far, if its process id is known.
     pub(super) fn usage(&self) -> Option<Usage> {
         self.pid.and_then(Usage::of)
+    }
+
+    /// How many devices are connected, if the server can be asked.
+    pub(super) fn connected(&self) -> Option<usize> {
+        let config = Config { data_dir: self.data_dir.clone()?, ..Config::default() };
+        match ask(&config, &Request::Status) {
+            Ok(Some((Answer::Status(status), _))) => Some(status.connected),
+            _ => None,
+        }
     }
 }
 

@@ -7,13 +7,18 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::connection::{Device, Target};
-use super::process::{SubjectFlags, Usage};
+use super::process::{Subject, SubjectFlags};
 use super::report::{LATENCY_MAX, histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::client::limits::SILENCE_MAX;
 
 /// Pause before a failed device tries again. It grows by as much with each attempt and varies with the device's number.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// How long to wait for the sessions of a wave to end. One whose close was lost on the way lasts until the server's idle timeout.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+/// How often to look whether they have.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// In seconds; well below the longest latency that a report can represent.
 const WITHIN_MAX: u64 = LATENCY_MAX.as_secs() / 2;
@@ -46,11 +51,16 @@ impl Args {
         let target = Arc::new(Target::new(&subject)?);
         let run = crate::clock::Now::system().unix_ms;
         let mut connected: Vec<Device> = Vec::new();
+        let others = subject.connected();
         for wave in 1..=self.waves {
+            let restarted = self.restart && wave > 1;
             // The time counts from when the server was gone.
-            let began = if self.restart && wave > 1 { subject.restart()? } else { Instant::now() };
+            let gone = if restarted { Some(subject.restart()?) } else { None };
             connected.drain(..).for_each(|device| device.connection.close());
-            let before = if self.restart && wave > 1 { Some(Usage::default()) } else { subject.usage() };
+            // A sign-in's CPU includes neither the end of the sessions before nor the server's start.
+            let is_clear = wave == 1 || restarted || have_ended(&subject, others).await;
+            let before = subject.usage().filter(|_| is_clear);
+            let began = gone.unwrap_or_else(Instant::now);
             let deadline = began + Duration::from_secs(self.within);
             let failures = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
             let mut dialing = JoinSet::new();
@@ -89,7 +99,7 @@ impl Args {
             let again: u64 = failures.values().sum();
             if self.json {
                 let figures = serde_json::json!({
-                    "wave": wave, "restarted": self.restart && wave > 1, "devices": self.devices, "seconds": took,
+                    "wave": wave, "restarted": restarted, "devices": self.devices, "seconds": took,
                     "tries_again": again, "failures": failures,
                     "server_cpu_us_per_sign_in": cpu_us, "served": json(&served),
                 });
@@ -107,4 +117,16 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Waits until the server has no sessions but these of others; false if it does not say how many it has.
+async fn have_ended(subject: &Subject, others: Option<usize>) -> bool {
+    let until = Instant::now() + ENDED_WITHIN;
+    while let Some((connected, others)) = subject.connected().zip(others) {
+        if connected <= others || Instant::now() >= until {
+            return true;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    false
 }

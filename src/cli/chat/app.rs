@@ -143,12 +143,19 @@ impl App {
                 self.conversation(&to, &mut effects).compose(local_id, content, at);
                 self.sort();
             }
-            Happening::Sent(to, sent) => self.conversation(&to, &mut effects).sent(&sent),
+            Happening::Sent(to, Sent { local_id, version, message_id, .. }) => {
+                self.conversation(&to, &mut effects).sent(&local_id, version, message_id);
+            }
             Happening::NotSent(to, local_id, error) => {
-                if let Some(local_id) = local_id {
+                // These leave the message in the outbox; how it fares comes as an event.
+                let still_waits = matches!(error, SendError::Unanswered(_) | SendError::Unread);
+                if let Some(local_id) = local_id.filter(|_| !still_waits) {
                     self.conversation(&to, &mut effects).refused(&local_id);
                 }
-                self.notice = Some(format!("not sent to {to}: {error}"));
+                self.notice = Some(match still_waits {
+                    true => format!("it is not known whether a message to {to} was sent: {error}"),
+                    false => format!("not sent to {to}: {error}"),
+                });
             }
             Happening::History { peer, messages, complete } => {
                 self.conversation(&peer, &mut effects).page(messages, complete);
@@ -304,9 +311,17 @@ impl App {
             Event::Message(message) => self.message(message, effects),
             Event::Acknowledged(receipt) => self.receipt(&receipt, effects),
             Event::Presence(presence) => self.told(&presence, effects),
-            // Sent by an earlier run of this device; history has its text.
-            Event::Accepted(Accepted { .. }) => {}
-            Event::Refused(refused) => self.notice = Some(format!("refused: {}", refused.refusal)),
+            Event::Accepted(accepted) => {
+                // None has it if it was sent by an earlier run of this device: history has its text.
+                let Accepted { local_id, version, message_id, .. } = accepted;
+                self.conversations.iter_mut().for_each(|known| known.sent(&local_id, version, message_id));
+            }
+            Event::Refused(refused) => {
+                if let Some(local_id) = &refused.local_id {
+                    self.conversations.iter_mut().for_each(|known| known.refused(local_id));
+                }
+                self.notice = Some(format!("refused: {}", refused.refusal));
+            }
         }
     }
 

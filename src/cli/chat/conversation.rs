@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::limits::CHAT_MESSAGES_MAX;
-use crate::client::{AckTarget, Content, Message, Sent};
+use crate::client::{AckTarget, Content, Message};
 use crate::wire::{AckStatus, Author, Eid, LocalId, MessageId, Version};
 
 /// How far a message got. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Progress {
-    /// An own message that the server has not answered yet.
+    /// An own message that the server has not answered yet, or that waits for the next connection.
     Waiting,
     /// The server has the message.
     Sent,
@@ -121,18 +121,18 @@ impl Conversation {
         self.unnumbered.push((local_id, Entry { own: true, content, at, progress: Progress::Waiting, id: None }));
     }
 
-    /// The server accepted the message and gave it a version.
-    pub(super) fn sent(&mut self, sent: &Sent) {
-        let Some(index) = self.unnumbered.iter().position(|(local_id, _)| *local_id == sent.local_id) else { return };
+    /// The server accepted the message, if it is one of this conversation, and gave it a version.
+    pub(super) fn sent(&mut self, local_id: &LocalId, version: Version, message_id: MessageId) {
+        let Some(index) = self.unnumbered.iter().position(|(known, _)| known == local_id) else { return };
         let (_, entry) = self.unnumbered.remove(index);
-        let progress = self.early.remove(&sent.message_id).unwrap_or(Progress::Sent);
-        self.insert(sent.version, Entry { id: Some(sent.message_id), progress, ..entry });
+        let progress = self.early.remove(&message_id).unwrap_or(Progress::Sent);
+        self.insert(version, Entry { id: Some(message_id), progress, ..entry });
         if self.unnumbered.is_empty() {
             self.early.clear();
         }
     }
 
-    /// The server refused the message.
+    /// The message, if it is one of this conversation, will not be sent.
     pub(super) fn refused(&mut self, local_id: &LocalId) {
         if let Some((_, entry)) = self.unnumbered.iter_mut().find(|(known, _)| known == local_id) {
             entry.progress = Progress::Refused;

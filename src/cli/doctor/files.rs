@@ -14,7 +14,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::finding::{Finding, Report, of_files};
+use super::finding::{Finding, Report, of_files, of_folder};
 use crate::auth::dev::DevFiles;
 use crate::auth::{AuthError, CertificateFacts, Verifier, lb_key, load_tls};
 use crate::cli::limits::{
@@ -22,6 +22,7 @@ use crate::cli::limits::{
 };
 use crate::clock::Now;
 use crate::config::Config;
+use crate::server::control::socket;
 
 const CERTIFICATE: &str = "certificate";
 const KEYS: &str = "token keys";
@@ -177,14 +178,27 @@ fn covers(known: &str, name: &str) -> bool {
     }
 }
 
+/// Whether the data directory answers at all. If it does not, that is reported, and nothing else should look at it.
+pub(in crate::cli) fn answers(config: &Config, report: &mut Report) -> io::Result<bool> {
+    let socket = socket(&config.data_dir);
+    let looked = of_folder(DATA, "whether it is there", &config.data_dir, move || drop(socket.symlink_metadata()));
+    let answers = looked.is_ok();
+    report.add(looked.err())?;
+    Ok(answers)
+}
+
 /// Checks that the data directory can be written, and that only its owner can read it.
 pub(in crate::cli) fn data(config: &Config) -> Finding {
-    let folder = nearest(&config.data_dir);
-    match syncs(&folder, 1) {
-        Ok(_) if folder == config.data_dir => access(&folder),
-        Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", config.data_dir.display(), folder.display())),
-        Err(error) => unwritable(&folder, &error),
-    }
+    let data_dir = config.data_dir.clone();
+    let look = move || {
+        let folder = nearest(&data_dir);
+        match syncs(&folder, 1) {
+            Ok(_) if folder == data_dir => access(&folder),
+            Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", data_dir.display(), folder.display())),
+            Err(error) => unwritable(&folder, &error),
+        }
+    };
+    of_folder(DATA, "whether it can be written", &config.data_dir, look).unwrap_or_else(|hangs| hangs)
 }
 
 fn unwritable(folder: &Path, error: &io::Error) -> Finding {
@@ -198,11 +212,19 @@ fn unwritable(folder: &Path, error: &io::Error) -> Finding {
 
 /// Checks that the folder for traces can be used, if one is configured.
 pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
-    let folder = config.quic.qlog_dir.as_ref()?;
+    let folder = config.quic.qlog_dir.clone()?;
+    let look = {
+        let folder = folder.clone();
+        move || traces_in(&folder)
+    };
+    Some(of_folder(TRACES, "whether it can be written", &folder, look).unwrap_or_else(|hangs| hangs))
+}
+
+fn traces_in(folder: &Path) -> Finding {
     let there = nearest(folder);
     let exists = there == *folder;
     let looked = if exists { fs::read_dir(folder).map(drop) } else { Ok(()) };
-    Some(match (looked, syncs(&there, 1)) {
+    match (looked, syncs(&there, 1)) {
         (Err(error), _) => {
             let found = format!("quic.qlog_dir {}: {error}", folder.display());
             Finding::fail(TRACES, found, "the server does not start: give a folder that its user can read")
@@ -217,12 +239,17 @@ pub(in crate::cli) fn traces(config: &Config) -> Option<Finding> {
         }
         _ if exists => Finding::ok(TRACES, format!("{} can be written", folder.display())),
         _ => Finding::ok(TRACES, format!("{} will be made", folder.display())),
-    })
+    }
 }
 
 /// Measures how long the disk takes to sync: each message waits for that.
 pub(super) fn disk(config: &Config) -> Option<Finding> {
-    let mut times = syncs(&nearest(&config.data_dir), DISK_SYNCS).ok()?;
+    let data_dir = config.data_dir.clone();
+    let look = move || syncs(&nearest(&data_dir), DISK_SYNCS).ok();
+    let mut times = match of_folder(DISK, "how long a sync takes", &config.data_dir, look) {
+        Ok(times) => times?,
+        Err(hangs) => return Some(hangs),
+    };
     times.sort();
     let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
     let found = format!("fdatasync takes {median:.1?}, at most {slowest:.1?} of {DISK_SYNCS}");
@@ -243,9 +270,14 @@ fn access(folder: &Path) -> Finding {
     }
 }
 
-/// Free bytes on the data directory's disk.
-pub(in crate::cli) fn free_bytes(config: &Config) -> Option<u64> {
-    super::machine::free_bytes(&nearest(&config.data_dir))
+/// Checks that there is enough free space on the data directory's disk.
+pub(in crate::cli) fn space(config: &Config) -> Option<Finding> {
+    let data_dir = config.data_dir.clone();
+    let look = move || super::machine::free_bytes(&nearest(&data_dir));
+    match of_folder(DISK, "how much space is free", &config.data_dir, look) {
+        Ok(bytes) => bytes.map(room),
+        Err(hangs) => Some(hangs),
+    }
 }
 
 /// Checks that this is enough free space.

@@ -2,7 +2,7 @@
 //! programs.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use anyhow::anyhow;
@@ -62,13 +62,35 @@ pub(in crate::cli) fn of_files<T: Send + 'static>(
     files: &[PathBuf],
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Finding> {
-    let (sender, result) = mpsc::channel();
-    std::thread::spawn(move || sender.send(look()));
-    result.recv_timeout(READ_WITHIN).map_err(|_| {
+    in_time(look).ok_or_else(|| {
         let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         let found = format!("not read to the end within {} s: {}", READ_WITHIN.as_secs(), names.join(", "));
         Finding::fail(check, found, "is it a pipe, or does its file system hang? A server waits for it as well")
     })
+}
+
+/// Looks at a folder as [`of_files`] does at files. A folder on a file system that hangs is a failure,
+/// which says `what` was asked.
+pub(in crate::cli) fn of_folder<T: Send + 'static>(
+    check: &'static str,
+    what: &str,
+    folder: &Path,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Finding> {
+    in_time(look).ok_or_else(|| {
+        let found = format!("no answer within {} s on {what}: {}", READ_WITHIN.as_secs(), folder.display());
+        Finding::fail(
+            check,
+            found,
+            "does its file system hang, as one of a network that is gone? A server waits for it as well",
+        )
+    })
+}
+
+fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, result) = mpsc::channel();
+    std::thread::spawn(move || sender.send(look()));
+    result.recv_timeout(READ_WITHIN).ok()
 }
 
 /// Prints findings as they come, so that they are seen even if a later check takes long.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::finding::Finding;
+use super::finding::{Finding, of_folder};
 use crate::cli::limits::{FILES_FAIL, FILES_WARN};
 use crate::cli::udp;
 use crate::config::Config;
@@ -30,7 +30,6 @@ pub(super) fn all(config: &Config, server: Option<u32>) -> Vec<Finding> {
     };
     let limit = read(&limits).as_deref().and_then(|limits| open_files(limits, of));
     findings.extend(limit.map(|limit| files(limit, whose, config)));
-    findings.push(clock(SystemTime::now(), newest(&config.data_dir.join("store")), synchronized()));
     findings
 }
 
@@ -85,7 +84,19 @@ fn files(limit: u64, whose: &str, config: &Config) -> Finding {
 }
 
 /// Checks the clock, which decides whether tokens and certificates are valid.
-fn clock(now: SystemTime, newest: Option<SystemTime>, synchronized: Option<bool>) -> Finding {
+pub(super) fn clock(config: &Config) -> Finding {
+    let store = config.data_dir.join("store");
+    let look = {
+        let store = store.clone();
+        move || newest(&store)
+    };
+    match of_folder(CLOCK, "when it was written", &store, look) {
+        Ok(newest) => right(SystemTime::now(), newest, synchronized()),
+        Err(hangs) => hangs,
+    }
+}
+
+fn right(now: SystemTime, newest: Option<SystemTime>, synchronized: Option<bool>) -> Finding {
     let ahead = newest.and_then(|newest| newest.duration_since(now).ok()).filter(|by| *by > Duration::from_secs(1));
     match (ahead, synchronized) {
         (Some(by), _) => Finding::fail(
@@ -163,9 +174,9 @@ mod tests {
     fn a_clock_that_went_back_is_told() {
         let now = SystemTime::now();
         let later = Some(now + Duration::from_secs(60));
-        assert_eq!(clock(now, later, Some(true)).grade, Grade::Fail);
-        assert_eq!(clock(now, Some(now), Some(false)).grade, Grade::Warn);
-        assert_eq!(clock(now, None, Some(true)).grade, Grade::Ok);
-        assert_eq!(clock(now, None, None).grade, Grade::Ok);
+        assert_eq!(right(now, later, Some(true)).grade, Grade::Fail);
+        assert_eq!(right(now, Some(now), Some(false)).grade, Grade::Warn);
+        assert_eq!(right(now, None, Some(true)).grade, Grade::Ok);
+        assert_eq!(right(now, None, None).grade, Grade::Ok);
     }
 }

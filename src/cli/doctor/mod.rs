@@ -68,15 +68,19 @@ impl Args {
         let name = asked.as_deref().map(host).transpose()?;
         let mut report = Report::new(self.json);
         if !self.remote {
-            let running = running(&config)?;
+            let answers = files::answers(&config, &mut report)?;
+            let running = if answers { running(&config)? } else { None };
             // It runs with what it made itself.
             config.dev |= running.as_ref().is_some_and(|status| status.dev);
             report.add(running.as_ref().map(store))?;
             files::credentials(&config, name.as_slice(), &mut report)?;
-            report.add([files::data(&config)])?;
+            if answers {
+                report.add([files::data(&config)])?;
+                report.add(files::space(&config))?;
+                report.add(files::disk(&config))?;
+                report.add([machine::clock(&config)])?;
+            }
             report.add(files::traces(&config))?;
-            report.add(files::free_bytes(&config).map(files::room))?;
-            report.add(files::disk(&config))?;
             report.add(machine::all(&config, running.as_ref().map(|status| status.pid)))?;
             let ports = network::ports(&config, running.as_ref());
             // The running server may have been started with flags that this command was not given.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::client::{AckTarget, Session, Transport};
+use crate::client::{AckTarget, Refusal, Refused, Session, Transport};
 use crate::wire::{ChatId, MessageId, Sequence};
 
 fn eid(name: &str) -> Eid {
@@ -136,6 +136,39 @@ fn a_refused_message_stays_and_says_so() {
     assert!(app.notice.as_ref().unwrap().contains("the outbox is full"));
     key(&mut app, KeyCode::Char('x'));
     assert_eq!(app.notice, None);
+}
+
+#[test]
+fn a_message_that_is_sent_after_all_is_not_called_refused() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    let texts = ["1", "2", "3"].map(|name| composed(&mut app, "bob", name));
+    let stopped = CloseReason::Server { code: CloseCode::Unauthenticated, reason: "token expired".to_owned() };
+    for (text, error) in
+        texts.iter().zip([SendError::Unanswered(stopped.clone()), SendError::Unread, SendError::Unanswered(stopped)])
+    {
+        app.update(Happening::NotSent(eid("bob"), Some(text.clone()), error));
+        assert!(app.notice.as_ref().unwrap().starts_with("it is not known whether a message to bob@x was sent: "));
+    }
+    assert_eq!(progress(&app), [Progress::Waiting; 3]);
+    // The device has come back, and the outbox has sent them.
+    for (text, version) in texts[..2].iter().zip(1..) {
+        let accepted = Accepted {
+            sequence: Sequence::from(version),
+            local_id: text.clone(),
+            message_id: id(version),
+            chat_id: ChatId::between(&eid("alice"), &eid("bob")),
+            version: Version::from(version),
+            timestamp: 0,
+        };
+        app.update(Happening::Event(Event::Accepted(accepted)));
+    }
+    let refusal = Refusal { code: 403, message: "blocked".to_owned(), route: String::new(), details: String::new() };
+    let refused = Refused { local_id: Some(texts[2].clone()), refusal };
+    app.update(Happening::Event(Event::Refused(refused)));
+    assert_eq!(progress(&app), [Progress::Sent, Progress::Sent, Progress::Refused]);
+    receipt(&mut app, "bob", "alice", up_to("bob", 2), AckStatus::Delivered);
+    assert_eq!(progress(&app), [Progress::Delivered, Progress::Delivered, Progress::Refused]);
 }
 
 #[test]

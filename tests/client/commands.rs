@@ -1,0 +1,105 @@
+//! What the commands do with a server that refuses, is silent or goes away at an awkward moment.
+
+use std::process::{Output, Stdio};
+
+use bimip::wire::{AckStatus, CloseCode};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::peer::Peer;
+use super::soon;
+
+const FAILURE: i32 = 1;
+
+/// A peer, and a folder with its certificate and a token for it.
+struct Place {
+    peer: Peer,
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let (peer, folder) = (Peer::start(), tempfile::tempdir().unwrap());
+        std::fs::write(folder.path().join("ca.pem"), &peer.certificate).unwrap();
+        std::fs::write(folder.path().join("token"), "good").unwrap();
+        Place { peer, folder }
+    }
+
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+        command.env_clear().current_dir(self.folder.path()).args(arguments);
+        command.args(["--as", "alice@x", "--ca", "ca.pem", "--token-file", "token", "--transport", "quic"]);
+        command.args(["--server", &self.peer.address.to_string()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
+    }
+
+    /// Waits for the end of a command that fails; returns what it complains of.
+    async fn fails(&self, child: Child) -> String {
+        let Output { status, stderr, .. } = soon(child.wait_with_output()).await.unwrap();
+        let err = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(FAILURE), "{err}");
+        err
+    }
+
+    async fn is_left(&self) {
+        soon(self.peer.until(|seen| seen.closes == [CloseCode::Goodbye.code() as u64])).await;
+    }
+}
+
+const SEND: [&str; 5] = ["send", "--to", "bob@x", "--text", "hi"];
+const NOT_KNOWN: &str = "it is not known whether the message of alice@x was sent";
+
+#[tokio::test]
+async fn a_sender_that_is_replaced_before_the_answer_says_that_the_message_may_be_sent() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.mute = true);
+    let send = place.start(&SEND);
+    soon(place.peer.until(|seen| seen.texts == 1)).await;
+    place.peer.close_all(CloseCode::Replaced);
+    let err = place.fails(send).await;
+    assert!(err.contains("signed in elsewhere as device cli-send") && err.contains(NOT_KNOWN), "{err}");
+}
+
+#[tokio::test]
+async fn a_sender_without_an_answer_leaves() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.mute = true);
+    let err = place.fails(place.start(&[&SEND[..], &["--timeout", "5"]].concat())).await;
+    assert!(err.contains("no answer within 5 s") && err.contains(NOT_KNOWN), "{err}");
+    place.is_left().await;
+}
+
+#[tokio::test]
+async fn who_is_not_told_a_presence_leaves() {
+    let place = Place::new();
+    let err = place.fails(place.start(&["presence"])).await;
+    assert!(err.contains("503: no presence"), "{err}");
+    place.is_left().await;
+}
+
+#[tokio::test]
+async fn who_watches_is_told_that_the_device_may_not_come_back() {
+    let place = Place::new();
+    let mut watch = place.start(&["presence", "--watch", "--json"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let line = soon(lines.next_line()).await.unwrap().unwrap();
+    assert!(line.contains("\"connected\""), "{line}");
+    // The session does not end for that, but no other one begins.
+    place.peer.state().change(|seen| seen.token = "renewed".to_owned());
+    place.peer.close_all(CloseCode::Draining);
+    let err = place.fails(watch).await;
+    assert!(err.contains("does not let alice@x sign in"), "{err}");
+}
+
+#[tokio::test]
+async fn a_receipt_that_the_server_has_no_room_for_is_sent_again() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.busy = 1);
+    place.peer.push("Hey Alice!");
+    let listen = place.start(&["listen", "--read", "--count", "1"]);
+    let output = soon(listen.wait_with_output()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let read = (String::new(), AckStatus::Read.code());
+    let acknowledged = place.peer.state().seen().acknowledged.clone();
+    assert_eq!(acknowledged.iter().filter(|known| **known == read).count(), 2, "{acknowledged:?}");
+}
