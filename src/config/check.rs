@@ -184,9 +184,9 @@ fn is_filter(text: &str) -> bool {
 /// level would switch all logging off.
 #[cfg(feature = "server")]
 pub(crate) fn bare_target(filter: &str) -> Option<&str> {
-    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    let is_level =
-        |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
+    use tracing_subscriber::filter::LevelFilter;
+    // As the log reads them: names, and numbers from 0 (off) to 5 (trace).
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     filter
         .split(',')
         .map(str::trim)
@@ -262,10 +262,10 @@ mod tests {
             "log.level is \"info,bimip=loud\": give a level or a filter, as in info or info,bimip::session=debug"
         );
         assert!(refused(|c| c.log.level.clear()).starts_with("log.level is \"\""));
-        for typo in ["loud", "wran", "bimip", "info,wran", "debug, bimip::session"] {
+        for typo in ["loud", "wran", "bimip", "info,wran", "debug, bimip::session", "6", "255", "info,7"] {
             assert!(refused(|c| c.log.level = typo.to_owned()).starts_with("log.level is "), "{typo}");
         }
-        for good in ["WARN", "info", "warn,bimip=debug", "off", "info,bimip::session=trace,[session]=debug"] {
+        for good in ["WARN", "info", "warn,bimip=debug", "off", "0", "5", "info,bimip::session=trace,[session]=debug"] {
             let mut config = Config::default();
             config.log.level = good.to_owned();
             config.check().unwrap();

@@ -74,7 +74,7 @@ fn from_environment(
     let mut values = Dict::new();
     for (name, text) in environment {
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if key == FILE_VARIABLE || text.is_empty() || is_service_link(key) {
+        if key == FILE_VARIABLE || text.is_empty() || is_service_link(key, &text) {
             continue;
         }
         let levels: Vec<String> = key.split(LEVEL).map(str::to_ascii_lowercase).collect();
@@ -99,10 +99,26 @@ fn from_environment(
     Ok(values)
 }
 
-/// Whether Kubernetes may have set the variable for a service called `bimip`, as in `BIMIP_SERVICE_HOST` or
-/// `BIMIP_PORT_4433_UDP_ADDR`. No key of the configuration looks like that.
-fn is_service_link(key: &str) -> bool {
-    key == "PORT" || ["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|start| key.starts_with(start))
+/// Whether Kubernetes may have set the variable for a service called `bimip` or `bimip-…`, as in `BIMIP_SERVICE_HOST` or
+/// `BIMIP_METRICS_PORT_9464_TCP_ADDR`. No key of the configuration looks like that.
+fn is_service_link(key: &str, text: &str) -> bool {
+    // With an underscore in front the service `bimip` looks like all others.
+    let name = format!("_{key}");
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+        return true;
+    }
+    // An address, as in `tcp://10.0.0.1:9464`. A number is a misspelt key of the operator's.
+    if name.ends_with("_PORT") && text.contains("://") {
+        return true;
+    }
+    // `_PORT_9464_TCP`, alone or with a part of the address.
+    name.match_indices("_PORT_").any(|(at, port)| {
+        let mut words = name[at + port.len()..].split('_');
+        words.next().is_some_and(|number| number.parse::<u16>().is_ok())
+            && words.next().is_some_and(|protocol| ["TCP", "UDP", "SCTP"].contains(&protocol))
+            && words.next().is_none_or(|part| ["PROTO", "PORT", "ADDR"].contains(&part))
+            && words.next().is_none()
+    })
 }
 
 fn insert(values: &mut Dict, levels: &[String], value: Value) {
@@ -289,6 +305,52 @@ mod tests {
             ("PATH", "/bin"),
         ]);
         assert_eq!(Config::load_from(None, env, no_flags()).unwrap(), Config::default());
+    }
+
+    /// What Kubernetes sets in each pod beside services called `bimip-metrics` and `bimip-2`, with ports that have names.
+    const SERVICE_LINKS: [(&str, &str); 11] = [
+        ("BIMIP_METRICS_SERVICE_HOST", "10.0.0.2"),
+        ("BIMIP_METRICS_SERVICE_PORT", "9464"),
+        ("BIMIP_METRICS_SERVICE_PORT_HTTP_METRICS", "9464"),
+        ("BIMIP_METRICS_PORT", "tcp://10.0.0.2:9464"),
+        ("BIMIP_METRICS_PORT_9464_TCP", "tcp://10.0.0.2:9464"),
+        ("BIMIP_METRICS_PORT_9464_TCP_PROTO", "tcp"),
+        ("BIMIP_METRICS_PORT_9464_TCP_PORT", "9464"),
+        ("BIMIP_METRICS_PORT_9464_TCP_ADDR", "10.0.0.2"),
+        ("BIMIP_2_PORT", "udp://[fd00::2]:4433"),
+        ("BIMIP_2_PORT_4433_UDP", "udp://[fd00::2]:4433"),
+        ("BIMIP_2_PORT_4433_UDP_ADDR", "fd00::2"),
+    ];
+
+    #[test]
+    fn services_beside_the_server_are_no_configuration() {
+        let config = Config::load_from(None, variables(&SERVICE_LINKS), no_flags());
+        assert_eq!(config.unwrap(), Config::default());
+        for misspelt in
+            ["BIMIP_METRICS_PORT", "BIMIP_PORT", "BIMIP_PORT_4433", "BIMIP_SERVICE", "BIMIP_QUIC__PORT_1_TCP_X"]
+        {
+            let refused =
+                Config::load_from(None, variables(&[(misspelt, "4433")]), no_flags()).unwrap_err().to_string();
+            assert!(refused.starts_with(misspelt), "{refused}");
+        }
+    }
+
+    /// The variables of all keys below `value`, those without a default included.
+    fn names_below(prefix: &str, value: &Value) -> Vec<String> {
+        let Value::Dict(_, inner) = value else { return vec![prefix.to_owned()] };
+        let name = |key: &str| if prefix.is_empty() { key.to_owned() } else { format!("{prefix}{LEVEL}{key}") };
+        inner.iter().flat_map(|(key, value)| names_below(&name(&key.to_ascii_uppercase()), value)).collect()
+    }
+
+    #[test]
+    fn no_key_looks_like_what_kubernetes_sets() {
+        let names = names_below("", &Value::serialize(Config::default()).unwrap());
+        for known in ["LISTEN", "TLS__KEY", "QUIC__LB__KEY_FILE", "LIMITS__SIGN_INS__PER_SECOND", "CLIENT__AS"] {
+            assert!(names.iter().any(|name| name == known), "{known} is not among {names:?}");
+        }
+        for name in names {
+            assert!(!is_service_link(&name, "tcp://10.0.0.1:4433"), "{name}");
+        }
     }
 
     #[test]

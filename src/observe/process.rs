@@ -11,9 +11,12 @@ impl Metrics {
             self.process_cpu.set(stat.cpu_seconds);
             self.process_threads.set(stat.threads);
             self.process_resident.set(stat.resident_bytes);
-            let booted = read("/proc/stat").as_deref().and_then(|text| number_after(text, "btime "));
-            if let Some(booted) = booted {
-                self.process_start.set(booted + stat.started_after_seconds);
+            // Once for a process: the time of the boot follows each step of the clock.
+            if self.process_start.get().is_none() {
+                let booted = read("/proc/stat").as_deref().and_then(|text| number_after(text, "btime "));
+                if let Some(booted) = booted {
+                    self.process_start.set(booted + stat.started_after_seconds);
+                }
             }
         }
         if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
@@ -109,5 +112,17 @@ mod tests {
         assert!(metrics.process_fds.get().unwrap() >= 3.0);
         assert!(metrics.process_fds_max.get().unwrap() >= metrics.process_fds.get().unwrap());
         assert!(metrics.disk_size.get().unwrap() >= metrics.disk_free.get().unwrap());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_step_of_the_clock_is_no_other_start() {
+        let metrics = Metrics::new();
+        metrics.read_process();
+        // As if the clock had been an hour behind at the first reading.
+        let started = metrics.process_start.get().unwrap() - 3600.0;
+        metrics.process_start.set(started);
+        metrics.read_process();
+        assert_eq!(metrics.process_start.get(), Some(started));
     }
 }

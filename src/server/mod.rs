@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{self, AuthError, Credentials};
+use crate::auth::{self, AuthError, Credentials, dev};
 use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
@@ -124,7 +124,10 @@ impl Server {
         // Development creates its keys in the data directory. Otherwise a server that cannot start leaves nothing behind.
         if config.dev {
             own_data_dir(&config)?;
+            dev::ensure(&config.data_dir, &config.dev_names)?;
         }
+        // Computed before the files are read, so that one that is replaced during the start is noticed after it.
+        let seen = reload::digest(&config);
         let credentials = Credentials::from_config(&config)?;
         own_data_dir(&config)?;
         let tls = auth::server_tls(&credentials)?;
@@ -145,7 +148,7 @@ impl Server {
             Listeners::bind(&config, &quic_config).await?;
         let (tcp, tcp_address) = tcp.unzip();
         let chain = credentials.chain;
-        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, chain);
+        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, seen, chain);
         let accept_with = accept_with(&config.quic, reload.quic(), &services.metrics)?;
         let mut server = Server {
             quic_address,

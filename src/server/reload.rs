@@ -43,17 +43,18 @@ struct State {
 }
 
 impl Reload {
-    /// `chain` is the certificate chain in use.
+    /// `chain` is the certificate chain in use, and `seen` the digest of all files from before it was read.
     pub(super) fn new(
         config: Config,
         services: Arc<Services>,
         endpoint: Endpoint,
         quic: quinn::ServerConfig,
         tls: rustls::ServerConfig,
+        seen: [u8; 32],
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
         note_expiry(&services, &chain);
-        let state = Arc::new(tokio::sync::Mutex::new(State { seen: digest(&config), chain }));
+        let state = Arc::new(tokio::sync::Mutex::new(State { seen, chain }));
         let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
         Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
@@ -173,7 +174,7 @@ fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {
 
 /// A digest of everything that is read from files. A file that cannot be read counts as empty; the error is reported when the
 /// files are applied.
-fn digest(config: &Config) -> [u8; 32] {
+pub(super) fn digest(config: &Config) -> [u8; 32] {
     let mut digest = Sha256::new();
     for path in files(config) {
         let content = read(&path).unwrap_or_default();

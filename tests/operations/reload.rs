@@ -1,12 +1,14 @@
 //! A renewed certificate and changed token keys, while devices are signed in.
 
 use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bimip::auth::dev;
+use bimip::auth::dev::{self, DevFiles};
 use bimip::limits::CONTROL_CONNECTIONS_MAX;
 use bimip::wire::ALPN;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -89,8 +91,8 @@ fn certificate_in(file: &Path) -> CertificateDer<'static> {
 }
 
 /// Replaces the server's certificate by another one of the same authority, as a renewal does; returns the new one.
-fn renew(server: &TestServer) -> CertificateDer<'static> {
-    let (files, folder) = (server.files(), scratch());
+fn renew(files: &DevFiles) -> CertificateDer<'static> {
+    let folder = scratch();
     for file in ["ca.pem", "ca.key"] {
         fs::copy(files.ca.with_file_name(file), folder.path().join(file)).unwrap();
     }
@@ -111,16 +113,16 @@ fn put(from: &Path, to: &Path) {
 struct Quic {
     endpoint: quinn::Endpoint,
     looks: Arc<Counting>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
 }
 
 impl Quic {
-    fn new(server: &TestServer) -> Quic {
-        let (tls, looks) = client(&server.files().ca);
+    fn new(ca: &Path, address: SocketAddr) -> Quic {
+        let (tls, looks) = client(ca);
         let mut endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
         let crypto = QuicClientConfig::try_from(tls).unwrap();
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-        Quic { endpoint, looks, address: server.quic_address() }
+        Quic { endpoint, looks, address }
     }
 
     /// Whether the server accepts early data of a new connection; `None`: the client has no ticket.
@@ -167,7 +169,7 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
     let server = TestServer::start().await;
     let old = certificate_in(&server.files().certificate);
     let mut session = server.sign_in(ALICE, "phone").await;
-    let quic = Quic::new(&server);
+    let quic = Quic::new(&server.files().ca, server.quic_address());
     let connector = TlsConnector::from(Arc::new(client(&server.files().ca).0));
 
     assert_eq!(quic.connect().await, (old.clone(), 1));
@@ -182,7 +184,7 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
 
     assert_eq!(quic.early_data().await, Some(true));
     assert_eq!(quic.connect().await, (old.clone(), 1));
-    let new = renew(&server);
+    let new = renew(&server.files());
     assert_ne!(new, old);
     assert!(server.reload().await);
     assert_eq!(quic.early_data().await, Some(false), "agreed on under the former certificate");
@@ -197,7 +199,7 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
 async fn a_pair_that_does_not_belong_together_changes_nothing() {
     let server = TestServer::start().await;
     let old = certificate_in(&server.files().certificate);
-    let quic = Quic::new(&server);
+    let quic = Quic::new(&server.files().ca, server.quic_address());
     let key = fs::read(&server.files().key).unwrap();
     let elsewhere = scratch();
     put(&dev::certificates(elsewhere.path(), &[]).unwrap().key, &server.files().key);
@@ -208,7 +210,7 @@ async fn a_pair_that_does_not_belong_together_changes_nothing() {
 
     fs::write(&server.files().key, key).unwrap();
     assert!(server.reload().await);
-    let new = renew(&server);
+    let new = renew(&server.files());
     assert!(server.reload().await);
     assert_eq!(quic.connect().await.0, new);
 }
@@ -216,10 +218,38 @@ async fn a_pair_that_does_not_belong_together_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_certificate_is_found_without_a_signal() {
     let server = TestServer::start().await;
-    let quic = Quic::new(&server);
-    let new = renew(&server);
+    let quic = Quic::new(&server.files().ca, server.quic_address());
+    let new = renew(&server.files());
     let shown = async { while quic.connect().await.0 != new {} };
     within_bound("the new certificate", shown).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_renewed_during_the_start_is_found() {
+    let folder = scratch();
+    let data = folder.path().join("data");
+    let files = dev::ensure(&data, &[]).unwrap();
+    // The start reads the balancer's key after the certificate, and from a pipe it waits for what the test writes.
+    let pipe = folder.path().join("lb.key");
+    make_pipe(&pipe);
+    let variables = [("BIMIP_QUIC__LB__SERVER_ID", "a1"), ("BIMIP_QUIC__LB__KEY_FILE", pipe.to_str().unwrap())];
+    let (replaced, ca) = (files.clone(), files.ca);
+    let renewal = tokio::task::spawn_blocking({
+        let pipe = pipe.clone();
+        move || {
+            let mut key = fs::File::options().write(true).open(pipe).unwrap();
+            let new = renew(&replaced);
+            key.write_all(&[b'0'; 32]).unwrap();
+            new
+        }
+    });
+    let mut server = Process::start(&data, &variables).await;
+    let new = renewal.await.unwrap();
+    let quic = Quic::new(&ca, server.door.address);
+    let shown = async { while quic.connect().await.0 != new {} };
+    within_bound("the new certificate", shown).await;
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
 }
 
 /// A new signing key and its public key, in a folder with this name.

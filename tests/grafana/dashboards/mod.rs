@@ -265,7 +265,8 @@ fn dashboard(uid: &str, title: &str, description: &str, rows: Vec<Row>) -> Value
         }],
         "annotations": { "list": [{
             "name": "Starts", "datasource": source(), "enable": true, "iconColor": "blue",
-            "expr": format!("changes({}[$__interval]) > 0", select("process_start_time_seconds", "")),
+            // Longer than a step by a scrape: the samples before and after a start may lie on either side of a step's boundary.
+            "expr": format!("changes({}[$__rate_interval]) > 0", select("process_start_time_seconds", "")),
             "titleFormat": "{{instance}} started",
         }] },
         "templating": { "list": [

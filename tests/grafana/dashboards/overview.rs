@@ -12,8 +12,8 @@ pub(super) fn dashboard() -> Value {
         ratio(&fast, &of("bimip_delivery_latency_seconds_count", live))
     };
     let now = vec![
-        Panel::stat("Ready", "none", "Servers that take writes and are not draining, of those that are scraped.")
-            .query(format!("sum({})", select("bimip_ready", "")), "")
+        Panel::stat("Ready", "none", "0: one of the servers that are scraped takes no writes, or is draining.")
+            .query(format!("min({})", select("bimip_ready", "")), "")
             .bad_below(1.0)
             .runbook("the-server-is-not-ready"),
         Panel::stat("Sessions", "short", "Devices that are signed in.")
@@ -33,8 +33,8 @@ pub(super) fn dashboard() -> Value {
         .query(within("1h"), "")
         .bad_below(0.99)
         .runbook("delivery-is-slow"),
-        Panel::stat("Alerts firing", "none", "All severities; the Prometheus page /alerts names them.")
-            .query("count(ALERTS{alertstate=\"firing\"}) or vector(0)".to_owned(), "")
+        Panel::stat("Alerts firing", "none", "bimip's own, of all severities; the Prometheus page /alerts names them.")
+            .query(r#"count(ALERTS{alertname=~"Bimip.*",alertstate="firing"}) or vector(0)"#.to_owned(), "")
             .bad(1.0)
             .runbook("alerts"),
     ];
