@@ -1,9 +1,9 @@
 //! `bimip backup`: archives a whole store in one file, whether or not the server runs.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -37,7 +37,8 @@ impl Args {
         }
         // The file gets its final name only when it is complete.
         let partial = beside(file, ".partial");
-        let made = make(&config, &partial, self.verify.then(|| beside(file, ".verifying")));
+        let writing = lock(&partial)?;
+        let made = make(&config, &partial, &writing, self.verify.then(|| beside(file, ".verifying")));
         let archived = match made {
             Ok(archived) => archived,
             Err(failure) => {
@@ -47,17 +48,33 @@ impl Args {
         };
         fs::rename(&partial, file).with_context(|| format!("cannot rename {}", partial.display()))?;
         sync_folder(file)?;
+        drop(writing);
         let verified = if self.verify { ", restored and found whole" } else { "" };
         say(&format!("{}: {} rows, {} bytes{verified}", file.display(), archived.rows, archived.bytes))?;
         Ok(())
     }
 }
 
-fn make(config: &Config, partial: &Path, verify: Option<PathBuf>) -> Result<Archived, Failure> {
-    let cannot = |what: &str| format!("cannot {what} {}", partial.display());
+/// Opens the unfinished file and empties what an interrupted backup has left of it, unless another one writes it now.
+fn lock(partial: &Path) -> Result<File, Failure> {
+    let cannot = || format!("cannot write {}", partial.display());
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(partial);
-    let mut file = BufWriter::new(file.with_context(|| cannot("write"))?);
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(partial).with_context(cannot)?;
+    // Another one may also have finished meanwhile, and given the file its name.
+    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let ours = file.metadata().with_context(cannot).map(id)?;
+    if file.try_lock().is_err() || !fs::metadata(partial).is_ok_and(|named| id(named) == ours) {
+        return Err(anyhow!("another backup is writing {}", partial.display()).into());
+    }
+    file.set_len(0).with_context(cannot)?;
+    // What an interrupted backup has left may have others.
+    file.set_permissions(Permissions::from_mode(0o600)).with_context(cannot)?;
+    Ok(file)
+}
+
+fn make(config: &Config, partial: &Path, writing: &File, verify: Option<PathBuf>) -> Result<Archived, Failure> {
+    let cannot = |what: &str| format!("cannot {what} {}", partial.display());
+    let mut file = BufWriter::new(writing);
     match ask(config, &Request::Backup)? {
         Some((Answer::Archive, mut archive)) => {
             io::copy(&mut archive, &mut file).with_context(|| cannot("take the backup into"))?;
@@ -76,6 +93,12 @@ fn make(config: &Config, partial: &Path, verify: Option<PathBuf>) -> Result<Arch
     let read = || File::open(partial).map(BufReader::new).with_context(|| cannot("read"));
     let archived = store::verify(&mut read()?)?;
     if let Some(folder) = verify {
+        // An interrupted backup may have left it.
+        if let Err(error) = fs::remove_dir_all(&folder)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(anyhow!("cannot remove {}: {error}", folder.display()).into());
+        }
         let restored = store::restore(&mut read()?, &folder.join("store"));
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         restored?;

@@ -62,10 +62,16 @@ impl Receipts {
             None => pending().await,
         };
         let Some(UnderWay { chat, peer, version, .. }) = self.under_way.take() else { return };
+        let error = answer.ok().and_then(Result::err);
+        // The server was restored from a backup: versions of before are no longer those of these messages.
+        if error == Some(RequestError::NotConnected) {
+            self.due.clear();
+            self.said.clear();
+        }
         // A receipt that was refused would be refused again: the device itself repeats what the server puts off.
-        let unanswered = answer.ok().and_then(Result::err).filter(|error| {
-            use RequestError::{Busy, Closed, NotConnected, TimedOut, Unread};
-            matches!(error, TimedOut | NotConnected | Busy | Unread | Closed(_))
+        let unanswered = error.filter(|error| {
+            use RequestError::{Busy, Closed, TimedOut, Unread};
+            matches!(error, TimedOut | Busy | Unread | Closed(_))
         });
         self.failed = unanswered.is_some();
         if let Some(error) = unanswered {

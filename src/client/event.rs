@@ -50,8 +50,8 @@ pub struct Session {
     pub resume_from: Sequence,
     /// Entries between the position that this device asked for and `resume_from` are missing, as they were older than
     /// what the server keeps; [`super::Device::history`] may still have the messages. Or the server lost its data, or
-    /// was restored from a backup: then `log_head` is lower than what this device has seen, sequences and versions are
-    /// given out again, and messages may come a second time, under the same `message_id`.
+    /// was restored from a backup: then sequences and versions are given out again, a position that the application keeps
+    /// itself means nothing any more, and messages may come a second time, under the same `message_id`.
     pub gap: bool,
     /// When the token expires, in Unix milliseconds; 0 if the server did not say. The device renews it before that.
     pub token_expires_at: i64,

@@ -181,8 +181,8 @@ impl Device {
     ///
     /// After that, another device of the user may have set something newer. So on later connections this device says
     /// again only `Invisible`, until it hears that another device has ended that, `broadcast` false, and its own `Idle`
-    /// and `Offline`, with a location that is less than 10 minutes old. The server remembers the rest unless it is
-    /// restarted.
+    /// and `Offline`. The server remembers the rest unless it is restarted, and a location for at most 10 minutes and only
+    /// while a device of the user is there, or away for less than the grace: set it again on [`super::Event::Connected`].
     ///
     /// # Errors
     /// [`RequestError::Invalid`] for the status `Unknown` or coordinates out of range, and [`RequestError::Closed`] if

@@ -533,7 +533,8 @@ impl Task {
         let over = now >= closing.until || !closing.patient || self.core.is_settled();
         let in_vain = match &self.phase {
             Phase::Linked(_) | Phase::Dialing(Dialing { link: Some(_), .. }) => false,
-            Phase::Dialing(_) | Phase::Waiting(_) => !closing.connects,
+            Phase::Dialing(_) => !closing.connects,
+            Phase::Waiting(until) => !closing.connects || *until >= closing.until,
             Phase::Stopped(_) => true,
         };
         over || in_vain

@@ -172,7 +172,9 @@ impl Session {
             Ok(accepted) => accepted,
             Err(error) => {
                 forget_request(open, local, origin.request_id);
-                if let StoreError::Engine(reason) = &error {
+                if let StoreError::Engine(reason) = &error
+                    && !std::mem::replace(&mut open.complained, true)
+                {
                     tracing::error!(session = open.session_id, reason, "a message was not accepted");
                 }
                 let fault = Fault::from(&error);

@@ -177,6 +177,9 @@ struct Open {
     meter: Meter,
     /// A message that was refused for now, and is to be sent again before others are accepted.
     put_off: Option<Box<PutOff>>,
+    /// Whether the log has a line about a message that the store failed to take. A store that has failed takes none, and one
+    /// line for each would fill the disk.
+    complained: bool,
     /// The user's subscriber list that is being told.
     listing: Option<Box<Listing>>,
     /// Number of history requests under way.

@@ -125,7 +125,14 @@ fn people(view: &dyn View, found: &mut Audited) -> Result<(), StoreError> {
         Ok(())
     })?;
     each(view, Space::Contacts, |key, value| {
-        record::decode::<ContactRecord>(key, value)?;
+        let wrong = |why| corrupt(Space::Contacts, key, why);
+        let contact = record::decode::<ContactRecord>(key, value)?;
+        let owner = key::user_of(key).map_err(wrong)?;
+        let subscriber = key::other_of(&owner, key).map_err(wrong)?;
+        let there = view.get(Space::Owners, &key::pair(&subscriber, &owner))?.is_some();
+        let other = record::read::<ContactRecord>(view, &key::pair(&subscriber, &owner))?;
+        let visible = contact.subscribed && !contact.blocked && !other.is_some_and(|other| other.blocked);
+        demand(there == visible, Space::Contacts, key, "the index of who sees whom says otherwise")?;
         found.contacts += 1;
         Ok(())
     })?;

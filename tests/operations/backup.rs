@@ -95,6 +95,16 @@ async fn a_backup_without_a_server_is_the_same_and_nothing_is_overwritten() {
     server.signal(libc::SIGTERM);
     assert!(server.ended().await.success());
 
+    // Another one writes it, and then leaves it unfinished.
+    let unfinished = folder.path().join("backup.partial");
+    fs::write(&unfinished, "half of it").unwrap();
+    let writing = fs::File::open(&unfinished).unwrap();
+    writing.lock().unwrap();
+    let refused = bimip(&data, &["backup", path]).await.unwrap_err();
+    assert!(refused.contains("another backup is writing "), "{refused}");
+    assert_eq!(fs::read_to_string(&unfinished).unwrap(), "half of it");
+    drop(writing);
+
     let said = bimip(&data, &["backup", path]).await.unwrap();
     assert!(said.contains(" rows, "), "{said}");
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(&file).unwrap()) & 0o777, 0o600);

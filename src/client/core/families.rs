@@ -24,8 +24,11 @@ impl Core {
         let (start, head) = (Sequence::from_wire(accept.resume_from), Sequence::from_wire(accept.log_head));
         let asked = self.cursor.resume_from();
         let log = self.cursor.accepted(start, head);
-        if asked.is_some() && log != Log::Same {
-            tracing::warn!(%head, "the log ends before what this device has seen: starting over");
+        if log != Log::Same {
+            if asked.is_some() {
+                tracing::warn!(%head, "the log ends before what this device has seen: starting over");
+            }
+            // Also what was asked for since the log turned out to be another one: it is about messages of before.
             self.receipts = Receipts::default();
             self.requests.forget_versions();
         }

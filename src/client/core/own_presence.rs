@@ -53,8 +53,12 @@ impl Told {
         (self.state.awareness_intention == AwarenessIntention::DoNotBroadcast.code()).then_some(self)
     }
 
-    /// What to send again on another connection.
-    fn again(self) -> Option<Told> {
+    /// What to send again on another connection. Without a location that the server has had: it would be shown for longer
+    /// than its time.
+    fn again(mut self) -> Option<Told> {
+        if self.taken {
+            (self.state.latitude, self.state.longitude) = (None, None);
+        }
         let of_device = [AwarenessStatus::Idle, AwarenessStatus::Offline].map(AwarenessStatus::code);
         if !self.taken || self.is_invisible() || of_device.contains(&self.state.status) {
             return Some(self);

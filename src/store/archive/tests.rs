@@ -127,7 +127,9 @@ async fn a_row_that_is_missing_or_says_something_else_is_found() {
     let _store = lived_in(&memory).await;
     audit(&*memory.view()).unwrap();
     let whole = bytes_of(&memory);
-    for space in [Space::Messages, Space::Chats, Space::Locals, Space::Logs, Space::Pending, Space::Floors] {
+    for space in
+        [Space::Messages, Space::Chats, Space::Locals, Space::Logs, Space::Pending, Space::Floors, Space::Owners]
+    {
         for (row, _) in memory.view().range(space, &key::all(), Order::Ascending, 99).unwrap() {
             let other = Memory::new();
             read(&mut &whole[..], &other).unwrap();
