@@ -178,8 +178,9 @@ impl<L: Link> Driver<L> {
             let wanted = self.wanted();
             let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
-                // What was sent behind the request for a list still counts.
+                // What was sent behind the request for a list still counts. The flush drops what nobody reads any more.
                 if self.session.give_up_list() {
+                    let _ = self.link.poll_flush(cx);
                     continue;
                 }
                 // A lane that is not wanted until a call is done may hold frames that arrived before the close. Then the

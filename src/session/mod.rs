@@ -382,7 +382,8 @@ impl Session {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
         self.pump_pings(|| queued(Lane::Control), now);
-        self.pump_list(queued(Lane::Control));
+        // A list is told to its end before the session drains.
+        self.pump_list(if self.draining { 0 } else { queued(Lane::Control) });
         if self.draining && self.calls == 0 {
             self.close(CloseCode::Draining, "the server is shutting down");
         }

@@ -208,6 +208,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_message_for_a_crowded_chat_is_told_to_wait_and_so_is_what_is_behind_it() {
+        let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
+        assert_eq!(bench.send("one"), Taken);
+        let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
+        let done = Done::Accept(origin, LocalId::parse("one").unwrap(), Err(StoreError::Crowded));
+        bench.bare.session.done(done, bench.now);
+        assert_eq!(bench.then(), BEHIND);
+        assert_eq!([bench.send("two"), bench.send("one"), bench.send("two")], [BEHIND, Taken, Taken]);
+        assert_eq!(bench.bare.session.strikes, 0, "it is the chat that is full, not the sender that is fast");
+    }
+
+    #[tokio::test]
     async fn what_is_behind_a_message_waits_for_two_round_trips_of_a_long_path_and_two_seconds_at_most() {
         for (round_trip, wait) in [(None, 250), (Some(20), 250), (Some(400), 800), (Some(60_000), 2_000)] {
             let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;

@@ -267,7 +267,9 @@ impl Link for Played {
         let mut state = self.state();
         state.server = Some(cx.waker().clone());
         for lane in Lane::ALL.map(Lane::index) {
-            if !state.unread[lane] {
+            if state.closed.is_some() {
+                state.queues[lane].clear();
+            } else if !state.unread[lane] {
                 let frames = std::mem::take(&mut state.queues[lane]);
                 state.arrived[lane].extend(frames);
             }

@@ -303,8 +303,11 @@ impl Store for Embedded {
                     _ => {}
                 }
             }
-            // Together, so that they share commits.
-            try_join_all(ops.into_iter().map(|op| self.write(None, op))).await?;
+            // Some together, so that they share commits; more would keep the server's other operations from their turn.
+            let mut ops = ops.into_iter().map(|op| self.write(None, op)).peekable();
+            while ops.peek().is_some() {
+                try_join_all(ops.by_ref().take(limits::STORE_TURN_MAX)).await?;
+            }
             tokio::time::sleep(limits::TRIM_PAUSE).await;
         }
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = pass.swept();

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::config::Rate;
 use crate::hub::presence::{Shown, Told, Update};
-use crate::limits::LANE_QUEUE_BYTES;
+use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
 use crate::session::testing::{House, Peer};
-use crate::store::Content;
-use crate::store::testing::{device, eid, text};
-use crate::wire::proto::{PingPong, TextPayloadRequest};
-use crate::wire::{AwarenessStatus, ErrorCode, Lane, Payload};
+use crate::store::testing::{contact, device, eid, text};
+use crate::store::{Contact, Content};
+use crate::wire::proto::{Logout, PingPong, SubscriberListRequest, TextPayloadRequest};
+use crate::wire::{AwarenessStatus, CloseCode, ErrorCode, Lane, Payload};
 
 #[tokio::test]
 async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
@@ -87,4 +87,30 @@ async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes(
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_behind_a_list_that_nobody_reads_counts_when_the_connection_ends() {
+    let house = House::new(|_, _| ());
+    let (alice, phone) = (eid("alice"), device("phone"));
+    for number in 0..500 {
+        let nickname = "n".repeat(LIST_TEXT_BYTES_MAX);
+        let contact = Contact { nickname, ..contact(&format!("s{number}")) };
+        house.store.put_contact(&alice, contact).await.unwrap();
+    }
+    let peer = house.device(&alice, &phone).await;
+    peer.play(|played| played.unread[Lane::Control.index()] = true);
+    let entity = Some(alice.device_identity(&phone));
+    peer.say(Lane::Control, Payload::SubscriberListRequest(SubscriberListRequest { owner: entity.clone() }));
+    while peer.untaken(Lane::Control) < LANE_QUEUE_BYTES {
+        tokio::task::yield_now().await;
+    }
+    peer.say(Lane::Control, Payload::Logout(Logout { entity, r#type: 1, status: 3, ..Logout::default() }));
+    peer.play(|played| played.closed = Some(CloseCode::Goodbye));
+    let signed_out = async {
+        while house.store.revocations(0).await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), signed_out).await.expect("the token is revoked");
 }
