@@ -17,8 +17,10 @@ fn bench(arguments: &[&str]) -> Vec<Value> {
         .unwrap();
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{arguments:?}: {err}");
-    // Without a terminal it shows no progress.
-    assert_eq!(err, "");
+    // Without a terminal it shows no progress. Other tests may make the kernel drop datagrams, of which it warns.
+    let is_warning = |line: &&str| ["full socket buffers", "lossy network"].iter().any(|part| line.contains(part));
+    let said: Vec<&str> = err.lines().filter(|line| !is_warning(line)).collect();
+    assert_eq!(said, [""; 0]);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the server's folder is gone");
     out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
