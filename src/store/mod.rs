@@ -212,8 +212,8 @@ pub trait Store: Send + Sync + 'static {
     async fn open_device(&self, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<DeviceState, StoreError>;
 
     /// Moves the device's cursor forward, never back. The call does not wait: a crash within
-    /// [`limits::CURSOR_WRITTEN_WITHIN`] or a full queue may lose the move, and then the entries behind it are delivered
-    /// once more. A later [`Store::open_device`] sees a move that found a place.
+    /// [`CURSOR_WRITTEN_WITHIN`](crate::limits::CURSOR_WRITTEN_WITHIN) or a full queue may lose the move, and then the
+    /// entries behind it are delivered once more. A later [`Store::open_device`] sees a move that found a place.
     fn advance_cursor(&self, user: &Eid, device: &DeviceId, sequence: Sequence);
 
     // --- Contacts and blocks (protocol.md §11) ---
