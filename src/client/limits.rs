@@ -71,8 +71,7 @@ pub const ANSWERS_MAX: usize = 1024;
 pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes read from a QUIC stream at once.
 pub const READ_CHUNK_BYTES: usize = 64 * 1024;
-/// Bytes written to or read from a TCP connection at once: the size of a TLS record. A frame of an urgent lane waits
-/// behind no more than this.
+/// Bytes written to or read from a TCP connection at once. A frame of an urgent lane waits behind no more than this.
 pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 
 // --- Events ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ use super::error::BuildError;
 use super::limits::{CONNECTION_WINDOW_BYTES, INITIAL_RTT, SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use super::tickets::Tickets;
 use crate::congestion::FlooredCubic;
-use crate::wire::ALPN;
+use crate::wire::{ALPN, TLS_RECORD_BYTES};
 
 /// The configuration for QUIC. Connections begin with 0-RTT data if there is a ticket.
 pub(crate) fn quic_config(
@@ -51,7 +51,9 @@ pub(crate) fn transport(keep_alive: Option<Duration>, idle_timeout: Duration) ->
 
 /// The configuration for TLS over TCP.
 pub(crate) fn tcp_config(roots: RootCertStore) -> Result<rustls::ClientConfig, BuildError> {
-    tls_config(roots, Arc::default())
+    let mut config = tls_config(roots, Arc::default())?;
+    config.max_fragment_size = Some(TLS_RECORD_BYTES);
+    Ok(config)
 }
 
 fn tls_config(roots: RootCertStore, tickets: Arc<Tickets>) -> Result<rustls::ClientConfig, BuildError> {

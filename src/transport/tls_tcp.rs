@@ -27,7 +27,9 @@ use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, HANDSHAKE_WITHIN, READ_CHUNK_BYT
 use crate::observe::{CloseReason, LimitKind, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
-use crate::wire::{ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, encode_frame, envelope};
+use crate::wire::{
+    ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, TLS_RECORD_BYTES, encode_frame, envelope,
+};
 
 use super::crowd::Crowd;
 use super::tcp_info;
@@ -37,6 +39,7 @@ use super::{BY_PRIORITY, Tickets};
 /// of an earlier certificate does a full handshake. TCP has no early data, so tickets that are unknown are not counted.
 pub fn server_config(mut tls: rustls::ServerConfig) -> Arc<rustls::ServerConfig> {
     tls.session_storage = Arc::new(Tickets::new(|| ()));
+    tls.max_fragment_size = Some(TLS_RECORD_BYTES);
     Arc::new(tls)
 }
 

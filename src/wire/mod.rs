@@ -26,6 +26,10 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/bimip.v1.rs"));
 }
 
+/// Bytes of the longest TLS record that is written to TCP. Nothing of a record can be read before all of it has arrived, and
+/// what a connection begins with should come within its first window.
+pub const TLS_RECORD_BYTES: usize = 4 * 1024;
+
 /// ALPN protocol name on both transports (protocol.md §1).
 pub const ALPN: &[u8] = b"bimip/1";
 

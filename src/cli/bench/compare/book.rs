@@ -23,10 +23,9 @@ pub(super) struct Book {
     /// When each message was due, even if it was sent later.
     said: [Vec<Instant>; 4],
     arrived: [Vec<(usize, Instant)>; 4],
-    /// When each ping was due, and how long its answer took from then.
+    /// When each ping was due, and how long its answer took from then; [`super::trial::UNANSWERED`] if the connection ended
+    /// before it.
     pub(super) pings: Vec<(Instant, Duration)>,
-    /// Pings without an answer because the connection ended.
-    pub(super) pings_failed: usize,
     pub(super) presence_heard: usize,
     /// Sessions of the phone; `early` counts those that began with 0-RTT.
     pub(super) sessions: usize,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::book::Wrong;
 use super::scenario::{Event, Scenario};
-use super::trial::{Carrier, Outcome};
+use super::trial::{Carrier, Outcome, UNANSWERED};
 
 /// The trials of one scenario over one carrier, one per seed.
 pub(super) struct Cell {
@@ -48,11 +48,20 @@ impl Spread {
 }
 
 fn number(figure: f64) -> String {
-    if figure < 10.0 { format!("{figure:.1}") } else { format!("{figure:.0}") }
+    match figure {
+        f64::INFINITY => "∞".to_owned(),
+        _ if figure < 10.0 => format!("{figure:.1}"),
+        _ => format!("{figure:.0}"),
+    }
 }
 
+/// Infinite if there was no answer.
 fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+    if time == UNANSWERED { f64::INFINITY } else { time.as_secs_f64() * 1000.0 }
+}
+
+fn unanswered(trial: &Outcome) -> usize {
+    trial.pings.iter().filter(|(_, took)| *took == UNANSWERED).count()
 }
 
 /// The value below which this share lies, by the nearest-rank method.
@@ -112,6 +121,11 @@ impl Cell {
         self.recoveries(|recovery| recovery.first).map(|spread| (spread.low, spread.median, spread.high))
     }
 
+    /// Number of trials for whose packets the link was too slow: they say nothing of the carriers.
+    pub(super) fn spoiled(&self) -> usize {
+        self.count(|trial| usize::from(trial.overrun > 0))
+    }
+
     fn count(&self, count: impl Fn(&Outcome) -> usize) -> usize {
         self.trials.iter().map(count).sum()
     }
@@ -158,7 +172,7 @@ impl Cell {
             "messages_lost": wrong.lost,
             "messages_doubled": wrong.doubled,
             "messages_out_of_order": wrong.disordered,
-            "pings_without_answer": self.count(|trial| trial.pings_failed),
+            "pings_without_answer": self.count(unanswered),
             "sessions": self.count(|trial| trial.sessions),
             "sessions_with_0rtt": self.count(|trial| trial.early),
             "presence_changes_heard": self.count(|trial| trial.presence_heard),
@@ -178,9 +192,9 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
         }
         let _ = writeln!(
             text,
-            "| {title} | carrier | p50 | p95 | p99 | p99.9 of all | × QUIC at p99 | over {LATE_TRIPS} RTT, % |"
+            "| {title} | carrier | p50 | p95 | p99 | p99.9 of all | × QUIC at p99 | over {LATE_TRIPS} RTT, % | without answer |"
         );
-        text.push_str("|---|---|--:|--:|--:|--:|--:|--:|\n");
+        text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|\n");
         for cell in &steady {
             let of_quic = cells
                 .iter()
@@ -193,10 +207,12 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
             let late = cell.late(samples).map_or("–".to_owned(), Spread::text);
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {rare} | {ratio} | {late} |",
+                "| {} | {} | {} | {rare} | {ratio} | {late} | {} of {} |",
                 place(cell),
                 cell.carrier.name(),
-                quantiles.join(" | ")
+                quantiles.join(" | "),
+                cell.trials.iter().flat_map(samples).filter(|(_, took)| *took == UNANSWERED).count(),
+                cell.trials.iter().flat_map(samples).count()
             );
         }
         text.push('\n');
@@ -240,7 +256,7 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
             cell.count(|trial| trial.sessions),
             cell.count(|trial| trial.early),
             cell.trials.len(),
-            cell.count(|trial| trial.pings_failed),
+            cell.count(unanswered),
             wrong.lost,
             wrong.doubled,
             wrong.disordered

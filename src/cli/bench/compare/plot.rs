@@ -134,7 +134,10 @@ fn distributions_on<B: DrawingBackend>(
         let own: Vec<&&Cell> = cells.iter().filter(|cell| cell.scenario.name == *name).collect();
         let words = own.first().map_or("", |cell| cell.scenario.words);
         let latencies: Vec<(Carrier, Vec<f64>)> = own.iter().map(|cell| (cell.carrier, cell.pooled(samples))).collect();
-        let longest = latencies.iter().filter_map(|(_, sorted)| sorted.last()).fold(100.0, |a: f64, b| a.max(*b));
+        let longest = latencies
+            .iter()
+            .filter_map(|(_, sorted)| sorted.iter().rfind(|ms| ms.is_finite()))
+            .fold(100.0, |a: f64, b| a.max(*b));
         let shortest = latencies.iter().filter_map(|(_, sorted)| sorted.first()).fold(longest, |a: f64, b| a.min(*b));
         let mut chart = ChartBuilder::on(panel)
             .caption(words, ("sans-serif", 17))
@@ -154,7 +157,8 @@ fn distributions_on<B: DrawingBackend>(
             .map_err(failed)?;
         for (carrier, sorted) in latencies {
             let count = sorted.len() as f64;
-            let steps = sorted.iter().enumerate().map(|(rank, ms)| (*ms, (rank + 1) as f64 / count * 100.0));
+            let answered = sorted.iter().take_while(|ms| ms.is_finite());
+            let steps = answered.enumerate().map(|(rank, ms)| (*ms, (rank + 1) as f64 / count * 100.0));
             let line = chart.draw_series(LineSeries::new(steps, colour(carrier).stroke_width(2))).map_err(failed)?;
             line.label(carrier.name())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour(carrier).stroke_width(3)));

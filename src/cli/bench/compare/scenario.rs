@@ -34,6 +34,12 @@ pub(super) enum Event {
 }
 
 impl Event {
+    /// Whether this repetition, counted from zero, is measured: the way back to Wi-Fi is another path, and only prepares the
+    /// next handover.
+    pub(super) fn counts(self, number: u32) -> bool {
+        !matches!(self, Event::HandOver { .. }) || number.is_multiple_of(2)
+    }
+
     /// How often the event happens in a trial, and how long the talk goes on after each time.
     pub(super) fn repeats(self) -> (u32, Duration) {
         match self {

@@ -73,16 +73,20 @@ impl Carrier {
     }
 }
 
+/// The round trip of a ping without an answer: longer than any other.
+pub(super) const UNANSWERED: Duration = Duration::MAX;
+/// How long a trial waits for second copies of messages.
+const SECOND_COPIES_WITHIN: Duration = Duration::from_millis(500);
+
 /// The result of one trial. Its times are seconds since the first event, or since the measurement began.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// When each ping was due, and its round trip.
+    /// When each ping was due, and its round trip, or [`UNANSWERED`].
     pub(super) pings: Vec<(f64, Duration)>,
     /// When each text was due, and its latency to the application at the other side.
     pub(super) deliveries: Vec<(f64, Duration)>,
     pub(super) recoveries: Vec<Recovery>,
     pub(super) wrong: Wrong,
-    pub(super) pings_failed: usize,
     pub(super) sessions: usize,
     pub(super) early: usize,
     pub(super) presence_heard: usize,
@@ -228,7 +232,10 @@ impl Stage {
                 // Keep some of the time before the event, for the timeline.
                 sleep(Duration::from_secs(2));
             }
-            events.push(self.happen(scenario.event, number, &phone)?);
+            let times = self.happen(scenario.event, number, &phone)?;
+            if scenario.event.counts(number) {
+                events.push(times);
+            }
             sleep(after);
         }
         let (ended, counted) = (Instant::now(), self.net.control().counters()?);
@@ -237,9 +244,7 @@ impl Stage {
         while !self.book().is_complete() && Instant::now() < settled_by {
             sleep(Duration::from_millis(20));
         }
-        // Give second copies time to arrive.
-        sleep(Duration::from_millis(500));
-
+        sleep(SECOND_COPIES_WITHIN);
         let wire = counted - before;
         let recoveries = events.iter().map(|(since, works_at)| self.book().recovery(*since, *works_at));
         let recoveries = recoveries.collect::<Option<Vec<_>>>().context("the talk did not come back")?;
@@ -257,7 +262,7 @@ impl Stage {
         let control = self.net.control();
         match event {
             Happening::HandOver { gap, hinted } => {
-                let to = if number.is_multiple_of(2) { LinkPath::Lte } else { LinkPath::Wifi };
+                let to = if event.counts(number) { LinkPath::Lte } else { LinkPath::Wifi };
                 let handover = control.hand_over(to, gap)?;
                 let times = (handover.dead_at, handover.works_at);
                 handover.wait()?;
@@ -306,6 +311,7 @@ impl Stage {
             phones.push(phone);
         }
         let (ended, counted) = (Instant::now(), self.net.control().counters()?);
+        sleep(SECOND_COPIES_WITHIN);
         let wire = counted - before;
         let outcome = self.outcome(recoveries, self.began, ended, &wire);
         for phone in &phones {
@@ -334,7 +340,6 @@ impl Stage {
             deliveries: book.deliveries(self.began, ended).into_iter().map(timed).collect(),
             recoveries,
             wrong: book.wrong(),
-            pings_failed: book.pings_failed,
             sessions: book.sessions,
             early: book.early,
             presence_heard: book.presence_heard,
@@ -464,7 +469,7 @@ async fn pings(device: Device, book: Arc<Mutex<Book>>) {
             let mut book = locked(&book);
             match answer {
                 Ok(_) => book.pings.push((due, due.elapsed())),
-                Err(_) => book.pings_failed += 1,
+                Err(_) => book.pings.push((due, UNANSWERED)),
             }
         });
         std::future::ready(())
