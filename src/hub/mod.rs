@@ -217,6 +217,17 @@ impl Hub {
         }
     }
 
+    /// A device was signed out or revoked: it counts for presence no longer, unless it has signed in with a token that is
+    /// good, and its DO_NOT_BROADCAST ends.
+    pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
+        let now = (self.clock)();
+        let stays = self.shard(user).get(user).is_some_and(|user| {
+            let good = |member: &Member| !self.revocations.refuse(&member.claims, &member.device, now);
+            user.members.iter().any(|member| member.device == *device && good(member))
+        });
+        self.presence.forgotten(user, device, stays);
+    }
+
     /// Tells the sessions that used the revoked target to close.
     fn close_revoked(&self, target: &RevocationTarget) {
         let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
@@ -271,7 +282,7 @@ impl LogObserver for Hub {
                 self.revocations.insert(revocation, (self.clock)());
                 self.close_revoked(&revocation.target);
                 if let RevocationTarget::Device(user, device) = &revocation.target {
-                    self.presence.forgotten(user, device);
+                    self.forgotten(user, device);
                 }
             }
             Change::Covered(target) => self.revocations.remove(target),

@@ -149,7 +149,7 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else {
             // The connection was lost before the answer. The device's DO_NOT_BROADCAST ends all the same.
             if done.is_ok() {
-                self.services.hub.presence().forgotten(user, device);
+                self.services.hub.forgotten(user, device);
             }
             return;
         };

@@ -141,7 +141,8 @@ impl Session {
         let hides = update.silent || update.status == AwarenessStatus::Invisible;
         let shown = Shown {
             status: if hides { AwarenessStatus::Offline } else { update.status },
-            last_seen: now.unix_ms,
+            // What everybody sees is seen here, too: that somebody hides shows no time at which they were there.
+            last_seen: if hides { self.services.hub.presence().last_seen(&open.user) } else { now.unix_ms },
             // Shared on the same condition as with everybody who sees the user.
             location: update.location.filter(|_| !hides && relation.access.is_some_and(|access| access.share_location)),
             silent: false,

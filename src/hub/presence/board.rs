@@ -112,12 +112,16 @@ impl Presence {
         self.change(user, |board, now| board.user.left(device, join, signed_out, now));
     }
 
-    /// The device is revoked, connected or not: its DO_NOT_BROADCAST no longer hides the user.
-    pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
-        self.change(user, |board, now| {
-            let there = board.user.is_there().then_some(now);
-            board.user.speak(device, there);
-        });
+    /// The device is signed out or revoked, connected or not: its DO_NOT_BROADCAST no longer hides the user, and it counts no
+    /// longer, unless it `stays` with a connection of another token.
+    pub fn forgotten(&self, user: &Eid, device: &DeviceId, stays: bool) {
+        self.change(user, |board, now| board.user.forget(device, stays, now));
+    }
+
+    /// The `last_seen` that others see of the user, Unix milliseconds: now while the user is there.
+    pub fn last_seen(&self, user: &Eid) -> i64 {
+        let now = (self.clock)();
+        self.shard(user).get(user).map_or(0, |board| board.user.shown(now).last_seen)
     }
 
     /// A device has stated its user's presence; the user's other devices are notified.
@@ -280,7 +284,13 @@ impl Presence {
                 self.schedule(user, before, at);
             }
             // Under the shard's lock: an idle board that is not remembered would stay for ever.
-            let evicted = match board.is_idle() {
+            let (is_idle, is_blank) = (board.is_idle(), board.user.is_blank());
+            let evicted = match is_idle {
+                // Of users who were never there since the start. They must not displace those of whom there is something.
+                true if is_blank => {
+                    shard.remove(user);
+                    None
+                }
                 true => self.remember(user),
                 false if was_idle => self.remembered_users().pop(user).and(None),
                 false => None,

@@ -71,6 +71,7 @@ enum Event {
     Connected(usize, u64),
     Lost(u64),
     Left(usize, u64, bool),
+    Forgotten(usize, bool),
     Said(usize, Update),
 }
 
@@ -170,7 +171,8 @@ impl World {
             18 => self.open_lane(),
             19..21 => self.list_comes(),
             21 => self.close_lane(),
-            22..25 => self.mark_some(),
+            22 => self.forget(),
+            23..25 => self.mark_some(),
             25..29 => self.read_lane(),
             _ => self.wait(),
         }
@@ -211,6 +213,16 @@ impl World {
             let signed_out = self.random.below(2) == 0;
             self.presence.left(&user(owner), &device(phone), join, signed_out);
             self.happened(owner, Event::Left(phone, join, signed_out));
+        }
+    }
+
+    /// A device is signed out or revoked, now and then one that has signed in with another token.
+    fn forget(&mut self) {
+        if let Some((owner, phone, join)) = self.some_connection() {
+            self.connections.push((owner, phone, join));
+            let stays = self.random.below(4) == 0;
+            self.presence.forgotten(&user(owner), &device(phone), stays);
+            self.happened(owner, Event::Forgotten(phone, stays));
         }
     }
 
@@ -478,6 +490,19 @@ fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
                 devices.retain(|_, (newest, _, _)| newest != join);
                 silent.retain(|silent| silent != device || !signed_out);
                 seen = unix;
+                if *signed_out && devices.is_empty() && choice != Some(Invisible) && silent.is_empty() {
+                    seen = frozen.unwrap_or(seen);
+                }
+            }
+            Event::Forgotten(device, stays) => {
+                if !stays && devices.remove(device).is_some_and(|(_, _, lost)| lost.is_none()) {
+                    seen = unix;
+                }
+                silent.retain(|silent| silent != device);
+                if choice != Some(Invisible) && silent.is_empty() && frozen.is_some() {
+                    // Others do not see that somebody was there while hiding.
+                    seen = if devices.is_empty() { frozen.unwrap_or(seen) } else { unix };
+                }
             }
             Event::Said(device, update) => {
                 seen = unix;

@@ -113,8 +113,21 @@ impl UserPresence {
         self.seen = now.unix_ms;
         self.expire(now);
         if signed_out {
-            self.speak(id, Some(now));
+            self.speak(id, now);
         }
+    }
+
+    /// The device is signed out or revoked, connected or not. Unless it stays, with a connection of another token, it counts
+    /// no longer: ending its DO_NOT_BROADCAST must not show the user there through itself.
+    pub(super) fn forget(&mut self, id: &DeviceId, stays: bool, now: Now) {
+        if !stays {
+            if self.devices.iter().any(|device| device.id == *id && device.lost_until.is_none()) {
+                self.seen = now.unix_ms;
+            }
+            self.devices.retain(|device| device.id != *id);
+            self.expire(now);
+        }
+        self.speak(id, now);
     }
 
     /// A device has said something. Its location, if given, is kept for `kept`.
@@ -144,7 +157,10 @@ impl UserPresence {
             true => {}
             false => self.silent.retain(|device| device != id),
         }
-        if let Some(location) = update.location {
+        // A device that was just forgotten may still have said something.
+        if let Some(location) = update.location
+            && self.is_there()
+        {
             self.location = Some((location, now.at + kept));
         }
         if self.hidden() {
@@ -211,15 +227,20 @@ impl UserPresence {
         self.choice == Some(AwarenessStatus::Invisible) || !self.silent.is_empty()
     }
 
-    /// Ends the device's DO_NOT_BROADCAST, because nobody can end it on that device any more. `at` is given if the user
-    /// is there, or has just been.
-    pub(super) fn speak(&mut self, id: &DeviceId, at: Option<Now>) {
+    /// Ends the device's DO_NOT_BROADCAST, because nobody can end it on that device any more. Others see then whether the
+    /// user is there. If not, they do not see that the user was there while hiding.
+    fn speak(&mut self, id: &DeviceId, now: Now) {
         self.silent.retain(|device| device != id);
         if !self.hidden()
             && let Some(frozen) = self.frozen.take()
         {
-            self.seen = at.map_or(frozen, |now| now.unix_ms);
+            self.seen = if self.is_there() { now.unix_ms } else { frozen };
         }
+    }
+
+    /// Whether there is nothing to remember of a user who is not there.
+    pub(super) fn is_blank(&self) -> bool {
+        self.seen == 0 && self.choice.is_none() && self.silent.is_empty() && self.devices.is_empty()
     }
 }
 
@@ -348,6 +369,40 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_hides_its_user_shows_nothing_when_it_is_forgotten() {
+        let (start, phone) = (Now::system(), device("phone"));
+        let hidden = |lost: bool| {
+            let mut user = UserPresence::default();
+            user.connected(&phone, 1, start);
+            user.update(&phone, &Update { silent: true, ..say(Online) }, KEPT, at(start, 5));
+            if lost {
+                user.lost(1, GRACE, at(start, 50));
+            }
+            user
+        };
+        let gone = Shown { last_seen: at(start, 5).unix_ms, ..Shown::GONE };
+        for lost in [false, true] {
+            let mut user = hidden(lost);
+            user.forget(&phone, false, at(start, 60));
+            assert_eq!(user.shown(at(start, 60)), gone, "revoked, and its connection {lost}");
+            user.lost(1, GRACE, at(start, 61));
+            assert_eq!((user.shown(at(start, 62)), user.due()), (gone, None));
+        }
+        let mut user = hidden(false);
+        user.left(&phone, 1, true, at(start, 60));
+        assert_eq!(user.shown(at(start, 60)), gone, "signed out");
+        let mut user = hidden(false);
+        user.connected(&phone, 2, at(start, 58));
+        user.forget(&phone, true, at(start, 60));
+        assert_eq!(user.shown(at(start, 60)).status, Online, "there with another token");
+        let mut user = UserPresence::default();
+        user.connected(&phone, 1, start);
+        user.forget(&phone, false, at(start, 60));
+        let gone = Shown { last_seen: at(start, 60).unix_ms, ..Shown::GONE };
+        assert_eq!(user.shown(at(start, 60)), gone, "it never hid");
+    }
+
+    #[test]
     fn a_lost_device_that_is_forgotten_does_not_bring_back_who_is_not_there() {
         let (start, phone) = (Now::system(), device("phone"));
         for there in [false, true] {
@@ -359,7 +414,7 @@ mod tests {
             }
             user.left(&phone, 1, false, at(start, 7));
             let now = at(start, 60);
-            user.speak(&phone, user.is_there().then_some(now));
+            user.forget(&phone, false, now);
             let seen = if there { now } else { at(start, 5) };
             assert_eq!(user.shown(now).last_seen, seen.unix_ms);
         }
