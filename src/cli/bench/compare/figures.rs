@@ -203,7 +203,11 @@ pub(super) fn markdown(cells: &[Cell]) -> String {
             let quantiles = SHARES.map(|(_, share)| cell.spread(samples, share).map_or("–".to_owned(), Spread::text));
             let rare = quantile(&cell.pooled(samples), RARE.1).map_or("–".to_owned(), number);
             let ratio = cell.spread(samples, 0.99).zip(of_quic).map(|(own, quic)| own.median / quic.median);
-            let ratio = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
+            let ratio = match ratio {
+                None => "–".to_owned(),
+                Some(f64::INFINITY) => number(f64::INFINITY),
+                Some(ratio) => format!("{ratio:.2}"),
+            };
             let late = cell.late(samples).map_or("–".to_owned(), Spread::text);
             let _ = writeln!(
                 text,
