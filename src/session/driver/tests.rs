@@ -93,7 +93,8 @@ async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes(
 async fn what_is_behind_a_list_that_nobody_reads_counts_when_the_connection_ends() {
     let house = House::new(|_, _| ());
     let (alice, phone) = (eid("alice"), device("phone"));
-    for number in 0..500 {
+    // Far more than a queue and the frames on their way into it.
+    for number in 0..1500 {
         let nickname = "n".repeat(LIST_TEXT_BYTES_MAX);
         let contact = Contact { nickname, ..contact(&format!("s{number}")) };
         house.store.put_contact(&alice, contact).await.unwrap();
