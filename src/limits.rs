@@ -181,7 +181,8 @@ pub const ACKNOWLEDGED_ROWS_MAX: usize = 10_000;
 pub const ACKNOWLEDGED_LOOK_MAX: usize = 64;
 /// Messages of all sessions that wait for their release; further ones get 503. They take some ten MiB of memory.
 pub const STORE_UNRELEASED_MAX: usize = 128 * 1024;
-/// The same for one chat, whose further ones get 429. One operation may release them all, together with the message that they waited for.
+/// The same for one chat, whose further ones get 429. One operation may release them all, together with the message that
+/// they waited for.
 pub const STORE_UNRELEASED_CHAT_MAX: usize = 1024;
 /// Time after which a moved cursor is written even if nothing else is.
 pub const CURSOR_WRITTEN_WITHIN: Duration = Duration::from_millis(200);

@@ -178,9 +178,11 @@ impl<L: Link> Driver<L> {
             let wanted = self.wanted();
             let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
-                // What was sent behind the request for a list still counts. The flush drops what nobody reads any more.
-                if self.session.give_up_list() {
-                    let _ = self.link.poll_flush(cx);
+                // Nobody reads answers any more: the flush drops those that are queued. What was sent behind the requests for
+                // them still counts.
+                self.session.give_up_list();
+                let _ = self.link.poll_flush(cx);
+                if self.wanted() != wanted {
                     continue;
                 }
                 // A lane that is not wanted until a call is done may hold frames that arrived before the close. Then the

@@ -376,8 +376,8 @@ impl Session {
         }
     }
 
-    /// Sends what the tail, presence, pings and a list have, as far as their lanes have room. `queued` returns the bytes that a lane
-    /// still holds. Call it after every other input.
+    /// Sends what the tail, presence, pings and a list have, as far as their lanes have room. `queued` returns the bytes that
+    /// a lane still holds. Call it after every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);

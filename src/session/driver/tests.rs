@@ -91,27 +91,29 @@ async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes(
 
 #[tokio::test]
 async fn what_is_behind_a_list_that_nobody_reads_counts_when_the_connection_ends() {
-    let house = House::new(|_, _| ());
-    let (alice, phone) = (eid("alice"), device("phone"));
-    // Far more than a queue and the frames on their way into it.
-    for number in 0..1500 {
-        let nickname = "n".repeat(LIST_TEXT_BYTES_MAX);
-        let contact = Contact { nickname, ..contact(&format!("s{number}")) };
-        house.store.put_contact(&alice, contact).await.unwrap();
-    }
-    let peer = house.device(&alice, &phone).await;
-    peer.play(|played| played.unread[Lane::Control.index()] = true);
-    let entity = Some(alice.device_identity(&phone));
-    peer.say(Lane::Control, Payload::SubscriberListRequest(SubscriberListRequest { owner: entity.clone() }));
-    while peer.untaken(Lane::Control) < LANE_QUEUE_BYTES {
-        tokio::task::yield_now().await;
-    }
-    peer.say(Lane::Control, Payload::Logout(Logout { entity, r#type: 1, status: 3, ..Logout::default() }));
-    peer.play(|played| played.closed = Some(CloseCode::Goodbye));
-    let signed_out = async {
-        while house.store.revocations(0).await.unwrap().is_empty() {
+    // A list that is told to its end and fills the queue, and one that waits for room in it.
+    for users in [300, 1500] {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        for number in 0..users {
+            let nickname = "n".repeat(LIST_TEXT_BYTES_MAX);
+            let contact = Contact { nickname, ..contact(&format!("s{number}")) };
+            house.store.put_contact(&alice, contact).await.unwrap();
+        }
+        let peer = house.device(&alice, &phone).await;
+        peer.play(|played| played.unread[Lane::Control.index()] = true);
+        let entity = Some(alice.device_identity(&phone));
+        peer.say(Lane::Control, Payload::SubscriberListRequest(SubscriberListRequest { owner: entity.clone() }));
+        while peer.untaken(Lane::Control) < LANE_QUEUE_BYTES {
             tokio::task::yield_now().await;
         }
-    };
-    tokio::time::timeout(Duration::from_secs(20), signed_out).await.expect("the token is revoked");
+        peer.say(Lane::Control, Payload::Logout(Logout { entity, r#type: 1, status: 3, ..Logout::default() }));
+        peer.play(|played| played.closed = Some(CloseCode::Goodbye));
+        let signed_out = async {
+            while house.store.revocations(0).await.unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), signed_out).await.expect("the token is revoked");
+    }
 }

@@ -340,6 +340,11 @@ mod tests {
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
         assert_eq!([0.5, 0.99, 1.0].map(|share| quantile(&hundred, share)), [Some(50.0), Some(99.0), Some(100.0)]);
         assert_eq!(quantile(&[], 0.5), None);
+        let some_answered = sorted([UNANSWERED, Duration::from_millis(5), UNANSWERED].into_iter());
+        assert_eq!(
+            [0.3, 0.5].map(|share| quantile(&some_answered, share).map(number)),
+            ["5.0", "∞"].map(|of| Some(of.into()))
+        );
         let spread = Spread::of([3.0, 1.0, 2.0, 10.0].into_iter()).unwrap();
         assert_eq!((spread.low, spread.median, spread.high), (1.0, 2.5, 10.0));
     }

@@ -153,14 +153,14 @@ impl Args {
         plot::draw(cells, &self.out)?;
         let wrong: Vec<&str> =
             cells.iter().filter(|cell| cell.wrong() != book::Wrong::default()).map(|c| c.scenario.name).collect();
-        if wrong.is_empty() {
-            if spoiled > 0 {
-                let reason = anyhow!("{spoiled} trials were spoiled: the link was too slow for their packets");
-                return Err(Failure::new(reason, "run fewer --at-once, and nothing else beside it"));
-            }
-            return Ok(());
+        if !wrong.is_empty() {
+            let reason = anyhow!("messages were lost, doubled or out of order in {}", wrong.join(", "));
+            return Err(Failure::new(reason, "report.json has the figures; that is a bug of ours"));
         }
-        let reason = anyhow!("messages were lost, doubled or out of order in {}", wrong.join(", "));
-        Err(Failure::new(reason, "report.json has the figures; that is a bug of ours"))
+        if spoiled > 0 {
+            let reason = anyhow!("{spoiled} trials were spoiled: the link was too slow for their packets");
+            return Err(Failure::new(reason, "run fewer --at-once, and nothing else beside it"));
+        }
+        Ok(())
     }
 }
