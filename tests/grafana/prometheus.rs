@@ -91,7 +91,7 @@ impl Prometheus {
             .spawn()
             .unwrap_or_else(|reason| panic!("{}", missing("prometheus", &reason)));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut address = None;
+        let (mut address, mut is_ready) = (None, false);
         let mut said = String::new();
         for line in lines.by_ref() {
             said.push_str(&line);
@@ -100,7 +100,9 @@ impl Prometheus {
                 address =
                     line.split_once("address=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
             }
-            if line.contains("Server is ready to receive web requests") {
+            // In either order.
+            is_ready |= line.contains("Server is ready to receive web requests");
+            if is_ready && address.is_some() {
                 break;
             }
         }
