@@ -53,7 +53,8 @@ const MISSING: u8 = 77;
     version,
     after_help = "Something is wrong? `bimip status` and `bimip doctor`, with the --config or --data-dir of the server and as \
                   its user.\nSettings come from flags, else BIMIP_* variables, else the TOML file: `bimip config` prints those \
-                  in effect.\nExit codes: 0 done, 1 it failed, 2 asked for wrongly (command line or configuration)."
+                  in effect.\nExit codes: 0 done, 1 it failed, 2 asked for wrongly (command line or configuration), 77 an emulated network \
+                  that this machine cannot have."
 )]
 struct Cli {
     #[command(subcommand)]

@@ -129,9 +129,9 @@ metrics! {
     trimmed_messages: Family<Counter, ()>, Counter, "bimip_retention_messages_total",
         "Messages that the retention deleted with their last entry.";
     store_disk: Family<Reading, ()>, Gauge, "bimip_store_disk_bytes",
-        "Disk space of the store, its journal included.";
+        "Length of the store's files, its journal included.";
     store_journal: Family<Reading, ()>, Gauge, "bimip_store_journal_bytes",
-        "Disk space of the store's journal.";
+        "Length of the store's journal.";
     disk_free: Family<Reading, ()>, Gauge, "bimip_disk_free_bytes",
         "Space left for this process on the data directory's file system.";
     disk_size: Family<Reading, ()>, Gauge, "bimip_disk_size_bytes",
