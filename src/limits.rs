@@ -262,6 +262,11 @@ pub const TICKETS_MAX: usize = 2 * CONNECTIONS_MAX;
 /// How long a handshake may take: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Least time between two packets that tell a device that the server does not know its connection, as after a crash: 10,000 of
+/// these a second cost a tenth of a core. They are smaller than what they answer, and only ids that this server made are answered,
+/// so they amplify nothing. quinn's own 20 ms would leave most of a fleet waiting for its idle timeout.
+pub const RESET_INTERVAL: Duration = Duration::from_micros(100);
+
 /// Traces of QUIC connections in their folder (`quic.qlog_dir`): the newest few hundred show what is going on.
 pub const QLOG_FILES_MAX: usize = 512;
 /// Bytes of one trace: a hundred thousand packets, for which a phone takes days. All traces take at most 4 GiB, and usually a
@@ -331,6 +336,16 @@ pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 /// How often the metrics' samples are folded into their buckets, so that they do not pile up if nobody scrapes the server. A
 /// point is added to the status page each time.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// Connections of the metrics listener at once, each of which is a file descriptor: a handful of Prometheus servers, probes, and
+/// people. Further ones wait.
+pub const PAGES_CONNECTIONS_MAX: usize = 64;
+/// How long a request to the metrics listener may take to arrive, and an answer to be read once its connection is old.
+pub const PAGES_REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection of the metrics listener is kept: four scrapes as they are usual. Then the next request needs another one.
+pub const PAGES_CONNECTION_KEPT: Duration = Duration::from_secs(60);
+/// Lines of the log that wait to be written: what eight thousand sign-ins and ends say, some 5 MB. Further ones are dropped and
+/// counted, so that nobody waits for who reads standard error.
+pub const LOG_LINES_MAX: usize = 16 * 1024;
 /// Points that the status page shows: ten minutes, some 10 KB.
 pub const STATUS_POINTS: usize = 120;
 /// Figures that must be gathered (disk, queues, lag) are gathered at most once in this time, however many ask.

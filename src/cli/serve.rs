@@ -28,7 +28,7 @@ impl Args {
             LogFormat::Human => observe::LogFormat::Human,
             LogFormat::Json => observe::LogFormat::Json,
         };
-        observe::start_log(&config.log.level, format).map_err(anyhow::Error::msg)?;
+        let _logging = observe::start_log(&config.log.level, format).map_err(anyhow::Error::msg)?;
         open_files::raise_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(serve(config));
@@ -78,5 +78,6 @@ async fn serve(config: Config) -> Result<(), Failure> {
 /// Ends the process without waiting for the start, which may never end. The next start continues it, as after a power loss.
 fn end_start() -> ! {
     tracing::info!("stopped during the start: nothing was served");
+    observe::end_log();
     std::process::exit(0)
 }

@@ -96,6 +96,13 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     balanced(&quic.lb)?;
 
     within("session.ping_interval_ms", session.ping_interval_ms, PING_INTERVAL_MS)?;
+    // A device over TCP that has nothing to say is heard of only when it answers a ping.
+    if config.tcp.enabled && quic.idle_timeout_ms < 2 * session.ping_interval_ms {
+        let least = 2 * session.ping_interval_ms;
+        let reason =
+            format!("must be at least {least}, twice session.ping_interval_ms, or quiet devices over TCP are cut off");
+        return wrong("quic.idle_timeout_ms", reason);
+    }
     within("session.max_frame_bytes", session.max_frame_bytes, FRAME_BYTES)?;
     within("session.open_within_ms", session.open_within_ms, OPEN_WITHIN_MS)?;
     within("session.release_within_ms", session.release_within_ms, RELEASE_WITHIN_MS)?;
@@ -233,6 +240,9 @@ mod tests {
         assert_eq!(refused(|c| c.tls.key = Some("a.key".into())), "tls.certificate is missing: set it next to tls.key");
         assert_eq!(refused(|c| c.quic.idle_timeout_ms = 1), "quic.idle_timeout_ms is 1, must be 5000 to 3600000");
         assert!(refused(|c| c.quic.keep_alive_ms = 120_000).starts_with("quic.keep_alive_ms must be below"));
+        assert!(
+            refused(|c| c.quic.idle_timeout_ms = 59_999).starts_with("quic.idle_timeout_ms must be at least 60000")
+        );
         assert_eq!(
             refused(|c| c.quic.connection_receive_window = 4 * c.quic.stream_receive_window - 1),
             "quic.connection_receive_window must be at least 524288: quic.stream_receive_window for each lane"

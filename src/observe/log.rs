@@ -1,11 +1,17 @@
 //! Sets up tracing: lines for people on a terminal, JSON otherwise. The filter can be changed while the process runs.
+//!
+//! A thread of its own writes the lines. Who reads standard error may stall, such as a journal on the disk that the store
+//! fills, and everybody who logs would wait for them.
 
 use std::io::{self, IsTerminal};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::limits::LOG_LINES_MAX;
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,11 +28,36 @@ pub enum LogFormat {
 /// Changes the log's filter. There is one log per process, so there is one handle.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
+/// The thread that writes the log; dropping this has it write what waits.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Writes what waits to be logged when it is dropped.
+#[must_use]
+pub struct Logging(());
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        end_log();
+    }
+}
+
+/// Writes what waits to be logged, for up to a second. Nothing is logged afterwards. For a process that ends without dropping
+/// its [`Logging`].
+pub fn end_log() {
+    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// Number of lines that were not logged since the start, because [`LOG_LINES_MAX`] waited already.
+pub fn log_lines_dropped() -> usize {
+    DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
+}
+
 /// Starts logging to standard error with a filter such as `info` or `bimip=debug,quinn=warn`.
 ///
 /// # Errors
 /// The filter is invalid, or logging was started before; the text says which.
-pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
+pub fn start_log(filter: &str, format: LogFormat) -> Result<Logging, String> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let terminal = io::stderr().is_terminal();
     let human = match format {
@@ -34,7 +65,10 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(terminal);
+    let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES_MAX).thread_name("log");
+    let (writer, guard) = writer.finish(io::stderr());
+    let dropped = writer.error_counter();
+    let lines = fmt::layer().with_writer(writer).with_ansi(terminal);
     // There is only one span, the session's, so no list of spans is needed.
     let lines = if human { lines.boxed() } else { lines.json().with_span_list(false).boxed() };
     // The filter applies to the log's lines, and not to what the console collects.
@@ -42,8 +76,9 @@ pub fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
     #[cfg(feature = "tokio-console")]
     let subscriber = subscriber.with(console_subscriber::spawn());
     subscriber.try_init().map_err(|error| error.to_string())?;
-    let _ = FILTER.set(handle);
-    Ok(())
+    let _ = (FILTER.set(handle), DROPPED.set(dropped));
+    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    Ok(Logging(()))
 }
 
 /// Changes the filter of the log, and calls `before` right before that.

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::limits::{
     FIGURES_KEPT, FIGURES_WITHIN, PRESENCE_KEPT_MAX, STORE_QUEUE_MAX, STORE_READERS_MAX, STORE_UNRELEASED_MAX,
 };
-use crate::observe::{CacheKind, CacheResult, Metrics, PresenceResult, QueueKind, TransportKind};
+use crate::observe::{CacheKind, CacheResult, Metrics, PresenceResult, QueueKind, TransportKind, log_lines_dropped};
 use crate::session::Services;
 use crate::store::{Lookups, Store};
 use crate::transport::Crowd;
@@ -23,15 +24,22 @@ pub(super) struct Figures {
     pub(super) crowd: Arc<Crowd>,
     pub(super) data_dir: PathBuf,
     pub(super) handshakes_max: usize,
+    pub(super) gathered: Mutex<Gathered>,
+}
+
+#[derive(Default)]
+pub(super) struct Gathered {
     /// When the figures were last gathered: many simultaneous scrapes gather them only once.
-    pub(super) gathered: Mutex<Option<Instant>>,
+    at: Option<Instant>,
+    /// Reads what the operating system has to be asked for, which may take long: one thread at most waits for a disk that hangs.
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Figures {
     /// Updates the readings, unless that was done a moment ago.
     pub(super) async fn gather(&self) {
         let mut gathered = self.gathered.lock().await;
-        if gathered.is_some_and(|at| at.elapsed() < FIGURES_KEPT) {
+        if gathered.at.is_some_and(|at| at.elapsed() < FIGURES_KEPT) {
             return;
         }
         let metrics = &self.services.metrics;
@@ -39,9 +47,23 @@ impl Figures {
         self.hub(metrics);
         self.connections(metrics);
         runtime(metrics);
-        metrics.read_process();
-        metrics.read_disk(&self.data_dir);
-        *gathered = Some(Instant::now());
+        metrics.log_dropped.set(log_lines_dropped() as f64);
+        self.system(&mut gathered.reading).await;
+        gathered.at = Some(Instant::now());
+    }
+
+    /// Reads the figures of the operating system on a thread that may block, and waits for it only so long.
+    async fn system(&self, reading: &mut Option<JoinHandle<()>>) {
+        let read = reading.get_or_insert_with(|| {
+            let (metrics, data_dir) = (self.services.metrics.clone(), self.data_dir.clone());
+            spawn_blocking(move || {
+                metrics.read_process();
+                metrics.read_disk(&data_dir);
+            })
+        });
+        if timeout(FIGURES_WITHIN, read).await.is_ok() {
+            *reading = None;
+        }
     }
 
     fn hub(&self, metrics: &Metrics) {

@@ -39,6 +39,8 @@ pub(super) struct Reload {
 struct State {
     /// Digest of all files when they were last applied or refused.
     seen: [u8; 32],
+    /// Whether these were refused.
+    refused: bool,
     chain: Vec<CertificateDer<'static>>,
 }
 
@@ -54,7 +56,8 @@ impl Reload {
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
         note_expiry(&services, &chain);
-        let state = Arc::new(tokio::sync::Mutex::new(State { seen, chain }));
+        services.metrics.reload_pending.set(0.0);
+        let state = Arc::new(tokio::sync::Mutex::new(State { seen, refused: false, chain }));
         let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
         Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
@@ -90,11 +93,17 @@ impl Reload {
         let reload = self.clone();
         let reading = async move {
             let mut state = reload.state.clone().lock_owned().await;
-            let reading = tokio::task::spawn_blocking(move || reload.once(&mut state, asked));
+            let reading = tokio::task::spawn_blocking(move || {
+                let result = reload.once(&mut state, asked);
+                // Also if nothing has changed: the last reading may have been late.
+                reload.services.metrics.reload_pending.set(f64::from(u8::from(state.refused)));
+                result
+            });
             reading.await.unwrap_or_else(|error| Err(error.to_string()))
         };
         timeout(RELOAD_WITHIN, reading).await.unwrap_or_else(|_| {
             self.services.metrics.reloaded(ReloadResult::Late);
+            self.services.metrics.reload_pending.set(1.0);
             let seconds = RELOAD_WITHIN.as_secs();
             tracing::error!(seconds, "certificate and token keys are still being read: does their file system hang?");
             Err(format!(
@@ -110,7 +119,9 @@ impl Reload {
             return Ok(());
         }
         state.seen = seen;
-        match self.take_up(state) {
+        let taken = self.take_up(state);
+        state.refused = taken.is_err();
+        match taken {
             Ok(certificate) => {
                 self.services.metrics.reloaded(ReloadResult::Done);
                 let certificate = if certificate { "new" } else { "same" };

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Congestion, QuicConfig};
 use crate::congestion::FlooredCubic;
-use crate::limits::{CLOSE_LINGER, HANDSHAKE_WITHIN, STREAMS_MAX, UDP_BUFFER_BYTES};
+use crate::limits::{CLOSE_LINGER, HANDSHAKE_WITHIN, RESET_INTERVAL, STREAMS_MAX, UDP_BUFFER_BYTES};
 use crate::observe::{LimitKind, Metrics, TransportKind, ZeroRttResult};
 use crate::session::{Services, drive};
 use crate::store::Store;
@@ -130,17 +130,24 @@ const QUIC_V1: u32 = 1;
 
 /// Makes connection ids that this server recognises after a restart, too: only those are answered with a reset.
 fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
-    // The input is longer than a connection id, so that the tag is not the reset token of one.
-    let tag = hmac::sign(&reset_key, b"bimip: key of connection ids without a server id");
-    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    let unbalanced = unbalanced_ids(&reset_key);
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     // quinn would accept drafts, too.
     endpoint.supported_versions(vec![QUIC_V1]);
+    endpoint.min_reset_interval(RESET_INTERVAL);
     match ids {
         Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
-        None => endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key))),
+        None => endpoint.cid_generator(move || Box::new(unbalanced())),
     };
     endpoint
+}
+
+/// Makes generators of ids without a server id.
+fn unbalanced_ids(reset_key: &hmac::Key) -> impl Fn() -> HashedConnectionIdGenerator + Send + Sync + 'static {
+    // The input is longer than a connection id, so that the tag is not the reset token of one.
+    let tag = hmac::sign(reset_key, b"bimip: key of connection ids without a server id");
+    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    move || HashedConnectionIdGenerator::from_key(key)
 }
 
 pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
@@ -311,5 +318,32 @@ async fn begin(
             None
         }
         None => connection.close_reason().is_none().then_some(Begun::Shaken(connection)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use quinn_proto::{ConnectionIdGenerator, DatagramEvent};
+
+    use super::*;
+
+    #[test]
+    fn a_fleet_that_lost_its_server_learns_of_it_within_the_first_packets() {
+        let key = || hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+        let config = endpoint(key(), None);
+        let mut before = unbalanced_ids(&key())();
+        let mut restarted = quinn_proto::Endpoint::new(Arc::new(config), None, true, None);
+        let (mut now, mut answers) = (Instant::now(), 0);
+        for device in 1..=1000u16 {
+            let mut packet = BytesMut::from(&[0x40][..]);
+            packet.extend_from_slice(&before.generate_cid());
+            packet.resize(60, 0);
+            let from = SocketAddr::from(([192, 0, 2, 1], device));
+            now += RESET_INTERVAL;
+            let event = restarted.handle(now, from, None, None, packet, &mut Vec::new());
+            answers += usize::from(matches!(event, Some(DatagramEvent::Response(_))));
+        }
+        assert_eq!(answers, 1000);
     }
 }

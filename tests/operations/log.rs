@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::start::make_pipe;
 use crate::common::{Process, Transport, scratch};
 
 const ALICE: &str = "alice@localhost";
@@ -32,6 +33,23 @@ async fn it_has_the_same_over_tcp_where_it_cannot_change_its_address() {
     }
     // On Linux the kernel reports the round-trip time.
     assert!(!cfg!(target_os = "linux") || fields["rtt_ms"].as_f64().unwrap() > 0.0, "{fields}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_the_log_holds_nobody_up() {
+    let folder = scratch();
+    // Where the process's standard error goes: a pipe that takes 64 KiB, and nobody reads it.
+    let pipe = folder.path().join("stderr.log");
+    make_pipe(&pipe);
+    let _nobody = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let mut server = Process::start(folder.path(), &[("BIMIP_LOG__LEVEL", "trace")]).await;
+    for _ in 0..50 {
+        let mut alice = server.door.session(ALICE, "phone").open().await;
+        alice.ping().await;
+        alice.leave();
+    }
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
 }
 
 /// Fields of the closing log line of a session that opened, sent a text, changed its address (QUIC only) and left.

@@ -206,10 +206,12 @@ async fn a_pair_that_does_not_belong_together_changes_nothing() {
     assert!(!server.reload().await);
     assert_eq!(quic.connect().await.0, old);
     assert!(server.metric("bimip_reloads_total{result=\"refused\"}").await >= 1.0);
+    assert_eq!(server.metric("bimip_reload_pending").await, 1.0);
     server.sign_in(ALICE, "phone").await.ping().await;
 
     fs::write(&server.files().key, key).unwrap();
     assert!(server.reload().await);
+    assert_eq!(server.metric("bimip_reload_pending").await, 0.0);
     let new = renew(&server.files());
     assert!(server.reload().await);
     assert_eq!(quic.connect().await.0, new);

@@ -164,6 +164,10 @@ metrics! {
         "When the certificate in use runs out, Unix time.";
     reloads: Family<Counter, ReloadResult>, Counter, "bimip_reloads_total",
         "Times that certificate and token keys were taken up anew, or stayed for an error.";
+    reload_pending: Family<Reading, ()>, Gauge, "bimip_reload_pending",
+        "1 while certificate or token keys on disk could not be taken up, and the former ones stay in use.";
+    log_dropped: Family<Reading, ()>, Counter, "bimip_log_lines_dropped_total",
+        "Lines of the log that were dropped because nobody read standard error fast enough.";
     process_cpu: Family<Reading, ()>, Counter, "process_cpu_seconds_total",
         "User and system time of the process.";
     process_resident: Family<Reading, ()>, Gauge, "process_resident_memory_bytes",
