@@ -23,7 +23,6 @@ pub(super) struct Figures {
     pub(super) store: Arc<dyn Store>,
     pub(super) crowd: Arc<Crowd>,
     pub(super) data_dir: PathBuf,
-    pub(super) handshakes_max: usize,
     pub(super) gathered: Mutex<Gathered>,
 }
 
@@ -82,10 +81,10 @@ impl Figures {
     fn connections(&self, metrics: &Metrics) {
         let (connections, max) = self.crowd.connections();
         queue(metrics, QueueKind::Connections, connections, max);
-        let quic = self.crowd.handshakes(TransportKind::Quic);
-        queue(metrics, QueueKind::HandshakesQuic, quic, self.handshakes_max);
-        let tcp = self.crowd.handshakes(TransportKind::Tcp);
-        queue(metrics, QueueKind::HandshakesTcp, tcp, self.handshakes_max);
+        let (quic, max) = self.crowd.handshakes(TransportKind::Quic);
+        queue(metrics, QueueKind::HandshakesQuic, quic, max);
+        let (tcp, max) = self.crowd.handshakes(TransportKind::Tcp);
+        queue(metrics, QueueKind::HandshakesTcp, tcp, max);
     }
 }
 

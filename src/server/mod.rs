@@ -163,7 +163,9 @@ impl Server {
             ended: CancellationToken::new(),
             background: Vec::new(),
         };
-        let crowd = Crowd::new(config.limits.connections_per_address, config.quic.max_connections);
+        let QuicConfig { max_connections, handshakes_max, .. } = config.quic;
+        let crowd = Crowd::new(config.limits.connections_per_address, max_connections, handshakes_max);
+        let crowd = Arc::new(crowd);
         let accepting = server.accept_devices(&config.quic, accept_with, tcp, &crowd);
         let (store, metrics) = (server.store.clone(), server.services.metrics.clone());
         let readiness = Arc::new(Readiness::new(store.clone(), metrics.clone(), server.stop.clone(), accepting));
@@ -250,7 +252,6 @@ impl Server {
                 store: self.store.clone(),
                 crowd,
                 data_dir: config.data_dir.clone(),
-                handshakes_max: config.quic.handshakes_max,
                 gathered: Mutex::default(),
             },
             metrics: self.services.metrics.clone(),

@@ -24,14 +24,14 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Congestion, QuicConfig};
 use crate::congestion::FlooredCubic;
 use crate::limits::{CLOSE_LINGER, HANDSHAKE_WITHIN, RESET_INTERVAL, STREAMS_MAX, UDP_BUFFER_BYTES};
-use crate::observe::{LimitKind, Metrics, TransportKind, ZeroRttResult};
+use crate::observe::{Metrics, TransportKind, ZeroRttResult};
 use crate::session::{Services, drive};
 use crate::store::Store;
 use crate::wire::CloseCode;
 
 use super::Tickets;
 use super::bursts::ShortBursts;
-use super::crowd::{Crowd, Place, Shaking};
+use super::crowd::{Admitted, Crowd, Place};
 use super::quic_lb::Issuer;
 use link::QuicLink;
 use tls::QuicTls;
@@ -187,38 +187,32 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    // A real address can begin handshakes without end and finish none, and it proves itself as often as it is asked to. So one
-    // address gets half of the places, as over TCP.
-    let places = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let remote = incoming.remote_address();
-        if !places.has_room() || !places.admits(remote) || !crowd.has_room() {
-            services.metrics.handshakes_refused.increment(1);
-            incoming.refuse();
-        } else if !crowd.admits(remote) {
-            services.metrics.rate_limited(LimitKind::Connections);
-            incoming.refuse();
-        } else if crowd.handshakes(TransportKind::Quic) >= config.handshakes_before_retry
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
+        let (shaking, _) = crowd.handshakes(TransportKind::Quic);
+        let admitted = match crowd.admit(TransportKind::Quic, incoming.remote_address()) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                refusal.count(&services.metrics);
+                incoming.refuse();
+                continue;
+            }
+        };
+        if shaking >= config.handshakes_before_retry && incoming.may_retry() && !incoming.remote_address_validated() {
             // An address that does not answer costs only this packet and no state.
             services.metrics.handshakes_retried.increment(1);
             if let Err(error) = incoming.retry() {
                 error.into_incoming().ignore();
             }
-        } else {
-            let shaking = (crowd.clone().shake(TransportKind::Quic), places.clone().enter(remote));
-            let place = crowd.clone().enter(remote);
-            let accept_with = accept_with(&incoming);
-            let shared = (services.clone(), store.clone());
-            tasks.spawn(connect(incoming, accept_with, (shaking, place), shared, stop.clone()));
+            continue;
         }
+        let accept_with = accept_with(&incoming);
+        let shared = (services.clone(), store.clone());
+        tasks.spawn(connect(incoming, accept_with, admitted, shared, stop.clone()));
     }
 }
 
@@ -229,7 +223,7 @@ pub async fn serve(
 fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (shaking, place): ((Shaking, Place), Place),
+    Admitted { connection: place, handshake: shaking }: Admitted,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {
@@ -262,7 +256,7 @@ enum Begun {
 async fn begin(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    shaking: (Shaking, Place),
+    shaking: Place,
     services: Arc<Services>,
     stop: CancellationToken,
 ) -> Option<Begun> {

@@ -24,14 +24,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::QuicConfig;
 use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, HANDSHAKE_WITHIN, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
-use crate::observe::{CloseReason, LimitKind, TransportKind};
+use crate::observe::{CloseReason, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
 use crate::wire::{
     ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, TLS_RECORD_BYTES, encode_frame, envelope,
 };
 
-use super::crowd::Crowd;
+use super::crowd::{Admitted, Crowd};
 use super::tcp_info;
 use super::{BY_PRIORITY, Tickets};
 
@@ -53,9 +53,6 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    // Here an address need not prove itself by a packet, as with QUIC's retry, and a client that connects and says nothing
-    // keeps its place until the timeout. So one address gets half of the places.
-    let handshakes = Crowd::new(config.handshakes_max.div_ceil(2), config.handshakes_max);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -70,20 +67,17 @@ pub async fn serve(
                 continue;
             }
         };
-        if !handshakes.has_room() || !handshakes.admits(remote) || !crowd.has_room() {
-            services.metrics.handshakes_refused.increment(1);
-            continue;
-        }
-        if !crowd.admits(remote) {
-            services.metrics.rate_limited(LimitKind::Connections);
-            continue;
-        }
+        let Admitted { connection: place, handshake: shaking } = match crowd.admit(TransportKind::Tcp, remote) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                refusal.count(&services.metrics);
+                continue;
+            }
+        };
         if let Err(error) = prepare(&stream, &config) {
             tracing::debug!(%remote, %error, "a TCP connection was gone before its handshake");
             continue;
         }
-        let place = crowd.clone().enter(remote);
-        let shaking = (crowd.clone().shake(TransportKind::Tcp), handshakes.clone().enter(remote));
         let (acceptor, stop) = (TlsAcceptor::from(tls.borrow().clone()), stop.clone());
         let (services, store) = (services.clone(), store.clone());
         tasks.spawn(async move {
