@@ -18,10 +18,10 @@ const ROUNDS: u32 = 5;
 /// have a commit each, which is the worst case: under load dozens share one.
 fn message(metrics: &Metrics) {
     for direction in [Direction::In, Direction::Out, Direction::In, Direction::Out, Direction::In, Direction::Out] {
-        black_box(metrics).frames(black_box(Lane::Chat), direction, 1);
+        black_box(metrics).frames[(black_box(Lane::Chat), direction)].increment(1);
     }
     metrics.accepted[black_box(ContentKind::Text)].increment(1);
-    metrics.delivered(black_box(DeliveryKind::Live), black_box(Duration::from_micros(1_200)));
+    metrics.delivery[black_box(DeliveryKind::Live)].record(black_box(Duration::from_micros(1_200)));
     metrics.receipt.record(black_box(Duration::from_micros(2_400)));
     for _ in 0..2 {
         metrics.commit.record(black_box(Duration::from_micros(900)));

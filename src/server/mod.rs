@@ -316,8 +316,9 @@ fn accept_with(
     #[cfg(feature = "qlog")]
     {
         let metrics = metrics.clone();
-        let traces = crate::transport::qlog::Traces::in_folder(folder, move |result| metrics.traced(result))
-            .map_err(|error| failed(error.to_string()))?;
+        let traces =
+            crate::transport::qlog::Traces::in_folder(folder, move |result| metrics.traces[result].increment(1))
+                .map_err(|error| failed(error.to_string()))?;
         Ok(crate::transport::qlog::accept_with(server, config.clone(), traces)?)
     }
 }

@@ -102,7 +102,7 @@ impl Reload {
             reading.await.unwrap_or_else(|error| Err(error.to_string()))
         };
         timeout(RELOAD_WITHIN, reading).await.unwrap_or_else(|_| {
-            self.services.metrics.reloaded(ReloadResult::Late);
+            self.services.metrics.reloads[ReloadResult::Late].increment(1);
             self.services.metrics.reload_pending.set(1.0);
             let seconds = RELOAD_WITHIN.as_secs();
             tracing::error!(seconds, "certificate and token keys are still being read: does their file system hang?");
@@ -123,13 +123,13 @@ impl Reload {
         state.refused = taken.is_err();
         match taken {
             Ok(certificate) => {
-                self.services.metrics.reloaded(ReloadResult::Done);
+                self.services.metrics.reloads[ReloadResult::Done].increment(1);
                 let certificate = if certificate { "new" } else { "same" };
                 tracing::info!(certificate, token_keys = self.services.verifier.keys(), "reloaded");
                 Ok(())
             }
             Err(error) => {
-                self.services.metrics.reloaded(ReloadResult::Refused);
+                self.services.metrics.reloads[ReloadResult::Refused].increment(1);
                 tracing::error!(%error, "nothing was reloaded: certificate and token keys stay as they were");
                 Err(format!("everything stays as it was: {error}"))
             }

@@ -70,8 +70,8 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
     let stats = link.path();
     path.look(&stats, kind, &services.metrics, Now::system());
     if let Some(since) = signed_in {
-        services.metrics.sessions(kind).decrement(1);
-        services.metrics.closed(reason);
+        services.metrics.sessions[kind].decrement(1);
+        services.metrics.closes[reason].increment(1);
         let PathStats { rtt, packets_sent, packets_lost, bytes_in, bytes_out, migrations } = stats;
         let rtt_ms = rtt.map(|rtt| rtt.as_secs_f64() * 1000.0);
         let (reason, seconds, last) = (reason.name(), since.elapsed().as_secs_f64(), link.remote());

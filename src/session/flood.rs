@@ -173,7 +173,7 @@ impl Session {
             self.strikes = self.strikes.saturating_sub(u32::from(kind != LimitKind::Frames));
             return true;
         };
-        self.services.metrics.rate_limited(kind);
+        self.services.metrics.rate_limited[kind].increment(1);
         self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis(wait)));
         self.strike();
         false

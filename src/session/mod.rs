@@ -357,7 +357,7 @@ impl Session {
     pub fn tick(&mut self, now: Now) {
         match &mut self.phase {
             Phase::Waiting { until, .. } if *until <= now.at => {
-                self.services.metrics.opened(self.transport, OpenResult::Late);
+                self.services.metrics.opens[(self.transport, OpenResult::Late)].increment(1);
                 let fault = Fault::new(ErrorCode::Unauthenticated, "no SessionOpen in time");
                 self.refuse(Origin { lane: Lane::Control, request_id: 0, payload: "session_open" }, fault);
                 self.close(CloseCode::Unauthenticated, "no SessionOpen in time");
@@ -427,7 +427,7 @@ impl Session {
 
     /// Handles a frame that was received on a lane.
     fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
-        self.services.metrics.frames(lane, Direction::In, 1);
+        self.services.metrics.frames[(lane, Direction::In)].increment(1);
         if let Phase::Open(open) = &mut self.phase {
             open.pings.heard(now);
         }
@@ -486,7 +486,7 @@ impl Session {
                 Ok(())
             }
             (Phase::Waiting { .. }, _) => {
-                self.services.metrics.opened(self.transport, OpenResult::BadRequest);
+                self.services.metrics.opens[(self.transport, OpenResult::BadRequest)].increment(1);
                 self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the first frame is SessionOpen"));
                 self.close(CloseCode::Unauthenticated, "not signed in");
                 Ok(())
@@ -568,7 +568,7 @@ impl Session {
     }
 
     fn send_frame(&mut self, lane: Lane, frame: Bytes) {
-        self.services.metrics.frames(lane, Direction::Out, 1);
+        self.services.metrics.frames[(lane, Direction::Out)].increment(1);
         self.out.push_back(Output::Send(lane, frame));
     }
 

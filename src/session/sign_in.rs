@@ -34,7 +34,7 @@ impl Session {
     pub(super) fn session_open(&mut self, origin: Origin, open: SessionOpen, now: Now) {
         match self.authenticate(&open, now) {
             Err((result, fault)) => {
-                self.services.metrics.opened(self.transport, result);
+                self.services.metrics.opens[(self.transport, result)].increment(1);
                 self.refuse(origin, fault);
                 self.close(CloseCode::Unauthenticated, "refused");
             }
@@ -97,7 +97,7 @@ impl Session {
     fn renew(&mut self, origin: Origin, user: &Eid, device: &DeviceId, claims: &Claims, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if open.user != *user || open.device != *device {
-            self.services.metrics.opened(self.transport, OpenResult::WrongDevice);
+            self.services.metrics.opens[(self.transport, OpenResult::WrongDevice)].increment(1);
             self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the session is another device's"));
             return self.close(CloseCode::Unauthenticated, "refused");
         }
@@ -114,12 +114,12 @@ impl Session {
             resume_from: open.tail.position().wire(),
             ..self.accept_for(user, device, claims, now)
         };
-        self.services.metrics.opened(self.transport, OpenResult::Renewed);
+        self.services.metrics.opens[(self.transport, OpenResult::Renewed)].increment(1);
         self.send(Lane::Control, origin.request_id, Payload::SessionAccept(accept));
     }
 
     fn refuse_revoked(&mut self, origin: Origin) {
-        self.services.metrics.opened(self.transport, OpenResult::Revoked);
+        self.services.metrics.opens[(self.transport, OpenResult::Revoked)].increment(1);
         self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the token was revoked"));
         self.close(CloseCode::Unauthenticated, "refused");
     }
@@ -136,7 +136,7 @@ impl Session {
             Err(error) => {
                 let full = error == StoreError::TooManyDevices;
                 let result = if full { OpenResult::TooManyDevices } else { OpenResult::Unavailable };
-                self.services.metrics.opened(self.transport, result);
+                self.services.metrics.opens[(self.transport, result)].increment(1);
                 self.refuse(opening.origin, Fault::from(&error));
                 let code = if full { CloseCode::Unauthenticated } else { CloseCode::Internal };
                 return self.close(code, "refused");
@@ -158,8 +158,8 @@ impl Session {
         let span = tracing::Span::current();
         span.record("session", &session_id).record("user", user.as_str()).record("device", device.as_str());
         tracing::info!(client, resume_from = %from, log_head = %state.log.head, pipelined, "session open");
-        self.services.metrics.opened(self.transport, OpenResult::Accepted);
-        self.services.metrics.sessions(self.transport).increment(1);
+        self.services.metrics.opens[(self.transport, OpenResult::Accepted)].increment(1);
+        self.services.metrics.sessions[self.transport].increment(1);
         self.phase = Phase::Open(Box::new(Open {
             meter: Meter::new(&self.services.flood),
             put_off: None,

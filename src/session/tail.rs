@@ -138,7 +138,7 @@ impl Session {
 
     fn measure(&self, entry: &LogEntry, message: &Message, now: Now) {
         let kind = if entry.committed.is_some() { DeliveryKind::Live } else { DeliveryKind::Backlog };
-        self.services.metrics.delivered(kind, millis(now.unix_ms.saturating_sub(message.received_at)));
+        self.services.metrics.delivery[kind].record(millis(now.unix_ms.saturating_sub(message.received_at)));
     }
 }
 

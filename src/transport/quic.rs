@@ -84,7 +84,7 @@ pub fn with_tls(
 
 fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicTls>, QuicError> {
     let metrics = metrics.clone();
-    tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt(ZeroRttResult::Rejected)));
+    tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt[ZeroRttResult::Rejected].increment(1)));
     // QUIC allows no other size (RFC 9001, 4.6.1); what is held of early data is bounded by the windows.
     tls.max_early_data_size = u32::MAX;
     QuicTls::new(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
@@ -281,7 +281,7 @@ async fn begin(
         drop(shaking);
         match shaken.close_reason() {
             Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
-            None => metrics.handshake(TransportKind::Quic, began.elapsed()),
+            None => metrics.handshake[TransportKind::Quic].record(began.elapsed()),
         }
     });
     // A client whose handshake is almost complete, or that has sent something, is still told why the server closes; a shutdown
@@ -303,7 +303,7 @@ async fn begin(
     match first {
         Some(Ok(streams)) => {
             if streams.1.is_0rtt() {
-                services.metrics.zero_rtt(ZeroRttResult::Accepted);
+                services.metrics.zero_rtt[ZeroRttResult::Accepted].increment(1);
             }
             Some(Begun::Early(connection, streams, handshake))
         }

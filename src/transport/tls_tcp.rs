@@ -97,7 +97,7 @@ pub async fn serve(
             drop(shaking);
             match shaken {
                 Ok(stream) => {
-                    services.metrics.handshake(TransportKind::Tcp, began.elapsed());
+                    services.metrics.handshake[TransportKind::Tcp].record(began.elapsed());
                     let settings = &services.settings;
                     let link = TcpLink::new(stream, remote, settings.frame_bytes_max, settings.idle_timeout);
                     drive(link, services, store).await;

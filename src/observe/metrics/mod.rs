@@ -17,7 +17,6 @@ pub use labels::{
 pub use snapshot::{Buckets, Snapshot};
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
@@ -215,61 +214,6 @@ impl Metrics {
         self.registry.recorder.handle().run_upkeep();
     }
 
-    /// Counts a sign-in or renewal by its result.
-    pub fn opened(&self, transport: TransportKind, result: OpenResult) {
-        self.opens[(transport, result)].increment(1);
-    }
-
-    /// Signed-in sessions of a transport.
-    pub fn sessions(&self, transport: TransportKind) -> &Gauge {
-        &self.sessions[transport]
-    }
-
-    /// A session that had been accepted ended.
-    pub fn closed(&self, reason: CloseReason) {
-        self.closes[reason].increment(1);
-    }
-
-    /// A transport handshake took this long.
-    pub fn handshake(&self, transport: TransportKind, took: Duration) {
-        self.handshake[transport].record(took);
-    }
-
-    /// A connection came with early data.
-    pub fn zero_rtt(&self, result: ZeroRttResult) {
-        self.zero_rtt[result].increment(1);
-    }
-
-    /// A connection moved to another path, or tried to.
-    pub fn migrated(&self, kind: MigrationKind) {
-        self.migrations[kind].increment(1);
-    }
-
-    /// Frames crossed a lane.
-    pub fn frames(&self, lane: Lane, direction: Direction, count: u64) {
-        self.frames[(lane, direction)].increment(count);
-    }
-
-    /// An entry was handed to a recipient's lane this long after it was accepted.
-    pub fn delivered(&self, kind: DeliveryKind, latency: Duration) {
-        self.delivery[kind].record(latency);
-    }
-
-    /// A limit was exceeded.
-    pub fn rate_limited(&self, limit: LimitKind) {
-        self.rate_limited[limit].increment(1);
-    }
-
-    /// Counts a connection's trace by its result.
-    pub fn traced(&self, result: TraceResult) {
-        self.traces[result].increment(1);
-    }
-
-    /// Counts a reload of certificate and token keys by its result.
-    pub fn reloaded(&self, result: ReloadResult) {
-        self.reloads[result].increment(1);
-    }
-
     /// An error was answered. `payload` is a field name of the schema, or empty.
     pub fn error(&self, code: ErrorCode, payload: &'static str) {
         self.errors.at((code, PayloadName(payload))).increment(1);
@@ -284,13 +228,15 @@ impl Default for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn what_is_counted_is_rendered_beside_what_is_read() {
         let metrics = Metrics::new();
         metrics.error(ErrorCode::TooFast, "text_payload_request");
-        metrics.delivered(DeliveryKind::Live, Duration::from_millis(5));
+        metrics.delivery[DeliveryKind::Live].record(Duration::from_millis(5));
         let text = metrics.render();
         assert!(text.contains("bimip_errors_total{code=\"too_fast\",payload=\"text_payload_request\"} 1\n"));
         assert!(text.contains("bimip_delivery_latency_seconds_bucket{kind=\"live\",le=\"0.006\"} 1\n"));

@@ -111,19 +111,19 @@ mod tests {
     fn the_page_is_read_back() {
         let metrics = Metrics::new();
         assert_eq!(metrics.snapshot().live.quantile(0.5), None);
-        metrics.sessions(TransportKind::Tcp).increment(2);
+        metrics.sessions[TransportKind::Tcp].increment(2);
         metrics.accepted[ContentKind::Text].increment(3);
         metrics.accepted[ContentKind::Media].increment(1);
-        metrics.delivered(DeliveryKind::Backlog, Duration::from_secs(1));
+        metrics.delivery[DeliveryKind::Backlog].record(Duration::from_secs(1));
         let before = metrics.snapshot();
         assert_eq!(
             (before.sessions_quic, before.sessions_tcp, before.accepted, before.delivered),
             (0.0, 2.0, 4.0, 1.0)
         );
         for _ in 0..100 {
-            metrics.delivered(DeliveryKind::Live, Duration::from_micros(2500));
+            metrics.delivery[DeliveryKind::Live].record(Duration::from_micros(2500));
         }
-        metrics.delivered(DeliveryKind::Live, Duration::from_secs(300));
+        metrics.delivery[DeliveryKind::Live].record(Duration::from_secs(300));
         let since = metrics.snapshot().live.since(&before.live);
         assert_eq!(since.count(), 101.0);
         let half = since.quantile(0.5).unwrap();

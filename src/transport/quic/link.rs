@@ -135,7 +135,7 @@ impl QuicLink {
             MigrationKind::AddressChange
         };
         tracing::debug!(from = %self.seen.remote, to = %path.remote, kind = kind.name(), "the device has moved");
-        self.services.metrics.migrated(kind);
+        self.services.metrics.migrations[kind].increment(1);
         self.migrations += 1;
         let left = std::mem::replace(&mut self.seen, path);
         if kind == MigrationKind::Failed {
