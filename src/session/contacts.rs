@@ -120,49 +120,21 @@ impl Session {
 
     /// A list has changed. The change is durable and already in effect for everybody: the store told its observer before it
     /// answered.
-    pub(super) fn list_changed(&mut self, origin: Origin, answer: Payload, changed: Result<bool, StoreError>) {
-        let changed = match changed {
-            Ok(changed) => Ok(changed),
-            Err(StoreError::ListFull) => Err("the list is full"),
-            Err(error) => return self.refuse(origin, Fault::from(&error)),
+    pub(super) fn list_changed(&mut self, origin: Origin, mut answer: Payload, changed: Result<bool, StoreError>) {
+        let (result, reason) = match (&answer, changed) {
+            (Payload::SubscriberAddResponse(_), Ok(true)) => (SubscriberStatus::Updated.code(), ""),
+            (Payload::SubscriberRemove(_), Ok(false)) => (RevokeStatus::Failed.code(), "not in the list"),
+            // The answers have the same numbers for success and failure.
+            (_, Ok(_)) => (RevokeStatus::Success.code(), ""),
+            (_, Err(StoreError::ListFull)) => (RevokeStatus::Failed.code(), "the list is full"),
+            (_, Err(error)) => return self.refuse(origin, Fault::from(&error)),
         };
-        let answer = match answer {
-            Payload::SubscriberAddResponse(add) => {
-                let (status, message) = match changed {
-                    Ok(false) => (SubscriberStatus::Success, ""),
-                    Ok(true) => (SubscriberStatus::Updated, ""),
-                    Err(full) => (SubscriberStatus::Failed, full),
-                };
-                Payload::SubscriberAddResponse(SubscriberAddResponse {
-                    status: status.code(),
-                    message: message.to_owned(),
-                    ..add
-                })
-            }
-            Payload::SubscriberRemove(remove) => {
-                let (status, message) = match changed {
-                    Ok(true) => (RevokeStatus::Success, ""),
-                    _ => (RevokeStatus::Failed, "not in the list"),
-                };
-                Payload::SubscriberRemove(SubscriberRemove {
-                    status: status.code(),
-                    message: message.to_owned(),
-                    ..remove
-                })
-            }
-            Payload::BlockSubscriber(block) => {
-                let (status, message) = match changed {
-                    Ok(_) => (RevokeStatus::Success, ""),
-                    Err(full) => (RevokeStatus::Failed, full),
-                };
-                Payload::BlockSubscriber(BlockSubscriber {
-                    status: status.code(),
-                    message: message.to_owned(),
-                    ..block
-                })
-            }
-            other => other,
-        };
+        if let Payload::SubscriberAddResponse(SubscriberAddResponse { status, message, .. })
+        | Payload::SubscriberRemove(SubscriberRemove { status, message, .. })
+        | Payload::BlockSubscriber(BlockSubscriber { status, message, .. }) = &mut answer
+        {
+            (*status, *message) = (result, reason.to_owned());
+        }
         self.send(Lane::Control, origin.request_id, answer);
     }
 
