@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::limits::{RECENT_BYTES_MAX, RECENT_ENTRIES_MAX};
-use crate::store::{EntryBody, LogEntry};
+use crate::store::LogEntry;
 use crate::wire::Sequence;
 
 /// Estimated memory of an entry besides its content, in bytes: ids, eids, counters.
@@ -78,10 +78,6 @@ impl RecentEntries {
 }
 
 fn weight(entry: &LogEntry) -> usize {
-    let content = match &entry.body {
-        EntryBody::Received(m) | EntryBody::Accepted(m) | EntryBody::Copy(m) | EntryBody::Sent(m) => m.content.bytes(),
-        EntryBody::Acknowledged(_) => 0,
-    };
     // The content counts twice: in the message and in its encoded frame.
-    2 * content + ENTRY_OVERHEAD_BYTES
+    2 * entry.content_bytes() + ENTRY_OVERHEAD_BYTES
 }

@@ -13,7 +13,7 @@ pub(super) fn version_update(message: &Message, sequence: Sequence) -> MessageSc
         r#type: Exchange::Request.code(),
         timestamp: message.received_at,
         status: VersionStatus::Sent.code(),
-        version: i64::try_from(message.version.get()).unwrap_or(i64::MAX),
+        version: message.version.wire(),
         chat_id: message.chat.to_string(),
     };
     MessageScheme { sequence: sequence.wire(), ..envelope(Payload::VersionUpdate(update)) }
