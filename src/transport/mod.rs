@@ -13,8 +13,3 @@ pub mod tls_tcp;
 
 pub use crowd::Crowd;
 pub use tickets::Tickets;
-
-use crate::wire::Lane;
-
-/// Lanes in the order in which they are read and written (protocol.md §1).
-const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];

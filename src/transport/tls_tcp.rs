@@ -31,9 +31,9 @@ use crate::wire::{
     ALPN, CloseCode, ErrorMessage, Lane, LaneFrameDecoder, Payload, TLS_RECORD_BYTES, encode_frame, envelope,
 };
 
+use super::Tickets;
 use super::crowd::{Admitted, Crowd};
 use super::tcp_info;
-use super::{BY_PRIORITY, Tickets};
 
 /// The configuration that connections are accepted with: `tls` with tickets of its own, so that a client that resumes a session
 /// of an earlier certificate does a full handshake. TCP has no early data, so tickets that are unknown are not counted.
@@ -243,7 +243,7 @@ impl TcpLink {
 
     /// Moves frames into the write buffer, the most urgent lane's first.
     fn gather(&mut self) {
-        for lane in BY_PRIORITY.map(Lane::index) {
+        for lane in Lane::BY_PRIORITY.map(Lane::index) {
             while self.out.len() < TCP_WRITE_BYTES
                 && let Some(frame) = self.queues[lane].pop_front()
             {

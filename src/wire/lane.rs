@@ -18,6 +18,9 @@ impl Lane {
     /// Every lane, ordered by its byte.
     pub const ALL: [Lane; 4] = [Lane::Control, Lane::Presence, Lane::Chat, Lane::Media];
 
+    /// Every lane in the order in which lanes are served (protocol.md §1).
+    pub const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
+
     /// The lane that a lane byte names; `None` for an unknown one.
     pub fn from_byte(byte: u8) -> Option<Lane> {
         Lane::ALL.get(usize::from(byte)).copied()
@@ -33,14 +36,9 @@ impl Lane {
         self as usize
     }
 
-    /// Send priority: control, then chat, then presence, then media (protocol.md §1). A higher number goes first.
+    /// The same order as a number for QUIC: a higher one goes first.
     pub fn priority(self) -> i32 {
-        match self {
-            Lane::Control => 3,
-            Lane::Chat => 2,
-            Lane::Presence => 1,
-            Lane::Media => 0,
-        }
+        Lane::BY_PRIORITY.iter().rev().take_while(|lane| **lane != self).count() as i32
     }
 
     /// Name for logs and metric labels.

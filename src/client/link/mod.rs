@@ -18,9 +18,6 @@ use crate::wire::{CloseCode, Lane};
 pub(crate) use quic::{QuicLink, close_reason};
 pub(crate) use tcp::{TcpLink, TcpStream};
 
-/// Lanes in the order in which they are served (protocol.md §1).
-const BY_PRIORITY: [Lane; 4] = [Lane::Control, Lane::Chat, Lane::Presence, Lane::Media];
-
 /// A connection whose lanes are opened when needed.
 pub(crate) trait Link: Send {
     /// The transport.
@@ -65,5 +62,5 @@ fn needed(lane: Lane) -> impl Iterator<Item = Lane> {
 
 /// The lanes to open with a connection: control, and those in `lanes`, in order of priority.
 fn wanted(lanes: &[Lane]) -> impl Iterator<Item = Lane> {
-    BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane))
+    Lane::BY_PRIORITY.into_iter().filter(|lane| *lane == Lane::Control || lanes.contains(lane))
 }

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::{BY_PRIORITY, Link, needed, wanted};
+use super::{Link, needed, wanted};
 use crate::client::error::CloseReason;
 use crate::client::limits::{
     CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES,
@@ -123,7 +123,7 @@ impl Link for QuicLink {
     ) -> Poll<Result<(), CloseReason>> {
         let mut room = false;
         let mut end = None;
-        for lane in BY_PRIORITY {
+        for lane in Lane::BY_PRIORITY {
             let io = &mut self.lanes[lane.index()];
             let was_full = io.outgoing_bytes >= LANE_QUEUE_BYTES;
             if let Poll::Ready(Err(reason)) = io.poll_write(lane, cx) {
@@ -131,7 +131,7 @@ impl Link for QuicLink {
             }
             room |= was_full && io.outgoing_bytes < LANE_QUEUE_BYTES;
         }
-        for lane in BY_PRIORITY.into_iter().filter(|lane| reading(*lane)) {
+        for lane in Lane::BY_PRIORITY.into_iter().filter(|lane| reading(*lane)) {
             if let Poll::Ready(Err(reason)) = self.lanes[lane.index()].poll_read(lane, cx, frames) {
                 end.get_or_insert(reason);
             }
@@ -169,7 +169,7 @@ impl Link for QuicLink {
         let finishing = match &mut self.finishing {
             Some(finishing) => finishing,
             None => {
-                for lane in BY_PRIORITY {
+                for lane in Lane::BY_PRIORITY {
                     let io = &mut self.lanes[lane.index()];
                     if !io.outgoing.is_empty() && ready!(io.poll_write(lane, cx)).is_err() {
                         return Poll::Ready(());

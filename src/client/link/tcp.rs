@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-use super::{BY_PRIORITY, Link, needed, wanted};
+use super::{Link, needed, wanted};
 use crate::client::error::CloseReason;
 use crate::client::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
 use crate::client::silence::Quiet;
@@ -71,7 +71,7 @@ impl TcpLink {
 
     /// Moves frames into the write buffer, those of the most urgent lane first.
     fn gather(&mut self) {
-        for lane in BY_PRIORITY {
+        for lane in Lane::BY_PRIORITY {
             while self.out.len() < TCP_CHUNK_BYTES
                 && let Some(frame) = self.queues[lane.index()].pop_front()
             {

@@ -15,7 +15,6 @@ use tokio::time::Interval;
 use crate::limits::{MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, PATHS_REMEMBERED, READ_CHUNK_BYTES};
 use crate::observe::{CloseReason, MigrationKind, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services};
-use crate::transport::BY_PRIORITY;
 use crate::wire::{CloseCode, FrameDecoder, Lane};
 
 type Accepting = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send>>;
@@ -223,7 +222,7 @@ impl Link for QuicLink {
         if let Some(event) = self.poll_streams(cx) {
             return Poll::Ready(event);
         }
-        for lane in BY_PRIORITY.into_iter().filter(|lane| wanted.contains(*lane)) {
+        for lane in Lane::BY_PRIORITY.into_iter().filter(|lane| wanted.contains(*lane)) {
             if let Some(streams) = &mut self.lanes[lane.index()]
                 && let Poll::Ready(event) = streams.poll_frame(cx, lane)
             {
@@ -247,7 +246,7 @@ impl Link for QuicLink {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_move(cx);
         let mut all = Poll::Ready(());
-        for lane in BY_PRIORITY {
+        for lane in Lane::BY_PRIORITY {
             if let Some(streams) = &mut self.lanes[lane.index()]
                 && streams.poll_write(cx).is_pending()
             {
