@@ -1,5 +1,6 @@
 //! Every bound of the server in one place, each with its reason. Where an operator may want another value, the constant is the
-//! default of a configuration field; the other bounds are set by the protocol or by this implementation.
+//! default of a configuration field; the other bounds are set by the protocol or by this implementation. Those that devices
+//! keep, too, are in `wire/limits.rs`.
 
 use std::time::Duration;
 
@@ -7,12 +8,6 @@ use std::time::Duration;
 
 /// Longest frame in bytes (protocol.md §2): four of the longest texts, which leaves ample room for an envelope.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Longest text in bytes (protocol.md §7).
-pub const TEXT_BYTES_MAX: usize = 16 * 1024;
-/// Longest media caption in bytes (protocol.md §7).
-pub const CAPTION_BYTES_MAX: usize = 1024;
-/// Longest media or thumbnail address in bytes: browsers and proxies handle as much without trouble.
-pub const URL_BYTES_MAX: usize = 2048;
 /// Largest media file in bytes that metadata may state (protocol.md §7): 4 GiB.
 pub const MEDIA_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
 /// Devices of one user (protocol.md §5).

@@ -1,22 +1,10 @@
 //! Every bound of the device library in one place, each with its reason.
 //!
 //! A bound that an application may want to change is a [`Builder`](super::Builder) option, and its default is here. The
-//! others are fixed by the protocol or by this library. Sizes are in bytes.
+//! others are fixed by the protocol or by this library. Those that the server keeps, too, are in `wire/limits.rs`. Sizes are in
+//! bytes.
 
 use std::time::Duration;
-
-// --- The protocol's (docs/protocol.md) ------------------------------------------------------------------------------
-
-/// Longest text in bytes of UTF-8 (protocol.md §7). Checked before the message takes a place in the outbox.
-pub const TEXT_BYTES_MAX: usize = 16 * 1024;
-/// Longest caption of a media message, in bytes of UTF-8 (protocol.md §7).
-pub const CAPTION_BYTES_MAX: usize = 1024;
-/// Longest address of a media file or of its thumbnail, in bytes (protocol.md §7).
-pub const URL_BYTES_MAX: usize = 2048;
-/// Longest frame that the device accepts from the server, in bytes. This is four times a server's default limit, so
-/// that a server configured with a larger limit still works. A phone should not have to hold more than this for one
-/// frame.
-pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 
 // --- The outbox -----------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ use std::io;
 
 use super::error::SendError;
 use super::event::Content;
-use super::limits::{CAPTION_BYTES_MAX, TEXT_BYTES_MAX, URL_BYTES_MAX};
 use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
-use crate::wire::{ChatId, DeviceId, Eid, Lane, LocalId, Payload, Sequence};
+use crate::wire::{
+    CAPTION_BYTES_MAX, ChatId, DeviceId, Eid, Lane, LocalId, Payload, Sequence, TEXT_BYTES_MAX, URL_BYTES_MAX,
+};
 
 pub use file::FileOutbox;
 

@@ -6,15 +6,14 @@ use std::ops::RangeInclusive;
 
 use super::{Config, ConfigError, LbConfig};
 use crate::limits;
-use crate::wire::{DeviceId, Eid};
+use crate::wire::{DEVICE_FRAME_BYTES_MAX, DeviceId, Eid, TEXT_BYTES_MAX, URL_BYTES_MAX};
 
 /// Below this, a connection would end between two retransmissions on a slow mobile path.
 const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 5_000..=3_600_000;
 /// Below this, pings would be most of the traffic.
 const PING_INTERVAL_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-/// From a text of full length with its envelope, up to what a device of the library accepts
-/// (`client::limits::FRAME_BYTES_MAX`).
-const FRAME_BYTES: RangeInclusive<usize> = limits::TEXT_BYTES_MAX + 4096..=256 * 1024;
+/// From a text of full length with its envelope, up to what a device of the library accepts.
+const FRAME_BYTES: RangeInclusive<usize> = TEXT_BYTES_MAX + 4096..=DEVICE_FRAME_BYTES_MAX;
 /// From two packets, up to the largest window that is still a bound.
 const WINDOW_BYTES: RangeInclusive<u32> = 4096..=64 * 1024 * 1024;
 /// The upper bound is each lane's part of the connection's window.
@@ -117,10 +116,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(base) = &media.cdn_base {
         // An id is appended to the base, and the whole address must stay within the bound.
         let host = base.strip_prefix("https://").and_then(|rest| rest.split('/').next());
-        if host.is_none_or(str::is_empty)
-            || base.len() > limits::URL_BYTES_MAX / 2
-            || base.contains(char::is_whitespace)
-        {
+        if host.is_none_or(str::is_empty) || base.len() > URL_BYTES_MAX / 2 || base.contains(char::is_whitespace) {
             return wrong("media.cdn_base", "must be an https address, as in https://cdn.example.org/m/".to_owned());
         }
     }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX, TEXT_BYTES_MAX};
+use crate::limits::{LOCAL_ID_ECHO_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::ContentKind;
 use crate::store::{
     AcceptOutcome, Accepted, AckTarget, Acknowledged, Acknowledgment, Content, NewMessage, StoreError, Write,
 };
 use crate::wire::proto::{AcknowledgmentRequest, SyncAck, TextPayloadRequest, VersionUpdate};
 use crate::wire::{
-    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Sequence, Version,
-    encode_frame,
+    AckStatus, ChatId, DeviceId, Eid, ErrorCode, Exchange, Identity, Lane, LocalId, MessageId, Sequence,
+    TEXT_BYTES_MAX, Version, encode_frame,
 };
 
 use super::fault::{Fault, require_own};

@@ -1,10 +1,10 @@
 //! The media family: metadata of media messages (BIMip-Foundation 5.9.1 MediaPayloadRequest; protocol.md §7). The files
 //! themselves are stored elsewhere.
 
-use crate::limits::{CAPTION_BYTES_MAX, MEDIA_BYTES_MAX, URL_BYTES_MAX};
+use crate::limits::MEDIA_BYTES_MAX;
 use crate::store::{Content, NewMessage};
 use crate::wire::proto::MediaPayloadRequest;
-use crate::wire::{ChatId, ErrorCode, LocalId, MediaType};
+use crate::wire::{CAPTION_BYTES_MAX, ChatId, ErrorCode, LocalId, MediaType, URL_BYTES_MAX};
 
 use super::chat::echo;
 use super::fault::Fault;

@@ -7,6 +7,7 @@ mod code;
 mod frame;
 mod id;
 mod lane;
+mod limits;
 mod route;
 
 pub use code::{
@@ -16,6 +17,7 @@ pub use code::{
 pub use frame::{FrameDecoder, FrameError, LaneFrameDecoder, encode_frame, encode_lane_frame, frame_len};
 pub use id::{ChatId, DeviceId, Eid, IdError, LocalId, MessageId, Sequence, Version};
 pub use lane::Lane;
+pub use limits::{CAPTION_BYTES_MAX, DEVICE_FRAME_BYTES_MAX, TEXT_BYTES_MAX, URL_BYTES_MAX};
 pub use proto::message_scheme::Payload;
 pub use proto::{ErrorMessage, Identity, MessageScheme};
 pub use route::{PAYLOAD_NAMES, Route, RouteError, envelope, lane_of, open_envelope, payload_name, route_of};

@@ -13,12 +13,10 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarI
 
 use super::{Link, needed, wanted};
 use crate::client::error::CloseReason;
-use crate::client::limits::{
-    CLOSE_FOLLOWS_WITHIN, FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES,
-};
+use crate::client::limits::{CLOSE_FOLLOWS_WITHIN, FRAMES_PER_TURN, LANE_QUEUE_BYTES, READ_CHUNK_BYTES};
 use crate::client::silence::Quiet;
 use crate::client::transport::Transport;
-use crate::wire::{CloseCode, FrameDecoder, Lane};
+use crate::wire::{CloseCode, DEVICE_FRAME_BYTES_MAX, FrameDecoder, Lane};
 
 type OpenStream = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send>>;
 type Arriving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -56,7 +54,7 @@ impl QuicLink {
             stream: Stream::Closed,
             outgoing: VecDeque::new(),
             outgoing_bytes: 0,
-            decoder: FrameDecoder::new(FRAME_BYTES_MAX),
+            decoder: FrameDecoder::new(DEVICE_FRAME_BYTES_MAX),
         };
         let watched = connection.clone();
         let mut link = QuicLink {

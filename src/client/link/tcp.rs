@@ -13,10 +13,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Link, needed, wanted};
 use crate::client::error::CloseReason;
-use crate::client::limits::{FRAME_BYTES_MAX, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
+use crate::client::limits::{FRAMES_PER_TURN, LANE_QUEUE_BYTES, TCP_CHUNK_BYTES};
 use crate::client::silence::Quiet;
 use crate::client::transport::Transport;
-use crate::wire::{CloseCode, Lane, LaneFrameDecoder, Payload, open_envelope};
+use crate::wire::{CloseCode, DEVICE_FRAME_BYTES_MAX, Lane, LaneFrameDecoder, Payload, open_envelope};
 
 /// The TLS stream that a TCP attempt results in.
 pub(crate) type TcpStream = TlsStream<tokio::net::TcpStream>;
@@ -45,7 +45,7 @@ impl TcpLink {
     pub(crate) fn new(stream: TcpStream, lanes: &[Lane]) -> TcpLink {
         let mut link = TcpLink {
             stream,
-            decoder: LaneFrameDecoder::new(FRAME_BYTES_MAX),
+            decoder: LaneFrameDecoder::new(DEVICE_FRAME_BYTES_MAX),
             held: None,
             opened: [false; 4],
             queues: Default::default(),

@@ -15,9 +15,9 @@ use prost::Message as _;
 
 use super::{Backlog, Draft, Outbox};
 use crate::client::event::{Content, Media};
-use crate::client::limits::{FRAME_BYTES_MAX, JOURNAL_BYTES_MAX, JOURNAL_DEAD_BYTES_MAX, OUTBOX_MESSAGES_MAX};
+use crate::client::limits::{JOURNAL_BYTES_MAX, JOURNAL_DEAD_BYTES_MAX, OUTBOX_MESSAGES_MAX};
 use crate::wire::proto::{MediaPayloadRequest, SessionOpen, SyncAck, TextPayloadRequest, VersionUpdate};
-use crate::wire::{Eid, LocalId, MediaType, Payload, Sequence, envelope, open_envelope};
+use crate::wire::{DEVICE_FRAME_BYTES_MAX, Eid, LocalId, MediaType, Payload, Sequence, envelope, open_envelope};
 
 /// The first bytes of a journal; the last one is the format's version.
 const MAGIC: &[u8; 8] = b"BIMIPOB\x01";
@@ -258,7 +258,7 @@ impl Outbox for FileOutbox {
         }
         self.compact_if_due()?;
         let record = record(draft_record(draft));
-        if record.len() > FRAME_BYTES_MAX {
+        if record.len() > DEVICE_FRAME_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is longer than a frame"));
         }
         let place = self.append(&record)?;
