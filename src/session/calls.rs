@@ -27,12 +27,12 @@ pub(super) struct Calls {
     asked: VecDeque<(u32, Asked)>,
     last: u32,
     /// A write for which the store had no place, and those behind it.
-    crowded: Option<Box<Crowded>>,
+    stalled: Option<Box<Stalled>>,
     /// `None` when idle: even an empty one takes memory.
     others: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
 }
 
-struct Crowded {
+struct Stalled {
     waiting: BoxFuture<'static, Result<(), Unplaced>>,
     /// The writes behind it.
     held: VecDeque<Unplaced>,
@@ -46,7 +46,7 @@ impl Calls {
             answers: Vec::new().into_iter(),
             asked: VecDeque::new(),
             last: 0,
-            crowded: None,
+            stalled: None,
             others: None,
         }
     }
@@ -61,9 +61,9 @@ impl Calls {
         self.asked.push_back((self.last, asked));
         // Created here even for a write that waits: the promise records which refusals were known when it was requested.
         let promise = Promise::new(self.inbox.clone(), self.last);
-        match &mut self.crowded {
-            Some(crowded) => {
-                crowded.held.push_back((write, promise));
+        match &mut self.stalled {
+            Some(stalled) => {
+                stalled.held.push_back((write, promise));
                 false
             }
             None => self.submit((write, promise), VecDeque::new()),
@@ -82,7 +82,7 @@ impl Calls {
             if let Err((write, promise)) = self.store.submit(write, promise) {
                 let store = self.store.clone();
                 let waiting = async move { store.submit_later(write, promise).await }.boxed();
-                self.crowded = Some(Box::new(Crowded { waiting, held: behind }));
+                self.stalled = Some(Box::new(Stalled { waiting, held: behind }));
                 return true;
             }
             next = behind.pop_front();
@@ -95,8 +95,8 @@ impl Calls {
         if let Some(done) = self.answered(cx) {
             return Poll::Ready(Some(done));
         }
-        if let Some(crowded) = &mut self.crowded
-            && let Poll::Ready(placed) = crowded.waiting.poll_unpin(cx)
+        if let Some(stalled) = &mut self.stalled
+            && let Poll::Ready(placed) = stalled.waiting.poll_unpin(cx)
         {
             if self.go_on(placed) {
                 // Another write waits now, and must be polled.
@@ -143,8 +143,8 @@ impl Calls {
     /// The write that waited has got a place, or has waited too long. In the latter case it is refused with all writes behind
     /// it, except releases. Returns `true` if another write has to wait.
     fn go_on(&mut self, placed: Result<(), Unplaced>) -> bool {
-        let Some(crowded) = self.crowded.take() else { return false };
-        let mut held = crowded.held;
+        let Some(stalled) = self.stalled.take() else { return false };
+        let mut held = stalled.held;
         if let Err(late) = placed {
             held.push_front(late);
             let (releases, refused): (VecDeque<_>, VecDeque<_>) =
@@ -175,7 +175,7 @@ mod tests {
     }
 
     /// A store whose writer is blocked at message 1 and whose queue is full. Dropping the sender unblocks the writer.
-    async fn crowded(queue_wait: Duration) -> (Calls, mpsc::Sender<()>) {
+    async fn stalled(queue_wait: Duration) -> (Calls, mpsc::Sender<()>) {
         let (gate, go_on) = Gate::new();
         let options = Options { queue_wait, ..Options::default() };
         let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
@@ -197,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn writes_that_wait_for_a_place_stay_in_order() {
-        let (mut calls, go_on) = crowded(Duration::from_secs(60)).await;
+        let (mut calls, go_on) = stalled(Duration::from_secs(60)).await;
         assert!(calls.start(accept(2)), "it waits for a place");
         for number in 3..=20 {
             assert!(!calls.start(accept(number)), "it waits for that one");
@@ -211,7 +211,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_no_place_in_time_is_refused_and_so_is_what_waits_behind_it() {
-        let (mut calls, go_on) = crowded(Duration::ZERO).await;
+        let (mut calls, go_on) = stalled(Duration::ZERO).await;
         for number in 2..=4 {
             calls.start(accept(number));
         }
@@ -241,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_refused_behind_a_release_that_goes_on_waiting_is_told_before_anything_else_is_taken() {
-        let (mut calls, _stand) = crowded(Duration::ZERO).await;
+        let (mut calls, _stand) = stalled(Duration::ZERO).await;
         let id = MessageId::from_bytes([7; 16]);
         calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
         (2..=3).for_each(|number| _ = calls.start(accept(number)));
@@ -286,7 +286,7 @@ mod tests {
         let mut refused = Vec::new();
         while let Some(done) = calls.next().await {
             match done {
-                Done::Accept(_, local, Err(StoreError::Overloaded | StoreError::Crowded)) => {
+                Done::Accept(_, local, Err(StoreError::Overloaded | StoreError::ChatFull)) => {
                     refused.push(local.to_string())
                 }
                 Done::Accept(_, _, Ok(_)) | Done::Release(_, Ok(())) => {}

@@ -189,9 +189,9 @@ impl Session {
         match accepted.outcome {
             AcceptOutcome::Released => {}
             AcceptOutcome::Waiting => {
-                let crowded = open.chat.wait_for_answer(accepted.message.id, now.at + within);
+                let pushed_out = open.chat.wait_for_answer(accepted.message.id, now.at + within);
                 let sender = open.user.clone();
-                self.release(&sender, crowded);
+                self.release(&sender, pushed_out);
             }
             AcceptOutcome::Known => self.answer_again(origin, local, &accepted),
         }

@@ -56,7 +56,7 @@ impl From<&StoreError> for Fault {
                 Fault::new(ErrorCode::Forbidden, "too many devices are revoked: revoke all of the user's tokens")
             }
             StoreError::ListFull => Fault::new(ErrorCode::Forbidden, "the list is full"),
-            StoreError::Crowded => Fault::new(ErrorCode::TooFast, "an earlier message has to come first"),
+            StoreError::ChatFull => Fault::new(ErrorCode::TooFast, "an earlier message has to come first"),
             StoreError::Overloaded => Fault::new(ErrorCode::Unavailable, "overloaded, try again"),
             StoreError::Closed => Fault::new(ErrorCode::Unavailable, "the server is shutting down"),
             StoreError::Engine(_) => Fault::new(ErrorCode::Unavailable, "storage is unavailable"),

@@ -143,7 +143,7 @@ mod tests {
         }
 
         /// Answers a message as if the store had no place for it.
-        fn crowded(&mut self, name: &str) {
+        fn no_place(&mut self, name: &str) {
             let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
             let done = Done::Accept(origin, LocalId::parse(name).unwrap(), Err(StoreError::Overloaded));
             self.bare.session.done(done, self.now);
@@ -200,19 +200,19 @@ mod tests {
     async fn what_is_behind_a_message_that_the_store_had_no_place_for_waits_for_it() {
         let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
         assert_eq!([bench.send("one"), bench.send("two")], [Taken, Taken]);
-        bench.crowded("one");
+        bench.no_place("one");
         assert_eq!(bench.send("three"), BEHIND);
-        bench.crowded("two");
+        bench.no_place("two");
         assert_eq!([bench.send("two"), bench.send("three")], [BEHIND, BEHIND]);
         assert_eq!(["one", "two", "three"].map(|name| bench.send(name)), [Taken, Taken, Taken]);
     }
 
     #[tokio::test]
-    async fn a_message_for_a_crowded_chat_is_told_to_wait_and_so_is_what_is_behind_it() {
+    async fn a_message_for_a_full_chat_is_told_to_wait_and_so_is_what_is_behind_it() {
         let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
         assert_eq!(bench.send("one"), Taken);
         let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
-        let done = Done::Accept(origin, LocalId::parse("one").unwrap(), Err(StoreError::Crowded));
+        let done = Done::Accept(origin, LocalId::parse("one").unwrap(), Err(StoreError::ChatFull));
         bench.bare.session.done(done, bench.now);
         assert_eq!(bench.then(), BEHIND);
         assert_eq!([bench.send("two"), bench.send("one"), bench.send("two")], [BEHIND, Taken, Taken]);
@@ -226,7 +226,7 @@ mod tests {
             assert_eq!(bench.send("one"), Taken);
             let rtt = round_trip.map(Duration::from_millis);
             bench.bare.session.seen(&PathStats { rtt, ..PathStats::default() });
-            bench.crowded("one");
+            bench.no_place("one");
             assert_eq!(bench.send("two"), Wait(wait), "{round_trip:?}");
         }
     }
@@ -235,7 +235,7 @@ mod tests {
     async fn who_gives_a_message_up_waits_for_a_while_only() {
         let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
         assert_eq!(bench.send("one"), Taken);
-        bench.crowded("one");
+        bench.no_place("one");
         bench.now.at += SEND_BEHIND_WAIT - Duration::from_millis(1);
         assert_eq!(bench.send("two"), Wait(1));
         bench.now.at += Duration::from_millis(1);
@@ -246,7 +246,7 @@ mod tests {
     async fn what_the_store_was_asked_first_comes_again_before_what_was_over_the_rate_meanwhile() {
         let mut bench = Bench::new(Rate { per_second: 20, burst: 1 }, NO_LIMIT).await;
         let (refused, wait) = bench.fill();
-        bench.crowded("local-1");
+        bench.no_place("local-1");
         tokio::time::sleep(Duration::from_millis(wait)).await;
         assert_eq!(bench.send(&format!("local-{refused}")), BEHIND);
         assert_eq!(bench.send("local-1"), Taken);

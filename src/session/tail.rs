@@ -107,14 +107,14 @@ impl Session {
         let within = self.services.settings.release_within;
         let Phase::Open(open) = &mut self.phase else { return 0 };
         open.tail.position = entry.sequence;
-        let mut crowded = None;
+        let mut pushed_out = None;
         let frame = match form(entry, &open.device) {
             Form::Nothing => return 0,
             Form::Shared(encode) => entry.frame.get_or_init(|| encode_frame(&encode())).clone(),
             Form::VersionUpdate(message) => {
                 if matches!(entry.body, EntryBody::Accepted(_)) && entry.committed.is_some() {
                     let waiting = open.chat.wait_for_answer(message.id, now.at + within);
-                    crowded = waiting.map(|message| (open.user.clone(), message));
+                    pushed_out = waiting.map(|message| (open.user.clone(), message));
                 }
                 let mut scheme = render::version_update(message, entry.sequence);
                 scheme.request_id = open.chat.answer(&message.local_id);
@@ -124,7 +124,7 @@ impl Session {
         if let EntryBody::Received(message) = &entry.body {
             self.measure(entry, message, now);
         }
-        if let Some((sender, message)) = crowded {
+        if let Some((sender, message)) = pushed_out {
             self.release(&sender, [message]);
         }
         self.emit(frame)

@@ -98,7 +98,7 @@ impl Inbox {
 }
 
 fn is_refusal(outcome: &Outcome) -> bool {
-    matches!(outcome, Err(StoreError::Overloaded | StoreError::Crowded))
+    matches!(outcome, Err(StoreError::Overloaded | StoreError::ChatFull))
 }
 
 /// The receiver of an operation's outcome.
@@ -277,7 +277,7 @@ mod tests {
         let told = answers(&inbox, full as usize + 2).await.into_iter();
         let told: Vec<_> = told.map(|told| told.map(|accepted| accepted.map(|it| it.message.version.get()))).collect();
         let mut expected: Vec<_> = (2..=full).map(|version| Ok(Some(version))).collect();
-        let refused = || Err(StoreError::Crowded);
+        let refused = || Err(StoreError::ChatFull);
         expected.extend([refused(), Ok(None), refused()]);
         assert_eq!(told, expected, "there was a place again for the last one");
         // The sender knows of the refusal now, and sends the message again.

@@ -96,7 +96,7 @@ pub enum StoreError {
     ListFull,
     /// Too many messages of the chat wait for their release, or an earlier message of the sender was refused for now (429).
     #[error("an earlier message has to come first")]
-    Crowded,
+    ChatFull,
     /// The writer's queue is full, or too many messages wait for their release (503).
     #[error("the store is overloaded")]
     Overloaded,
@@ -154,7 +154,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if the sender used the `message_id_local` for another message; [`StoreError::Blocked`]
-    /// if the recipient has blocked the sender; [`StoreError::Crowded`] if too many messages of the chat wait for their
+    /// if the recipient has blocked the sender; [`StoreError::ChatFull`] if too many messages of the chat wait for their
     /// release, [`StoreError::Overloaded`] also if too many of all do; and the common failures.
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
 

@@ -299,7 +299,7 @@ impl Unreleased {
             return Err(StoreError::Overloaded);
         }
         match self.chats.get(&chat) {
-            Some(waiting) if waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX => Err(StoreError::Crowded),
+            Some(waiting) if waiting.len() >= limits::STORE_UNRELEASED_CHAT_MAX => Err(StoreError::ChatFull),
             _ => Ok(()),
         }
     }

@@ -220,7 +220,7 @@ impl Ledger {
 
     /// Refuses a message that was submitted behind one that was refused for now, without applying it.
     pub(crate) fn refuse(&mut self) -> &Outcome {
-        let error = self.failed.clone().unwrap_or(StoreError::Crowded);
+        let error = self.failed.clone().unwrap_or(StoreError::ChatFull);
         self.add(Err(error))
     }
 

@@ -212,7 +212,7 @@ fn more_than_the_bound_of_a_chat_do_not_wait_and_those_that_do_are_released_by_o
     let waiting = house.run((2..=many).map(|number| accept(text("alice", "bob", number), true)).collect());
     assert!(waiting.outcomes.iter().all(Result::is_ok));
     for (sender, recipient) in [("alice", "bob"), ("bob", "alice")] {
-        assert_eq!(house.accept(text(sender, recipient, many + 1), true).unwrap_err(), StoreError::Crowded);
+        assert_eq!(house.accept(text(sender, recipient, many + 1), true).unwrap_err(), StoreError::ChatFull);
     }
     assert!(house.accept(text("alice", "carol", many + 2), false).is_ok(), "another chat is as it was");
     house.one(Op::Release(first)).unwrap();
