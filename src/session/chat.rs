@@ -182,7 +182,8 @@ impl Session {
                 if matches!(fault.code, ErrorCode::Unavailable | ErrorCode::TooFast) {
                     self.put_off(local.as_str(), wait, Why::Store, now);
                 }
-                let details = if fault.code == ErrorCode::TooFast { flood::millis(wait) } else { local.to_string() };
+                let details =
+                    if fault.code == ErrorCode::TooFast { flood::wait_details(wait) } else { local.to_string() };
                 return self.refuse(origin, fault.details(details));
             }
         };

@@ -174,7 +174,7 @@ impl Session {
             return true;
         };
         self.services.metrics.rate_limited[kind].increment(1);
-        self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(millis(wait)));
+        self.refuse(origin, Fault::new(ErrorCode::TooFast, "too fast").details(wait_details(wait)));
         self.strike();
         false
     }
@@ -189,7 +189,7 @@ impl Session {
 }
 
 /// A wait in milliseconds for the details of a 429, rounded up: a peer that waits so long has waited long enough.
-pub(super) fn millis(wait: Duration) -> String {
+pub(super) fn wait_details(wait: Duration) -> String {
     wait.as_micros().div_ceil(1000).max(1).to_string()
 }
 

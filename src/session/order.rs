@@ -15,7 +15,7 @@ use crate::observe::LimitKind;
 use crate::wire::{ErrorCode, LocalId, Payload};
 
 use super::fault::Fault;
-use super::flood::{Flood, millis};
+use super::flood::{Flood, wait_details};
 use super::{Now, Open, Origin, Phase, Session};
 
 /// The first message of a session that was put off and has not been sent again.
@@ -43,7 +43,7 @@ impl Session {
             && held.first.as_str() != local
             && held.again > now.at
         {
-            let wait = millis(held.again - now.at);
+            let wait = wait_details(held.again - now.at);
             let fault = Fault::new(ErrorCode::TooFast, "send the message again first that was put off before this one");
             self.refuse(origin, fault.details(wait));
             return false;

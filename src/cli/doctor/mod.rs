@@ -72,7 +72,7 @@ impl Args {
             let running = if answers { running(&config)? } else { None };
             // It runs with what it made itself.
             config.dev |= running.as_ref().is_some_and(|status| status.dev);
-            report.add(running.as_ref().map(store))?;
+            report.add(running.as_ref().map(ready))?;
             files::credentials(&config, name.as_slice(), &mut report)?;
             if answers {
                 report.add([files::data(&config)])?;
@@ -100,7 +100,7 @@ impl Args {
 }
 
 /// Whether the running server takes traffic.
-fn store(status: &Status) -> Finding {
+fn ready(status: &Status) -> Finding {
     match &status.not_ready {
         None => Finding::ok("ready", "the running server takes messages".to_owned()),
         Some(reason) => Finding::fail(
