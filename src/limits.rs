@@ -328,6 +328,7 @@ pub const RSA_BITS_MIN: usize = 2048;
 /// How long sessions may take to finish when the server drains: a commit, a last flight, and its acknowledgment over a
 /// slow mobile path.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+const _: () = assert!(CLOSE_LINGER.as_millis() < DRAIN_WITHIN.as_millis(), "a shutdown waits for lingering closes");
 /// How often the metrics' samples are folded into their buckets, so that they do not pile up if nobody scrapes the server. A
 /// point is added to the status page each time.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);

@@ -41,9 +41,7 @@ use bytes::Bytes;
 
 use crate::auth::{Claims, Verifier};
 use crate::hub::{Hub, Membership, Notice, Signal, Visit};
-use crate::limits::{
-    CLOSE_LINGER, SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_HISTORY_CALLS_MAX, SESSION_UNRELEASED_MAX,
-};
+use crate::limits::{SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_HISTORY_CALLS_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::store::Write;
 use crate::wire::{
@@ -583,6 +581,3 @@ impl Session {
         }
     }
 }
-
-/// Bounds how long the driver waits for a closing session's last frames to be delivered.
-const _: () = assert!(CLOSE_LINGER.as_secs() < 5, "a shutdown waits for lingering closes");
