@@ -3,21 +3,11 @@
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{AckStatus, Lane};
 
-use super::common::{Got, Raw, TestServer, now_ms, text_of};
+use super::common::{Got, Raw, now_ms, text_of};
 use super::{
-    ALICE, AWAY, BOB, BROADCAST, Canary, DO_NOT_BROADCAST, IDLE, INVISIBLE, OFFLINE, ONLINE, admit, ask, be,
-    notification, patient, set, sign_in, tell, told,
+    ALICE, AWAY, BOB, BROADCAST, Canary, DO_NOT_BROADCAST, IDLE, INVISIBLE, OFFLINE, ONLINE, ask, be, notification,
+    scene, set, sign_in, tell, told,
 };
-
-async fn scene() -> (TestServer, Raw, Raw, Raw) {
-    let server = TestServer::with(patient).await;
-    let mut bob = sign_in(&server, BOB, "phone").await;
-    let mut phone = sign_in(&server, ALICE, "phone").await;
-    admit(&mut phone, BOB, None).await;
-    told(&mut bob, ALICE, ONLINE).await;
-    let desk = sign_in(&server, ALICE, "desk").await;
-    (server, phone, desk, bob)
-}
 
 /// Asserts that alice's devices still get messages, and that bob still sees her OFFLINE with the `last_seen` of `told`.
 async fn stays_hidden(told: &Got<AwarenessNotification>, phone: &mut Raw, desk: &mut Raw, bob: &mut Raw) {

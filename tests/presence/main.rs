@@ -53,6 +53,17 @@ async fn sign_in(server: &TestServer, eid: &str, device: &str) -> Raw {
     server.session(eid, device).lanes(&LANES).open().await
 }
 
+/// Alice on two devices, phone and desk, and bob, who may see her.
+async fn scene() -> (TestServer, Raw, Raw, Raw) {
+    let server = TestServer::with(patient).await;
+    let mut bob = sign_in(&server, BOB, "phone").await;
+    let mut phone = sign_in(&server, ALICE, "phone").await;
+    admit(&mut phone, BOB, None).await;
+    told(&mut bob, ALICE, ONLINE).await;
+    let desk = sign_in(&server, ALICE, "desk").await;
+    (server, phone, desk, bob)
+}
+
 /// Adds a subscriber to the owner's list.
 async fn admit(owner: &mut Raw, subscriber: &str, share_location: Option<bool>) {
     let add = SubscriberAddRequest {

@@ -3,22 +3,11 @@
 use bimip::wire::proto::AwarenessNotification;
 use bimip::wire::{Lane, Payload};
 
-use super::common::{Raw, TestServer, identity};
+use super::common::{TestServer, identity};
 use super::{
     ALICE, AWAY, BOB, BROADCAST, BUSY, CAROL, Canary, DO_NOT_BROADCAST, DO_NOT_DISTURB, IDLE, LANES, ONLINE, UNKNOWN,
-    admit, ask, be, notification, notify, patient, set, sign_in, tell, told,
+    admit, ask, be, notification, notify, patient, scene, set, sign_in, tell, told,
 };
-
-/// Alice on two devices, and bob, who may see her.
-async fn scene() -> (TestServer, Raw, Raw, Raw) {
-    let server = TestServer::with(patient).await;
-    let mut bob = sign_in(&server, BOB, "phone").await;
-    let mut phone = sign_in(&server, ALICE, "phone").await;
-    admit(&mut phone, BOB, None).await;
-    told(&mut bob, ALICE, ONLINE).await;
-    let desk = sign_in(&server, ALICE, "desk").await;
-    (server, phone, desk, bob)
-}
 
 #[tokio::test]
 async fn online_if_any_device_is_else_idle() {
