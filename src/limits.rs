@@ -204,6 +204,18 @@ pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Bytes of the embedded engine's journal, the least that it accepts: bounds the disk and the replay at start-up (the same
 /// record).
 pub const STORE_JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Closed memtables of a space that may wait to be written to files. With one more, the engine's commits wait for as long as it
+/// takes, also if the engine has failed.
+pub const MEMTABLES_CLOSED_MAX: usize = 3;
+/// How long a memtable may stay in memory after the engine has dropped its last reference.
+pub const MEMTABLE_FREED_WITHIN: Duration = Duration::from_secs(1);
+/// How often a commit that waits for the engine's files looks for them.
+pub const STORE_FILES_LOOKED_AT_EVERY: Duration = Duration::from_millis(10);
+/// How long the engine's lock is waited for at the start: fjall's thread may hold it for a moment longer than the database that
+/// was closed.
+pub const STORE_LOCK_RELEASED_WITHIN: Duration = Duration::from_secs(1);
+/// Entries of a log in one row. A user's entries of one commit are read and written together, and the row stays small.
+pub const LOG_ROW_ENTRIES_MAX: usize = 16;
 /// Pause between two looks at the files that the engine writes: what they grew by is then written to disk.
 pub const STORE_FILES_PAUSE: Duration = Duration::from_millis(2);
 /// Files of the engine that are kept open, so that they can be freed bit by bit when they are deleted: those of some 10 GiB.

@@ -283,6 +283,64 @@ fn metrics_are_declared_in_one_place() {
     report("metric names outside src/observe", &found);
 }
 
+/// Modules whose bounds are not in `src/limits.rs`: `wire` has the protocol's, which both sides keep, and the others have a
+/// `limits.rs` of their own. What is for tests only has no bounds.
+const BOUNDED_ELSEWHERE: [&str; 5] = ["wire", "client", "cli", "link", "simulation"];
+/// Numbers that are no choice of the server, or that make sense only beside the code that uses them.
+const NO_BOUNDS: [(&str, &str); 12] = [
+    // What development certificates look like.
+    ("src/auth/dev.rs", "DAY"),
+    ("src/auth/dev.rs", "CA_VALID"),
+    ("src/auth/dev.rs", "CERTIFICATE_VALID"),
+    ("src/auth/dev.rs", "RENEW_BEFORE"),
+    ("src/auth/dev.rs", "CLOCK_SLACK"),
+    // What the verifier, the system, and QUIC with its draft for load balancers allow.
+    ("src/auth/keys.rs", "BITS_MAX"),
+    ("src/store/background.rs", "NICE_MAX"),
+    ("src/store/background.rs", "SLICE"),
+    ("src/config/lb.rs", "BYTES_MAX"),
+    ("src/config/check.rs", "LB_BYTES_MAX"),
+    ("src/transport/quic_lb.rs", "CID_BYTES_MAX"),
+    ("src/transport/quic_lb.rs", "HALF_BYTES_MAX"),
+];
+
+/// The bound that a line of code declares: a time, or a constant that is called a maximum.
+fn declared_bound(line: &str) -> Option<&str> {
+    let (before, declared) = line.split_once("const ")?;
+    let (name, after) = declared.split_once(':')?;
+    let kind = after.split('=').next()?.trim();
+    let is_item = before.trim().is_empty() || before.trim_start().starts_with("pub");
+    (is_item && (kind.ends_with("Duration") || name.ends_with("_MAX"))).then_some(name)
+}
+
+#[test]
+fn bounds_are_declared_in_one_place() {
+    let sources = sources();
+    let served = sources.iter().filter(|source| {
+        let module = source.module();
+        module != "limits" && !BOUNDED_ELSEWHERE.contains(&module) && !source.is_test_only(&sources)
+    });
+    let declared = |source: &Source| {
+        let lines = source.served_code().filter_map(|(number, line)| Some((number, declared_bound(line)?.to_owned())));
+        lines.map(|(number, name)| (source.path.clone(), number, name)).collect::<Vec<_>>()
+    };
+    let declared: Vec<_> = served.flat_map(declared).collect();
+    let known = |path: &str, name: &str| NO_BOUNDS.contains(&(path, name));
+    let outside = declared.iter().filter(|(path, _, name)| !known(path, name));
+    let outside: Vec<_> = outside.map(|(path, number, name)| format!("{path}:{number}: {name}")).collect();
+    report("bounds outside src/limits.rs", &outside);
+    let gone = NO_BOUNDS
+        .iter()
+        .filter(|known| !declared.iter().any(|(path, _, name)| (path.as_str(), name.as_str()) == **known));
+    report("exceptions that are gone", &gone.map(|(path, name)| format!("{path}: {name}")).collect::<Vec<_>>());
+    assert_eq!(declared_bound("    pub(super) const A: std::time::Duration = B;"), Some("A"));
+    assert_eq!(declared_bound("const FILES_MAX: usize = 1;"), Some("FILES_MAX"));
+    assert_eq!(
+        [declared_bound("pub const fn name(self: &A) -> Duration {"), declared_bound("const A: u8 = 1;")],
+        [None; 2]
+    );
+}
+
 #[test]
 fn every_bound_is_used() {
     let sources = sources();

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 
@@ -17,8 +16,6 @@ use super::torn::{self, Outcome};
 use super::{Lookups, Size, StoreError};
 use crate::limits;
 
-/// How often a commit that waits for the engine's files looks for them.
-const FILES_LOOKED_AT_EVERY: Duration = Duration::from_millis(10);
 /// The space with the seals, which never has a row for them: each is the deletion of one.
 const SEALS: Space = Space::Probe;
 /// The folder of the table files within a space's own folder.
@@ -103,7 +100,7 @@ impl Fjall {
         while spaces().any(|space| rotation::is_behind(space, &self.spaces[space.index()])) {
             // Fails if the engine has failed.
             self.database.persist(PersistMode::Buffer).map_err(failed)?;
-            std::thread::sleep(FILES_LOOKED_AT_EVERY);
+            std::thread::sleep(limits::STORE_FILES_LOOKED_AT_EVERY);
         }
         Ok(())
     }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use super::kv::{Order, Space, View};
-use super::record::{
-    self, ChatRecord, ContactRecord, LOG_ROW_ENTRIES_MAX, LogRecord, OwnerRecord, RevocationRecord, corrupt,
-};
+use super::record::{self, ChatRecord, ContactRecord, LogRecord, OwnerRecord, RevocationRecord, corrupt};
 use super::types::{Access, ContactsPage, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
 use super::{StoreError, key};
 use crate::limits;
@@ -26,7 +24,7 @@ pub(crate) fn log(
         // Number of rows to read: assumes full rows at first, then as many entries per row as in the rows read so far.
         // If all rows are full, the first read is enough.
         let likely = match read {
-            0 => missing.div_ceil(LOG_ROW_ENTRIES_MAX),
+            0 => missing.div_ceil(limits::LOG_ROW_ENTRIES_MAX),
             _ => missing.saturating_mul(read).div_ceil(entries.len().max(1)),
         };
         let wanted = likely.min(limits::STORE_PAGE_ROWS);

@@ -5,7 +5,7 @@
 //! | messages | message id | [`MessageRecord`] |
 //! | chats | chat, version | [`ChatRecord`] |
 //! | locals | sender, 0, `message_id_local` | [`LocalRecord`] |
-//! | logs | user, 0, sequence of the last entry | [`LogRecord`]: at most [`LOG_ROW_ENTRIES_MAX`] entries of one commit |
+//! | logs | user, 0, sequence of the last entry | [`LogRecord`]: at most [`LOG_ROW_ENTRIES_MAX`](crate::limits::LOG_ROW_ENTRIES_MAX) entries of one commit |
 //! | pending | message id | [`PendingRecord`]: an accepted message that is not released |
 //! | devices | user, 0, device | [`DeviceRecord`] |
 //! | floors | `l`, user or `c`, chat | [`FloorRecord`]: highest number that trimming removed; it must not be used again |
@@ -27,10 +27,6 @@ use super::types::{
     AckTarget, Acknowledged, Contact, Content, EntryBody, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
-
-/// Maximum entries of a log in one row. A user's entries of one commit are read and written together, and the row stays
-/// small.
-pub(crate) const LOG_ROW_ENTRIES_MAX: usize = 16;
 
 /// Why a row cannot be interpreted.
 #[derive(Debug, thiserror::Error)]

@@ -15,16 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use ::fjall::{AbstractTree, Keyspace};
 
 use super::background;
 use super::fjall::memtable_bytes;
 use super::kv::Space;
-
-/// How long a memtable may stay in memory after the engine has dropped its last reference.
-const FREED_WITHIN: Duration = Duration::from_secs(1);
+use crate::limits::{MEMTABLE_FREED_WITHIN, MEMTABLES_CLOSED_MAX};
 
 /// A reference that keeps a memtable in memory.
 type Memtable = Arc<dyn Any + Send + Sync>;
@@ -91,13 +88,9 @@ impl Rotation {
     }
 }
 
-/// Closed memtables of a space that may wait to be written to files. With one more, the engine's commits wait for as long
-/// as it takes, also if the engine has failed.
-const CLOSED_MAX: usize = 3;
-
 /// Whether a commit to the space has to wait until the engine has written some file.
 pub(super) fn is_behind(space: Space, keyspace: &Keyspace) -> bool {
-    keyspace.tree.sealed_memtable_count() >= CLOSED_MAX
+    keyspace.tree.sealed_memtable_count() >= MEMTABLES_CLOSED_MAX
         && keyspace.tree.active_memtable().size() >= 2 * memtable_bytes(space)
 }
 
@@ -110,7 +103,7 @@ fn close(full: &Receiver<Space>, spaces: &[Keyspace], pending: &[AtomicBool; Spa
     for space in full {
         let keyspace = &spaces[space.index()];
         // Otherwise the next commit asks again.
-        if keyspace.tree.sealed_memtable_count() < CLOSED_MAX
+        if keyspace.tree.sealed_memtable_count() < MEMTABLES_CLOSED_MAX
             && let Err(error) = keyspace.rotate_memtable()
         {
             // The engine's own, larger bound still applies, and its next commit reports what is wrong.
@@ -126,7 +119,7 @@ fn free(closed: &Receiver<Memtable>) {
         let next = if kept.is_empty() {
             closed.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
-            closed.recv_timeout(FREED_WITHIN)
+            closed.recv_timeout(MEMTABLE_FREED_WITHIN)
         };
         match next {
             Ok(memtable) => kept.push(memtable),

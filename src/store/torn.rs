@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::seal::Seal;
+use crate::limits::STORE_LOCK_RELEASED_WITHIN;
 
 /// The last bytes of every commit.
 const MAGIC: [u8; 4] = [b'F', b'J', b'L', 3];
@@ -31,8 +32,6 @@ const HEAD_BYTES: usize = 20;
 /// Where the seal is in a commit: its key is that of the first item.
 const SEAL_AT: usize = 1 + START_BYTES + 1 + HEAD_BYTES;
 
-/// How long fjall's lock is waited for. fjall's thread may hold it for a moment longer than the database that was closed.
-const RELEASED_WITHIN: Duration = Duration::from_secs(1);
 /// Left by a process whose commit has failed.
 const FAILED: &str = "failed";
 
@@ -53,12 +52,12 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
     // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
     // commit that is removed.
     let lock = open(&dir.join("lock"))?;
-    let given_up = Instant::now() + RELEASED_WITHIN;
+    let given_up = Instant::now() + STORE_LOCK_RELEASED_WITHIN;
     while lock.try_lock().is_err() {
         if Instant::now() >= given_up {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"));
         }
-        std::thread::sleep(RELEASED_WITHIN / 100);
+        std::thread::sleep(STORE_LOCK_RELEASED_WITHIN / 100);
     }
     let failure = dir.join(FAILED);
     if failure.exists() {

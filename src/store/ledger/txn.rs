@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::limits::LOG_ROW_ENTRIES_MAX;
 use crate::store::StoreError;
 use crate::store::kv::{Batch, Order, Row, Slice, Space, Span, View};
-use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord, Record};
+use crate::store::record::{LogRecord, Record};
 use crate::store::types::{Change, LogEntry};
 use crate::wire::{Eid, Sequence};
 

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use super::*;
+use crate::limits::LOG_ROW_ENTRIES_MAX;
 use crate::store::kv::{Order, Row, View};
-use crate::store::record::{LOG_ROW_ENTRIES_MAX, LogRecord};
+use crate::store::record::LogRecord;
 use crate::store::retention::Pass;
 use crate::store::types::Retention;
 
