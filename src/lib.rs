@@ -1,7 +1,7 @@
 //! BIMip over QUIC: a 1:1 messaging and presence server for mobile networks, and the device's side of it.
 //!
-//! Floors, from the ground up; a module uses only floors below its own (`tests/tidy.rs` checks it): [`wire`] and `congestion`,
-//! then `store`, `auth`, `observe` and `link`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
+//! Floors, from the ground up; a module uses only floors below its own (`tests/tidy.rs` checks it): [`wire`], `congestion` and
+//! `random`, then `store`, `auth`, `observe` and `link`, then `hub`, `session`, `transport` and [`client`], `server`, `cli`.
 //!
 //! Comments cite docs/protocol.md by section, as in "protocol.md §7", and the BIMip-Foundation specification by its own
 //! numbers, as in "BIMip-Foundation 5.9.1" (then only "5.9.1" in the rest of the file).

@@ -67,9 +67,9 @@ pub const PING_RELAY_WITHIN: Duration = Duration::from_secs(5);
 pub const LIST_TEXT_BYTES_MAX: usize = 256;
 /// Longest lifetime of a token. After it, every token of a revoked device or user has expired, and so has the revocation.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Frames taken from one connection before others get their turn.
+/// Frames taken from one connection before the session writes its answers.
 pub const FRAMES_PER_TURN: usize = 64;
-/// Turns of one session before its thread serves others.
+/// Turns of one session before its thread serves others: up to four times [`FRAMES_PER_TURN`] frames.
 pub const TURNS_PER_POLL: usize = 4;
 /// Entries that one tail reads from the store at once: amortises the read, and bounds what a session holds.
 pub const TAIL_READ_ENTRIES: usize = 128;
@@ -297,7 +297,7 @@ pub const CONNECTION_RECEIVE_WINDOW: u32 = LANES * STREAM_RECEIVE_WINDOW;
 /// Bytes sent to a device and not yet acknowledged: what a slow or dead device can make the server hold. At 100 ms
 /// round trip it lets a returning device catch up at 20 Mbit/s.
 pub const SEND_WINDOW: u32 = 256 * 1024;
-/// Connections at once: about 3 GiB when all of them are idle, since an idle QUIC session takes 31.6 KiB.
+/// Connections at once: about 3 GiB when all of them are idle, since an idle QUIC session takes 31.7 KiB.
 pub const CONNECTIONS_MAX: usize = 100_000;
 /// Round-trip time assumed before the first measurement: a mobile network's, below QUIC's cautious 333 ms, so that a
 /// lost first flight is repeated sooner.

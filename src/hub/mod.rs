@@ -99,8 +99,8 @@ impl Hub {
         }
     }
 
-    /// Registers a session that has not signed in. Only [`Hub::broadcast`] reaches it, until the returned visit is
-    /// dropped.
+    /// Registers a session that has not signed in, until the returned visit is dropped. Only what every connection is told
+    /// reaches it: that the server drains.
     pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
         let number = self.joins.fetch_add(1, Ordering::Relaxed);
         let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);

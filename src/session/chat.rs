@@ -1,5 +1,5 @@
-//! The chat family: texts, version updates, acknowledgments, synchronisation, history (BIMip-Foundation 4.8, 5.9 and 5.10;
-//! protocol.md §7 to §10).
+//! The chat family: texts, version updates, acknowledgments, synchronisation (BIMip-Foundation 4.8, 5.9 and 5.10; protocol.md
+//! §7 to §9).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

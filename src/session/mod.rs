@@ -2,8 +2,8 @@
 //!
 //! The inputs are events of the link, finished store calls, notices of the hub, and the time; the outputs are frames to send,
 //! store calls to run, and the close. [`drive`] connects the state machine to a [`Link`] and a store. Each family of requests
-//! has its own file: `chat`, `media`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout). `sign_in`
-//! opens the session, and `tail` delivers the user's log.
+//! has its own file: `chat`, `media`, `history`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout).
+//! `sign_in` opens the session, and `tail` delivers the user's log.
 
 mod call;
 mod calls;
