@@ -28,17 +28,12 @@ impl Metrics {
     }
 
     /// Reads the size of a folder's file system, and how much of it this process may still use.
-    #[cfg(unix)]
     pub fn read_disk(&self, folder: &Path) {
         let Ok(figures) = rustix::fs::statvfs(folder) else { return };
         let block = figures.f_frsize as f64;
         self.disk_free.set(figures.f_bavail as f64 * block);
         self.disk_size.set(figures.f_blocks as f64 * block);
     }
-
-    /// Not available on this system.
-    #[cfg(not(unix))]
-    pub fn read_disk(&self, _folder: &Path) {}
 }
 
 fn open_descriptors() -> Option<usize> {

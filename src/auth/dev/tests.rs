@@ -60,7 +60,6 @@ fn what_exists_is_never_overwritten() {
     assert_eq!(fs::read(&files.token_key).unwrap(), b"mine");
 }
 
-#[cfg(unix)]
 #[test]
 fn private_keys_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
