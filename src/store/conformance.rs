@@ -379,9 +379,12 @@ async fn an_idle_store_writes_its_cursors() {
     store.open_device(&eid("bob"), &device("phone"), LATER).await.unwrap();
     let before = memory.commits();
     store.advance_cursor(&eid("bob"), &device("phone"), Sequence::from(1));
-    while memory.commits() == before {
-        tokio::task::yield_now().await;
-    }
+    let written = async {
+        while memory.commits() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), written).await.expect("the cursor is written");
 }
 
 #[tokio::test]
