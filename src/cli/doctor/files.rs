@@ -108,14 +108,14 @@ fn validity(facts: &CertificateFacts, now: i64) -> Finding {
     }
     match u64::try_from(left) {
         Err(_) => Finding::fail(CERTIFICATE, format!("it ran out {} days ago", -days), renew),
-        Ok(left) if Duration::from_secs(left) < CERTIFICATE_WARN_BEFORE => {
-            Finding::warn(CERTIFICATE, format!("{days} days left, for {names}"), renew)
-        }
         Ok(_) if facts.names.is_empty() => Finding::fail(
             CERTIFICATE,
             "it is for no name",
             "clients look at subjectAltName alone: have it issued with the names that they dial",
         ),
+        Ok(left) if Duration::from_secs(left) < CERTIFICATE_WARN_BEFORE => {
+            Finding::warn(CERTIFICATE, format!("{days} days left, for {names}"), renew)
+        }
         Ok(_) => Finding::ok(CERTIFICATE, format!("{days} days left, for {names}")),
     }
 }
@@ -342,8 +342,11 @@ mod tests {
         ] {
             assert_eq!(validity(&facts(not_before, not_after), 0).grade, grade, "{not_before} {not_after}");
         }
-        let none = CertificateFacts { names: Vec::new(), ..facts(0, 90 * DAY) };
-        assert_eq!(validity(&none, 0).grade, Grade::Fail);
+        for left in [90, 5] {
+            let none = CertificateFacts { names: Vec::new(), ..facts(0, left * DAY) };
+            let found = validity(&none, 0);
+            assert_eq!((found.grade, found.found.as_str()), (Grade::Fail, "it is for no name"), "{left} days left");
+        }
         assert!(covers("*.example.org", "chat.example.org") && !covers("*.example.org", "a.chat.example.org"));
         assert!(!covers("*.example.org", "example.org") && covers("chat.example.org", "Chat.example.org"));
     }
