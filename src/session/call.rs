@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::hub::presence::Update;
 use crate::store::{
     Accepted, Access, Acknowledged, Bearer, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
-    Relation, Reply, Revocation, RevocationTarget, Store, StoreError, Write,
+    Relation, Reply, Revocation, RevocationTarget, Store, StoreError,
 };
 use crate::wire::proto::{Logout, PingPong, TokenRevokeResponse};
 use crate::wire::{DeviceId, Eid, Lane, LocalId, MessageId, Payload, Sequence};
@@ -41,7 +41,7 @@ pub enum Purpose {
     Direct(Update),
 }
 
-/// Which chat operation a write is.
+/// Which chat operation a [`Write`](crate::store::Write) is.
 #[derive(Debug)]
 pub enum Asked {
     /// Accept the message with this local id.
@@ -63,13 +63,11 @@ impl Asked {
     }
 }
 
-/// A store call that a session asks for.
+/// A store call that a session asks for, besides writes of chat.
 #[derive(Debug)]
 pub enum Call {
     /// Sign in the session's device.
     OpenDevice(Eid, DeviceId, Bearer),
-    /// Accept, release or acknowledge a message.
-    Write(Asked, Write),
     /// Read a page of history.
     History(Origin, Box<HistoryQuery>),
     /// Read the user's log after a position: at most so many entries.
@@ -118,14 +116,9 @@ pub enum Done {
 }
 
 /// Runs a call against the store.
-pub async fn run(store: Arc<dyn Store>, call: Call) -> Done {
+pub(super) async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {
         Call::OpenDevice(user, device, bearer) => Done::OpenDevice(store.open_device(&user, &device, bearer).await),
-        Call::Write(asked, write) => asked.done(match write {
-            Write::Accept(message, release) => store.accept(*message, release).await.map(Reply::Accepted),
-            Write::Release(sender, message) => store.release(&sender, message).await.map(|()| Reply::Done),
-            Write::Acknowledge(acknowledgment) => store.acknowledge(*acknowledgment).await.map(Reply::Acknowledged),
-        }),
         Call::History(origin, query) => {
             let page = store.history(HistoryQuery::clone(&query)).await;
             Done::History(origin, query, page)

@@ -14,7 +14,8 @@ use std::task::{Context, Poll};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{Asked, Call, Done, run};
+use super::call::run;
+use super::{Asked, Call, Done};
 use crate::store::{Answer, Inbox, Promise, Store, Unplaced, Write};
 use crate::wire::{DeviceId, Eid, Sequence};
 
@@ -51,12 +52,13 @@ impl Calls {
         }
     }
 
-    /// Starts a call. Returns `true` if it must be polled before it does anything.
-    pub(super) fn start(&mut self, call: Call) -> bool {
-        let Call::Write(asked, write) = call else {
-            self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
-            return true;
-        };
+    /// Starts a call. It must be polled before it does anything.
+    pub(super) fn start(&mut self, call: Call) {
+        self.others.get_or_insert_default().push(run(self.store.clone(), call).boxed());
+    }
+
+    /// Submits a write. Returns `true` if it must be polled before it does anything.
+    pub(super) fn write(&mut self, asked: Asked, write: Write) -> bool {
         self.last = self.last.wrapping_add(1);
         self.asked.push_back((self.last, asked));
         // Created here even for a write that waits: the promise records which refusals were known when it was requested.
@@ -168,10 +170,14 @@ mod tests {
     use crate::store::{Embedded, Memory, Options, StoreError};
     use crate::wire::{ChatId, Lane, MessageId, Version};
 
-    fn accept(number: u64) -> Call {
+    fn accept(number: u64) -> (Asked, Write) {
         let message = text("alice", "bob", number);
         let origin = Origin { lane: Lane::Chat, request_id: 0, payload: "text_payload_request" };
-        Call::Write(Asked::Accept(origin, message.local_id.clone()), Write::Accept(Box::new(message), true))
+        (Asked::Accept(origin, message.local_id.clone()), Write::Accept(Box::new(message), true))
+    }
+
+    fn write(calls: &mut Calls, (asked, write): (Asked, Write)) -> bool {
+        calls.write(asked, write)
     }
 
     /// A store whose writer is blocked at message 1 and whose queue is full. Dropping the sender unblocks the writer.
@@ -180,7 +186,7 @@ mod tests {
         let options = Options { queue_wait, ..Options::default() };
         let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
         let mut calls = Calls::new(store.clone());
-        assert!(!calls.start(accept(1)), "the store has it");
+        assert!(!write(&mut calls, accept(1)), "the store has it");
         gate.reached().await;
         take_places(&store, STORE_QUEUE_MAX);
         (calls, go_on)
@@ -198,9 +204,9 @@ mod tests {
     #[tokio::test]
     async fn writes_that_wait_for_a_place_stay_in_order() {
         let (mut calls, go_on) = stalled(Duration::from_secs(60)).await;
-        assert!(calls.start(accept(2)), "it waits for a place");
+        assert!(write(&mut calls, accept(2)), "it waits for a place");
         for number in 3..=20 {
-            assert!(!calls.start(accept(number)), "it waits for that one");
+            assert!(!write(&mut calls, accept(number)), "it waits for that one");
         }
         assert!(futures_util::poll!(std::pin::pin!(calls.next())).is_pending());
         drop(go_on);
@@ -213,10 +219,10 @@ mod tests {
     async fn what_has_no_place_in_time_is_refused_and_so_is_what_waits_behind_it() {
         let (mut calls, go_on) = stalled(Duration::ZERO).await;
         for number in 2..=4 {
-            calls.start(accept(number));
+            write(&mut calls, accept(number));
         }
         let id = MessageId::from_bytes([7; 16]);
-        calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
+        calls.write(Asked::Release(id), Write::Release(eid("alice"), id));
         let mut refused = Vec::new();
         for _ in 0..3 {
             let Some(Done::Accept(_, local, Err(StoreError::Overloaded))) = calls.next().await else { panic!() };
@@ -224,7 +230,7 @@ mod tests {
         }
         assert_eq!(refused, ["local-2", "local-3", "local-4"]);
         assert!(futures_util::poll!(std::pin::pin!(calls.next())).is_pending());
-        calls.start(accept(5));
+        write(&mut calls, accept(5));
         drop(go_on);
         let (mut released, mut accepted) = (0, Vec::new());
         while let Some(done) = calls.next().await {
@@ -243,8 +249,8 @@ mod tests {
     async fn what_is_refused_behind_a_release_that_goes_on_waiting_is_told_before_anything_else_is_taken() {
         let (mut calls, _stand) = stalled(Duration::ZERO).await;
         let id = MessageId::from_bytes([7; 16]);
-        calls.start(Call::Write(Asked::Release(id), Write::Release(eid("alice"), id)));
-        (2..=3).for_each(|number| _ = calls.start(accept(number)));
+        calls.write(Asked::Release(id), Write::Release(eid("alice"), id));
+        (2..=3).for_each(|number| _ = write(&mut calls, accept(number)));
         let name = |done| match done {
             Some(Done::Accept(_, local, Err(StoreError::Overloaded))) => local.to_string(),
             other => panic!("{other:?}"),
@@ -262,24 +268,21 @@ mod tests {
         let store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), gate.clone()).unwrap());
         let mut calls = Calls::new(store.clone());
         let unreleased = |number| {
-            let Call::Write(asked, Write::Accept(message, _)) = accept(number) else { unreachable!() };
-            Call::Write(asked, Write::Accept(message, false))
+            let (asked, Write::Accept(message, _)) = accept(number) else { unreachable!() };
+            (asked, Write::Accept(message, false))
         };
         let full = STORE_UNRELEASED_CHAT_MAX as u64;
-        calls.start(unreleased(1));
+        write(&mut calls, unreleased(1));
         gate.reached().await;
         go_on.send(()).unwrap();
         let Some(Done::Accept(_, _, Ok(oldest))) = calls.next().await else { panic!("it is the first") };
         // The writer blocks at the second message. The last of the others is one too many, but only until the release behind
         // it.
-        (2..=full + 1).for_each(|number| assert!(!calls.start(unreleased(number)), "{number} has a place"));
+        (2..=full + 1).for_each(|number| assert!(!write(&mut calls, unreleased(number)), "{number} has a place"));
         gate.reached().await;
-        assert!(
-            !calls
-                .start(Call::Write(Asked::Release(oldest.message.id), Write::Release(eid("alice"), oldest.message.id)))
-        );
+        assert!(!calls.write(Asked::Release(oldest.message.id), Write::Release(eid("alice"), oldest.message.id)));
         take_places(&store, STORE_QUEUE_MAX);
-        assert!(calls.start(unreleased(full + 2)), "it waits for a place");
+        assert!(write(&mut calls, unreleased(full + 2)), "it waits for a place");
         drop(go_on);
         // Alice's writes are done in turn: the refusal is there, and known, before a place becomes free.
         store.release(&eid("alice"), oldest.message.id).await.unwrap();
@@ -302,13 +305,13 @@ mod tests {
         let options = Options { queue_wait: Duration::ZERO, ..Options::default() };
         let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
         let mut calls = Calls::new(store.clone());
-        assert!(!calls.start(accept(1)));
+        assert!(!write(&mut calls, accept(1)));
         gate.reached().await;
         // 2 and 3 have a place in the queue, behind the commit that the disk holds up. 4 finds none in time.
-        assert!(!calls.start(accept(2)));
-        assert!(!calls.start(accept(3)));
+        assert!(!write(&mut calls, accept(2)));
+        assert!(!write(&mut calls, accept(3)));
         take_places(&store, STORE_QUEUE_MAX - 2);
-        assert!(calls.start(accept(4)));
+        assert!(write(&mut calls, accept(4)));
         let mut told = Vec::new();
         let Some(Done::Accept(_, local, outcome)) = calls.next().await else { panic!() };
         told.push((local.to_string(), outcome.is_ok()));
@@ -323,7 +326,7 @@ mod tests {
         let store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), Arc::new(Nobody)).unwrap());
         let mut calls = Calls::new(store.clone());
         store.close().await;
-        (1..=3).for_each(|number| _ = calls.start(accept(number)));
+        (1..=3).for_each(|number| _ = write(&mut calls, accept(number)));
         let answers = all(&mut calls).await;
         assert!(answers.iter().all(|(_, answer)| *answer == Err(StoreError::Closed)), "{answers:?}");
         assert_eq!(answers.len(), 3);

@@ -20,7 +20,7 @@ use crate::wire::{
 use super::fault::{Fault, require_own};
 use super::flood;
 use super::order::Why;
-use super::{Asked, Call, Now, Open, Origin, Output, Phase, Session, render};
+use super::{Asked, Now, Open, Origin, Output, Phase, Session, render};
 
 /// The session's own messages that are still being processed.
 pub(super) struct Chat {
@@ -147,7 +147,7 @@ impl Session {
         open.chat.requests.push_back((message.local_id.clone(), origin.request_id));
         let release = open.chat.pipelined;
         let asked = Asked::Accept(origin, message.local_id.clone());
-        self.call(Call::Write(asked, Write::Accept(Box::new(message), release)));
+        self.write(asked, Write::Accept(Box::new(message), release));
     }
 
     /// The store has accepted or refused a message. The tail sends the VersionUpdate, in its place among the sender's other
@@ -255,7 +255,7 @@ impl Session {
 
     pub(super) fn release(&mut self, sender: &Eid, messages: impl IntoIterator<Item = MessageId>) {
         for message in messages {
-            self.call(Call::Write(Asked::Release(message), Write::Release(sender.clone(), message)));
+            self.write(Asked::Release(message), Write::Release(sender.clone(), message));
         }
     }
 
@@ -292,7 +292,7 @@ impl Session {
         let at = if request.timestamp > 0 { request.timestamp.min(received_at) } else { received_at };
         let (reader, device) = (open.user.clone(), open.device.clone());
         let acknowledgment = Acknowledgment { reader, device, target, status, at, received_at };
-        self.call(Call::Write(Asked::Acknowledge(origin), Write::Acknowledge(Box::new(acknowledgment))));
+        self.write(Asked::Acknowledge(origin), Write::Acknowledge(Box::new(acknowledgment)));
         Ok(())
     }
 

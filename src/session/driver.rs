@@ -15,12 +15,12 @@ use tracing::field::Empty;
 
 use crate::limits::{CLOSE_LINGER, FRAMES_PER_TURN, LANE_QUEUE_BYTES, TURNS_PER_POLL};
 use crate::observe::CloseReason;
-use crate::store::Store;
+use crate::store::{Store, Write};
 use crate::wire::{CloseCode, Lane};
 
 use super::calls::Calls;
 use super::path::PathMeter;
-use super::{Call, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session};
+use super::{Asked, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session};
 
 /// Serves one connection to its end, and returns the reason for the end. Everything that the session accepted is released
 /// before it returns.
@@ -83,14 +83,16 @@ async fn leave<L: Link>(mut driver: Box<Driver<L>>, ending: Ending) -> CloseReas
 }
 
 /// Runs the calls that are still under way to their end, so that no accepted message waits for a sender that is gone.
-async fn finish(session: &mut Session, calls: &mut Calls, remaining: Vec<Call>) {
-    for call in remaining {
-        calls.start(call);
+async fn finish(session: &mut Session, calls: &mut Calls, remaining: Vec<(Asked, Write)>) {
+    for (asked, write) in remaining {
+        calls.write(asked, write);
     }
     loop {
         while let Some(output) = session.poll_output() {
-            if let Output::Call(call) = output {
-                calls.start(call);
+            match output {
+                Output::Call(call) => calls.start(call),
+                Output::Write(asked, write) => _ = calls.write(asked, write),
+                Output::Send(..) | Output::Synced(..) | Output::Close(..) => {}
             }
         }
         let Some(done) = calls.next().await else { return };
@@ -232,7 +234,11 @@ impl<L: Link> Driver<L> {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Send(lane, frame) => self.link.push(lane, frame),
-                Output::Call(call) => self.called |= self.calls.start(call),
+                Output::Call(call) => {
+                    self.calls.start(call);
+                    self.called = true;
+                }
+                Output::Write(asked, write) => self.called |= self.calls.write(asked, write),
                 Output::Synced(user, device, sequence) => self.calls.synced(&user, &device, sequence),
                 Output::Close(code, reason) => return Some(Ending::Ours(code, reason)),
             }

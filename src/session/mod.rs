@@ -27,7 +27,7 @@ mod tail;
 mod testing;
 
 pub use crate::clock::Now;
-pub use call::{Asked, Call, Done, ListChange, Origin, Purpose, run};
+pub use call::{Asked, Call, Done, ListChange, Origin, Purpose};
 pub use driver::drive;
 pub use flood::{Flood, network_of};
 pub use link::{LaneSet, Link, LinkEvent, PathStats};
@@ -113,6 +113,8 @@ pub enum Output {
     Send(Lane, Bytes),
     /// Run a store call and pass its result to [`Session::done`].
     Call(Call),
+    /// The same for accepting, releasing or acknowledging a message. Writes reach the store in order.
+    Write(Asked, Write),
     /// Move the device's stored cursor; there is no result.
     Synced(Eid, DeviceId, Sequence),
     /// Deliver the frames sent so far, then close. Frames that follow are not sent.
@@ -398,12 +400,11 @@ impl Session {
             || open.listing.as_ref().is_some_and(|listing| listing.is_held()) && queued(Lane::Control) == 0
     }
 
-    /// The connection is closed or closing. Returns the calls that release the messages which still wait for this session.
-    pub fn end(&mut self) -> Vec<Call> {
+    /// The connection is closed or closing. Returns the writes that release the messages which still wait for this session.
+    pub fn end(&mut self) -> Vec<(Asked, Write)> {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Open(mut open) => {
-                let release =
-                    |message| Call::Write(Asked::Release(message), Write::Release(open.user.clone(), message));
+                let release = |message| (Asked::Release(message), Write::Release(open.user.clone(), message));
                 open.chat.unreleased().map(release).collect()
             }
             _ => Vec::new(),
@@ -573,6 +574,11 @@ impl Session {
     fn call(&mut self, call: Call) {
         self.calls += 1;
         self.out.push_back(Output::Call(call));
+    }
+
+    fn write(&mut self, asked: Asked, write: Write) {
+        self.calls += 1;
+        self.out.push_back(Output::Write(asked, write));
     }
 
     fn close(&mut self, code: CloseCode, reason: &'static str) {

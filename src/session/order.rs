@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::config::Rate;
     use crate::session::testing::{Bare, House, payload};
-    use crate::session::{Asked, Call, Done, Output, PathStats};
+    use crate::session::{Asked, Done, Output, PathStats};
     use crate::store::StoreError;
     use crate::store::testing::{device, eid};
     use crate::wire::Lane;
@@ -131,7 +131,7 @@ mod tests {
 
         fn then(&mut self) -> Then {
             match self.bare.outputs().pop() {
-                Some(Output::Call(Call::Write(Asked::Accept(..), _))) => Taken,
+                Some(Output::Write(Asked::Accept(..), _)) => Taken,
                 Some(Output::Send(_, frame)) => match payload(&frame) {
                     Payload::ErrorMessage(error) if error.code == ErrorCode::TooFast.code() => {
                         Wait(error.details.parse().unwrap())

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive, run};
+use super::calls::Calls;
+use super::{Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive};
 use crate::auth::{Grant, Signer, Verifier, dev};
 use crate::config::{AuthConfig, LimitsConfig};
 use crate::hub::Hub;
@@ -78,7 +79,7 @@ impl House {
     pub(super) fn visitor(&self) -> Bare {
         let session =
             Session::new(self.services.clone(), TransportKind::Quic, Ipv4Addr::LOCALHOST.into(), Now::system());
-        Bare { session, store: self.store.clone() }
+        Bare { session, calls: Calls::new(self.store.clone()) }
     }
 
     /// A session that is signed in, with every lane open and presence ready, without a driver.
@@ -110,7 +111,7 @@ impl House {
 /// A session without a driver: the test chooses its inputs and examines its outputs.
 pub(super) struct Bare {
     pub(super) session: Session,
-    store: Arc<dyn Store>,
+    calls: Calls,
 }
 
 impl Bare {
@@ -143,6 +144,10 @@ impl Bare {
                 match output {
                     Output::Send(lane, frame) => sent.push((lane, payload(&frame))),
                     Output::Call(call) => self.answer(call).await,
+                    Output::Write(asked, write) => {
+                        self.calls.write(asked, write);
+                        self.answered().await;
+                    }
                     Output::Synced(..) => {}
                     Output::Close(code, _) => closed = Some(code),
                 }
@@ -152,7 +157,13 @@ impl Bare {
 
     /// Runs a call and passes its result to the session.
     pub(super) async fn answer(&mut self, call: Call) {
-        let done = run(self.store.clone(), call).await;
+        self.calls.start(call);
+        self.answered().await;
+    }
+
+    /// Passes the result of what is under way to the session.
+    async fn answered(&mut self) {
+        let done = self.calls.next().await.unwrap();
         self.session.done(done, Now::system());
     }
 }

@@ -13,7 +13,7 @@ use crate::config::{AuthConfig, LimitsConfig, Rate};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
 use crate::observe::{Metrics, TransportKind};
-use crate::session::{Asked, Call, Done, Flood, Origin, Services, Session, Settings};
+use crate::session::{Asked, Call, Done, Flood, Origin, Output, Services, Session, Settings};
 use crate::store::{
     Change, HistoryQuery, Kv, Ledger, LogEntry, LogObserver, Memory, Op, Outcome, Reply, StoreError, read_history,
     read_log,
@@ -104,7 +104,7 @@ pub(super) struct Conn {
     /// The connection is gone; only its store calls are still completed.
     pub(super) ended: bool,
     /// Calls that are requested and not yet at the store.
-    pub(super) unsubmitted: VecDeque<Call>,
+    pub(super) unsubmitted: VecDeque<Output>,
     /// Number of calls at the store.
     pub(super) under_way: usize,
     /// Calls that have come back.
@@ -200,10 +200,14 @@ impl Server {
         let Some(call) = conn.unsubmitted.pop_front() else { return };
         conn.under_way += 1;
         let (op, tag) = match call {
-            Call::OpenDevice(user, device, bearer) => (Op::OpenDevice(user, device, bearer), Tag::OpenDevice),
-            Call::Write(asked, write) => (write.into_op().1, Tag::Write(asked)),
-            Call::History(origin, query) => return self.reads.push((link, Read::History(origin, query))),
-            Call::ReadLog(user, after, limit) => return self.reads.push((link, Read::Log(user, after, limit))),
+            Output::Write(asked, write) => (write.into_op().1, Tag::Write(asked)),
+            Output::Call(Call::OpenDevice(user, device, bearer)) => {
+                (Op::OpenDevice(user, device, bearer), Tag::OpenDevice)
+            }
+            Output::Call(Call::History(origin, query)) => return self.reads.push((link, Read::History(origin, query))),
+            Output::Call(Call::ReadLog(user, after, limit)) => {
+                return self.reads.push((link, Read::Log(user, after, limit)));
+            }
             other => unreachable!("no device asks for it: {other:?}"),
         };
         self.queue.push_back((op, Some((link, tag))));

@@ -304,7 +304,7 @@ impl World {
                     state.lane(lane).queued.push_back(frame);
                 }
                 Output::Send(..) => {}
-                Output::Call(call) => conn.unsubmitted.push_back(call),
+                Output::Call(_) | Output::Write(..) => conn.unsubmitted.push_back(output),
                 Output::Synced(user, device, sequence) => synced.push(Op::AdvanceCursor(user, device, sequence)),
                 Output::Close(code, reason) => closing = closing.or(Some((code, reason))),
             }
@@ -329,7 +329,7 @@ impl World {
         let conn = self.conn(link);
         conn.ended = true;
         let rest = conn.session.end();
-        conn.unsubmitted.extend(rest);
+        conn.unsubmitted.extend(rest.into_iter().map(|(asked, write)| Output::Write(asked, write)));
         let state = self.link(link);
         state.server = false;
         state.lanes.iter_mut().for_each(|lane| lane.up.clear());
