@@ -218,6 +218,8 @@ pub const STORE_LOCK_RELEASED_WITHIN: Duration = Duration::from_secs(1);
 pub const LOG_ROW_ENTRIES_MAX: usize = 16;
 /// Pause between two looks at the files that the engine writes: what they grew by is then written to disk.
 pub const STORE_FILES_PAUSE: Duration = Duration::from_millis(2);
+/// The engine's tables that are kept open for reading, each of which is a file descriptor; others are opened for each read.
+pub const STORE_TABLES_OPEN_MAX: usize = 512;
 /// Files of the engine that are kept open, so that they can be freed bit by bit when they are deleted: those of some 10 GiB.
 /// Other files are freed at once, and a commit may wait for it.
 pub const STORE_FILES_OPEN_MAX: usize = 256;
@@ -259,9 +261,12 @@ pub const TCP_WRITE_BYTES: usize = 16 * 1024;
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Ports that are tried, if any port will do, until one is free for both UDP and TCP.
 pub const PORT_TRIES: usize = 32;
-/// Handshakes under way at once over each transport, of which one address may have half; further connection attempts are
-/// refused until one is done.
+/// Handshakes under way at once over each transport, of which an address may have as many as it leaves free; further connection
+/// attempts are refused until one is done.
 pub const HANDSHAKES_MAX: usize = 512;
+/// File descriptors that connections over TCP leave to the rest: the store's ([`STORE_TABLES_OPEN_MAX`], [`STORE_FILES_OPEN_MAX`]), the
+/// metrics listener's ([`PAGES_CONNECTIONS_MAX`]), and whatever is opened for a moment. Where the system allows few, TCP has a quarter all the same.
+pub const DESCRIPTORS_RESERVED: usize = 1024;
 /// Number of handshakes under way from which on a new client must prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
 /// TLS sessions that devices may resume with 0-RTT data: two for each possible connection. Some 350 bytes each.

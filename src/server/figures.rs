@@ -81,6 +81,8 @@ impl Figures {
     fn connections(&self, metrics: &Metrics) {
         let (connections, max) = self.crowd.connections();
         queue(metrics, QueueKind::Connections, connections, max);
+        let (sockets, max) = self.crowd.sockets();
+        queue(metrics, QueueKind::ConnectionsTcp, sockets, max);
         let (quic, max) = self.crowd.handshakes(TransportKind::Quic);
         queue(metrics, QueueKind::HandshakesQuic, quic, max);
         let (tcp, max) = self.crowd.handshakes(TransportKind::Tcp);

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -26,12 +27,12 @@ use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
-use crate::limits::DRAIN_WITHIN;
+use crate::limits::{DESCRIPTORS_RESERVED, DRAIN_WITHIN};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options, Store, StoreError, make_folder};
 use crate::transport::quic::{self, QuicError};
-use crate::transport::{Crowd, tls_tcp};
+use crate::transport::{Crowd, CrowdLimits, tls_tcp};
 use crate::wire::CloseCode;
 
 use control::{Control, Listening};
@@ -143,12 +144,14 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let quic_config = quic::server_config(&config.quic, tls.clone(), &services.metrics)?;
+        let tickets = quic::tickets(&services.metrics);
+        let quic_config = quic::server_config(&config.quic, tls.clone(), tickets.clone())?;
         let Listeners { quic: (endpoint, quic_address), tcp, metrics: (pages, metrics_address) } =
             Listeners::bind(&config, &quic_config).await?;
         let (tcp, tcp_address) = tcp.unzip();
         let chain = credentials.chain;
-        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic_config, tls, seen, chain);
+        let quic = (quic_config, tickets);
+        let reload = Reload::new(config.clone(), services.clone(), endpoint.clone(), quic, tls, seen, chain);
         let accept_with = accept_with(&config.quic, reload.quic(), &services.metrics)?;
         let mut server = Server {
             quic_address,
@@ -163,9 +166,12 @@ impl Server {
             ended: CancellationToken::new(),
             background: Vec::new(),
         };
-        let QuicConfig { max_connections, handshakes_max, .. } = config.quic;
-        let crowd = Crowd::new(config.limits.connections_per_address, max_connections, handshakes_max);
-        let crowd = Arc::new(crowd);
+        let crowd = Arc::new(Crowd::new(&CrowdLimits {
+            connections: config.quic.max_connections,
+            per_address: config.limits.connections_per_address,
+            sockets: sockets_max(config.quic.max_connections),
+            handshakes: config.quic.handshakes_max,
+        }));
         let accepting = server.accept_devices(&config.quic, accept_with, tcp, &crowd);
         let (store, metrics) = (server.store.clone(), server.services.metrics.clone());
         let readiness = Arc::new(Readiness::new(store.clone(), metrics.clone(), server.stop.clone(), accepting));
@@ -298,6 +304,18 @@ impl Drop for Server {
         self.ended.cancel();
         self.stop_background();
     }
+}
+
+/// Connections over TCP, each of which is a file descriptor: as many as the system allows beside those that the server needs
+/// itself. A store that finds none left fails until a restart.
+fn sockets_max(connections: usize) -> usize {
+    let open_files = getrlimit(Resource::Nofile).current.and_then(|max| usize::try_from(max).ok());
+    let Some(open_files) = open_files else { return connections };
+    let sockets = open_files.saturating_sub(DESCRIPTORS_RESERVED).max(open_files / 4);
+    if sockets < connections {
+        tracing::info!(open_files, sockets, "the limit of open files bounds connections over TCP");
+    }
+    sockets.min(connections)
 }
 
 /// Gives each connection its own trace, if that is configured.

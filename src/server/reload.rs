@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL, RELOAD_WITHIN};
 use crate::observe::ReloadResult;
 use crate::session::Services;
-use crate::transport::{quic, tls_tcp};
+use crate::transport::{Tickets, quic, tls_tcp};
 
 /// The configurations that new connections are accepted with, and what renews them.
 pub(super) struct Reload {
@@ -42,6 +42,8 @@ struct State {
     /// Whether these were refused.
     refused: bool,
     chain: Vec<CertificateDer<'static>>,
+    /// The tickets of both transports.
+    tickets: [Arc<Tickets>; 2],
 }
 
 impl Reload {
@@ -50,15 +52,18 @@ impl Reload {
         config: Config,
         services: Arc<Services>,
         endpoint: Endpoint,
-        quic: quinn::ServerConfig,
+        (quic, quic_tickets): (quinn::ServerConfig, Arc<Tickets>),
         tls: rustls::ServerConfig,
         seen: [u8; 32],
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
         note_expiry(&services, &chain);
         services.metrics.reload_pending.set(0.0);
-        let state = Arc::new(tokio::sync::Mutex::new(State { seen, refused: false, chain }));
-        let (quic, tcp) = (watch::Sender::new(Arc::new(quic)), watch::Sender::new(tls_tcp::server_config(tls)));
+        let tcp_tickets = uncounted_tickets();
+        let tcp = watch::Sender::new(tls_tcp::server_config(tls, tcp_tickets.clone()));
+        let quic = watch::Sender::new(Arc::new(quic));
+        let tickets = [quic_tickets, tcp_tickets];
+        let state = Arc::new(tokio::sync::Mutex::new(State { seen, refused: false, chain, tickets }));
         Reload { config, services, endpoint, quic, tcp, state, closed: Mutex::new(false) }
     }
 
@@ -144,7 +149,8 @@ impl Reload {
             // A new configuration, which remembers nothing from the old certificate's time: a client does not check the
             // certificate when it resumes a session, so no earlier session may be resumed.
             let tls = auth::server_tls(&credentials)?;
-            let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), &self.services.metrics)?;
+            let tickets = [quic::tickets(&self.services.metrics), uncounted_tickets()];
+            let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), tickets[0].clone())?;
             let closed = self.closed();
             if *closed {
                 return Ok(false);
@@ -152,7 +158,10 @@ impl Reload {
             self.endpoint.set_server_config(Some(quic.clone()));
             drop(closed);
             self.quic.send_replace(Arc::new(quic));
-            self.tcp.send_replace(tls_tcp::server_config(tls));
+            self.tcp.send_replace(tls_tcp::server_config(tls, tickets[1].clone()));
+            // Connections of before may stay for weeks, and would keep all that their certificate had.
+            state.tickets.iter().for_each(|tickets| tickets.clear());
+            state.tickets = tickets;
             note_expiry(&self.services, &credentials.chain);
             state.chain = credentials.chain;
         }
@@ -170,6 +179,11 @@ impl Reload {
     fn closed(&self) -> MutexGuard<'_, bool> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// TCP has no early data, so tickets that are not known say nothing.
+fn uncounted_tickets() -> Arc<Tickets> {
+    Arc::new(Tickets::new(|| ()))
 }
 
 fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {

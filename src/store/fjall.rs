@@ -49,6 +49,7 @@ impl Fjall {
         let open = || {
             let builder = Database::builder(dir)
                 .cache_size(cache_bytes)
+                .max_cached_files(Some(limits::STORE_TABLES_OPEN_MAX))
                 .max_journaling_size(limits::STORE_JOURNAL_BYTES_MAX)
                 .worker_threads(limits::STORE_WORKERS);
             gives_way(|| builder.open())

@@ -10,13 +10,26 @@ use crate::session::network_of;
 /// The connections over both transports, and each transport's handshakes under way.
 pub struct Crowd {
     connections: Arc<Places>,
+    sockets: Arc<Places>,
     handshakes: [Arc<Places>; 2],
+}
+
+/// How many at once.
+pub struct CrowdLimits {
+    /// Connections over both transports.
+    pub connections: usize,
+    /// Those of one address; zero: no limit.
+    pub per_address: usize,
+    /// Connections over TCP.
+    pub sockets: usize,
+    /// Handshakes under way over each transport.
+    pub handshakes: usize,
 }
 
 /// Why a connection is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The server is full, or the transport or the address has enough handshakes under way.
+    /// The server is full, or the address has enough of the handshakes under way.
     Load,
     /// The address has enough connections.
     Address,
@@ -26,21 +39,32 @@ pub(super) enum Refusal {
 pub(super) struct Admitted {
     pub(super) connection: Place,
     pub(super) handshake: Place,
+    /// Over TCP.
+    pub(super) socket: Option<Place>,
 }
 
 impl Crowd {
-    /// At most `connections` at once, of which one address has `per_address` (zero: no limit), and `handshakes` over each
-    /// transport.
-    pub fn new(per_address: usize, connections: usize, handshakes: usize) -> Crowd {
+    /// Nobody yet.
+    pub fn new(limits: &CrowdLimits) -> Crowd {
         // An address can begin handshakes without end and finish none: over TCP it need not prove itself by a packet first, and
-        // over QUIC a real one proves itself as often as it is asked to. So one address gets half of the places.
-        let shaking = || Places::new(handshakes.div_ceil(2), handshakes);
-        Crowd { connections: Places::new(per_address, connections), handshakes: [shaking(), shaking()] }
+        // over QUIC a real one proves itself as often as it is asked to.
+        let shaking = || Places::new(Share::OfFree, limits.handshakes);
+        let share = if limits.per_address == 0 { Share::All } else { Share::AtMost(limits.per_address) };
+        Crowd {
+            connections: Places::new(share, limits.connections),
+            sockets: Places::new(Share::All, limits.sockets),
+            handshakes: [shaking(), shaking()],
+        }
     }
 
     /// The current number of connections, and the limit.
     pub fn connections(&self) -> (usize, usize) {
         (self.connections.counts().total, self.connections.total)
+    }
+
+    /// The current number of connections over TCP, and the limit.
+    pub fn sockets(&self) -> (usize, usize) {
+        (self.sockets.counts().total, self.sockets.total)
     }
 
     /// The number of a transport's handshakes under way, and the limit.
@@ -54,7 +78,8 @@ impl Crowd {
         let network = network_of(address.ip());
         let handshake = self.handshakes[transport as usize].take(network).map_err(|_| Refusal::Load)?;
         let connection = self.connections.take(network)?;
-        Ok(Admitted { connection, handshake })
+        let socket = (transport == TransportKind::Tcp).then(|| self.sockets.take(network)).transpose()?;
+        Ok(Admitted { connection, handshake, socket })
     }
 }
 
@@ -69,10 +94,18 @@ impl Refusal {
 
 /// So many places in all, and for each address.
 struct Places {
-    /// Zero: no limit.
-    per_address: usize,
+    share: Share,
     total: usize,
     counts: Mutex<Counts>,
+}
+
+/// How many places one address may take.
+enum Share {
+    All,
+    AtMost(usize),
+    /// As many as it leaves free: half of them if it is alone, a third beside another that takes what it gets. However many take
+    /// all they get, a newcomer finds a place.
+    OfFree,
 }
 
 /// Holds at most as many addresses as there are places.
@@ -83,8 +116,8 @@ struct Counts {
 }
 
 impl Places {
-    fn new(per_address: usize, total: usize) -> Arc<Places> {
-        Arc::new(Places { per_address, total, counts: Mutex::default() })
+    fn new(share: Share, total: usize) -> Arc<Places> {
+        Arc::new(Places { share, total, counts: Mutex::default() })
     }
 
     fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Refusal> {
@@ -94,7 +127,12 @@ impl Places {
             return Err(Refusal::Load);
         }
         let taken = by_address.get(&address).copied().unwrap_or_default();
-        if self.per_address > 0 && taken >= self.per_address {
+        let enough = match self.share {
+            Share::All => false,
+            Share::AtMost(most) => taken >= most,
+            Share::OfFree => taken >= self.total - *total,
+        };
+        if enough {
             return Err(Refusal::Address);
         }
         by_address.insert(address, taken + 1);
@@ -136,25 +174,40 @@ mod tests {
         crowd.admit(TransportKind::Quic, address).err()
     }
 
+    fn crowd(per_address: usize, connections: usize, handshakes: usize) -> Crowd {
+        Crowd::new(&CrowdLimits { connections, per_address, sockets: 1, handshakes })
+    }
+
     #[test]
     fn an_address_has_so_many_places_and_gets_them_back() {
-        let crowd = Crowd::new(2, 3, 100);
-        let _first = crowd.admit(TransportKind::Quic, ONE).unwrap();
-        let second = crowd.admit(TransportKind::Tcp, ONE).unwrap();
-        assert_eq!((refusal(&crowd, ONE), refusal(&crowd, OTHER)), (Some(Refusal::Address), None));
-        let third = crowd.admit(TransportKind::Quic, OTHER).unwrap();
-        assert_eq!((refusal(&crowd, OTHER), crowd.connections()), (Some(Refusal::Load), (3, 3)));
+        let few = crowd(2, 3, 100);
+        let _first = few.admit(TransportKind::Quic, ONE).unwrap();
+        let second = few.admit(TransportKind::Tcp, ONE).unwrap();
+        assert_eq!((refusal(&few, ONE), refusal(&few, OTHER)), (Some(Refusal::Address), None));
+        let third = few.admit(TransportKind::Quic, OTHER).unwrap();
+        assert_eq!((refusal(&few, OTHER), few.connections()), (Some(Refusal::Load), (3, 3)));
         drop(third);
-        assert_eq!((refusal(&crowd, ONE), refusal(&crowd, OTHER)), (Some(Refusal::Address), None));
+        assert_eq!((refusal(&few, ONE), refusal(&few, OTHER)), (Some(Refusal::Address), None));
         drop(second);
-        assert_eq!(refusal(&crowd, ONE), None);
-        assert_eq!(refusal(&Crowd::new(0, 1, 1), ONE), None);
+        assert_eq!(refusal(&few, ONE), None);
+        assert_eq!(refusal(&crowd(0, 1, 1), ONE), None);
+    }
+
+    #[test]
+    fn tcp_has_no_more_than_its_sockets_and_quic_needs_none() {
+        let crowd = crowd(0, 100, 100);
+        let first = crowd.admit(TransportKind::Tcp, ONE).unwrap();
+        let refused = crowd.admit(TransportKind::Tcp, OTHER).err();
+        assert_eq!((refused, refusal(&crowd, OTHER), crowd.sockets()), (Some(Refusal::Load), None, (1, 1)));
+        assert_eq!(crowd.connections().0, 1, "who is refused has no place");
+        drop(first);
+        assert!(crowd.admit(TransportKind::Tcp, OTHER).is_ok());
     }
 
     #[test]
     fn an_address_has_half_of_a_transports_handshakes_and_who_is_refused_has_none() {
-        let crowd = Crowd::new(1, 100, 2);
-        let Admitted { connection, handshake } = crowd.admit(TransportKind::Quic, ONE).unwrap();
+        let crowd = crowd(1, 100, 2);
+        let Admitted { connection, handshake, .. } = crowd.admit(TransportKind::Quic, ONE).unwrap();
         drop(connection);
         assert_eq!(refusal(&crowd, ONE), Some(Refusal::Load));
         assert_eq!((crowd.handshakes(TransportKind::Quic), crowd.handshakes(TransportKind::Tcp)), ((1, 2), (0, 2)));
@@ -163,5 +216,20 @@ mod tests {
         drop((handshake, other.handshake));
         assert_eq!(refusal(&crowd, OTHER), Some(Refusal::Address));
         assert_eq!((crowd.handshakes(TransportKind::Quic), crowd.connections()), ((0, 2), (1, 100)));
+    }
+
+    #[test]
+    fn a_few_addresses_that_take_all_handshakes_they_get_leave_places_for_others() {
+        let crowd = Crowd::new(&CrowdLimits { connections: 10_000, per_address: 0, sockets: 10_000, handshakes: 512 });
+        let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 1));
+        let mut taken = Vec::new();
+        for attacker in 1..=5 {
+            while let Ok(admitted) = crowd.admit(TransportKind::Tcp, address(attacker)) {
+                taken.push(admitted);
+                assert!(taken.len() < 512);
+            }
+        }
+        assert_eq!(taken.len(), 256 + 128 + 64 + 32 + 16);
+        assert_eq!(refusal(&crowd, address(200)), None);
     }
 }

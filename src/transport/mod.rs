@@ -11,5 +11,5 @@ mod tcp_info;
 mod tickets;
 pub mod tls_tcp;
 
-pub use crowd::Crowd;
+pub use crowd::{Crowd, CrowdLimits};
 pub use tickets::Tickets;

@@ -52,39 +52,43 @@ pub enum QuicError {
     Settings(String),
 }
 
-/// The configuration that connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and only TLS 1.3. It does not
-/// know tickets of an earlier configuration: a client that resumes one does a full handshake, and sees the certificate of
-/// `tls`.
+/// The configuration that connections are accepted with. `tls` must offer [`crate::wire::ALPN`] and only TLS 1.3. With `tickets` of
+/// its own, a client that resumes one of an earlier configuration does a full handshake, and sees the certificate of `tls`.
 ///
 /// # Errors
 /// [`QuicError::Settings`] if rustls or quinn would refuse `tls`, or the idle timeout is too long.
 pub fn server_config(
     config: &QuicConfig,
     tls: rustls::ServerConfig,
-    metrics: &Arc<Metrics>,
+    tickets: Arc<Tickets>,
 ) -> Result<ServerConfig, QuicError> {
-    let mut server = ServerConfig::with_crypto(crypto(tls, metrics)?);
+    let mut server = ServerConfig::with_crypto(crypto(tls, tickets)?);
     server.transport_config(Arc::new(transport(config)?)).migration(true).max_incoming(config.handshakes_max);
     Ok(server)
 }
 
-/// The same with another certificate and without the tickets of before. Tokens that prove a client's address stay valid.
+/// The same with another certificate and other tickets. Tokens that prove a client's address stay valid.
 ///
 /// # Errors
 /// [`QuicError::Settings`] if rustls or quinn would refuse `tls`.
 pub fn with_tls(
     server: &ServerConfig,
     tls: rustls::ServerConfig,
-    metrics: &Arc<Metrics>,
+    tickets: Arc<Tickets>,
 ) -> Result<ServerConfig, QuicError> {
     let mut server = server.clone();
-    server.crypto = crypto(tls, metrics)?;
+    server.crypto = crypto(tls, tickets)?;
     Ok(server)
 }
 
-fn crypto(mut tls: rustls::ServerConfig, metrics: &Arc<Metrics>) -> Result<Arc<QuicTls>, QuicError> {
+/// No tickets yet. Those that clients present and that are not known are counted.
+pub fn tickets(metrics: &Arc<Metrics>) -> Arc<Tickets> {
     let metrics = metrics.clone();
-    tls.session_storage = Arc::new(Tickets::new(move || metrics.zero_rtt[ZeroRttResult::Rejected].increment(1)));
+    Arc::new(Tickets::new(move || metrics.zero_rtt[ZeroRttResult::Rejected].increment(1)))
+}
+
+fn crypto(mut tls: rustls::ServerConfig, tickets: Arc<Tickets>) -> Result<Arc<QuicTls>, QuicError> {
+    tls.session_storage = tickets;
     // QUIC allows no other size (RFC 9001, 4.6.1); what is held of early data is bounded by the windows.
     tls.max_early_data_size = u32::MAX;
     QuicTls::new(tls).map(Arc::new).map_err(|error| QuicError::Settings(error.to_string()))
@@ -223,7 +227,7 @@ pub async fn serve(
 fn connect(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    Admitted { connection: place, handshake: shaking }: Admitted,
+    Admitted { connection: place, handshake: shaking, .. }: Admitted,
     (services, store): (Arc<Services>, Arc<dyn Store>),
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {

@@ -25,6 +25,11 @@ impl Tickets {
         Tickets { sessions: Mutex::new(LruCache::unbounded()), unknown: Box::new(unknown) }
     }
 
+    /// Forgets all of them. Connections keep the configuration that they were accepted with, and its tickets with it.
+    pub fn clear(&self) {
+        *self.sessions() = LruCache::unbounded();
+    }
+
     fn sessions(&self) -> MutexGuard<'_, LruCache<Vec<u8>, Vec<u8>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,5 +91,7 @@ mod tests {
         assert_eq!(tickets.take(&name(0)), None);
         assert_eq!(unknown.load(Ordering::Relaxed), 2);
         assert!(tickets.sessions().len() <= TICKETS_MAX);
+        tickets.clear();
+        assert_eq!(tickets.take(&name(TICKETS_MAX)), None);
     }
 }

@@ -36,9 +36,9 @@ use super::crowd::{Admitted, Crowd};
 use super::tcp_info;
 
 /// The configuration that connections are accepted with: `tls` with tickets of its own, so that a client that resumes a session
-/// of an earlier certificate does a full handshake. TCP has no early data, so tickets that are unknown are not counted.
-pub fn server_config(mut tls: rustls::ServerConfig) -> Arc<rustls::ServerConfig> {
-    tls.session_storage = Arc::new(Tickets::new(|| ()));
+/// of an earlier certificate does a full handshake.
+pub fn server_config(mut tls: rustls::ServerConfig, tickets: Arc<Tickets>) -> Arc<rustls::ServerConfig> {
+    tls.session_storage = tickets;
     tls.max_fragment_size = Some(TLS_RECORD_BYTES);
     Arc::new(tls)
 }
@@ -67,7 +67,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let Admitted { connection: place, handshake: shaking } = match crowd.admit(TransportKind::Tcp, remote) {
+        let Admitted { connection, handshake: shaking, socket } = match crowd.admit(TransportKind::Tcp, remote) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 refusal.count(&services.metrics);
@@ -104,7 +104,7 @@ pub async fn serve(
                 }
                 Err(error) => tracing::debug!(%remote, %error, "TLS handshake failed"),
             }
-            drop(place);
+            drop((connection, socket));
         });
     }
 }

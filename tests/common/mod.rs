@@ -31,7 +31,7 @@ pub use process::{Process, program};
 pub use quic::{QuicLink, client_endpoint, half_open};
 pub use raw::{Raw, identity, length_prefix};
 pub use road::Road;
-pub use server::{Door, SignIn, TestServer, scratch, sign};
+pub use server::{Door, SignIn, TestServer, metric, scratch, sign};
 pub use tcp::TcpLink;
 
 use std::future::Future;

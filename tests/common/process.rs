@@ -16,6 +16,8 @@ pub struct Process {
     child: Child,
     stdout: BufReader<ChildStdout>,
     data_dir: PathBuf,
+    /// Where the metrics are.
+    pub pages: SocketAddr,
     /// How devices get in.
     pub door: Door,
 }
@@ -23,24 +25,35 @@ pub struct Process {
 impl Process {
     /// Starts it and waits for its ready line. `variables` are set in its environment.
     pub async fn start(data_dir: &Path, variables: &[(&str, &str)]) -> Process {
+        let mut program = program(data_dir);
+        program.envs(variables.iter().copied());
+        Process::run(program, data_dir).await
+    }
+
+    /// Starts it as a process that may open so many files.
+    pub async fn with_open_files(data_dir: &Path, open_files: usize) -> Process {
+        let program = program(data_dir);
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("ulimit -n {open_files} && exec \"$0\" \"$@\""));
+        shell.arg(program.as_std().get_program()).args(program.as_std().get_args());
+        Process::run(shell, data_dir).await
+    }
+
+    async fn run(mut program: Command, data_dir: &Path) -> Process {
         std::fs::create_dir_all(data_dir).expect("a directory");
         let log = std::fs::File::options().create(true).append(true).open(log_file(data_dir)).expect("a log");
-        let mut child = program(data_dir)
-            .envs(variables.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program runs");
+        let mut child =
+            program.stdout(Stdio::piped()).stderr(log).kill_on_drop(true).spawn().expect("the program runs");
         let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut line = String::new();
         within_bound("the ready line", stdout.read_line(&mut line)).await.expect("it is text");
-        let address = line.strip_prefix("bimip ready quic=").and_then(|rest| rest.split_whitespace().next());
-        let address: SocketAddr = address.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let address =
+            |what| line.split_whitespace().find_map(|word| word.strip_prefix(what)?.parse::<SocketAddr>().ok());
+        let (Some(quic), Some(pages)) = (address("quic="), address("metrics=")) else {
             panic!("no ready line: {line:?}\n{}", std::fs::read_to_string(log_file(data_dir)).unwrap_or_default())
-        });
-        let door = Door::new(data_dir, address, limits::FRAME_BYTES_MAX);
-        Process { child, stdout, data_dir: data_dir.to_owned(), door }
+        };
+        let door = Door::new(data_dir, quic, limits::FRAME_BYTES_MAX);
+        Process { child, stdout, data_dir: data_dir.to_owned(), pages, door }
     }
 
     /// Its data directory.

@@ -153,26 +153,36 @@ impl TestServer {
 
     /// The body of a plain HTTP GET from the metrics listener.
     pub async fn get(&self, path: &str) -> String {
-        let exchange = async {
-            let mut http = TcpStream::connect(self.server.metrics_address).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-            http.write_all(request.as_bytes()).await?;
-            let mut response = String::new();
-            http.read_to_string(&mut response).await?;
-            std::io::Result::Ok(response)
-        };
-        let response = within_bound("an HTTP response", exchange).await.expect("the metrics listener answers");
-        let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        body.to_owned()
+        get(self.server.metrics_address, path).await
     }
 
     /// The value of a metric's series, named with its labels as on the metrics page; zero if the series does not exist.
     pub async fn metric(&self, series: &str) -> f64 {
-        let page = self.get("/metrics").await;
-        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.map_or(0.0, |value| value.parse().expect("a number"))
+        metric(self.server.metrics_address, series).await
     }
+}
+
+/// The body of a plain HTTP GET from a metrics listener.
+async fn get(pages: SocketAddr, path: &str) -> String {
+    let exchange = async {
+        let mut http = TcpStream::connect(pages).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        http.write_all(request.as_bytes()).await?;
+        let mut response = String::new();
+        http.read_to_string(&mut response).await?;
+        std::io::Result::Ok(response)
+    };
+    let response = within_bound("an HTTP response", exchange).await.expect("the metrics listener answers");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    body.to_owned()
+}
+
+/// The value of a metric's series at a metrics listener; zero if the series does not exist.
+pub async fn metric(pages: SocketAddr, series: &str) -> f64 {
+    let page = get(pages, "/metrics").await;
+    let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
 /// What a device needs to connect: the server's address, the trusted authority, and the key that signs tokens.

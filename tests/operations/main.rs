@@ -7,6 +7,7 @@ mod common;
 
 mod backup;
 mod control;
+mod descriptors;
 mod doctor;
 mod keys;
 mod log;

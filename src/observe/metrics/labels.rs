@@ -128,7 +128,7 @@ labels! {
     /// What waits or is under way, up to a bound.
     QueueKind "queue" {
         StoreWrites = "store_writes", StoreReads = "store_reads", Unreleased = "unreleased",
-        Connections = "connections", HandshakesQuic = "handshakes_quic", HandshakesTcp = "handshakes_tcp",
+        Connections = "connections", ConnectionsTcp = "connections_tcp", HandshakesQuic = "handshakes_quic", HandshakesTcp = "handshakes_tcp",
         PresenceKept = "presence_kept",
     }
 }

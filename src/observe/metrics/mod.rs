@@ -74,7 +74,7 @@ metrics! {
     handshakes_retried: Family<Counter, ()>, Counter, "bimip_handshakes_retried_total",
         "Newcomers told to prove their address.";
     zero_rtt: Family<Counter, ZeroRttResult>, Counter, "bimip_zero_rtt_total",
-        "Connections that came with early data, by what became of it.";
+        "Connections whose early data was accepted, and tickets that were not known.";
 
     // The network.
     migrations: Family<Counter, MigrationKind>, Counter, "bimip_path_migrations_total",
