@@ -35,6 +35,8 @@ use super::Tickets;
 use super::crowd::{Admitted, Crowd};
 use super::tcp_info;
 
+const UNKNOWN_LANE: LinkEvent = LinkEvent::Violation("unknown lane");
+
 /// The configuration that connections are accepted with: `tls` with tickets of its own, so that a client that resumes a session
 /// of an earlier certificate does a full handshake.
 pub fn server_config(mut tls: rustls::ServerConfig, tickets: Arc<Tickets>) -> Arc<rustls::ServerConfig> {
@@ -202,7 +204,10 @@ impl TcpLink {
         while self.held.is_none() {
             let (byte, frame) = match self.decoder.next_frame() {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return None,
+                Ok(None) => {
+                    let unknown = self.decoder.next_lane().is_some_and(|byte| Lane::from_byte(byte).is_none());
+                    return unknown.then_some(UNKNOWN_LANE);
+                }
                 Err((byte, _)) => {
                     // Any first frame opens its lane, so the refusal goes there.
                     let lane = Lane::from_byte(byte).unwrap_or(Lane::Control);
@@ -210,7 +215,7 @@ impl TcpLink {
                     return Some(LinkEvent::Oversized(lane));
                 }
             };
-            let Some(lane) = Lane::from_byte(byte) else { return Some(LinkEvent::Violation("unknown lane")) };
+            let Some(lane) = Lane::from_byte(byte) else { return Some(UNKNOWN_LANE) };
             let opened = !self.lanes.contains(lane);
             self.lanes = self.lanes.with(lane);
             // An empty frame only opens a lane.

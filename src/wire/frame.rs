@@ -114,6 +114,11 @@ impl LaneFrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// The lane byte of the next frame, of which the rest may not be here yet.
+    pub fn next_lane(&self) -> Option<u8> {
+        self.buffer.first().copied()
+    }
+
     /// The next complete frame, without its prefix, and the lane byte before it; `None` until more bytes are fed.
     ///
     /// # Errors

@@ -62,6 +62,16 @@ async fn an_empty_frame_on_an_open_lane_says_nothing() {
 }
 
 #[tokio::test]
+async fn an_unknown_lane_is_refused_before_its_frame_is_there() {
+    let server = TestServer::start().await;
+    for rest in [&[][..], &[0x7f]] {
+        let mut alice = server.sign_in(ALICE, "phone").await;
+        tcp(&mut alice).write_bytes(&[[4].as_slice(), rest].concat()).await.unwrap();
+        alice.expect_close(CloseCode::ProtocolViolation).await;
+    }
+}
+
+#[tokio::test]
 async fn a_frame_before_session_open_holds_it_up_until_the_time_is_out() {
     let server = TestServer::with(|config| config.session.open_within_ms = 100).await;
     let mut alice = server.connect().await;
