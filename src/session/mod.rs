@@ -3,13 +3,14 @@
 //! The inputs are events of the link, finished store calls, notices of the hub, and the time; the outputs are frames to send,
 //! store calls to run, and the close. [`drive`] connects the state machine to a [`Link`] and a store. Each family of requests
 //! has its own file: `chat`, `media`, `history`, `presence`, `contacts`, `control` (pings), `leave` (revocation and logout).
-//! `sign_in` opens the session, and `tail` delivers the user's log.
+//! `sign_in` opens the session, `tail` delivers the user's log, and `drain` ends the session when the server shuts down.
 
 mod call;
 mod calls;
 mod chat;
 mod contacts;
 mod control;
+mod drain;
 mod driver;
 mod fault;
 mod flood;
@@ -132,7 +133,8 @@ pub struct Session {
     signal: Arc<Signal>,
     phase: Phase,
     lanes: LaneSet,
-    draining: bool,
+    /// The server shuts down. Until this time the session waits for room on its lanes for the answers that it owes.
+    draining: Option<Instant>,
     /// [`Output::Close`] was already queued.
     closing: bool,
     /// Round-trip time of the peer's path when it was last sampled; zero before that, and if the transport does not report it.
@@ -205,7 +207,7 @@ impl Session {
             signal,
             phase,
             lanes: LaneSet::NONE,
-            draining: false,
+            draining: None,
             closing: false,
             round_trip: Duration::ZERO,
             calls: 0,
@@ -237,7 +239,7 @@ impl Session {
     /// frames. At the bounds on store calls and unanswered sends, lanes whose frames would exceed them are left out.
     pub fn wanted(&self) -> LaneSet {
         match &self.phase {
-            _ if self.draining || self.closing => LaneSet::NONE,
+            _ if self.draining.is_some() || self.closing => LaneSet::NONE,
             Phase::Waiting { put_off: true, .. } => Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with),
             Phase::Waiting { .. } => LaneSet::NONE.with(Lane::Control),
             Phase::Opening(_) | Phase::Closed => LaneSet::NONE,
@@ -272,7 +274,9 @@ impl Session {
             Phase::Opening(_) | Phase::Closed => None,
             Phase::Open(open) => {
                 let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
-                let others = [open.chat.release_due(), open.watching.as_ref().and_then(Watching::due)];
+                // While calls are under way the session waits for them, whatever the time.
+                let draining = self.draining.filter(|_| self.calls == 0);
+                let others = [open.chat.release_due(), open.watching.as_ref().and_then(Watching::due), draining];
                 others.into_iter().flatten().chain([due]).min()
             }
         }
@@ -308,7 +312,7 @@ impl Session {
         match notice {
             Notice::Close(CloseCode::Revoked) => self.close_revoked(),
             Notice::Close(code) => self.close(code, code.name()),
-            Notice::Drain => self.draining = true,
+            Notice::Drain => self.drain(now),
             Notice::Ping(relay) => self.want_ping(Some(relay)),
             Notice::Pong(number, rtt) => self.relayed(number, rtt, now),
         }
@@ -382,11 +386,8 @@ impl Session {
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
         self.pump_pings(|| queued(Lane::Control), now);
-        // A list is told to its end before the session drains.
-        self.pump_list(if self.draining { 0 } else { queued(Lane::Control) });
-        if self.draining && self.calls == 0 {
-            self.close(CloseCode::Draining, "the server is shutting down");
-        }
+        self.pump_list(queued(Lane::Control));
+        self.close_if_drained(now);
     }
 
     /// Whether the tail, presence or a list stopped for lack of room on a lane that is empty now. `queued` returns the bytes
