@@ -141,7 +141,7 @@ pub const OFFLINE_GRACE: Duration = Duration::from_secs(15);
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a location is held.
 pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
-/// Notifications to one user alone that wait for one presence lane.
+/// Users whose notifications to one user alone wait for one presence lane: of each the newest one.
 pub const DIRECTED_MAX: usize = 64;
 /// Users without a connection whose choice and last time are remembered: some 30 MB.
 pub const PRESENCE_KEPT_MAX: usize = 100_000;

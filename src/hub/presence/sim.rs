@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::board::Board;
 use super::state::{Location, Shown, Update};
-use super::watch::{Watch, WatchPlace};
+use super::watch::{Told, Watch, WatchPlace};
 use super::{Presence, Timing};
 use crate::clock::Now;
 use crate::hub::Signal;
@@ -28,6 +28,8 @@ const TIMING: Timing = Timing {
     interval: Duration::from_millis(500),
     location_kept: Duration::from_secs(60),
 };
+/// A directed notice: nobody is really seen at such a time.
+const DIRECTED: Shown = Shown { status: AwarenessStatus::Busy, last_seen: -1, location: None, silent: false };
 
 #[test]
 fn in_the_end_every_watch_was_told_what_the_owner_shows() {
@@ -81,7 +83,9 @@ struct Lane {
     place: WatchPlace,
     /// The list that the store returned, until the session takes it over.
     loading: Option<Vec<(Eid, Access)>>,
-    told: HashMap<Eid, (Shown, u64)>,
+    told: HashMap<Eid, Shown>,
+    /// When it was last told anything of an owner, but for the owner's withdrawal.
+    heard: HashMap<Eid, u64>,
 }
 
 struct World {
@@ -160,7 +164,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(32) {
+        match self.random.below(33) {
             0..3 => self.join(),
             3..6 => self.appear(),
             6..8 => self.lose(),
@@ -174,6 +178,7 @@ impl World {
             22 => self.forget(),
             23..25 => self.mark_some(),
             25..29 => self.read_lane(),
+            29 => self.direct(),
             _ => self.wait(),
         }
     }
@@ -244,6 +249,12 @@ impl World {
         self.happened(owner, Event::Said(phone, update));
     }
 
+    /// Somebody sends one user a notice, which need not be true.
+    fn direct(&mut self) {
+        let (owner, other) = (self.random.below(USERS), self.random.below(USERS));
+        self.presence.direct(&user(other), &Told { owner: user(owner), shown: DIRECTED });
+    }
+
     /// The store's writer has committed a change of a list, and is about to announce it.
     fn commit(&mut self) {
         let (owner, other) = (self.random.below(USERS), self.random.below(USERS));
@@ -265,7 +276,7 @@ impl World {
             if access.is_none() {
                 // The lane forgets the `last_seen` of an owner who withdraws.
                 let lanes = self.lanes.iter_mut().filter(|lane| lane.user == other);
-                lanes.for_each(|lane| lane.told.retain(|told, (shown, _)| *told != user(owner) || !gone(shown)));
+                lanes.for_each(|lane| lane.told.retain(|told, shown| *told != user(owner) || !gone(shown)));
             }
         }
     }
@@ -275,7 +286,7 @@ impl World {
         let place = self.presence.watch(&user(index), &device(phone), Arc::<Signal>::default());
         let admitted = self.committed.iter().filter(|((_, other), _)| *other == index);
         let loading = Some(admitted.map(|((owner, _), access)| (user(*owner), *access)).collect());
-        self.lanes.push(Lane { user: index, place, loading, told: HashMap::new() });
+        self.lanes.push(Lane { user: index, place, loading, told: HashMap::new(), heard: HashMap::new() });
     }
 
     fn list_comes(&mut self) {
@@ -321,6 +332,7 @@ impl World {
 
     fn read(&mut self, index: usize, frames: usize) {
         let (now, ms, seed) = (self.now(), self.ms(), self.seed);
+        let interval = TIMING.interval.as_millis() as u64;
         let lane = &mut self.lanes[index];
         if lane.loading.is_some() {
             return;
@@ -331,13 +343,21 @@ impl World {
             if told.owner == user(lane.user) {
                 continue;
             }
+            if told.shown != Shown::GONE
+                && let Some(before) = lane.heard.insert(told.owner.clone(), ms)
+            {
+                assert!(ms >= before + interval, "seed {seed}: {told:?} twice within an interval");
+            }
+            if told.shown == DIRECTED {
+                continue;
+            }
             let before = lane.told.get(&told.owner).copied();
-            let known = before.is_some_and(|(shown, _)| shown.status != AwarenessStatus::Offline);
+            let known = before.is_some_and(|shown| shown.status != AwarenessStatus::Offline);
             if told.shown == Shown::GONE {
                 // An owner who withdraws appears to leave at once. If the owner did not appear to be there, nothing is
                 // sent.
                 assert!(known, "seed {seed}: {told:?} of nobody");
-                lane.told.insert(told.owner, (told.shown, before.map_or(0, |(_, at)| at)));
+                lane.told.insert(told.owner, told.shown);
                 continue;
             }
             let owner = (0..USERS).find(|index| user(*index) == told.owner).unwrap();
@@ -349,12 +369,10 @@ impl World {
             let shared = allowed.iter().any(|access| access.share_location);
             assert!(told.shown.location.is_none() || shared, "seed {seed}: {told:?} to user{}", lane.user);
             assert!(told.shown.status != AwarenessStatus::Invisible && !told.shown.silent, "seed {seed}: {told:?}");
-            if let Some((shown, at)) = before {
+            if let Some(shown) = before {
                 assert!(told.shown.differs(&shown), "seed {seed}: {told:?} is no news");
-                let interval = TIMING.interval.as_millis() as u64;
-                assert!(ms >= at + interval, "seed {seed}: {told:?} twice within an interval");
             }
-            lane.told.insert(told.owner, (told.shown, ms));
+            lane.told.insert(told.owner, told.shown);
         }
     }
 
@@ -411,7 +429,7 @@ impl World {
         let (seed, now) = (self.seed, self.now());
         for lane in &self.lanes {
             for owner in (0..USERS).filter(|owner| *owner != lane.user) {
-                let told = lane.told.get(&user(owner)).map(|(shown, _)| *shown);
+                let told = lane.told.get(&user(owner)).copied();
                 let context = || format!("seed {seed}: user{owner} to user{}", lane.user);
                 let access = self.committed.get(&(owner, lane.user));
                 let Some(access) = access else {

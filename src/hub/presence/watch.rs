@@ -38,7 +38,7 @@ pub struct Watch {
     queue: Mutex<Queue>,
 }
 
-/// Bounded: each owner is in it at most once, and directed notices have a bound of their own.
+/// Bounded: each owner is in it at most once, and directed notices, one of an owner, have a bound of their own.
 #[derive(Default)]
 struct Queue {
     /// The owners that the watch sees. A board takes the watch in only if this map says so, and checks it with the
@@ -57,8 +57,15 @@ struct Queue {
     /// Owners that the watch was notified of within the last interval, oldest first.
     told: VecDeque<(Instant, Eid)>,
     told_at: HashMap<Eid, Instant>,
-    directed: VecDeque<Told>,
+    /// The newest directed notice of each owner who sent one.
+    directed: VecDeque<Directed>,
     withdrawn: VecDeque<Eid>,
+}
+
+struct Directed {
+    told: Told,
+    /// The owner's state was to be looked at before, and goes first.
+    behind: bool,
 }
 
 /// A watch's relation to an owner.
@@ -123,6 +130,8 @@ impl Watch {
     pub(super) fn withdraw(&self, owner: &Eid) {
         {
             let mut queue = self.queue();
+            // Whoever is not to be seen any more is not seen by a notice from before.
+            queue.directed.retain(|directed| directed.told.owner != *owner);
             if !queue.owners.remove(owner).is_some_and(|standing| standing.shows()) || queue.withdrawn.contains(owner) {
                 return;
             }
@@ -136,15 +145,21 @@ impl Watch {
         self.queue().owners.get(owner)?.access
     }
 
-    /// Queues a notice for this user alone. If there are too many, the oldest is dropped.
+    /// Queues a notice for this user alone, which replaces an earlier one of the same owner. If too many owners send one, the
+    /// oldest is dropped.
     pub(super) fn direct(&self, told: Told) {
         {
             let mut queue = self.queue();
+            let behind = queue.waiting.contains(&told.owner);
+            if let Some(earlier) = queue.directed.iter_mut().find(|directed| directed.told.owner == told.owner) {
+                *earlier = Directed { told, behind };
+                return self.tally.coalesce();
+            }
             if queue.directed.len() >= DIRECTED_MAX {
                 queue.directed.pop_front();
                 self.tally.drop_one();
             }
-            queue.directed.push_back(told);
+            queue.directed.push_back(Directed { told, behind });
         }
         self.wake();
     }
@@ -176,8 +191,9 @@ impl Watch {
 }
 
 impl Queue {
-    /// The next owner to look at. Moves owners to `ready` whose postponement is over.
-    fn next(&mut self, interval: Duration, now: Instant) -> Option<Eid> {
+    /// Forgets of whom the watch was notified longer ago than the interval, and moves owners to `ready` whose postponement is
+    /// over.
+    fn advance(&mut self, interval: Duration, now: Instant) {
         while let Some((_, owner)) = self.told.pop_front_if(|(at, _)| *at + interval <= now) {
             self.told_at.remove(&owner);
         }
@@ -185,13 +201,40 @@ impl Queue {
             // Frees the memory that a burst has taken.
             (self.told, self.told_at) = (VecDeque::new(), HashMap::new());
         }
-        while self.postponed.first().is_some_and(|(due, _)| *due <= now) {
-            let (_, owner) = self.postponed.pop_first()?;
+        while self.postponed.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, owner)) = self.postponed.pop_first()
+        {
             self.ready.push_back(owner);
         }
-        let owner = self.ready.pop_front()?;
-        self.waiting.remove(&owner);
-        Some(owner)
+    }
+
+    /// The next directed notice whose time has come.
+    fn next_directed(&mut self) -> Option<Told> {
+        let is_due = |next: &Directed| !next.behind && !self.told_at.contains_key(&next.told.owner);
+        let place = self.directed.iter().position(is_due)?;
+        self.directed.remove(place).map(|directed| directed.told)
+    }
+
+    /// The next owner to look at.
+    fn next(&mut self, interval: Duration) -> Option<Eid> {
+        loop {
+            let owner = self.ready.pop_front()?;
+            if let Some(at) = self.told_at.get(&owner) {
+                // By a directed notice, since the owner was queued.
+                self.postponed.insert((*at + interval, owner));
+                continue;
+            }
+            self.waiting.remove(&owner);
+            self.directed.iter_mut().filter(|next| next.told.owner == owner).for_each(|next| next.behind = false);
+            return Some(owner);
+        }
+    }
+
+    /// When the first postponed owner or directed notice is due.
+    fn due(&self, interval: Duration) -> Option<Instant> {
+        let told = |next: &Directed| self.told_at.get(&next.told.owner).filter(|_| !next.behind);
+        let directed = self.directed.iter().filter_map(told).map(|at| *at + interval).min();
+        directed.into_iter().chain(self.postponed.first().map(|(due, _)| *due)).min()
     }
 
     fn was_told(&mut self, owner: &Eid, now: Instant) {
@@ -228,13 +271,15 @@ impl WatchPlace {
         loop {
             let owner = {
                 let mut queue = self.watch.queue();
-                if let Some(told) = queue.directed.pop_front() {
+                queue.advance(self.watch.interval, now.at);
+                if let Some(told) = queue.next_directed() {
+                    queue.was_told(&told.owner, now.at);
                     return Some(told);
                 }
                 if let Some(owner) = queue.withdrawn.pop_front() {
                     return Some(Told { owner, shown: Shown::GONE });
                 }
-                let Some(owner) = queue.next(self.watch.interval, now.at) else {
+                let Some(owner) = queue.next(self.watch.interval) else {
                     self.watch.marked.store(false, Ordering::Release);
                     return None;
                 };
@@ -270,9 +315,9 @@ impl WatchPlace {
         self.watch.marked.load(Ordering::Acquire)
     }
 
-    /// When the first postponed owner is due.
+    /// When the first notification that was put off is due.
     pub fn due(&self) -> Option<Instant> {
-        self.watch.queue().postponed.first().map(|(due, _)| *due)
+        self.watch.queue().due(self.watch.interval)
     }
 
     /// What the watch's user sees of `owner`; `None`: nothing, which does not reveal whether the owner exists.
@@ -289,5 +334,131 @@ impl Drop for WatchPlace {
             std::mem::take(&mut queue.owners)
         };
         self.presence.leave(&self.watch, owners.into_keys());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::super::Timing;
+    use super::*;
+    use AwarenessStatus::{Away, Busy, Online};
+
+    /// Bob's presence lane, under a clock that only the test moves.
+    struct Bench {
+        presence: Arc<Presence>,
+        lane: WatchPlace,
+        start: Now,
+        ms: Arc<AtomicU64>,
+    }
+
+    fn eid(name: &str) -> Eid {
+        Eid::parse(&format!("{name}@x")).unwrap()
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let (start, ms) = (Now::system(), Arc::new(AtomicU64::new(0)));
+            let clock = ms.clone();
+            let clock = move || at(start, clock.load(Ordering::Relaxed));
+            let presence = Arc::new(Presence::new(Timing::default(), Box::new(clock)));
+            let lane = presence.watch(&eid("bob"), &DeviceId::parse("phone").unwrap(), Arc::default());
+            lane.install(Vec::new());
+            Bench { presence, lane, start, ms }
+        }
+
+        fn direct(&self, from: &str, status: AwarenessStatus, last_seen: i64) {
+            let shown = Shown { status, last_seen, location: None, silent: false };
+            self.presence.direct(&eid("bob"), &Told { owner: eid(from), shown });
+        }
+
+        /// What the lane is told at this time.
+        fn told_at(&self, ms: u64) -> Vec<Told> {
+            self.ms.store(ms, Ordering::Relaxed);
+            std::iter::from_fn(|| self.lane.next(at(self.start, ms))).collect()
+        }
+
+        fn due(&self) -> Option<u64> {
+            self.lane.due().map(|due| due.duration_since(self.start.at).as_millis() as u64)
+        }
+    }
+
+    fn at(start: Now, ms: u64) -> Now {
+        Now { at: start.at + Duration::from_millis(ms), unix_ms: start.unix_ms + ms as i64 }
+    }
+
+    #[test]
+    fn of_many_directed_notices_only_the_newest_is_told_and_nobody_elses_is_lost() {
+        let bench = Bench::new();
+        let mut number = 0;
+        let mut told = Vec::new();
+        for ms in (0..1_000).step_by(100) {
+            if ms == 200 {
+                bench.direct("alice", Away, 0);
+            }
+            for _ in 0..2 * DIRECTED_MAX {
+                number += 1;
+                bench.direct("mallory", Busy, number);
+            }
+            told.extend(bench.told_at(ms).into_iter().map(|told| (ms, told)));
+        }
+        assert_eq!(bench.due(), Some(1_000));
+        told.extend(bench.told_at(1_000).into_iter().map(|told| (1_000, told)));
+        let of = |name: &str| told.iter().filter(|(_, told)| told.owner == eid(name)).collect::<Vec<_>>();
+        let seen: Vec<_> = of("mallory").iter().map(|(ms, told)| (*ms, told.shown.last_seen)).collect();
+        let each = 2 * DIRECTED_MAX as i64;
+        assert_eq!(seen, [(0, each), (500, 6 * each), (1_000, number)]);
+        assert_eq!(of("alice").iter().map(|(ms, _)| *ms).collect::<Vec<_>>(), [200]);
+        assert_eq!(bench.presence.tally().dropped(), 0);
+        assert_eq!((bench.told_at(9_000), bench.due()), (Vec::new(), None));
+    }
+
+    #[test]
+    fn the_oldest_directed_notice_makes_room() {
+        let bench = Bench::new();
+        for number in 0..=DIRECTED_MAX {
+            bench.direct(&format!("user{number}"), Busy, 0);
+        }
+        let owners: Vec<_> = bench.told_at(0).into_iter().map(|told| told.owner).collect();
+        assert_eq!(owners, (1..=DIRECTED_MAX).map(|number| eid(&format!("user{number}"))).collect::<Vec<_>>());
+        assert_eq!(bench.presence.tally().dropped(), 1);
+    }
+
+    #[test]
+    fn a_directed_notice_and_the_owners_state_come_in_their_order_and_not_within_the_interval() {
+        for state_first in [true, false] {
+            let (bench, alice, phone) = (Bench::new(), eid("alice"), DeviceId::parse("phone").unwrap());
+            bench.presence.connected(&alice, &phone, 1);
+            bench.presence.access_changed(&alice, &eid("bob"), Some(Access { share_location: true }));
+            let statuses = |told: Vec<Told>| told.into_iter().map(|told| told.shown.status).collect::<Vec<_>>();
+            assert_eq!(statuses(bench.told_at(0)), [Online]);
+            let away = || {
+                let update = super::super::Update { status: Away, silent: false, location: None };
+                bench.presence.update(&alice, &phone, &update);
+                bench.lane.watch.mark(&alice);
+            };
+            if state_first {
+                away();
+            }
+            bench.direct("alice", Busy, 0);
+            if !state_first {
+                away();
+            }
+            assert_eq!((statuses(bench.told_at(100)), bench.due()), (Vec::new(), Some(500)));
+            let order = if state_first { [Away, Busy] } else { [Busy, Away] };
+            assert_eq!((statuses(bench.told_at(500)), bench.due()), (vec![order[0]], Some(1_000)));
+            assert_eq!((statuses(bench.told_at(1_000)), bench.due()), (vec![order[1]], None));
+        }
+    }
+
+    #[test]
+    fn an_owner_who_withdraws_is_not_seen_by_a_notice_from_before() {
+        let (bench, alice) = (Bench::new(), eid("alice"));
+        bench.direct("alice", Online, 0);
+        assert_eq!(bench.told_at(0).len(), 1);
+        bench.direct("alice", Busy, 0);
+        bench.presence.access_changed(&alice, &eid("bob"), None);
+        assert_eq!((bench.told_at(1_000), bench.due()), (Vec::new(), None));
     }
 }
