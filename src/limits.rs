@@ -120,8 +120,8 @@ pub const AWARENESS_RATE: (u32, u32) = (50, 5_000);
 /// Sign-ins from one address (IPv6: one /64): a mobile carrier puts thousands of phones behind one, which all come back
 /// at once after an outage.
 pub const SIGN_INS_RATE: (u32, u32) = (500, 10_000);
-/// Tokens that are checked for one open session, to renew it or because they are to be revoked. They also count as
-/// sign-ins from its address.
+/// Renewals and revocations of one open session. They also count as sign-ins from its address. A back end that revokes for
+/// many users waits as it is told, or does it through several sessions.
 pub const TOKENS_RATE: (u32, u32) = (10, 100);
 /// Connections from one address at once, for the same reason.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 20_000;

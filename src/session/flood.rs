@@ -113,7 +113,7 @@ pub(super) struct Meter {
     pub(super) frames: Limit,
     /// Created with the first awareness request or change: most devices are idle.
     awareness: Option<Box<Limit>>,
-    /// Created with the first token that is checked after the sign-in.
+    /// Created with the first renewal or revocation.
     tokens: Option<Box<Limit>>,
     /// The user's limit, and when it was looked up.
     messages: Option<Box<(Arc<Limit>, Instant)>>,
@@ -155,7 +155,7 @@ impl Session {
         taken
     }
 
-    /// Counts a token that is to be checked against the sign-ins of the session's address. A session that is open has a much
+    /// Counts a sign-in, renewal or revocation against the sign-ins of the session's address. A session that is open has a much
     /// lower rate of its own, so that it leaves others at the address their sign-ins. Returns `false` if it was refused.
     pub(super) fn meter_sign_in(&mut self, origin: Origin) -> bool {
         let flood = &self.services.flood;

@@ -15,8 +15,9 @@ impl Session {
     /// scope `admin`.
     pub(super) fn token_revoke(&mut self, origin: Origin, request: TokenRevokeRequest, now: Now) -> Result<(), Fault> {
         check_request(request.r#type)?;
-        // Checking the token's signature costs as much as a sign-in does.
-        if !request.token.is_empty() && !self.meter_sign_in(origin) {
+        // Checking a token's signature costs as much as a sign-in does, and any other revocation a row that is kept for ten
+        // years.
+        if !self.meter_sign_in(origin) {
             return Ok(());
         }
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
@@ -184,8 +185,9 @@ mod tests {
     use std::sync::Arc;
 
     use crate::config::Rate;
+    use crate::limits::TOKENS_RATE;
     use crate::session::testing::{House, payload};
-    use crate::session::{LaneSet, Now, Output};
+    use crate::session::{Call, LaneSet, Now, Output};
     use crate::store::testing::{device, eid};
     use crate::wire::proto::{AwarenessNotification, Logout, PingPong, TokenRevokeRequest};
     use crate::wire::{CloseCode, ErrorCode, Lane, Payload};
@@ -206,6 +208,25 @@ mod tests {
         assert!(phone.session.end().is_empty());
         phone.answer(call).await;
         assert!(!desk.ask(&alice, now).unwrap().silent);
+    }
+
+    #[tokio::test]
+    async fn revocations_have_the_rate_of_renewals() {
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        // Far more than the rate allows while the test runs.
+        for number in 0..10 * TOKENS_RATE.1 {
+            let to = Some(alice.device_identity(&device(&format!("device-{number}"))));
+            let revoke = TokenRevokeRequest { to, r#type: 1, ..TokenRevokeRequest::default() };
+            phone.hear(Lane::Control, Payload::TokenRevokeRequest(revoke));
+        }
+        let outputs = phone.outputs();
+        let asked = outputs.iter().take_while(|output| matches!(output, Output::Call(Call::Revoke(..)))).count();
+        assert!((TOKENS_RATE.1 as usize..outputs.len()).contains(&asked), "{asked} of {}", outputs.len());
+        let Output::Send(Lane::Control, refusal) = &outputs[asked] else { panic!("{:?}", outputs[asked]) };
+        let Payload::ErrorMessage(refusal) = payload(refusal) else { panic!("no refusal") };
+        assert_eq!((refusal.code, refusal.route.as_str()), (ErrorCode::TooFast.code(), "token_revoke_request"));
     }
 
     #[tokio::test]
