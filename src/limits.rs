@@ -34,8 +34,8 @@ pub const LOCAL_IDS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 // --- Sessions -------------------------------------------------------------------------------------------------------
 
-/// Store calls that one session may have under way; at the bound chat and media are not read until one returns. 64 let a single
-/// busy sender fill its commits well, and cost at most 64 frames of memory.
+/// Store calls besides releases that one session may have under way; at the bound chat and media are not read until one
+/// returns. 64 let a single busy sender fill its commits well, and cost at most 64 frames of memory.
 pub const SESSION_CALLS_MAX: usize = 64;
 /// Calls beyond these that only control and presence may make: a full chat lane does not delay a ping (protocol.md §1).
 pub const SESSION_CALLS_RESERVED: usize = 16;

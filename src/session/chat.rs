@@ -255,7 +255,8 @@ impl Session {
 
     pub(super) fn release(&mut self, sender: &Eid, messages: impl IntoIterator<Item = MessageId>) {
         for message in messages {
-            self.write(Asked::Release(message), Write::Release(sender.clone(), message));
+            self.releases += 1;
+            self.out.push_back(Output::Write(Asked::Release(message), Write::Release(sender.clone(), message)));
         }
     }
 
@@ -350,6 +351,43 @@ fn is_plausible_size(count: &str, content_bytes: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{SESSION_CALLS_MAX, SESSION_CALLS_RESERVED};
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+    use crate::wire::Payload;
+
+    #[tokio::test]
+    async fn a_sender_whose_messages_are_all_overdue_is_read_on() {
+        const MESSAGES: usize = SESSION_CALLS_MAX + SESSION_CALLS_RESERVED + 20;
+        // Longer than the test, and shorter than the tests' other timeouts.
+        let within = Duration::from_secs(600);
+        let house = House::new(|settings, _| settings.release_within = within);
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let mut bare = house.bare_with(&alice, &phone, |open| open.pipelined = false).await;
+        for number in 0..MESSAGES {
+            let request = TextPayloadRequest {
+                from: Some(alice.identity()),
+                to: vec![eid("bob").identity()],
+                content: "hello".into(),
+                message_id_local: format!("local-{number}"),
+                ..TextPayloadRequest::default()
+            };
+            // The tests' randomness is always the same, so the time has to tell the messages apart.
+            let now = Now { unix_ms: number as i64, ..Now::system() };
+            bare.hear_at(Lane::Chat, Payload::TextPayloadRequest(request), now);
+            bare.settle().await;
+        }
+        let before = bare.session.wanted();
+        let now = Now::system();
+        bare.session.tick(Now { at: now.at + within, ..now });
+        let releases = bare
+            .outputs()
+            .into_iter()
+            .filter(|output| matches!(output, Output::Write(Asked::Release(_), _)));
+        assert_eq!(releases.count(), MESSAGES);
+        assert!(bare.session.is_waiting());
+        assert_eq!(bare.session.wanted(), before, "a store that stalls does not keep it from pinging or leaving");
+    }
 
     #[test]
     fn text_sizes_are_plausible_or_refused() {

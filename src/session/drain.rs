@@ -15,7 +15,7 @@ impl Session {
     /// on their lane it waits a while only: the device may never read on.
     pub(super) fn close_if_drained(&mut self, now: Now) {
         if let Some(until) = self.draining
-            && self.calls == 0
+            && !self.is_waiting()
             && (until <= now.at || !self.owes_answers())
         {
             self.close(CloseCode::Draining, "the server is shutting down");

@@ -139,8 +139,11 @@ pub struct Session {
     closing: bool,
     /// Round-trip time of the peer's path when it was last sampled; zero before that, and if the transport does not report it.
     round_trip: Duration,
-    /// Store calls under way.
+    /// Store calls under way, except releases.
     calls: usize,
+    /// Releases under way. They do not count with the other calls, or those of a slow sender, which all become due together,
+    /// would shut its lanes. [`SESSION_UNRELEASED_MAX`] bounds them, and the calls that accepted further messages.
+    releases: usize,
     out: VecDeque<Output>,
 }
 
@@ -211,6 +214,7 @@ impl Session {
             closing: false,
             round_trip: Duration::ZERO,
             calls: 0,
+            releases: 0,
             out: VecDeque::new(),
         }
     }
@@ -275,7 +279,7 @@ impl Session {
             Phase::Open(open) => {
                 let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
                 // While calls are under way the session waits for them, whatever the time.
-                let draining = self.draining.filter(|_| self.calls == 0);
+                let draining = self.draining.filter(|_| !self.is_waiting());
                 let others = [open.chat.release_due(), open.watching.as_ref().and_then(Watching::due), draining];
                 others.into_iter().flatten().chain([due]).min()
             }
@@ -332,7 +336,8 @@ impl Session {
 
     /// Input: a store call returned.
     pub fn done(&mut self, done: Done, now: Now) {
-        self.calls = self.calls.saturating_sub(1);
+        let under_way = if matches!(done, Done::Release(..)) { &mut self.releases } else { &mut self.calls };
+        *under_way = under_way.saturating_sub(1);
         match done {
             Done::OpenDevice(state) => self.opened(state, now),
             Done::Accept(origin, local_id, accepted) => self.accepted(origin, &local_id, accepted, now),
@@ -414,7 +419,7 @@ impl Session {
 
     /// Whether store calls are under way.
     pub fn is_waiting(&self) -> bool {
-        self.calls > 0
+        self.calls + self.releases > 0
     }
 
     /// When the session signed in; `None` if it is not signed in.

@@ -84,11 +84,20 @@ impl House {
 
     /// A session that is signed in, with every lane open and presence ready, without a driver.
     pub(super) async fn bare(&self, user: &Eid, device: &DeviceId) -> Bare {
+        self.bare_with(user, device, |_| ()).await
+    }
+
+    /// The same with another `SessionOpen`.
+    pub(super) async fn bare_with(&self, user: &Eid, device: &DeviceId, change: impl FnOnce(&mut SessionOpen)) -> Bare {
         let mut bare = self.visitor();
         for lane in Lane::ALL {
             bare.session.event(LinkEvent::Opened(lane), Now::system());
         }
-        bare.hear(Lane::Control, self.open(user, device));
+        let mut open = self.open(user, device);
+        if let Payload::SessionOpen(open) = &mut open {
+            change(open);
+        }
+        bare.hear(Lane::Control, open);
         bare.settle().await;
         bare
     }
