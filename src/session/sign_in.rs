@@ -130,6 +130,9 @@ impl Session {
             return; // Closed meanwhile.
         }
         let Phase::Opening(opening) = std::mem::replace(&mut self.phase, Phase::Closed) else { return };
+        if self.closing {
+            return; // Told to close in the same turn, as by a revocation in the same commit: nobody is shown as there by it.
+        }
         let state = match state {
             Ok(state) => state,
             Err(StoreError::Revoked) => return self.refuse_revoked(opening.origin),
@@ -208,4 +211,33 @@ fn expiry(claims: &Claims, now: Now) -> Instant {
     // At most a year, which surely fits an Instant.
     let left = u64::try_from(left).unwrap_or(0).min(365 * 24 * 3600 * 1000);
     now.at + Duration::from_millis(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::hub::Notice;
+    use crate::session::Output;
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+    use crate::wire::AwarenessStatus;
+
+    #[tokio::test]
+    async fn a_device_that_is_revoked_while_it_signs_in_never_seems_to_be_there() {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let mut visitor = house.visitor();
+        visitor.hear(Lane::Control, house.open(&alice, &phone));
+        let Some(Output::Call(call)) = visitor.outputs().pop() else { panic!("no call") };
+        // The store's answer and the revocation arrive together.
+        visitor.session.notice(Notice::Close(CloseCode::Revoked), Now::system());
+        visitor.answer(call).await;
+        let outputs = visitor.outputs();
+        assert!(matches!(outputs[..], [Output::Close(CloseCode::Revoked, _)]), "{outputs:?}");
+        assert!(visitor.session.end().is_empty() && visitor.session.signed_in_since().is_none());
+        let desk = house.services.hub.presence().watch(&alice, &device("desk"), Arc::default());
+        assert_eq!(desk.ask(&alice, Now::system()).unwrap().status, AwarenessStatus::Offline);
+    }
 }
