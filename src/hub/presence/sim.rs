@@ -532,7 +532,7 @@ fn oracle(history: &[(u64, Event)], end: u64, start: Now) -> Shown {
                     chosen => choice = Some(chosen),
                 }
                 silent.retain(|silent| silent != device);
-                silent.extend(update.silent.then_some(*device));
+                silent.extend(Some(*device).filter(|device| update.silent && devices.contains_key(device)));
                 location = update.location.map(|location| (location, *ms)).or(location);
             }
         }

@@ -150,14 +150,15 @@ impl UserPresence {
             }
             choice => self.choice = Some(choice),
         }
+        // A device that was just forgotten may still have said something. Nobody could end its DO_NOT_BROADCAST.
+        let counts = self.devices.iter().any(|device| device.id == *id);
         match update.silent {
-            true if !self.silent.contains(id) && self.silent.len() < DEVICES_PER_USER_MAX => {
+            true if counts && !self.silent.contains(id) && self.silent.len() < DEVICES_PER_USER_MAX => {
                 self.silent.push(id.clone())
             }
             true => {}
             false => self.silent.retain(|device| device != id),
         }
-        // A device that was just forgotten may still have said something.
         if let Some(location) = update.location
             && self.is_there()
         {
@@ -400,6 +401,27 @@ mod tests {
         user.forget(&phone, false, at(start, 60));
         let gone = Shown { last_seen: at(start, 60).unix_ms, ..Shown::GONE };
         assert_eq!(user.shown(at(start, 60)), gone, "it never hid");
+    }
+
+    #[test]
+    fn a_device_that_was_just_forgotten_hides_nobody() {
+        let (start, phone, desk) = (Now::system(), device("phone"), device("desk"));
+        let mut user = UserPresence::default();
+        user.connected(&phone, 1, start);
+        user.connected(&desk, 2, start);
+        user.forget(&phone, false, start);
+        let hides = Update { silent: true, ..say(Online) };
+        user.update(&phone, &hides, KEPT, start);
+        assert_eq!(user.shown(start).status, Online, "nobody could end it");
+        // One that is lost still counts, and one that has signed in again.
+        user.lost(2, GRACE, start);
+        user.update(&desk, &hides, KEPT, start);
+        assert_eq!(user.shown(start).status, Offline);
+        user.forget(&desk, false, start);
+        user.connected(&phone, 3, start);
+        assert_eq!(user.shown(start).status, Online);
+        user.update(&phone, &hides, KEPT, start);
+        assert_eq!(user.shown(start).status, Offline);
     }
 
     #[test]
