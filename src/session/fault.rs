@@ -1,7 +1,7 @@
 //! Why a request is refused, and the protocol's code for it, in one place (protocol.md §15).
 
 use crate::store::StoreError;
-use crate::wire::{Eid, ErrorCode, IdError, Identity};
+use crate::wire::{Eid, ErrorCode, IdError, Identity, RouteError};
 
 /// A refusal. The message is for the peer: it never repeats content or tokens.
 #[derive(Debug)]
@@ -40,6 +40,16 @@ impl From<IdError> for Fault {
             IdError::Chat => "not a chat_id",
         };
         Fault::malformed(message)
+    }
+}
+
+impl From<RouteError> for Fault {
+    fn from(error: RouteError) -> Fault {
+        match error {
+            RouteError::Undecodable => Fault::malformed("not a valid envelope"),
+            RouteError::Mismatch => Fault::malformed("route does not match the payload"),
+            RouteError::NoPayload => Fault::new(ErrorCode::Unsupported, "no known payload"),
+        }
     }
 }
 

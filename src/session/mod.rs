@@ -46,8 +46,8 @@ use crate::limits::{SESSION_CALLS_MAX, SESSION_CALLS_RESERVED, SESSION_HISTORY_C
 use crate::observe::{Direction, LimitKind, Metrics, OpenResult, TransportKind};
 use crate::store::Write;
 use crate::wire::{
-    self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, RouteError, Sequence, encode_frame,
-    lane_of, open_envelope, payload_name,
+    self, CloseCode, DeviceId, Eid, ErrorCode, Lane, MessageScheme, Payload, Sequence, encode_frame, lane_of,
+    open_envelope, payload_name,
 };
 
 use chat::{Chat, echo};
@@ -443,20 +443,13 @@ impl Session {
             self.strike();
             return;
         }
-        let scheme = match opened {
-            Ok(scheme) => scheme,
-            Err((error, scheme)) => {
-                let origin = Origin { lane, request_id: 0, payload: "" };
-                if self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take()).is_ok() {
-                    self.refuse_envelope(lane, error, scheme.as_deref());
-                    self.strike_before_sign_in();
-                }
-                return;
-            }
+        let (scheme, error) = match opened {
+            Ok(scheme) => (Some(scheme), None),
+            Err((error, scheme)) => (scheme.map(|scheme| *scheme), Some(error)),
         };
-        let MessageScheme { payload: Some(payload), request_id, .. } = scheme else { return };
-        let origin = Origin { lane, request_id, payload: payload_name(&payload) };
-        let name = sent_name(&payload);
+        let (request_id, payload) = scheme.map_or((0, None), |scheme| (scheme.request_id, scheme.payload));
+        let origin = Origin { lane, request_id, payload: payload.as_ref().map_or("", payload_name) };
+        let name = payload.as_ref().and_then(sent_name);
         let least = name.map_or(Duration::ZERO, |_| self.behind_wait());
         if let Err(wait) = self.meter(origin, LimitKind::Frames, |open, _| open.meter.frames.take_or_wait(least)) {
             if let Some(local) = name {
@@ -464,6 +457,11 @@ impl Session {
             }
             return;
         }
+        if let Some(error) = error {
+            self.refuse(origin, Fault::from(error).details(echo(name.unwrap_or_default())));
+            return self.strike_before_sign_in();
+        }
+        let Some(payload) = payload else { return };
         if lane_of(&payload).is_some_and(|right| right != lane) {
             let local = echo(sent_name(&payload).unwrap_or_default());
             let fault = Fault::new(ErrorCode::WrongLane, "this payload belongs on another lane");
@@ -527,22 +525,6 @@ impl Session {
             }
             _ => sent_name(payload).is_none_or(|local| self.meter_send(origin, local, now)),
         }
-    }
-
-    fn refuse_envelope(&mut self, lane: Lane, error: RouteError, scheme: Option<&MessageScheme>) {
-        let code = match error {
-            RouteError::Undecodable | RouteError::Mismatch => ErrorCode::Malformed,
-            RouteError::NoPayload => ErrorCode::Unsupported,
-        };
-        let message = match error {
-            RouteError::Undecodable => "not a valid envelope",
-            RouteError::Mismatch => "route does not match the payload",
-            RouteError::NoPayload => "no known payload",
-        };
-        let payload = scheme.and_then(|scheme| scheme.payload.as_ref()).map_or("", payload_name);
-        let request_id = scheme.map_or(0, |scheme| scheme.request_id);
-        let local = scheme.and_then(|scheme| scheme.payload.as_ref()).and_then(sent_name).unwrap_or_default();
-        self.refuse(Origin { lane, request_id, payload }, Fault::new(code, message).details(echo(local)));
     }
 
     /// Counts a refusal before sign-in. There is no frame rate yet, so this is what bounds the answers.

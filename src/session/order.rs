@@ -90,14 +90,16 @@ pub(super) fn sent_name(payload: &Payload) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
     use crate::config::Rate;
-    use crate::session::testing::{Bare, House, payload};
-    use crate::session::{Asked, Done, Output, PathStats};
+    use crate::session::testing::{Bare, House, content, payload};
+    use crate::session::{Asked, Done, LinkEvent, Output, PathStats};
     use crate::store::StoreError;
     use crate::store::testing::{device, eid};
-    use crate::wire::Lane;
     use crate::wire::proto::{MediaPayloadRequest, TextPayloadRequest};
+    use crate::wire::{Lane, MessageScheme, envelope, open_envelope};
 
     /// A session with a clock that only the test moves. The rate limits use the system's clock.
     struct Bench {
@@ -183,6 +185,26 @@ mod tests {
             bench.now.at += Duration::from_millis(wait);
             assert_eq!(bench.send("another"), Taken, "who has waited as told may send what it likes");
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_frames_rate_is_put_off_by_its_name_whatever_its_route() {
+        let mut bench = Bench::new(NO_LIMIT, Rate { per_second: 1, burst: 2 }).await;
+        let refusal = loop {
+            let text = TextPayloadRequest { message_id_local: "one".into(), ..Default::default() };
+            let scheme = MessageScheme { request_id: 7, route: 1, ..envelope(Payload::TextPayloadRequest(text)) };
+            bench.bare.session.event(LinkEvent::Frame(Lane::Chat, scheme.encode_to_vec().into()), bench.now);
+            let Some(Output::Send(Lane::Chat, frame)) = bench.bare.outputs().pop() else { panic!("no answer") };
+            let answer = open_envelope(&content(&frame)).unwrap();
+            let Some(Payload::ErrorMessage(error)) = answer.payload else { panic!("{answer:?}") };
+            assert_eq!((answer.request_id, error.route.as_str()), (7, "text_payload_request"));
+            if error.code != ErrorCode::Malformed.code() {
+                break error;
+            }
+        };
+        assert_eq!(refusal.code, ErrorCode::TooFast.code());
+        let Phase::Open(open) = &bench.bare.session.phase else { panic!("closed") };
+        assert!(open.put_off.as_ref().is_some_and(|held| held.first.as_str() == "one"));
     }
 
     #[tokio::test]

@@ -181,7 +181,8 @@ pub(super) fn payload(frame: &Bytes) -> Payload {
     open_envelope(&content(frame)).unwrap().payload.unwrap()
 }
 
-fn content(frame: &Bytes) -> Bytes {
+/// A frame without its length.
+pub(super) fn content(frame: &Bytes) -> Bytes {
     let mut decoder = FrameDecoder::new(usize::MAX);
     decoder.feed(frame.clone());
     decoder.next_frame().unwrap().unwrap()
