@@ -4,6 +4,7 @@
 //! in again after a restart, never reaches them; a client in an endless loop does within seconds. A peer over a limit is told
 //! how long to wait; a peer that goes on all the same is closed with ABUSE.
 
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
@@ -65,11 +67,11 @@ pub struct Flood {
 impl Flood {
     /// Limits of which nothing is used yet.
     pub fn new(limits: LimitsConfig) -> Flood {
-        Flood {
-            limits,
-            users: Cache::builder().max_capacity(ADDRESSES_LIMITED_MAX).time_to_idle(ADDRESS_LIMIT_KEPT).build(),
-            addresses: Cache::builder().max_capacity(ADDRESSES_LIMITED_MAX).time_to_idle(ADDRESS_LIMIT_KEPT).build(),
-        }
+        Flood::remembering(ADDRESSES_LIMITED_MAX, limits)
+    }
+
+    fn remembering(most: u64, limits: LimitsConfig) -> Flood {
+        Flood { limits, users: cache(most), addresses: cache(most) }
     }
 
     fn sign_in(&self, address: IpAddr) -> Result<(), Duration> {
@@ -95,6 +97,12 @@ impl Flood {
         let (per_second, burst) = if self.limits.sign_ins.per_second == 0 { (0, 0) } else { TOKENS_RATE };
         Limit::new(Rate { per_second, burst })
     }
+}
+
+/// The cache's default policy would not take in who comes when it is full, and so give them a new limit each time.
+fn cache<K: Hash + Eq + Send + Sync + 'static>(most: u64) -> Cache<K, Arc<Limit>> {
+    let policy = EvictionPolicy::lru();
+    Cache::builder().max_capacity(most).eviction_policy(policy).time_to_idle(ADDRESS_LIMIT_KEPT).build()
 }
 
 /// What an address counts as: for IPv6 its /64, since a household or a phone has a whole /64 to itself.
@@ -222,6 +230,23 @@ mod tests {
         let later = now + USER_LIMIT_LOOKED_FOR_EVERY;
         let second = laptop.messages(&flood, &alice, later).clone();
         assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, phone.messages(&flood, &alice, later)));
+    }
+
+    #[test]
+    fn who_comes_when_all_places_are_taken_has_a_limit_and_the_longest_quiet_loses_theirs() {
+        const MOST: u64 = 100;
+        let flood = Flood::remembering(MOST, LimitsConfig::default());
+        let user = |number: u64| eid(&format!("user{number}"));
+        let settled = || flood.users.run_pending_tasks();
+        for _ in 0..3 {
+            (0..MOST).for_each(|number| _ = flood.of_user(&user(number)));
+            settled();
+        }
+        let new = flood.of_user(&user(MOST));
+        settled();
+        assert!(Arc::ptr_eq(&new, &flood.of_user(&user(MOST))));
+        let kept: Vec<_> = (0..MOST).filter(|number| flood.users.contains_key(&user(*number))).collect();
+        assert_eq!(kept, (1..MOST).collect::<Vec<_>>());
     }
 
     #[test]
