@@ -103,12 +103,15 @@ impl Hub {
     /// reaches it: that the server drains.
     pub fn visit(self: &Arc<Self>, signal: Arc<Signal>) -> Visit {
         let number = self.joins.fetch_add(1, Ordering::Relaxed);
-        let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.draining.load(Ordering::Relaxed) {
+        let draining = {
+            let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+            visitors.insert(number, signal.clone());
+            self.draining.load(Ordering::Relaxed)
+        };
+        if draining {
             // The handshake was still under way when the other sessions were told.
             signal.notify(Notice::Drain);
         }
-        visitors.insert(number, signal);
         Visit { hub: self.clone(), number }
     }
 

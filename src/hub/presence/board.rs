@@ -271,17 +271,18 @@ impl Presence {
     /// Changes a board, and puts it on the agenda as its new state requires.
     fn change<T>(&self, user: &Eid, change: impl FnOnce(&mut Board, Now) -> T) -> T {
         let now = (self.clock)();
-        let (result, evicted) = {
+        let (result, evicted, sooner) = {
             let mut shard = self.shard(user);
             let was_idle = shard.get(user).is_some_and(|board| board.is_idle());
             let board = shard.entry(user.clone()).or_default();
             let result = change(board, now);
             board.look(now);
+            let mut sooner = false;
             if let Some(at) = board.due(self.timing.interval, now)
                 && board.scheduled.is_none_or(|scheduled| at < scheduled)
             {
                 let before = board.scheduled.replace(at);
-                self.schedule(user, before, at);
+                sooner = self.schedule(user, before, at);
             }
             // Under the shard's lock: an idle board that is not remembered would stay for ever.
             let (is_idle, is_blank) = (board.is_idle(), board.user.is_blank());
@@ -295,8 +296,11 @@ impl Presence {
                 false if was_idle => self.remembered_users().pop(user).and(None),
                 false => None,
             };
-            (result, evicted)
+            (result, evicted, sooner)
         };
+        if sooner {
+            self.agenda_changed.notify_one();
+        }
         if let Some(evicted) = evicted {
             let mut shard = self.shard(&evicted);
             // It may have been busy meanwhile, and be remembered again.
@@ -308,18 +312,14 @@ impl Presence {
         result
     }
 
-    fn schedule(&self, user: &Eid, before: Option<Instant>, at: Instant) {
-        let first = {
-            let mut agenda = self.agenda();
-            if let Some(before) = before {
-                agenda.remove(&(before, user.clone()));
-            }
-            agenda.insert((at, user.clone()));
-            agenda.first().is_some_and(|(first, _)| *first == at)
-        };
-        if first {
-            self.agenda_changed.notify_one();
+    /// Returns `true` if nothing is due earlier, so that the task has to be woken.
+    fn schedule(&self, user: &Eid, before: Option<Instant>, at: Instant) -> bool {
+        let mut agenda = self.agenda();
+        if let Some(before) = before {
+            agenda.remove(&(before, user.clone()));
         }
+        agenda.insert((at, user.clone()));
+        agenda.first().is_some_and(|(first, _)| *first == at)
     }
 
     /// Keeps an idle user's board for a while. Returns the user who has been idle for longest if there are too many.
