@@ -110,10 +110,11 @@ pub const SEND_BEHIND_WAIT_MAX: Duration = Duration::from_secs(2);
 
 // --- Rates, each a field of `[limits]`: per second, and at once ----------------------------------------------------------
 
-/// Frames of one session: a busy device needs tens; a full outbox of 10,000 messages with their answers fits the burst.
+/// Frames of one session: a busy device needs tens; the client library's full outbox of 1,024 messages with their answers fits
+/// the burst many times.
 pub const FRAMES_RATE: (u32, u32) = (5_000, 50_000);
-/// Messages of one user over all devices: a person writes one a second; the burst holds two of the client library's
-/// full outboxes.
+/// Messages of one user over all devices: a person writes one a second; the burst holds nearly twenty of the client
+/// library's full outboxes.
 pub const MESSAGES_RATE: (u32, u32) = (500, 20_000);
 /// Awareness requests and changes of one session: the burst asks once about every contact of a large list.
 pub const AWARENESS_RATE: (u32, u32) = (50, 5_000);
