@@ -351,6 +351,14 @@ impl Membership {
         self.with_member(|member| member.head = head);
     }
 
+    /// The newest entry of the user's log, once [`Membership::starts_at`] has said where it began.
+    pub fn head(&self) -> Sequence {
+        let shard = self.hub.shard(&self.user);
+        let Some(user) = shard.get(&self.user) else { return Sequence::ZERO };
+        let member = user.members.iter().find(|member| member.join == self.join);
+        user.recent.head().max(member.map_or(Sequence::ZERO, |member| member.head))
+    }
+
     /// Replaces the claims after the session has renewed its token.
     pub fn renew(&self, claims: Claims) {
         self.with_member(|member| member.claims = claims);

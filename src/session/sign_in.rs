@@ -110,7 +110,7 @@ impl Session {
         open.expires = expiry(claims, now);
         let accept = SessionAccept {
             session_id: open.session_id.clone(),
-            log_head: open.tail.head().wire(),
+            log_head: open.membership.head().wire(),
             resume_from: open.tail.position().wire(),
             ..self.accept_for(user, device, claims, now)
         };
@@ -219,10 +219,28 @@ mod tests {
 
     use super::*;
     use crate::hub::Notice;
-    use crate::session::Output;
     use crate::session::testing::House;
-    use crate::store::testing::{device, eid};
+    use crate::session::{LinkEvent, Output};
+    use crate::store::testing::{device, eid, text};
     use crate::wire::AwarenessStatus;
+
+    #[tokio::test]
+    async fn a_renewal_tells_the_newest_of_the_log_also_while_chat_is_not_open() {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let mut visitor = house.visitor();
+        visitor.session.event(LinkEvent::Opened(Lane::Control), Now::system());
+        for head in [0, 3, 6] {
+            visitor.hear(Lane::Control, house.open(&alice, &phone));
+            let (sent, _) = visitor.settle().await;
+            let [(Lane::Control, Payload::SessionAccept(accept))] = &sent[..] else { panic!("{sent:?}") };
+            assert_eq!((accept.log_head, accept.resume_from), (head, 0));
+            for number in 1..=3 {
+                let message = text("bob", "alice", head as u64 + number);
+                house.store.accept(message, true).await.unwrap();
+            }
+        }
+    }
 
     #[tokio::test]
     async fn a_device_that_is_revoked_while_it_signs_in_never_seems_to_be_there() {

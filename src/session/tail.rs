@@ -53,7 +53,7 @@ impl Tail {
         !self.fetched.is_empty() || self.look && !self.reading
     }
 
-    pub(super) fn head(&self) -> Sequence {
+    fn head(&self) -> Sequence {
         self.head.max(self.position)
     }
 }
