@@ -37,6 +37,8 @@ pub struct Presence {
     /// Users with neither device nor watch, whose choice and last time are remembered; the least recent are evicted
     /// first.
     remembered: Mutex<LruCache<Eid, ()>>,
+    /// How many: [`PRESENCE_KEPT_MAX`], or fewer in a test.
+    pub(super) kept_max: usize,
 }
 
 #[derive(Default)]
@@ -94,6 +96,7 @@ impl Presence {
             agenda_changed: Notify::new(),
             // Bounded in `remember`; a cache with a bound would allocate it at once.
             remembered: Mutex::new(LruCache::unbounded()),
+            kept_max: PRESENCE_KEPT_MAX,
         }
     }
 
@@ -213,6 +216,11 @@ impl Presence {
         self.remembered_users().len()
     }
 
+    #[cfg(test)]
+    pub(super) fn has_board(&self, user: &Eid) -> bool {
+        self.shard(user).contains_key(user)
+    }
+
     /// When [`Presence::run_due`] next has something to do.
     pub fn due(&self) -> Option<Instant> {
         self.agenda().first().map(|(at, _)| *at)
@@ -326,7 +334,7 @@ impl Presence {
     fn remember(&self, user: &Eid) -> Option<Eid> {
         let mut remembered = self.remembered_users();
         remembered.put(user.clone(), ());
-        (remembered.len() > PRESENCE_KEPT_MAX).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
+        (remembered.len() > self.kept_max).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
     }
 
     fn remembered_users(&self) -> MutexGuard<'_, LruCache<Eid, ()>> {
@@ -351,5 +359,71 @@ trait Agenda {
 impl Agenda for BTreeSet<(Instant, Eid)> {
     fn pop_first_if_due(&mut self, now: Instant) -> Option<(Instant, Eid)> {
         if self.first()?.0 > now { None } else { self.pop_first() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presence(kept_max: usize) -> Presence {
+        let timing = Timing { interval: Duration::ZERO, ..Timing::default() };
+        Presence { kept_max, ..Presence::new(timing, Box::new(Now::system)) }
+    }
+
+    fn user(number: usize) -> Eid {
+        Eid::parse(&format!("user{number}@x")).unwrap()
+    }
+
+    fn phone() -> DeviceId {
+        DeviceId::parse("phone").unwrap()
+    }
+
+    #[test]
+    fn the_longest_absent_is_forgotten() {
+        let presence = presence(2);
+        let mut joins = 0;
+        let mut visit = |number: usize| {
+            joins += 1;
+            presence.connected(&user(number), &phone(), joins);
+            assert!(presence.last_seen(&user(number)) > 0);
+            presence.left(&user(number), &phone(), joins, false);
+            presence.run_due().for_each(drop);
+        };
+        let known = || (1..=4).filter(|number| presence.last_seen(&user(*number)) > 0).collect::<Vec<_>>();
+        [1, 2, 3].into_iter().for_each(&mut visit);
+        assert_eq!((known(), presence.remembered()), (vec![2, 3], 2));
+        // Who was there again is the newest.
+        [2, 4].into_iter().for_each(&mut visit);
+        assert_eq!((known(), presence.remembered()), (vec![2, 4], 2));
+        // Who is there takes no place.
+        presence.connected(&user(1), &phone(), 99);
+        assert_eq!((known(), presence.remembered()), (vec![1, 2, 4], 2));
+    }
+
+    #[test]
+    fn who_comes_back_while_being_forgotten_is_there() {
+        const USERS: usize = 3;
+        const ROUNDS: usize = 20_000;
+        let presence = presence(1);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let presence = &presence;
+                scope.spawn(move || {
+                    let device = DeviceId::parse(&format!("device{thread}")).unwrap();
+                    for round in 0..ROUNDS {
+                        let (user, join) = (user((round * (thread + 1)) % USERS), (2 * round + thread) as u64);
+                        presence.connected(&user, &device, join);
+                        assert!(presence.last_seen(&user) > 0, "somebody who is there was forgotten");
+                        presence.left(&user, &device, join, false);
+                        presence.run_due().for_each(drop);
+                    }
+                });
+            }
+        });
+        presence.run_due().for_each(drop);
+        let boards: usize = presence.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        // A board that an eviction by two threads at once has left behind would stay for ever.
+        assert_eq!((boards, presence.remembered()), (1, 1));
     }
 }

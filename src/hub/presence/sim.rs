@@ -33,19 +33,22 @@ const DIRECTED: Shown = Shown { status: AwarenessStatus::Busy, last_seen: -1, lo
 
 #[test]
 fn in_the_end_every_watch_was_told_what_the_owner_shows() {
-    let mut told = 0;
+    let (mut told, mut forgotten) = (0, 0);
     for seed in 1..=SEEDS {
         let mut world = World::new(seed);
         world.begin();
         for _ in 0..STEPS {
             world.step();
+            world.forget_absent();
         }
         world.settle();
+        world.forget_absent();
         world.check_end();
         told += world.told;
+        forgotten += world.forgotten;
     }
     // Otherwise the stories would test nothing.
-    assert!(told > SEEDS * 10, "{told}");
+    assert!(told > SEEDS * 10 && forgotten > SEEDS / 10, "{told} told, {forgotten} forgotten");
 }
 
 #[test]
@@ -109,6 +112,8 @@ struct World {
     marks: VecDeque<(Eid, Arc<Watch>)>,
     lanes: Vec<Lane>,
     told: u64,
+    /// How often a user of whom there was something was forgotten.
+    forgotten: u64,
 }
 
 fn user(index: usize) -> Eid {
@@ -127,12 +132,17 @@ impl World {
     fn new(seed: u64) -> World {
         let (start, time) = (Now { unix_ms: 1_000_000, ..Now::system() }, Arc::new(AtomicU64::new(0)));
         let clock = time.clone();
+        let mut presence = Presence::new(TIMING, Box::new(move || at(start, clock.load(Ordering::Relaxed))));
+        // In half of the stories nearly everybody who is absent is forgotten.
+        if seed.is_multiple_of(2) {
+            presence.kept_max = 1;
+        }
         World {
             seed,
             random: Random::new(seed),
             start,
             time,
-            presence: Arc::new(Presence::new(TIMING, Box::new(move || at(start, clock.load(Ordering::Relaxed))))),
+            presence: Arc::new(presence),
             histories: (0..USERS).map(|_| Vec::new()).collect(),
             joins: 0,
             joined: Vec::new(),
@@ -143,6 +153,7 @@ impl World {
             marks: VecDeque::new(),
             lanes: Vec::new(),
             told: 0,
+            forgotten: 0,
         }
     }
 
@@ -197,6 +208,22 @@ impl World {
             self.connections.push((owner, phone, join));
             self.presence.connected(&user(owner), &device(phone), join);
             self.happened(owner, Event::Connected(phone, join));
+        }
+    }
+
+    /// Nothing is known any more of users who have no board.
+    fn forget_absent(&mut self) {
+        assert!(self.presence.remembered() <= self.presence.kept_max, "seed {}", self.seed);
+        for owner in 0..USERS {
+            let history = &self.histories[owner];
+            if history.is_empty() || self.presence.has_board(&user(owner)) {
+                continue;
+            }
+            let is_absent = gone(&oracle(history, self.ms(), self.start));
+            let has_lane = self.lanes.iter().any(|lane| lane.user == owner);
+            assert!(is_absent && !has_lane, "seed {}: user{owner} was forgotten", self.seed);
+            self.histories[owner].clear();
+            self.forgotten += 1;
         }
     }
 
