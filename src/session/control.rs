@@ -251,11 +251,32 @@ mod tests {
     use std::sync::Arc;
 
     use crate::hub::{Notice, Relay, Signal};
-    use crate::limits::LANE_QUEUE_BYTES;
+    use crate::limits::{LANE_QUEUE_BYTES, PINGS_ASKED_MAX};
     use crate::session::testing::{House, payload};
     use crate::session::{Now, Output};
     use crate::store::testing::{device, eid};
-    use crate::wire::Payload;
+    use crate::wire::proto::PingPong;
+    use crate::wire::{Lane, Payload};
+
+    #[tokio::test]
+    async fn of_more_pings_than_a_device_may_leave_unanswered_the_oldest_is_forgotten() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let (now, asker) = (Now::system(), Arc::new(Signal::default()));
+        for number in 0..=PINGS_ASKED_MAX as u64 {
+            let relay = Relay { number, asker: asker.clone(), answered: Arc::default() };
+            phone.session.notice(Notice::Ping(relay), now);
+        }
+        for (_, ping) in phone.settle().await.0 {
+            let Payload::PingpongMessage(ping) = ping else { panic!("{ping:?}") };
+            phone.hear(Lane::Control, Payload::PingpongMessage(PingPong { r#type: 2, status: 2, ..ping }));
+        }
+        let answered = std::iter::from_fn(|| asker.take_notice()).map(|notice| match notice {
+            Notice::Pong(number, _) => number,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(answered.collect::<Vec<_>>(), (1..=PINGS_ASKED_MAX as u64).collect::<Vec<_>>());
+    }
 
     #[tokio::test]
     async fn a_device_that_does_not_read_control_is_pinged_no_more_until_it_does() {

@@ -91,3 +91,32 @@ fn fit(mut messages: Vec<ChatMessage>, forwards: bool, frame_bytes_max: usize) -
     let cut = messages.len() < whole;
     (messages, cut)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SESSION_HISTORY_CALLS_MAX;
+    use crate::session::Output;
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+
+    #[tokio::test]
+    async fn chat_is_not_read_while_too_many_pages_are() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let all = phone.session.wanted();
+        let mut calls = Vec::new();
+        for _ in 0..SESSION_HISTORY_CALLS_MAX {
+            assert_eq!(phone.session.wanted(), all);
+            let peer = Some(eid("bob").identity());
+            phone.hear(Lane::Chat, Payload::HistoryRequest(HistoryRequest { peer, ..HistoryRequest::default() }));
+            let Some(Output::Call(call)) = phone.outputs().pop() else { panic!("no call") };
+            calls.push(call);
+        }
+        for lane in Lane::ALL {
+            assert_eq!(phone.session.wanted().contains(lane), lane != Lane::Chat, "{lane:?}");
+        }
+        phone.answer(calls.remove(0)).await;
+        assert_eq!(phone.session.wanted(), all);
+    }
+}

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::limits::STORE_PAGE_ROWS;
+use crate::limits::{OWNERS_READ_MAX, STORE_PAGE_ROWS};
+use crate::store::record::OwnerRecord;
 
 fn owners(house: &House, of: &str) -> Vec<String> {
     let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
@@ -68,6 +69,17 @@ fn a_block_survives_being_added_changed_and_removed() {
     assert!(house.flag(block("alice", "bob", false)).unwrap());
     assert!(!house.flag(block("alice", "bob", false)).unwrap());
     assert_eq!(house.rows(Space::Contacts), 0);
+}
+
+#[test]
+fn who_is_on_very_many_lists_sees_a_bounded_number_of_owners() {
+    let house = House::new();
+    for number in 0..=OWNERS_READ_MAX {
+        let owner = eid(&format!("owner{number:05}"));
+        house.put(&key::pair(&eid("bob"), &owner), &OwnerRecord { share_location: true });
+    }
+    let seen = owners(&house, "bob");
+    assert_eq!((seen.len(), seen.last().unwrap().as_str()), (OWNERS_READ_MAX, "owner19999@x"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests with corrupt rows, a failing engine, and full bounds.
 
 use super::*;
+use crate::wire::MessageId;
 
 #[test]
 fn a_corrupt_row_fails_its_operation_with_its_place_and_harms_no_other() {
@@ -147,6 +148,29 @@ fn a_commit_takes_no_more_than_its_bound() {
     assert!(house.ledger.is_full());
     house.ledger.commit(Instant::now);
     assert!(!house.ledger.is_full());
+}
+
+#[test]
+fn a_commit_with_very_many_rows_takes_no_further_operation() {
+    let mut house = House::new();
+    // Each message that is deleted is three rows.
+    let trim = |messages: usize| Op::TrimChat {
+        chat: ChatId::between(&eid("alice"), &eid("bob")),
+        parties: (eid("alice"), eid("bob")),
+        gone: (1..=messages as u64)
+            .map(|number| {
+                let NewMessage { sender, local_id, .. } = text("alice", "bob", number);
+                let id = MessageId::new(number as i64, [0; 10]);
+                Gone { version: Version::from(number), id, local: key::local(&sender, &local_id) }
+            })
+            .collect(),
+    };
+    house.ledger.apply(trim(limits::COMMIT_ROWS_MAX / 6));
+    assert!(!house.ledger.is_full());
+    house.ledger.apply(trim(limits::COMMIT_ROWS_MAX / 6));
+    assert!(house.ledger.is_full());
+    let committed = house.ledger.commit(Instant::now);
+    assert!(committed.outcomes.iter().all(Result::is_ok) && !house.ledger.is_full());
 }
 
 #[test]
