@@ -10,7 +10,7 @@ use std::time::Duration;
 use bimip::config::{Config, Rate};
 use bimip::limits::STRIKES_MAX;
 use bimip::wire::proto::{AwarenessNotification, AwarenessRequest, PingPong, SessionAccept, VersionUpdate};
-use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, encode_frame, envelope};
+use bimip::wire::{CloseCode, ErrorMessage, Lane, MessageScheme, Payload, encode_frame, envelope};
 
 use common::{Bystanders, Raw, TestServer, identity, now_ms, text_of};
 
@@ -105,39 +105,43 @@ async fn messages_count_for_the_user_over_all_devices_and_what_was_refused_is_no
 
 #[tokio::test]
 async fn what_is_sent_behind_a_message_over_the_rate_is_not_taken_before_it() {
-    const MESSAGES: usize = 120;
-    let server = TestServer::with(|config| config.limits.messages = Rate { per_second: 200, burst: 50 }).await;
+    const MESSAGES: usize = 40;
+    const BURST: usize = 20;
+    let server = TestServer::with(|config| config.limits.messages = burst_of(BURST as u32)).await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;
     let mut bob = server.session(BOB, "phone").pipelined().open().await;
-    let first = alice.post(BOB, "local-0", "0").await;
-    for n in 1..MESSAGES {
-        alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
+    // Written at once, so that all of them are on the wire when the first is refused.
+    let mut frames = Vec::new();
+    let first = alice.request_id() + 1;
+    for n in 0..MESSAGES {
+        let text = Payload::TextPayloadRequest(alice.text(BOB, &format!("local-{n}"), &n.to_string()));
+        let request_id = alice.request_id();
+        frames.extend_from_slice(&encode_frame(&MessageScheme { request_id, ..envelope(text) }));
     }
-    let (mut taken, mut refused) = (Vec::new(), Vec::new());
+    alice.try_write(Lane::Chat, &frames).await.unwrap();
+    let (mut taken, mut refused, mut wait) = (Vec::new(), Vec::new(), Duration::ZERO);
     while taken.len() + refused.len() < MESSAGES {
         let scheme = alice.recv(Lane::Chat).await;
         let number = (scheme.request_id - first) as usize;
         match scheme.payload {
             Some(Payload::VersionUpdate(_)) => taken.push(number),
             Some(Payload::ErrorMessage(error)) => {
-                wait_of(&error);
+                wait = wait_of(&error).max(wait);
                 refused.push(number);
             }
             other => panic!("{other:?}"),
         }
     }
     let from = taken.len();
-    assert!(from >= 50, "{from} taken");
+    assert!((BURST..MESSAGES).contains(&from), "{from} taken");
     assert_eq!(taken, (0..from).collect::<Vec<_>>());
     assert_eq!(refused, (from..MESSAGES).collect::<Vec<_>>());
     // Only the first refused message counts as over the rate, not those behind it.
     assert_eq!(server.metric(r#"bimip_rate_limited_total{limit="messages"}"#).await, 1.0);
-    // At 200 a second this refills the rate for 20 messages.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    for n in from..from + 5 {
-        alice.post(BOB, &format!("local-{n}"), &n.to_string()).await;
-    }
-    for n in 0..from + 5 {
+    // After the given wait the first of them is taken, and nobody has heard of those behind it.
+    tokio::time::sleep(wait).await;
+    alice.post(BOB, &format!("local-{from}"), &from.to_string()).await;
+    for n in 0..=from {
         assert_eq!(text_of(&*bob.hear().await), n.to_string());
     }
 }
