@@ -277,7 +277,7 @@ async fn asked_for_life(server: &TestServer) {
 async fn a_tcp_connection_lives_on_however_quiet_the_server_and_however_slow_the_application() {
     // More events than the library queues for the application, so that it stops reading the connection.
     const WAITING: usize = EVENTS_MAX + 20;
-    let server = TestServer::with(|config| config.session.ping_interval_ms = 3_600_000).await;
+    let server = TestServer::with(|config| config.session.ping_interval_ms = 60_000).await;
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     let only_tcp = Transports::Only(Transport::Tcp);
     let phone = options(&server, ALICE, server.quic_address()).transports(only_tcp);

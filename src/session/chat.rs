@@ -380,10 +380,8 @@ mod tests {
         let before = bare.session.wanted();
         let now = Now::system();
         bare.session.tick(Now { at: now.at + within, ..now });
-        let releases = bare
-            .outputs()
-            .into_iter()
-            .filter(|output| matches!(output, Output::Write(Asked::Release(_), _)));
+        let releases =
+            bare.outputs().into_iter().filter(|output| matches!(output, Output::Write(Asked::Release(_), _)));
         assert_eq!(releases.count(), MESSAGES);
         assert!(bare.session.is_waiting());
         assert_eq!(bare.session.wanted(), before, "a store that stalls does not keep it from pinging or leaving");

@@ -63,6 +63,7 @@ mod tests {
                 match output {
                     Output::Send(_, frame) => sent.push(payload(&frame)),
                     Output::Call(call) => phone.answer(call).await,
+                    Output::Write(asked, write) => phone.write(asked, write).await,
                     Output::Close(code, _) => closed = Some(code),
                     other => panic!("{other:?}"),
                 }

@@ -260,7 +260,9 @@ impl Session {
                 if open.watching.as_ref().is_some_and(Watching::is_ready) {
                     wanted = wanted.with(Lane::Presence);
                 }
-                if self.calls < SESSION_CALLS_MAX && open.chat.unanswered() < SESSION_UNRELEASED_MAX {
+                // Without the chat lane nothing is answered, and they are refused instead.
+                let answered = open.chat.unanswered() < SESSION_UNRELEASED_MAX || !self.lanes.contains(Lane::Chat);
+                if self.calls < SESSION_CALLS_MAX && answered {
                     wanted = wanted.with(Lane::Media);
                     if open.paging < SESSION_HISTORY_CALLS_MAX {
                         wanted = wanted.with(Lane::Chat);

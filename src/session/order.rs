@@ -10,9 +10,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{SEND_BEHIND_ROUND_TRIPS, SEND_BEHIND_WAIT, SEND_BEHIND_WAIT_MAX};
+use crate::limits::{SEND_BEHIND_ROUND_TRIPS, SEND_BEHIND_WAIT, SEND_BEHIND_WAIT_MAX, SESSION_UNRELEASED_MAX};
 use crate::observe::LimitKind;
-use crate::wire::{ErrorCode, LocalId, Payload};
+use crate::wire::{ErrorCode, Lane, LocalId, Payload};
 
 use super::fault::Fault;
 use super::flood::{Flood, wait_details};
@@ -30,7 +30,7 @@ pub(super) struct PutOff {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     Rate,
-    /// The store had no place. The message passed the rate before any that the rate put off since.
+    /// The store or the session had no place. The message passed the rate before any that the rate put off since.
     Store,
 }
 
@@ -49,6 +49,13 @@ impl Session {
             return false;
         }
         let least = self.behind_wait();
+        // Over TCP the frame that opens chat, on which the answers go, may lie behind this one: so it must not wait to be read.
+        if !self.lanes.contains(Lane::Chat) && open.chat.unanswered() >= SESSION_UNRELEASED_MAX {
+            self.put_off(local, least, Why::Store, now);
+            let fault = Fault::new(ErrorCode::TooFast, "too many wait for their answers: open the chat lane");
+            self.refuse(origin, fault.details(wait_details(least)));
+            return false;
+        }
         let limit = |open: &mut Open, flood: &Flood| open.meter.messages(flood, &open.user, now.at).take_or_wait(least);
         if let Err(wait) = self.meter(origin, LimitKind::Messages, limit) {
             self.put_off(local, wait, Why::Rate, now);

@@ -71,10 +71,6 @@ impl Session {
             if watching.held {
                 return;
             }
-            let due = watching.place.due().is_some_and(|due| due <= now.at);
-            if !due && !watching.place.is_marked() {
-                return;
-            }
             let Some(told) = watching.place.next(now) else { return };
             let frame = encode_frame(&envelope(notification(&told, &open.user)));
             self.services.metrics.presence[PresenceResult::Sent].increment(1);

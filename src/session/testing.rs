@@ -10,12 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::calls::Calls;
-use super::{Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive};
+use super::{Asked, Call, Flood, LaneSet, Link, LinkEvent, Now, Output, PathStats, Services, Session, Settings, drive};
 use crate::auth::{Grant, Signer, Verifier, dev};
 use crate::config::{AuthConfig, LimitsConfig};
 use crate::hub::Hub;
 use crate::observe::{CloseReason, Metrics, TransportKind};
-use crate::store::{Embedded, Memory, Options, Store};
+use crate::store::{Embedded, Memory, Options, Store, Write};
 use crate::wire::proto::SessionOpen;
 use crate::wire::{
     CloseCode, DeviceId, Eid, FrameDecoder, Lane, MessageScheme, Payload, encode_frame, envelope, open_envelope,
@@ -153,10 +153,7 @@ impl Bare {
                 match output {
                     Output::Send(lane, frame) => sent.push((lane, payload(&frame))),
                     Output::Call(call) => self.answer(call).await,
-                    Output::Write(asked, write) => {
-                        self.calls.write(asked, write);
-                        self.answered().await;
-                    }
+                    Output::Write(asked, write) => self.write(asked, write).await,
                     Output::Synced(..) => {}
                     Output::Close(code, _) => closed = Some(code),
                 }
@@ -167,6 +164,12 @@ impl Bare {
     /// Runs a call and passes its result to the session.
     pub(super) async fn answer(&mut self, call: Call) {
         self.calls.start(call);
+        self.answered().await;
+    }
+
+    /// The same with a write.
+    pub(super) async fn write(&mut self, asked: Asked, write: Write) {
+        self.calls.write(asked, write);
         self.answered().await;
     }
 

@@ -248,7 +248,7 @@ async fn a_device_that_does_not_read_holds_nobody_back_and_misses_nothing() {
     // No timer of the session may wake the tail.
     let server = TestServer::with(|config| {
         config.session.open_within_ms = 600_000;
-        config.session.ping_interval_ms = 3_600_000;
+        config.session.ping_interval_ms = 60_000;
     })
     .await;
     let mut alice = server.session(ALICE, "phone").pipelined().open().await;

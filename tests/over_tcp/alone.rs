@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use bimip::wire::proto::PingPong;
+use bimip::wire::proto::{ErrorMessage, MediaPayloadRequest, PingPong, VersionUpdate};
 use bimip::wire::{ALPN, CloseCode, Lane, Payload};
 use tokio::net::TcpStream;
 
-use super::common::{Bystanders, Link, Raw, TcpLink, TestServer, Transport, client_tls, text_of, within_bound};
+use super::common::{
+    Bystanders, Link, Raw, TcpLink, TestServer, Transport, client_tls, identity, text_of, within_bound,
+};
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
@@ -69,6 +71,34 @@ async fn an_unknown_lane_is_refused_before_its_frame_is_there() {
         tcp(&mut alice).write_bytes(&[[4].as_slice(), rest].concat()).await.unwrap();
         alice.expect_close(CloseCode::ProtocolViolation).await;
     }
+}
+
+#[tokio::test]
+async fn media_before_the_chat_lane_do_not_keep_it_from_opening() {
+    const MEDIA: usize = 300;
+    let server = TestServer::start().await;
+    let mut alice = server.session(ALICE, "phone").lanes(&[Lane::Control, Lane::Media]).pipelined().open().await;
+    for number in 0..MEDIA {
+        let media = MediaPayloadRequest {
+            from: Some(alice.identity()),
+            to: vec![identity(BOB)],
+            message_id_local: format!("local-{number}"),
+            r#type: 1,
+            cdn_url_id: "https://cdn.example/cat.png".into(),
+            ..MediaPayloadRequest::default()
+        };
+        alice.send(Lane::Media, Payload::MediaPayloadRequest(media)).await;
+    }
+    alice.open(Lane::Chat).await;
+    for _ in 0..256 {
+        alice.expect::<VersionUpdate>(Lane::Chat).await;
+    }
+    for _ in 256..MEDIA {
+        let refused = alice.expect::<ErrorMessage>(Lane::Media).await;
+        assert_eq!(refused.code, 429);
+    }
+    alice.ping().await;
+    alice.expect_nothing_more(Lane::Chat).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! An owner with many watchers whose state changes very often.
 
+use std::collections::BTreeSet;
+
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
 
@@ -45,6 +47,30 @@ async fn a_flapping_owner_costs_each_watcher_a_bounded_number_of_notifications_a
     // At most one notification at once, one for each interval that has passed, and the last one.
     let intervals = (now_ms() - began) / INTERVAL_MS;
     assert!(most <= 2 + intervals, "{most} in {intervals} intervals, of {CHANGES} changes");
+}
+
+#[tokio::test]
+async fn contacts_that_all_change_right_after_they_were_told_are_all_told_again() {
+    const CONTACTS: usize = 20;
+    let server = TestServer::with(|config| config.presence.interval_ms = 2000).await;
+    let mut contacts = Vec::new();
+    for n in 0..CONTACTS {
+        let mut contact = sign_in(&server, &format!("contact{n}@localhost"), "phone").await;
+        admit(&mut contact, BOB, None).await;
+        contacts.push(contact);
+    }
+    let mut bob = sign_in(&server, BOB, "phone").await;
+    for status in [ONLINE, AWAY] {
+        let mut missing: BTreeSet<_> = (0..CONTACTS).map(|n| format!("contact{n}@localhost")).collect();
+        while !missing.is_empty() {
+            let told = bob.expect::<AwarenessNotification>(Lane::Presence).await;
+            assert_eq!(told.status, status);
+            assert!(missing.remove(&told.from.clone().unwrap().eid));
+        }
+        for contact in &mut contacts {
+            tell(contact, AWAY).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -266,11 +266,16 @@ impl WatchPlace {
         access.keys().for_each(|owner| self.presence.stand(owner, &self.watch));
     }
 
-    /// The next notification, if one is due.
+    /// The next notification, if one is due. Whoever has taken one asks again until there are no more.
     pub fn next(&self, now: Now) -> Option<Told> {
+        if !self.is_marked() && self.due().is_none_or(|due| due > now.at) {
+            return None;
+        }
         loop {
             let owner = {
                 let mut queue = self.watch.queue();
+                // Many may become due together, and the lane may have room for some of them only.
+                self.watch.marked.store(true, Ordering::Release);
                 queue.advance(self.watch.interval, now.at);
                 if let Some(told) = queue.next_directed() {
                     queue.was_told(&told.owner, now.at);
