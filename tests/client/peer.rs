@@ -37,6 +37,8 @@ pub struct Seen {
     pub pongs: usize,
     pub media: usize,
     pub logouts: usize,
+    /// Revocations received; none is answered.
+    pub revocations: usize,
     /// Log entries written to chat lanes.
     pub tailed: usize,
     pub connections: Vec<Connection>,
@@ -303,6 +305,7 @@ impl OfLane {
                 self.write(Payload::Logout(Logout { r#type: 2, status: 3, ..logout }), 0, id).await;
                 self.state.change(|seen| seen.logouts += 1);
             }
+            Payload::TokenRevokeRequest(_) => self.state.change(|seen| seen.revocations += 1),
             Payload::SyncAck(sync) => {
                 self.state.change(|seen| seen.synced = seen.synced.max(sync.sequence).min(seen.log.len() as i64));
             }

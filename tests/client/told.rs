@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bimip::client::limits::CLOSE_WITHIN;
-use bimip::client::{CloseReason, Content, Event, FileOutbox, Media, SendError, State, TokenError, TokenSource};
+use bimip::client::{
+    CloseReason, Content, Event, FileOutbox, Media, RequestError, Revoke, SendError, State, TokenError, TokenSource,
+};
 use bimip::wire::{CloseCode, MediaType, Sequence};
 
 use tokio::sync::watch;
@@ -236,6 +238,25 @@ async fn a_device_that_signed_out_makes_no_other_connection_for_what_waits() {
     signed_out.unwrap();
     assert!(matches!(soon(ticket).await, Err(SendError::Unanswered(_))));
     assert_eq!(peer.state().seen().opens.len(), 1);
+}
+
+#[tokio::test]
+async fn a_revocation_whose_answer_was_lost_is_not_made_again() {
+    let peer = Peer::start();
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    let lost = async {
+        peer.until(|seen| seen.revocations == 1).await;
+        peer.close_all(CloseCode::Internal);
+    };
+    let (revoked, ()) = soon(async { tokio::join!(device.revoke(Revoke::All), lost) }).await;
+    assert!(matches!(revoked, Err(RequestError::NotConnected)), "{revoked:?}");
+    // It would revoke tokens that were issued meanwhile, and go before anything else on control.
+    soon(peer.until(|seen| seen.opens.len() == 2)).await;
+    soon(device.connected()).await.unwrap();
+    soon(device.ping()).await.unwrap();
+    let seen = peer.state().seen();
+    assert_eq!((seen.opens.len(), seen.revocations), (2, 1));
 }
 
 #[tokio::test]
