@@ -12,6 +12,9 @@ use super::torn;
 const MARKER: &str = "folders";
 /// The engine's folder of these folders.
 const SPACES: &str = "keyspaces";
+/// The file in each of them that names its newest state. The engine takes a folder without it for one that it did not finish
+/// making, and deletes it; without that of the first, which lists the others, it deletes all of them.
+const CURRENT: &str = "current";
 
 /// What a store's directory holds before the engine opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub(super) enum Found {
     Unlisted,
 }
 
-/// Checks that a store has all the folders that it had, and a journal.
+/// Checks that a store has all the folders that it had, each with the file that the engine begins with, and a journal.
 ///
 /// # Errors
 /// Names the first one that is missing, or says why the list cannot be read.
@@ -38,8 +41,14 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(format!("{}: {error}", marker.display())),
     };
-    let missing = match listed.lines().map(|name| dir.join(SPACES).join(name)).find(|folder| !folder.is_dir()) {
-        Some(folder) => format!("the folder {}", folder.display()),
+    let folders = listed.lines().map(|name| dir.join(SPACES).join(name));
+    let mut lost = folders.filter_map(|folder| {
+        let current = folder.join(CURRENT);
+        let no_folder = (!folder.is_dir()).then(|| format!("the folder {}", folder.display()));
+        no_folder.or_else(|| (!current.is_file()).then(|| format!("the file {}", current.display())))
+    });
+    let missing = match lost.next() {
+        Some(missing) => missing,
         // What was committed last is there alone, also after the store was closed.
         None if torn::journals(dir).map_err(|error| error.to_string())?.is_empty() => {
             format!("the journal {}", dir.join("N.jnl").display())
@@ -95,14 +104,22 @@ mod tests {
         assert_eq!(check(&dir), Ok(Found::Whole));
         let listed = fs::read_to_string(dir.join(MARKER)).unwrap();
         assert!(listed.lines().count() > 1, "{listed}");
+        let files = || {
+            let folders = listed.lines().map(|name| dir.join(SPACES).join(name));
+            folders.map(|folder| fs::read_dir(folder).unwrap().count()).collect::<Vec<_>>()
+        };
+        let whole = files();
         for name in listed.lines() {
-            let (there, away) = (dir.join(SPACES).join(name), folder.path().join(name));
-            fs::rename(&there, &away).unwrap();
-            let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without {name}") };
-            assert!(error.to_string().contains(&there.display().to_string()), "{error}");
-            assert!(!there.exists(), "the engine has not touched it");
-            fs::rename(&away, &there).unwrap();
+            let (space, away) = (dir.join(SPACES).join(name), folder.path().join("away"));
+            for there in [space.clone(), space.join(CURRENT)] {
+                fs::rename(&there, &away).unwrap();
+                let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without {there:?}") };
+                assert!(error.to_string().contains(&there.display().to_string()), "{error}");
+                assert!(!there.exists(), "the engine has not touched it");
+                fs::rename(&away, &there).unwrap();
+            }
         }
+        assert_eq!(files(), whole, "nor anything else");
         let journal = torn::journals(&dir).unwrap().pop_last().unwrap().1;
         let away = folder.path().join("journal");
         fs::rename(&journal, &away).unwrap();
