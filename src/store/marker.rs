@@ -68,7 +68,11 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
 pub(super) fn write(dir: &Path) -> io::Result<()> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir.join(SPACES))? {
-        names.insert(entry?.file_name().to_string_lossy().into_owned());
+        let entry = entry?;
+        // The engine passes over files that are not its own.
+        if entry.path().is_dir() {
+            names.insert(entry.file_name().to_string_lossy().into_owned());
+        }
     }
     let list: String = names.iter().map(|name| format!("{name}\n")).collect();
     let marker = dir.join(MARKER);
@@ -133,5 +137,15 @@ mod tests {
         assert_eq!(check(&dir), Ok(Found::Unlisted));
         Fjall::open(&dir, 1 << 20).unwrap();
         assert_eq!(fs::read_to_string(dir.join(MARKER)).unwrap(), listed);
+    }
+
+    #[test]
+    fn a_file_that_is_not_the_stores_keeps_it_from_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        Fjall::open(dir.path(), 1 << 20).unwrap();
+        fs::write(dir.path().join(SPACES).join(".nfs0001"), "stray").unwrap();
+        for _ in 0..2 {
+            Fjall::open(dir.path(), 1 << 20).unwrap();
+        }
     }
 }
