@@ -249,8 +249,15 @@ impl<T> Turns<T> {
     }
 
     fn begin(&mut self) {
-        (self.taken, self.together) = (0, 0);
         self.order.append(&mut self.again);
+        // The last commit ended within this user's turn, for it was full. The rest comes behind the others: otherwise a user
+        // whose few operations fill a commit would be first in each.
+        if self.taken > 0
+            && let Some(turn) = self.order.pop_front()
+        {
+            self.order.push_back(turn);
+        }
+        (self.taken, self.together) = (0, 0);
     }
 
     /// The next operation of this commit, if there is one.
@@ -320,6 +327,29 @@ mod tests {
         }
         assert!(much.into_iter().eq((0..MUCH).map(|number| ("much", number))), "each one's own in order");
         assert_eq!((turns.waiting.len(), turns.order.len(), turns.again.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_fills_a_commit_with_little_comes_behind_the_others_in_the_next() {
+        let mut turns = Turns::new();
+        for number in 0..limits::STORE_TURN_MAX {
+            turns.push(user("much"), ("much", number));
+        }
+        turns.push(user("little"), ("little", 0));
+        turns.push(user("other"), ("other", 0));
+        let commit = |turns: &mut Turns<_>, full: usize| {
+            turns.begin();
+            std::iter::from_fn(|| turns.pop()).take(full).collect::<Vec<_>>()
+        };
+        assert_eq!(commit(&mut turns, 2), [("much", 0), ("much", 1)]);
+        turns.push(user("late"), ("late", 0));
+        assert_eq!(commit(&mut turns, 4), [("little", 0), ("other", 0), ("late", 0), ("much", 2)]);
+        assert_eq!(commit(&mut turns, 1), [("much", 3)], "alone it goes on");
+        // Who had the whole turn is behind the others as it is.
+        turns.push(user("little"), ("little", 1));
+        let rest = commit(&mut turns, usize::MAX);
+        assert_eq!(rest[..2], [("little", 1), ("much", 4)]);
+        assert_eq!((rest.len(), turns.len), (limits::STORE_TURN_MAX - 3, 0));
     }
 
     #[tokio::test]

@@ -97,3 +97,70 @@ fn messages(committed: &Committed) -> usize {
 
 /// Does nothing: for callers that do not measure commits.
 pub(crate) fn unobserved(_commit: Commit) {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    use futures_util::future::{join_all, join5};
+
+    use crate::limits::COMMIT_ROWS_MAX;
+    use crate::store::memory::Memory;
+    use crate::store::testing::{Nobody, ack, eid, text};
+    use crate::store::{AckTarget, Embedded, Options, Store};
+    use crate::wire::{AckStatus, ChatId, Version};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bulk_acknowledgments_that_fill_commits_hold_another_user_back_for_one() {
+        const ROWS: u64 = COMMIT_ROWS_MAX as u64 / 2;
+        let commits = Arc::new(Mutex::new(Vec::new()));
+        // Holds the writer once, at the end of a commit.
+        let (go_on, told) = mpsc::channel::<()>();
+        let (reached, held) = mpsc::channel();
+        let hold = Arc::new(Mutex::new(None));
+        let on_commit = {
+            let (commits, hold) = (commits.clone(), hold.clone());
+            Box::new(move |commit: Commit| {
+                commits.lock().unwrap().push((commit.operations, commit.messages));
+                let told: Option<mpsc::Receiver<()>> = hold.lock().unwrap().take();
+                if let Some(told) = told {
+                    reached.send(()).unwrap();
+                    let _ = told.recv();
+                }
+            })
+        };
+        let options = Options { on_commit, ..Options::default() };
+        let store = Embedded::open_memory(Memory::new(), options, Arc::new(Nobody)).unwrap();
+        for first in (0..ROWS).step_by(512) {
+            let numbers = (first..ROWS.min(first + 512)).flat_map(|number| [(number, "ann"), (ROWS + number, "ben")]);
+            let sent = join_all(numbers.map(|(number, sender)| store.accept(text(sender, "much", number), true))).await;
+            sent.into_iter().for_each(|sent| drop(sent.unwrap()));
+        }
+        // Two of these fill a commit.
+        let bulk = [AckStatus::Delivered, AckStatus::Read].into_iter().flat_map(|status| {
+            ["ann", "ben"].map(|sender| {
+                let target = AckTarget::UpTo(ChatId::between(&eid(sender), &eid("much")), Version::from(ROWS));
+                store.acknowledge(ack("much", target, status, 1))
+            })
+        });
+        commits.lock().unwrap().clear();
+        *hold.lock().unwrap() = Some(told);
+        // They are polled in this order.
+        let (check, (), acknowledged, accepted, ()) = join5(
+            store.check(),
+            async { held.recv().unwrap() },
+            join_all(bulk),
+            store.accept(text("little", "other", 0), true),
+            async { drop(go_on) },
+        )
+        .await;
+        check.unwrap();
+        accepted.unwrap();
+        assert!(acknowledged.into_iter().all(|acknowledged| acknowledged.unwrap().changed));
+        // The check, two acknowledgments that fill a commit, and then the message before the other two.
+        assert_eq!(*commits.lock().unwrap(), [(1, 0), (2, 0), (3, 1)]);
+    }
+}
