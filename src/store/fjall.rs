@@ -44,7 +44,11 @@ impl Fjall {
             ::fjall::Error::Locked => StoreError::Engine("another process has it open".to_owned()),
             error => told(error.to_string()),
         };
-        let found = marker::check(dir).map_err(told)?;
+        let mut found = marker::check(dir).map_err(told)?;
+        if found == Found::Unfinished {
+            marker::clear_unfinished(dir).map_err(|error| told(error.to_string()))?;
+            found = marker::check(dir).map_err(told)?;
+        }
         let known = seal::read(dir).map_err(|error| told(error.to_string()))?;
         let open = || {
             let builder = Database::builder(dir)

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::torn;
 
@@ -16,11 +16,19 @@ const SPACES: &str = "keyspaces";
 /// making, and deletes it; without that of the first, which lists the others, it deletes all of them.
 const CURRENT: &str = "current";
 
+/// The file that the engine writes while it makes a store, before it makes the folders. It takes a directory without it for an
+/// empty one.
+const VERSION: &str = "version";
+/// Length of that file.
+const VERSION_BYTES: usize = 4;
+
 /// What a store's directory holds before the engine opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// Nothing: the engine makes a new store.
     Nothing,
+    /// What is left of a start that was interrupted while the engine made a new store: nothing was committed.
+    Unfinished,
     /// Every folder that it had.
     Whole,
     /// A store of a version that did not list its folders.
@@ -35,17 +43,19 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
     let marker = dir.join(MARKER);
     let listed = match fs::read_to_string(&marker) {
         Ok(listed) => listed,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join(SPACES).exists() => {
-            return Ok(Found::Unlisted);
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return unlisted(dir).map_err(|error| error.to_string());
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(format!("{}: {error}", marker.display())),
     };
+    if !dir.join(VERSION).is_file() {
+        return Err(no_version(dir));
+    }
     let folders = listed.lines().map(|name| dir.join(SPACES).join(name));
+    let no_file = |file: PathBuf| (!file.is_file()).then(|| format!("the file {}", file.display()));
     let mut lost = folders.filter_map(|folder| {
-        let current = folder.join(CURRENT);
         let no_folder = (!folder.is_dir()).then(|| format!("the folder {}", folder.display()));
-        no_folder.or_else(|| (!current.is_file()).then(|| format!("the file {}", current.display())))
+        no_folder.or_else(|| no_file(folder.join(CURRENT)))
     });
     let missing = match lost.next() {
         Some(missing) => missing,
@@ -59,6 +69,53 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
         "{missing} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in it is lost",
         marker.display()
     ))
+}
+
+/// What a directory without a list holds.
+///
+/// # Errors
+/// As the system gives them; [`io::ErrorKind::InvalidData`] for what is left of a store without [`VERSION`].
+fn unlisted(dir: &Path) -> io::Result<Found> {
+    let version = if_there(fs::read(dir.join(VERSION)))?;
+    // Until it is synced, a power loss may leave zeros in it.
+    let is_written = |version: &Vec<u8>| version.len() >= VERSION_BYTES && version.iter().any(|byte| *byte != 0);
+    if version.as_ref().is_some_and(is_written) {
+        return Ok(Found::Unlisted);
+    }
+    let journals = if_there(torn::journals(dir))?.unwrap_or_default();
+    let has_folders = if_there(fs::read_dir(dir.join(SPACES)))?.is_some_and(|mut folders| folders.next().is_some());
+    for journal in journals.values() {
+        if has_folders || !torn::is_blank(&mut fs::File::open(journal)?)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, no_version(dir)));
+        }
+    }
+    Ok(if version.is_none() && journals.is_empty() { Found::Nothing } else { Found::Unfinished })
+}
+
+fn no_version(dir: &Path) -> String {
+    format!("the file {} is missing: bring it back, or restore a backup", dir.join(VERSION).display())
+}
+
+/// Removes what is left of a start that was interrupted while the engine made a new store: the engine makes none over it.
+///
+/// # Errors
+/// As the system gives them; [`io::ErrorKind::WouldBlock`] if another process is making the store.
+pub(super) fn clear_unfinished(dir: &Path) -> io::Result<()> {
+    let _lock = torn::lock(dir)?;
+    // Before this process had the lock, another one may have finished it.
+    if unlisted(dir)? == Found::Unfinished {
+        let journals = torn::journals(dir)?;
+        journals.into_values().try_for_each(fs::remove_file)?;
+        if_there(fs::remove_file(dir.join(VERSION)))?;
+    }
+    Ok(())
+}
+
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Lists the folders that the store has now, if that is not what the list says.
@@ -98,6 +155,7 @@ pub(super) fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> 
 mod tests {
     use super::*;
     use crate::store::fjall::Fjall;
+    use crate::store::kv::{Batch, Kv, Slice, Space};
 
     #[test]
     fn a_store_that_has_lost_a_folder_does_not_open() {
@@ -125,18 +183,107 @@ mod tests {
         }
         assert_eq!(files(), whole, "nor anything else");
         let journal = torn::journals(&dir).unwrap().pop_last().unwrap().1;
-        let away = folder.path().join("journal");
-        fs::rename(&journal, &away).unwrap();
-        let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without its journal") };
-        assert!(error.to_string().contains("the journal "), "{error}");
-        assert!(!journal.exists(), "the engine has made none");
-        fs::rename(&away, &journal).unwrap();
+        for (there, named) in [(journal, "the journal "), (dir.join(VERSION), "the file ")] {
+            let away = folder.path().join("away");
+            fs::rename(&there, &away).unwrap();
+            let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens without {there:?}") };
+            assert!(error.to_string().contains(named), "{error}");
+            assert!(!there.exists(), "the engine has made none");
+            fs::rename(&away, &there).unwrap();
+        }
         Fjall::open(&dir, 1 << 20).unwrap();
         // An earlier version's, which has no list, gets one.
         fs::remove_file(dir.join(MARKER)).unwrap();
         assert_eq!(check(&dir), Ok(Found::Unlisted));
         Fjall::open(&dir, 1 << 20).unwrap();
         assert_eq!(fs::read_to_string(dir.join(MARKER)).unwrap(), listed);
+    }
+
+    fn row() -> Batch {
+        vec![(Space::Messages, Slice::new(b"key"), Some(Slice::new(b"value")))]
+    }
+
+    #[test]
+    fn a_first_start_that_was_interrupted_anywhere_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("store");
+        let (spaces, journal) = (dir.join(SPACES), dir.join("0.jnl"));
+        let opens = |done: &dyn std::fmt::Debug| {
+            let engine = Fjall::open(&dir, 1 << 20).unwrap_or_else(|error| panic!("{done:?}: {error}"));
+            engine.commit(row()).unwrap();
+            drop(engine);
+            assert_eq!(check(&dir), Ok(Found::Whole), "{done:?}");
+            fs::remove_dir_all(&dir).unwrap();
+        };
+        // In the order in which the engine makes them.
+        let steps: [&dyn Fn(); 10] = [
+            &|| fs::create_dir(&dir).unwrap(),
+            &|| fs::write(dir.join("lock"), []).unwrap(),
+            &|| fs::create_dir(&spaces).unwrap(),
+            &|| fs::write(&journal, []).unwrap(),
+            &|| fs::File::create(&journal).unwrap().set_len(1 << 20).unwrap(),
+            &|| fs::write(dir.join(VERSION), []).unwrap(),
+            &|| fs::write(dir.join(VERSION), b"FJL").unwrap(),
+            &|| fs::write(dir.join(VERSION), [0; 4]).unwrap(),
+            &|| fs::write(dir.join(VERSION), b"FJL\x03").unwrap(),
+            &|| fs::create_dir_all(spaces.join("0").join("tables")).unwrap(),
+        ];
+        for done in 0..=steps.len() {
+            steps[..done].iter().for_each(|step| step());
+            let found = match done {
+                0..=3 => Found::Nothing,
+                4..=8 => Found::Unfinished,
+                _ => Found::Unlisted,
+            };
+            assert_eq!(check(&dir), Ok(found), "{done}");
+            opens(&done);
+        }
+        // Then the spaces, each with its folder first.
+        for whole in [0, 1, Space::COUNT] {
+            let database = ::fjall::Database::builder(&dir).open().unwrap();
+            for space in &Space::ALL[..whole] {
+                database.keyspace(space.name(), ::fjall::KeyspaceCreateOptions::default).unwrap();
+            }
+            drop(database);
+            fs::create_dir_all(spaces.join((whole + 1).to_string()).join("tables")).unwrap();
+            opens(&("spaces", whole));
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_being_made_by_another_process_is_left_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0.jnl"), []).unwrap();
+        let lock = fs::File::create(dir.path().join("lock")).unwrap();
+        lock.lock().unwrap();
+        let Err(error) = Fjall::open(dir.path(), 1 << 20) else { panic!("it opens") };
+        assert!(error.to_string().contains("another process has it open"), "{error}");
+        assert!(dir.path().join("0.jnl").exists());
+        drop(lock);
+        Fjall::open(dir.path(), 1 << 20).unwrap().commit(row()).unwrap();
+        let engine = Fjall::open(dir.path(), 1 << 20).unwrap();
+        assert!(engine.view().get(Space::Messages, b"key").unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_left_of_a_store_is_not_taken_for_an_unfinished_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, away) = (folder.path().join("store"), folder.path().join("away"));
+        Fjall::open(&dir, 1 << 20).unwrap().commit(row()).unwrap();
+        [MARKER, VERSION].into_iter().for_each(|file| fs::remove_file(dir.join(file)).unwrap());
+        let journal = dir.join("0.jnl");
+        let refused = || {
+            let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens") };
+            assert!(error.to_string().contains("version is missing"), "{error}");
+        };
+        refused();
+        fs::rename(dir.join(SPACES), &away).unwrap();
+        refused();
+        assert!(journal.exists());
+        fs::rename(&away, dir.join(SPACES)).unwrap();
+        fs::write(&journal, []).unwrap();
+        refused();
+        assert!(fs::read_dir(dir.join(SPACES)).unwrap().count() > 1);
     }
 
     #[test]

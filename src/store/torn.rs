@@ -49,16 +49,8 @@ pub(super) enum Outcome {
 /// Checks the journals in `dir`, and moves what is behind the last whole commit to a file of its own if it is torn. Fails
 /// if another process has the store open.
 pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> {
-    // fjall's own lock, held until this is done: a process that opened the store meanwhile would write behind the
-    // commit that is removed.
-    let lock = open(&dir.join("lock"))?;
-    let given_up = Instant::now() + STORE_LOCK_RELEASED_WITHIN;
-    while lock.try_lock().is_err() {
-        if Instant::now() >= given_up {
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"));
-        }
-        std::thread::sleep(STORE_LOCK_RELEASED_WITHIN / 100);
-    }
+    // Held until this is done: a process that opened the store meanwhile would write behind the commit that is removed.
+    let _lock = lock(dir)?;
     let failure = dir.join(FAILED);
     if failure.exists() {
         write_again(dir)?;
@@ -87,6 +79,19 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         return Ok(Outcome::PutAside { file: aside, bytes: rest.len() as u64 });
     }
     Ok(Outcome::Sound)
+}
+
+/// Takes fjall's own lock, which keeps any process from opening the store until it is dropped.
+pub(super) fn lock(dir: &Path) -> io::Result<File> {
+    let lock = open(&dir.join("lock"))?;
+    let given_up = Instant::now() + STORE_LOCK_RELEASED_WITHIN;
+    while lock.try_lock().is_err() {
+        if Instant::now() >= given_up {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"));
+        }
+        std::thread::sleep(STORE_LOCK_RELEASED_WITHIN / 100);
+    }
+    Ok(lock)
 }
 
 /// Leaves a note for the next [`put_aside`] that a commit failed. It is only needed until the machine is started anew, so
@@ -158,7 +163,7 @@ fn rest(journal: &mut File, at: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Whether nothing was ever written to a journal.
-fn is_blank(journal: &mut File) -> io::Result<bool> {
+pub(super) fn is_blank(journal: &mut File) -> io::Result<bool> {
     Ok(rest(journal, 0)?.is_empty())
 }
 
