@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::audit::{Audited, audit};
 use super::fjall::Fjall;
 use super::kv::{Batch, Kv, Order, Slice, Space, View};
+use super::marker::{self, Found};
 use super::{StoreError, key, make_folder};
 use crate::limits::{ARCHIVE_COMMIT_BYTES, ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
@@ -56,10 +57,12 @@ pub struct Archived {
 /// Writes an archive of the store in `dir` to `out`. No process may have the store open. `now_ms` is Unix milliseconds.
 ///
 /// # Errors
-/// [`ArchiveError::NoStore`] if `dir` is no directory; [`ArchiveError::Store`] if another process has the store open or
+/// [`ArchiveError::NoStore`] if there is no store in `dir`; [`ArchiveError::Store`] if another process has the store open or
 /// a row cannot be read; [`ArchiveError::Io`] if `out` fails.
 pub fn archive(dir: &Path, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
-    if !dir.is_dir() {
+    // The engine would make a new one.
+    let found = marker::check(dir).map_err(|why| StoreError::Engine(format!("opening {}: {why}", dir.display())))?;
+    if matches!(found, Found::Nothing | Found::Unfinished) {
         return Err(ArchiveError::NoStore(dir.to_owned()));
     }
     let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;

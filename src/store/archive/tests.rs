@@ -118,7 +118,12 @@ async fn no_part_and_no_other_version_of_an_archive_passes_for_one() {
     let folder = tempfile::tempdir().unwrap();
     assert!(restore(&mut &bytes[..bytes.len() - 1], &folder.path().join("store")).is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
-    assert!(matches!(archive(&folder.path().join("none"), 0, &mut io::sink()), Err(ArchiveError::NoStore(_))));
+    let (none, empty) = (folder.path().join("none"), folder.path().join("empty"));
+    fs::create_dir(&empty).unwrap();
+    for dir in [&none, &empty] {
+        assert!(matches!(archive(dir, 0, &mut io::sink()), Err(ArchiveError::NoStore(_))));
+    }
+    assert!(!none.exists() && fs::read_dir(&empty).unwrap().next().is_none(), "nor is a store made");
 }
 
 #[tokio::test]
