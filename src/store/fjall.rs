@@ -84,7 +84,8 @@ impl Fjall {
         if found == Found::Nothing {
             tracing::info!(store = %dir.display(), "a new store was made");
         }
-        let rotation = Rotation::start(&spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
+        let rotation =
+            Rotation::start(dir, &spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
         Ok(Fjall {
             dir: dir.to_owned(),
@@ -307,5 +308,32 @@ mod tests {
         for n in (0..rows).step_by(97).chain([rows - 1]) {
             assert_eq!(view.get(Space::Logs, &n.to_be_bytes()).unwrap().as_ref(), Some(&value), "row {n} of {rows}");
         }
+    }
+
+    #[test]
+    fn a_store_that_has_lost_the_journal_that_the_engine_has_begun_does_not_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("store");
+        let engine = Fjall::open(&dir, 1024 * 1024).unwrap();
+        let mut random = crate::random::Random::new(1);
+        let noise: Vec<u8> = std::iter::repeat_with(|| random.number() as u8).take(64 * 1024).collect();
+        let (value, began, mut rows) = (Slice::from(noise), Instant::now(), 0u32);
+        // The engine begins another one when it writes a memtable to a file and 64 MB are in the journal.
+        while !std::fs::read_to_string(dir.join("journal")).unwrap().starts_with("1.") {
+            assert!(began.elapsed() < PATIENCE, "{rows} rows");
+            let row = |n: u32| (Space::Logs, Slice::from(n.to_be_bytes()), Some(value.clone()));
+            engine.commit((rows..rows + 16).map(row).collect()).unwrap();
+            rows += 16;
+        }
+        drop(engine);
+        let journal = torn::journals(&dir).unwrap().pop_last().unwrap().1;
+        let away = folder.path().join("away");
+        std::fs::rename(&journal, &away).unwrap();
+        let Err(error) = Fjall::open(&dir, 1024 * 1024) else { panic!("it opens without {journal:?}") };
+        assert!(error.to_string().contains(&format!("the journal {} is missing", journal.display())), "{error}");
+        std::fs::rename(&away, &journal).unwrap();
+        let engine = Fjall::open(&dir, 1024 * 1024).unwrap();
+        let last = (rows - 1).to_be_bytes();
+        assert_eq!(engine.view().get(Space::Logs, &last).unwrap().as_ref(), Some(&value));
     }
 }

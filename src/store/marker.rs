@@ -1,12 +1,13 @@
-//! Remembers which folders a store consists of. The engine creates missing ones anew, and a missing journal too, so without
-//! this a store that has lost one, as after an incomplete copy, would be served as an empty one.
+//! Remembers which folders a store consists of, and its newest journal. The engine creates missing folders anew, and passes
+//! over missing journals, so without this a store that has lost one, as after an incomplete copy, would be served without
+//! what was in it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::torn;
+use super::torn::{self, JOURNAL};
 
 /// The file that lists the folders, one name per line.
 const MARKER: &str = "folders";
@@ -22,6 +23,9 @@ const VERSION: &str = "version";
 /// Length of that file.
 const VERSION_BYTES: usize = 4;
 
+/// The file that names the newest journal.
+const NEWEST: &str = "journal";
+
 /// What a store's directory holds before the engine opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -35,7 +39,9 @@ pub(super) enum Found {
     Unlisted,
 }
 
-/// Checks that a store has all the folders that it had, each with the file that the engine begins with, and a journal.
+/// Checks that a store has all the folders that it had, each with the file that the engine begins with, and its journals from
+/// the oldest to the newest. Whether older ones are missing cannot be told: the engine deletes the oldest as soon as all of it is
+/// in the folders.
 ///
 /// # Errors
 /// Names the first one that is missing, or says why the list cannot be read.
@@ -59,16 +65,61 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
     });
     let missing = match lost.next() {
         Some(missing) => missing,
-        // What was committed last is there alone, also after the store was closed.
-        None if torn::journals(dir).map_err(|error| error.to_string())?.is_empty() => {
-            format!("the journal {}", dir.join("N.jnl").display())
-        }
-        None => return Ok(Found::Whole),
+        // What was committed last is in the journals alone, also after the store was closed.
+        None => match missing_journal(dir).map_err(|error| error.to_string())? {
+            Some(journal) => format!("the journal {}", journal.display()),
+            None => return Ok(Found::Whole),
+        },
     };
     Err(format!(
         "{missing} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in it is lost",
         marker.display()
     ))
+}
+
+fn missing_journal(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let journals = torn::journals(dir)?;
+    let newest = noted_newest(dir)?.max(journals.keys().next_back().copied());
+    Ok(match (journals.keys().next(), newest) {
+        (Some(oldest), Some(newest)) => {
+            let missing = (*oldest..=newest).find(|number| !journals.contains_key(number));
+            missing.map(|number| dir.join(format!("{number}{JOURNAL}")))
+        }
+        (_, Some(newest)) => Some(dir.join(format!("{newest}{JOURNAL}"))),
+        (_, None) => Some(dir.join(format!("N{JOURNAL}"))),
+    })
+}
+
+/// The number of the newest journal that was noted; `None`: none was, as by an earlier version.
+///
+/// # Errors
+/// As the system gives them; [`io::ErrorKind::InvalidData`] if the note is damaged.
+pub(super) fn noted_newest(dir: &Path) -> io::Result<Option<u64>> {
+    let Some(noted) = if_there(fs::read_to_string(dir.join(NEWEST)))? else { return Ok(None) };
+    let number =
+        noted.strip_suffix('\n').and_then(|name| name.strip_suffix(JOURNAL)).and_then(|number| number.parse().ok());
+    number.map(Some).ok_or_else(|| {
+        let why = format!("{} does not name a journal: bring it back, or restore a backup", dir.join(NEWEST).display());
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    })
+}
+
+/// Notes the newest journal, if it is another than the one noted before, and remembers its number in `noted`. The note never
+/// names one that may not be there after a power loss; for a while after the engine has begun a journal it names the one before.
+///
+/// # Errors
+/// As the system gives them.
+pub(super) fn note_newest(dir: &Path, noted: &mut Option<u64>) -> io::Result<()> {
+    let newest = torn::journals(dir)?.into_keys().next_back();
+    if let Some(number) = newest
+        && newest != *noted
+    {
+        // The journal's name is on disk before the note.
+        fs::File::open(dir)?.sync_all()?;
+        replace(dir, NEWEST, format!("{number}{JOURNAL}\n").as_bytes())?;
+        *noted = newest;
+    }
+    Ok(())
 }
 
 /// What a directory without a list holds.
@@ -197,6 +248,48 @@ mod tests {
         assert_eq!(check(&dir), Ok(Found::Unlisted));
         Fjall::open(&dir, 1 << 20).unwrap();
         assert_eq!(fs::read_to_string(dir.join(MARKER)).unwrap(), listed);
+    }
+
+    #[test]
+    fn a_store_that_has_lost_one_of_its_newer_journals_does_not_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("store");
+        Fjall::open(&dir, 1 << 20).unwrap();
+        assert_eq!(noted_newest(&dir).unwrap(), Some(0));
+        let journal = |number: u64| dir.join(format!("{number}{JOURNAL}"));
+        [1, 2].into_iter().for_each(|number| fs::write(journal(number), []).unwrap());
+        let (mut noted, away) = (None, folder.path().join("away"));
+        assert_eq!(check(&dir), Ok(Found::Whole), "the note may name an older one");
+        note_newest(&dir, &mut noted).unwrap();
+        assert_eq!((noted, noted_newest(&dir).unwrap(), check(&dir)), (Some(2), Some(2), Ok(Found::Whole)));
+        let lost: [(&[u64], u64); 5] = [(&[1], 1), (&[2], 2), (&[1, 2], 1), (&[0, 2], 2), (&[0, 1, 2], 2)];
+        for (lost, named) in lost {
+            for number in lost {
+                fs::rename(journal(*number), away.with_extension(number.to_string())).unwrap();
+            }
+            let error = check(&dir).unwrap_err();
+            assert!(
+                error.starts_with(&format!("the journal {} is missing", journal(named).display())),
+                "{lost:?}: {error}"
+            );
+            for number in lost {
+                fs::rename(away.with_extension(number.to_string()), journal(*number)).unwrap();
+            }
+        }
+        // The engine has deleted the oldest.
+        fs::remove_file(journal(0)).unwrap();
+        assert_eq!(check(&dir), Ok(Found::Whole));
+        fs::write(dir.join(NEWEST), "2.jn").unwrap();
+        assert!(check(&dir).unwrap_err().contains("does not name a journal"));
+        // A version that notes none has written the store.
+        fs::remove_file(dir.join(NEWEST)).unwrap();
+        assert_eq!(check(&dir), Ok(Found::Whole));
+        // Somebody does without what was in it.
+        for note in ["9.jnl\n", "damaged"] {
+            fs::write(dir.join(NEWEST), note).unwrap();
+            fs::remove_file(dir.join(MARKER)).unwrap();
+            (0..2).for_each(|_| drop(Fjall::open(&dir, 1 << 20).unwrap()));
+        }
     }
 
     fn row() -> Batch {

@@ -8,9 +8,12 @@
 //! Freeing a memtable, row by row, takes some 40 ms. fjall frees it where it drops its last reference, under locks for
 //! which the writer's next read or commit waits. This module therefore holds one more reference to each memtable,
 //! whether it or fjall closes it, and drops that reference last, on a thread of its own.
+//!
+//! fjall begins another journal only before it writes a memtable to a file, so that thread also notes the newest journal.
 
 use std::any::Any;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +24,7 @@ use ::fjall::{AbstractTree, Keyspace};
 use super::background;
 use super::fjall::memtable_bytes;
 use super::kv::Space;
+use super::marker;
 use crate::limits::{MEMTABLE_FREED_WITHIN, MEMTABLES_CLOSED_MAX};
 
 /// A reference that keeps a memtable in memory.
@@ -40,8 +44,8 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    /// `spaces` in the order of [`Space::ALL`].
-    pub(super) fn start(spaces: &Arc<[Keyspace]>) -> io::Result<Rotation> {
+    /// `spaces` in the order of [`Space::ALL`]; `dir` is where the journals are.
+    pub(super) fn start(dir: &Path, spaces: &Arc<[Keyspace]>) -> io::Result<Rotation> {
         let (full, to_close) = sync_channel(Space::COUNT);
         let (closed, to_free) = sync_channel(Space::COUNT);
         let mut rotation = Rotation {
@@ -51,12 +55,22 @@ impl Rotation {
             active: Mutex::default(),
             threads: Vec::new(),
         };
-        let (spaces, pending) = (spaces.clone(), rotation.pending.clone());
+        let (locked, spaces, pending) = (spaces.clone(), spaces.clone(), rotation.pending.clone());
         // Keeps its normal priority, as it holds locks for which the writer waits.
         rotation.spawn("store-rotation", move || close(&to_close, &spaces, &pending))?;
+        // A damaged note is written anew: what was opened with it had no list of its folders.
+        let (dir, mut noted) = (dir.to_owned(), marker::noted_newest(dir).unwrap_or_default());
+        // With the engine's lock, which goes with its last space: another process would note its own.
+        let mut note = move || {
+            let _locked = &locked;
+            if let Err(error) = marker::note_newest(&dir, &mut noted) {
+                tracing::warn!(%error, "the newest journal could not be noted: a copy of the store without it would open");
+            }
+        };
+        note();
         rotation.spawn("store-free", move || {
             background::give_way();
-            free(&to_free);
+            free(&to_free, note);
         })?;
         Ok(rotation)
     }
@@ -113,7 +127,7 @@ fn close(full: &Receiver<Space>, spaces: &[Keyspace], pending: &[AtomicBool; Spa
     }
 }
 
-fn free(closed: &Receiver<Memtable>) {
+fn free(closed: &Receiver<Memtable>, mut freed: impl FnMut()) {
     let mut kept: Vec<Memtable> = Vec::new();
     loop {
         let next = if kept.is_empty() {
@@ -124,9 +138,13 @@ fn free(closed: &Receiver<Memtable>) {
         match next {
             Ok(memtable) => kept.push(memtable),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => return freed(),
         }
+        let closed = kept.len();
         kept.retain(|memtable| Arc::strong_count(memtable) > 1);
+        if kept.len() < closed {
+            freed();
+        }
     }
 }
 

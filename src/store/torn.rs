@@ -32,6 +32,8 @@ const HEAD_BYTES: usize = 20;
 /// Where the seal is in a commit: its key is that of the first item.
 const SEAL_AT: usize = 1 + START_BYTES + 1 + HEAD_BYTES;
 
+/// How a journal's name ends, behind its number.
+pub(super) const JOURNAL: &str = ".jnl";
 /// Left by a process whose commit has failed.
 const FAILED: &str = "failed";
 
@@ -134,7 +136,7 @@ pub(super) fn journals(dir: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
     let mut journals = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jnl"));
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(JOURNAL));
         if let Some(number) = name.and_then(|name| name.parse().ok()) {
             journals.insert(number, path);
         }
