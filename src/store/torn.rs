@@ -59,9 +59,14 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         std::fs::remove_file(failure)?;
     }
     let journals = journals(dir)?;
+    // Whether the last whole commit is sealed, and with it all that follow.
+    let mut sealed = false;
     for (number, file) in &journals {
         let mut journal = open(file)?;
-        let at = end_of_commits(&journal)?;
+        let (at, last) = end_of_commits(&journal)?;
+        if last.is_some() {
+            sealed = last.as_ref() == seal;
+        }
         let rest = rest(&mut journal, at)?;
         if rest.is_empty() {
             continue;
@@ -69,7 +74,7 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         // fjall may begin another journal after a commit that failed, but nothing is committed any more.
         let mut newer = journals.range(number + 1..).map(|(_, file)| open(file));
         let more_follows = newer.try_fold(false, |more, file| Ok::<_, io::Error>(more || !is_blank(&mut file?)?))?;
-        if more_follows || holds_another(&rest, seal) {
+        if more_follows || holds_another(&rest, seal, sealed) {
             return Ok(Outcome::Damaged { file: file.clone(), at });
         }
         let aside = dir.join(format!("{number}-{at}.torn"));
@@ -169,34 +174,36 @@ pub(super) fn is_blank(journal: &mut File) -> io::Result<bool> {
     Ok(rest(journal, 0)?.is_empty())
 }
 
-/// Where the last whole commit ends that has only whole ones before it.
-fn end_of_commits(journal: &File) -> io::Result<u64> {
+/// Where the last whole commit ends that has only whole ones before it, and what is where its seal should be; `None`: there is no
+/// such commit.
+fn end_of_commits(journal: &File) -> io::Result<(u64, Option<Seal>)> {
     let length = journal.metadata()?.len();
-    let mut commits =
-        Commits { reader: BufReader::with_capacity(64 * 1024, journal), at: 0, length, hash: Xxh3::new() };
+    let mut commits = Commits::new(BufReader::with_capacity(64 * 1024, journal), length);
+    let mut last = None;
     loop {
         let start = commits.at;
         if !commits.next_is_whole()? {
-            return Ok(start);
+            return Ok((start, last));
         }
+        last = Some(commits.first_key);
     }
 }
 
-/// Whether there is another commit behind the bad one at the beginning.
-fn holds_another(rest: &[u8], seal: Option<&Seal>) -> bool {
-    let sealed = |seal: &Seal| {
+/// Whether there is another commit behind the bad one at the beginning. `sealed`: all commits in `rest` have the seal.
+fn holds_another(rest: &[u8], seal: Option<&Seal>, sealed: bool) -> bool {
+    let begins_behind = |seal: &Seal| {
         let seals = rest.windows(seal.len()).enumerate().filter(|(_, bytes)| bytes == seal);
         seals.map(|(at, _)| at != SEAL_AT).reduce(|one, other| one || other)
     };
-    // Without any seal it was written by a version that had none, or the page with the seal is missing.
-    seal.and_then(sealed).unwrap_or_else(|| holds_whole_commit(rest))
+    // Without any seal it was written by a version that had none, or the page with the seal is missing and no other commit is there.
+    seal.and_then(begins_behind).unwrap_or_else(|| !sealed && holds_whole_commit(rest))
 }
 
 /// Whether there is a whole commit behind the bad one at the beginning, or what a client has written to look like one.
 fn holds_whole_commit(rest: &[u8]) -> bool {
     let is_whole = |from: usize| {
         let reader = &rest[from..];
-        let mut commits = Commits { reader, at: 0, length: reader.len() as u64, hash: Xxh3::new() };
+        let mut commits = Commits::new(reader, reader.len() as u64);
         commits.next_is_whole().is_ok_and(|whole| whole)
     };
     (1..rest.len()).filter(|from| rest[*from] == START).any(is_whole)
@@ -209,9 +216,15 @@ struct Commits<R> {
     length: u64,
     /// The checksum of the items of the current commit.
     hash: Xxh3,
+    /// The first item's key in the current commit; zeros, if it is not as long as a seal.
+    first_key: Seal,
 }
 
 impl<R: Read> Commits<R> {
+    fn new(reader: R, length: u64) -> Commits<R> {
+        Commits { reader, at: 0, length, hash: Xxh3::new(), first_key: Seal::default() }
+    }
+
     /// Whether the next commit parses and its checksum is right.
     fn next_is_whole(&mut self) -> io::Result<bool> {
         match self.next() {
@@ -228,7 +241,10 @@ impl<R: Read> Commits<R> {
             return Ok(None);
         }
         self.take::<START_BYTES>()?;
+        self.first_key = Seal::default();
+        let first = self.at;
         loop {
+            let is_first = self.at == first;
             match self.byte()? {
                 ITEM => {
                     self.hash.update(&[ITEM]);
@@ -236,7 +252,13 @@ impl<R: Read> Commits<R> {
                     self.hash.update(&head);
                     let key = u64::from(u16::from_le_bytes([head[10], head[11]]));
                     let value = u64::from(u32::from_le_bytes([head[16], head[17], head[18], head[19]]));
-                    self.hash_next(key + value)?;
+                    let mut left = key + value;
+                    if is_first && key == size_of::<Seal>() as u64 {
+                        self.first_key = self.take()?;
+                        self.hash.update(&self.first_key);
+                        left = value;
+                    }
+                    self.hash_next(left)?;
                 }
                 CLEAR => {
                     self.hash.update(&[CLEAR]);
@@ -351,6 +373,14 @@ mod tests {
         assert_eq!([1, 4].map(|key| get(&engine, key)), [Some(noise(1)), Some(noise(4))]);
     }
 
+    /// Where a journal's first commit ends.
+    fn end_of_first(journal: &Path) -> u64 {
+        let bytes = std::fs::read(journal).unwrap();
+        let mut commits = Commits::new(&bytes[..], bytes.len() as u64);
+        assert!(commits.next_is_whole().unwrap());
+        commits.at
+    }
+
     #[test]
     fn a_torn_commit_in_which_a_client_has_written_a_whole_one_is_put_aside() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -358,10 +388,21 @@ mod tests {
         engines[0].commit(batch(1, b"short")).unwrap();
         let journal = newest_journal(folders[0].path());
         let mut imitated = std::fs::read(&journal).unwrap();
-        imitated.truncate(end_of_commits(&File::open(&journal).unwrap()).unwrap() as usize);
+        imitated.truncate(end_of_commits(&File::open(&journal).unwrap()).unwrap().0 as usize);
         engines[1].commit([batch(1, &imitated), batch(2, &noise(2))].concat()).unwrap();
         drop(engines);
         tear(folders[1].path(), &noise(2));
+        assert!(matches!(look(folders[1].path()).unwrap(), Outcome::PutAside { bytes, .. } if bytes > 16 * 1024));
+
+        // Also if what is missing is the page with the seal, because all that follows a sealed commit is sealed.
+        let engine = Fjall::open(folders[1].path(), CACHE).unwrap();
+        engine.commit(batch(1, b"sealed")).unwrap();
+        engine.commit([batch(2, &noise(2)), batch(3, &imitated)].concat()).unwrap();
+        drop(engine);
+        let torn = newest_journal(folders[1].path());
+        let at = end_of_first(&torn);
+        let page = at.next_multiple_of(4096);
+        OpenOptions::new().write(true).open(&torn).unwrap().write_all_at(&vec![0; (page - at) as usize], at).unwrap();
         assert!(matches!(look(folders[1].path()).unwrap(), Outcome::PutAside { bytes, .. } if bytes > 16 * 1024));
 
         // With the store's own seal it is one that follows.
@@ -371,7 +412,7 @@ mod tests {
         engine.commit([batch(1, &imitated), batch(2, &noise(2))].concat()).unwrap();
         drop(engine);
         tear(folders[1].path(), &noise(2));
-        assert!(matches!(look(folders[1].path()).unwrap(), Outcome::Damaged { at: 0, .. }));
+        assert_eq!(look(folders[1].path()).unwrap(), Outcome::Damaged { file: torn, at });
     }
 
     #[test]
@@ -401,7 +442,7 @@ mod tests {
         engine.commit(batch(1, b"short")).unwrap();
         let whole = {
             let path = newest_journal(folder.path());
-            end_of_commits(&File::open(path).unwrap()).unwrap()
+            end_of_commits(&File::open(path).unwrap()).unwrap().0
         };
         engine.commit(batch(2, &noise(2))).unwrap();
         drop(engine);
@@ -431,7 +472,7 @@ mod tests {
         drop(engine);
         let path = newest_journal(folder.path());
         let mut bytes = std::fs::read(&path).unwrap();
-        let commit = end_of_commits(&File::open(&path).unwrap()).unwrap() as usize / 4;
+        let commit = end_of_commits(&File::open(&path).unwrap()).unwrap().0 as usize / 4;
         bytes[commit..2 * commit + 100].fill(0);
         std::fs::write(&path, &bytes).unwrap();
         let damaged = Outcome::Damaged { file: path.clone(), at: commit as u64 };
