@@ -64,6 +64,10 @@ impl Fjall {
                     file = %file.display(), bytes,
                     "the last commit is torn and was put aside: nobody was told of it, unless the disk has lost a part of it since"
                 ),
+                Outcome::CutOff { file, bytes } => tracing::warn!(
+                    file = %file.display(), bytes,
+                    "the last commit has failed and was cut off: the disk is too full for a copy"
+                ),
                 Outcome::Damaged { file, at } => {
                     return Err(told(format!("{} is damaged at byte {at}, and more follows", file.display())));
                 }

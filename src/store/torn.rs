@@ -42,6 +42,8 @@ const FAILED: &str = "failed";
 pub(super) enum Outcome {
     /// The torn commit, `bytes` long, is now in `file` and no longer in the journal.
     PutAside { file: PathBuf, bytes: u64 },
+    /// The torn commit, `bytes` long, was cut off `file`: its process was told that it failed, and the disk has no room for a copy.
+    CutOff { file: PathBuf, bytes: u64 },
     /// Nothing was changed: the bad commit at offset `at` of `file` is followed by another one, or by a newer journal.
     Damaged { file: PathBuf, at: u64 },
     /// Nothing was changed: there is nothing behind the last whole commit.
@@ -54,10 +56,19 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
     // Held until this is done: a process that opened the store meanwhile would write behind the commit that is removed.
     let _lock = lock(dir)?;
     let failure = dir.join(FAILED);
-    if failure.exists() {
+    let failed = failure.exists();
+    if failed {
         write_again(dir)?;
+    }
+    let outcome = look_at_ends(dir, seal, failed)?;
+    if failed {
         std::fs::remove_file(failure)?;
     }
+    Ok(outcome)
+}
+
+/// `failed`: a commit was the last one because it failed.
+fn look_at_ends(dir: &Path, seal: Option<&Seal>, failed: bool) -> io::Result<Outcome> {
     let journals = journals(dir)?;
     // Whether the last whole commit is sealed, and with it all that follow.
     let mut sealed = false;
@@ -77,15 +88,27 @@ pub(super) fn put_aside(dir: &Path, seal: Option<&Seal>) -> io::Result<Outcome> 
         if more_follows || holds_another(&rest, seal, sealed) {
             return Ok(Outcome::Damaged { file: file.clone(), at });
         }
-        let aside = dir.join(format!("{number}-{at}.torn"));
-        let mut copy = File::create(&aside)?;
-        copy.write_all(&rest)?;
-        copy.sync_all()?;
+        let (aside, bytes) = (dir.join(format!("{number}-{at}.torn")), rest.len() as u64);
+        let outcome = match copy(&rest, &aside) {
+            // Most likely it failed for that reason, and without this nobody could start before something else is deleted.
+            Err(error) if failed && is_full(&error) => Outcome::CutOff { file: file.clone(), bytes },
+            copied => copied.map(|()| Outcome::PutAside { file: aside, bytes })?,
+        };
         journal.set_len(at)?;
         journal.sync_all()?;
-        return Ok(Outcome::PutAside { file: aside, bytes: rest.len() as u64 });
+        return Ok(outcome);
     }
     Ok(Outcome::Sound)
+}
+
+/// Writes a file, or leaves none.
+fn copy(bytes: &[u8], to: &Path) -> io::Result<()> {
+    let written = File::create(to).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.inspect_err(|_| drop(std::fs::remove_file(to)))
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Takes fjall's own lock, which keeps any process from opening the store until it is dropped.
@@ -119,10 +142,10 @@ fn write_again(dir: &Path) -> io::Result<()> {
             if read == 0 {
                 break;
             }
-            // What was never written stays a hole.
-            if buffer[..read].iter().any(|byte| *byte != 0) {
+            // What was never written stays a hole: the disk may be full.
+            if let Some(last) = buffer[..read].iter().rposition(|byte| *byte != 0) {
                 journal.seek(SeekFrom::Start(at))?;
-                journal.write_all(&buffer[..read])?;
+                journal.write_all(&buffer[..=last])?;
             }
             at += read as u64;
         }

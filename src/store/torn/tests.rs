@@ -202,3 +202,62 @@ fn a_store_whose_commit_failed_is_written_again_when_it_opens() {
         assert_eq!(value.map(|value| value.to_vec()), Some(noise(1)));
     }
 }
+
+/// Set where the test below runs once more, on a disk of its own.
+#[cfg(target_os = "linux")]
+const SMALL_DISK: &str = "BIMIP_TEST_SMALL_DISK";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_store_on_a_full_disk_opens_without_what_did_not_fit() {
+    const SCRIPT: &str = "mount -t tmpfs -o size=3m small \"$0\" && exec \"$@\"";
+    if let Some(dir) = std::env::var_os(SMALL_DISK) {
+        return full_disk(Path::new(&dir));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |program: &[&std::ffi::OsStr]| {
+        let mut shell = std::process::Command::new("unshare");
+        shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT]).arg(folder.path()).args(program);
+        shell.env(SMALL_DISK, folder.path()).output()
+    };
+    if !run(&["true".as_ref()]).is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let itself = "store::torn::tests::a_store_on_a_full_disk_opens_without_what_did_not_fit";
+    let output = run(&[this.as_ref(), itself.as_ref(), "--exact".as_ref(), "--nocapture".as_ref()]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// `dir` is on a disk of a few MiB.
+#[cfg(target_os = "linux")]
+fn full_disk(dir: &Path) {
+    let store = dir.join("store");
+    let engine = Fjall::open(&store, CACHE).unwrap();
+    let fits = (0..=u8::MAX).take_while(|key| engine.commit(batch(*key, &noise(u64::from(*key)))).is_ok()).count();
+    assert!((1..256).contains(&fits), "{fits}");
+    drop(engine);
+    assert!(store.join(FAILED).exists());
+    // Not a byte is left, also of what the engine has freed meanwhile.
+    let mut ballast = File::create(dir.join("ballast")).unwrap();
+    while ballast.write_all(&[1; 4096]).is_ok() {}
+    let mut journal = File::open(newest_journal(&store)).unwrap();
+    let (at, _) = end_of_commits(&journal).unwrap();
+    let bytes = rest(&mut journal, at).unwrap().len() as u64;
+    assert!(bytes > 0, "a part of it did fit");
+    assert_eq!(look(&store).unwrap(), Outcome::CutOff { file: newest_journal(&store), bytes });
+    assert!(!store.join(FAILED).exists() && !store.join(format!("0-{at}.torn")).exists());
+    for _ in 0..2 {
+        let engine = Fjall::open(&store, CACHE).unwrap();
+        for key in 0..fits as u8 {
+            let value = engine.view().get(Space::Messages, &[key]).unwrap();
+            assert_eq!(value.map(|value| value.to_vec()), Some(noise(u64::from(key))));
+        }
+    }
+    drop(ballast);
+    std::fs::remove_file(dir.join("ballast")).unwrap();
+    let engine = Fjall::open(&store, CACHE).unwrap();
+    engine.commit(batch(1, b"again")).unwrap();
+}
