@@ -100,8 +100,10 @@ fn make(config: &Config, partial: &Path, writing: &File, verify: Option<PathBuf>
             return Err(anyhow!("cannot remove {}: {error}", folder.display()).into());
         }
         let restored = store::restore(&mut read()?, &folder.join("store"));
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-        restored?;
+        let removed = fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()));
+        // In this order: a restore that failed may have made no folder.
+        restored.with_context(|| format!("cannot restore it into {}", folder.display()))?;
+        removed?;
     }
     Ok(archived)
 }

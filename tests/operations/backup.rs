@@ -170,3 +170,31 @@ async fn root_leaves_nothing_in_a_store_of_another_user() {
     assert!(refused.contains("hint: sudo -u '#4000017' bimip "), "{refused}");
     assert!(!second.exists() && fs::read_dir(&empty).unwrap().next().is_none(), "nothing is left behind");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_cannot_be_restored_beside_itself_says_why() {
+    // The folder itself and the backup are all the files that there may be.
+    const SCRIPT: &str = "mount -t tmpfs -o nr_inodes=2 small \"$0\" && exec \"$@\"";
+    let folder = scratch();
+    let (data, small) = (folder.path().join("data"), folder.path().join("small"));
+    fs::create_dir(&small).unwrap();
+    let run = |program: &[&str]| {
+        let mut shell = tokio::process::Command::new("unshare");
+        shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT]).arg(&small).args(program);
+        shell.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).kill_on_drop(true);
+        async move { within_bound("a command", shell.output()).await.unwrap() }
+    };
+    if !run(&["true"]).await.status.success() {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    let mut server = Process::start(&data, &[]).await;
+    let (data, file) = (data.to_str().unwrap(), small.join("backup"));
+    let backup = [env!("CARGO_BIN_EXE_bimip"), "backup", "--verify", "--data-dir", data, file.to_str().unwrap()];
+    let output = run(&backup).await;
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("No space left on device"), "{said}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+}
