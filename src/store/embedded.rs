@@ -102,7 +102,11 @@ impl Embedded {
         Embedded::start(Arc::new(memory), options, observer)
     }
 
-    fn start(engine: Arc<dyn Kv>, options: Options, observer: Arc<dyn LogObserver>) -> Result<Embedded, StoreError> {
+    pub(super) fn start(
+        engine: Arc<dyn Kv>,
+        options: Options,
+        observer: Arc<dyn LogObserver>,
+    ) -> Result<Embedded, StoreError> {
         let failed = |error: std::io::Error| StoreError::Engine(format!("starting the writer: {error}"));
         let ledger = Ledger::open(engine.clone(), Instant::now(), |committed| {
             committed.appended.iter().for_each(|(user, entry)| observer.appended(user, entry));

@@ -249,6 +249,15 @@ mod tests {
     /// Far longer than it takes to write some tens of MiB.
     const PATIENCE: Duration = Duration::from_secs(60);
 
+    impl Fjall {
+        /// Closes all memtables, as if they were full.
+        pub(crate) fn close_memtables(&self) {
+            for space in &*self.spaces {
+                space.rotate_memtable().unwrap();
+            }
+        }
+    }
+
     #[test]
     fn a_view_stays_as_it_was_while_commits_are_applied_and_files_written() {
         const COMMITS: u32 = 1500;
