@@ -23,7 +23,8 @@ pub(super) const DEMO_NEWS_MAX: usize = 256;
 pub(super) const CHAT_QUEUE_MAX: usize = 256;
 /// Messages of one conversation that the chat screen keeps; older ones are fetched again from the server's history.
 pub(super) const CHAT_MESSAGES_MAX: usize = 2_000;
-/// Conversations that the chat screen keeps; beyond that, those with the oldest activity are evicted.
+/// Conversations that the chat screen keeps; beyond that, those with the oldest activity are evicted for others in which
+/// something happens. Contacts with whom nothing happened yet are listed as long as there is room.
 pub(super) const CHAT_CONVERSATIONS_MAX: usize = 500;
 /// Messages in one page of history: a screenful on a tall terminal.
 pub(super) const CHAT_PAGE: i32 = 50;

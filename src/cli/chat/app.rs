@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::super::limits::CHAT_CONVERSATIONS_MAX;
+use super::super::limits::{CHAT_CONVERSATIONS_MAX, CHAT_HISTORIES_MAX};
 use super::command::Line;
 use super::conversation::{Conversation, Progress};
 use super::input::Input;
@@ -79,7 +79,10 @@ pub(super) struct App {
     /// Ordered by last activity, newest first.
     pub(super) conversations: Vec<Conversation>,
     open: Option<Eid>,
+    /// Of these conversations' peers only.
     presence: HashMap<Eid, AwarenessStatus>,
+    /// Requests for pages of history that are under way.
+    requested: usize,
     pub(super) input: Input,
     /// A message to the user, shown until the next key press.
     pub(super) notice: Option<String>,
@@ -99,6 +102,7 @@ impl App {
             conversations: Vec::new(),
             open: None,
             presence: HashMap::new(),
+            requested: 0,
             input: Input::default(),
             notice: None,
             help: false,
@@ -140,17 +144,21 @@ impl App {
             Happening::Event(event) => self.event(event, &mut effects),
             Happening::State(state) => self.state(state),
             Happening::Composed { to, local_id, content, at } => {
-                self.conversation(&to, &mut effects).compose(local_id, content, at);
+                self.conversation(&to).compose(local_id, content, at);
                 self.sort();
             }
+            // An answer is for a conversation that is there. If it were to make one that was evicted meanwhile, it would
+            // evict another, whose answer would do the same.
             Happening::Sent(to, Sent { local_id, version, message_id, .. }) => {
-                self.conversation(&to, &mut effects).sent(&local_id, version, message_id);
+                if let Some(conversation) = self.find(&to) {
+                    conversation.sent(&local_id, version, message_id);
+                }
             }
             Happening::NotSent(to, local_id, error) => {
                 // These leave the message in the outbox; how it fares comes as an event.
                 let still_waits = matches!(error, SendError::Unanswered(_) | SendError::Unread);
-                if let Some(local_id) = local_id.filter(|_| !still_waits) {
-                    self.conversation(&to, &mut effects).refused(&local_id);
+                if let Some((local_id, conversation)) = local_id.filter(|_| !still_waits).zip(self.find(&to)) {
+                    conversation.refused(&local_id);
                 }
                 self.notice = Some(match still_waits {
                     true => format!("it is not known whether a message to {to} was sent: {error}"),
@@ -158,42 +166,49 @@ impl App {
                 });
             }
             Happening::History { peer, messages, complete } => {
-                self.conversation(&peer, &mut effects).page(messages, complete);
-                self.sort();
-            }
-            Happening::NoHistory { peer, reason } => {
-                let online = self.is_online();
-                let conversation = self.conversation(&peer, &mut effects);
-                conversation.loading = false;
-                // A repeat at once would fail again. After a reconnect the history is requested anew.
-                conversation.complete = online;
-                if online {
-                    self.notice = Some(format!("no history of {peer}: {reason}"));
+                self.requested = self.requested.saturating_sub(1);
+                if let Some(conversation) = self.find(&peer) {
+                    conversation.page(messages, complete);
+                    self.sort();
                 }
             }
-            Happening::Contacts(contacts) => self.contacts(contacts, &mut effects),
+            Happening::NoHistory { peer, reason } => {
+                self.requested = self.requested.saturating_sub(1);
+                let online = self.is_online();
+                if let Some(conversation) = self.find(&peer) {
+                    conversation.loading = false;
+                    // A repeat at once would fail again. After a reconnect the history is requested anew.
+                    conversation.complete = online;
+                    if online {
+                        self.notice = Some(format!("no history of {peer}: {reason}"));
+                    }
+                }
+            }
+            Happening::Contacts(contacts) => self.contacts(contacts),
             Happening::RoundTrip(time) => self.round_trip = Some(time),
             Happening::Notice(text) => self.notice = Some(text),
             Happening::Drawn { lines, height } => self.drawn(lines, height, &mut effects),
         }
         self.read(&mut effects);
+        self.fetch(&mut effects);
         effects
     }
 
     /// Opens a conversation, which may be new.
     pub(super) fn open(&mut self, peer: &Eid) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.open_in(peer, &mut effects);
+        self.open_in(peer);
         self.read(&mut effects);
+        self.fetch(&mut effects);
         effects
     }
 
-    fn open_in(&mut self, peer: &Eid, effects: &mut Vec<Effect>) {
+    fn open_in(&mut self, peer: &Eid) {
         if *peer == self.own {
             self.notice = Some("that is you".to_owned());
             return;
         }
-        self.conversation(peer, effects);
+        self.conversation(peer);
         self.open = Some(peer.clone());
         self.help = false;
     }
@@ -241,7 +256,7 @@ impl App {
                 self.input.insert(&text);
                 self.notice = Some("to whom? /to bob@localhost opens a conversation".to_owned());
             }
-            (Line::To(peer), _) => self.open_in(&peer, effects),
+            (Line::To(peer), _) => self.open_in(&peer),
             (Line::Admit(peer), _) => effects.push(Effect::Admit(peer)),
             (Line::Status(status), _) => effects.push(Effect::Status(status)),
             (Line::Reconnect, _) => effects.push(Effect::Reconnect),
@@ -278,7 +293,7 @@ impl App {
             _ => conversation.scroll.saturating_sub(page),
         };
         if pages > 0 {
-            ask_for_older(conversation, effects);
+            self.ask_for_older(effects);
         }
     }
 
@@ -289,7 +304,7 @@ impl App {
         let Some(conversation) = self.opened_mut() else { return };
         conversation.scroll = conversation.scroll.min(lines.saturating_sub(height));
         if online && lines < conversation.scroll + 2 * height {
-            ask_for_older(conversation, effects);
+            self.ask_for_older(effects);
         }
     }
 
@@ -300,17 +315,14 @@ impl App {
             Event::Connected(_) => {
                 effects.push(Effect::Contacts);
                 for conversation in &mut self.conversations {
-                    // A request from the previous connection will not be answered any more.
-                    conversation.loading = !conversation.fetched;
-                    if conversation.loading {
-                        effects.push(Effect::History(conversation.peer.clone(), None));
-                    }
+                    // A request that the previous connection could not answer is made anew.
+                    conversation.complete &= conversation.fetched;
                 }
             }
             Event::Disconnected(_) => self.round_trip = None,
             Event::Message(message) => self.message(message, effects),
-            Event::Acknowledged(receipt) => self.receipt(&receipt, effects),
-            Event::Presence(presence) => self.told(&presence, effects),
+            Event::Acknowledged(receipt) => self.receipt(&receipt),
+            Event::Presence(presence) => self.told(&presence),
             Event::Accepted(accepted) => {
                 // None has it if it was sent by an earlier run of this device: history has its text.
                 let Accepted { local_id, version, message_id, .. } = accepted;
@@ -328,7 +340,8 @@ impl App {
     fn message(&mut self, message: Message, effects: &mut Vec<Effect>) {
         let received = message.author == Author::Receiver;
         let peer = if received { message.from.clone() } else { message.to.clone() };
-        let conversation = self.conversation(&peer, effects);
+        let conversation = self.conversation(&peer);
+        conversation.wanted = true;
         conversation.message(message);
         if let Some(version) = conversation.newest_received().filter(|_| received) {
             effects.push(Effect::Acknowledge(peer, AckStatus::Delivered, version));
@@ -336,29 +349,34 @@ impl App {
         self.sort();
     }
 
-    fn receipt(&mut self, receipt: &Acknowledged, effects: &mut Vec<Effect>) {
+    fn receipt(&mut self, receipt: &Acknowledged) {
         let Acknowledged { by, sender, target, status, .. } = receipt;
         let progress = if *status == AckStatus::Read { Progress::Read } else { Progress::Delivered };
-        if *sender == self.own {
-            self.conversation(by, effects).reached(*target, progress);
-        } else if *by == self.own && progress == Progress::Read {
-            self.conversation(sender, effects).read(*target);
-        }
-    }
-
-    fn told(&mut self, presence: &AwarenessNotification, effects: &mut Vec<Effect>) {
-        let Ok(peer) = Eid::from_identity(presence.from.as_ref()) else { return };
-        if peer == self.own {
+        let own = *sender == self.own;
+        if !(own || *by == self.own && progress == Progress::Read) {
             return;
         }
-        self.conversation(&peer, effects);
-        self.presence.insert(peer, AwarenessStatus::from_code(presence.status).unwrap_or(AwarenessStatus::Unknown));
+        let conversation = self.conversation(if own { by } else { sender });
+        conversation.wanted = true;
+        match own {
+            true => conversation.reached(*target, progress),
+            false => conversation.read(*target),
+        }
     }
 
-    fn contacts(&mut self, contacts: Vec<Subscriber>, effects: &mut Vec<Effect>) {
+    fn told(&mut self, presence: &AwarenessNotification) {
+        let Ok(peer) = Eid::from_identity(presence.from.as_ref()) else { return };
+        if peer != self.own && self.listed(&peer).is_some() {
+            self.presence.insert(peer, AwarenessStatus::from_code(presence.status).unwrap_or(AwarenessStatus::Unknown));
+        }
+    }
+
+    fn contacts(&mut self, contacts: Vec<Subscriber>) {
         for contact in contacts.into_iter().filter(|contact| !contact.blocked) {
             let Ok(peer) = Eid::from_identity(contact.subscriber.as_ref()) else { continue };
-            self.conversation(&peer, effects).nickname = contact.nickname;
+            if let Some(conversation) = self.listed(&peer) {
+                conversation.nickname = contact.nickname;
+            }
         }
     }
 
@@ -401,37 +419,68 @@ impl App {
         self.conversations.iter_mut().find(|conversation| conversation.peer == *open)
     }
 
-    /// Finds or makes a conversation. A new one requests its newest page of history, which has its messages' states.
-    fn conversation(&mut self, peer: &Eid, effects: &mut Vec<Effect>) -> &mut Conversation {
+    fn find(&mut self, peer: &Eid) -> Option<&mut Conversation> {
+        self.conversations.iter_mut().find(|conversation| conversation.peer == *peer)
+    }
+
+    /// Finds or makes a conversation in which something happened; at the bound, for that of the longest quiet.
+    fn conversation(&mut self, peer: &Eid) -> &mut Conversation {
         let index = match self.conversations.iter().position(|conversation| conversation.peer == *peer) {
             Some(index) => index,
             None => {
                 if self.conversations.len() >= CHAT_CONVERSATIONS_MAX {
                     let quiet = self.conversations.iter().rposition(|conversation| !self.is_open(conversation));
-                    self.conversations.remove(quiet.unwrap_or(CHAT_CONVERSATIONS_MAX - 1));
+                    let evicted = self.conversations.remove(quiet.unwrap_or(CHAT_CONVERSATIONS_MAX - 1));
+                    self.presence.remove(&evicted.peer);
                 }
-                let mut conversation = Conversation::new(peer.clone());
-                // Without a connection it is requested after the next one is made.
-                conversation.loading = self.is_online();
-                if conversation.loading {
-                    effects.push(Effect::History(peer.clone(), None));
-                }
-                self.conversations.push(conversation);
+                self.conversations.push(Conversation::new(peer.clone()));
                 self.conversations.len() - 1
             }
         };
         &mut self.conversations[index]
     }
 
+    /// Finds a conversation, or makes one for a peer with whom nothing happened yet if there is room for it.
+    fn listed(&mut self, peer: &Eid) -> Option<&mut Conversation> {
+        if self.conversations.len() >= CHAT_CONVERSATIONS_MAX {
+            return self.find(peer);
+        }
+        Some(self.conversation(peer))
+    }
+
+    /// Requests the newest pages of history, which have the states of messages: that of the open conversation first, then
+    /// of those in which something happened. A conversation that is only listed waits until it is opened.
+    fn fetch(&mut self, effects: &mut Vec<Effect>) {
+        while self.is_online() && self.requested < CHAT_HISTORIES_MAX {
+            let is_due = |conversation: &Conversation| {
+                let wanted = conversation.wanted || self.is_open(conversation);
+                wanted && !conversation.fetched && !conversation.loading && !conversation.complete
+            };
+            let open = self.conversations.iter().position(|known| self.is_open(known) && is_due(known));
+            let Some(next) = open.or_else(|| self.conversations.iter().position(is_due)) else { return };
+            let conversation = &mut self.conversations[next];
+            conversation.loading = true;
+            self.requested += 1;
+            effects.push(Effect::History(conversation.peer.clone(), None));
+        }
+    }
+
+    /// Requests what is older than the open conversation shows.
+    fn ask_for_older(&mut self, effects: &mut Vec<Effect>) {
+        if self.requested >= CHAT_HISTORIES_MAX {
+            // Drawing asks again.
+            return;
+        }
+        let Some(conversation) = self.opened_mut() else { return };
+        if !conversation.loading && conversation.has_older() {
+            conversation.loading = true;
+            effects.push(Effect::History(conversation.peer.clone(), conversation.floor()));
+            self.requested += 1;
+        }
+    }
+
     fn sort(&mut self) {
         self.conversations.sort_by_key(|conversation| std::cmp::Reverse(conversation.active));
-    }
-}
-
-fn ask_for_older(conversation: &mut Conversation, effects: &mut Vec<Effect>) {
-    if !conversation.loading && conversation.has_older() {
-        conversation.loading = true;
-        effects.push(Effect::History(conversation.peer.clone(), conversation.floor()));
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Conversation {
     read_up_to: Version,
     /// As far as is known, the server has nothing older.
     pub(super) complete: bool,
+    /// Something happened in it, so its newest page of history is to be fetched, also while it is not open.
+    pub(super) wanted: bool,
     /// The newest page of history has arrived.
     pub(super) fetched: bool,
     /// A page of history was requested.
@@ -66,6 +68,7 @@ impl Conversation {
             reached: [(Progress::Delivered, Version::ZERO), (Progress::Read, Version::ZERO)],
             read_up_to: Version::ZERO,
             complete: false,
+            wanted: false,
             fetched: false,
             loading: false,
             scroll: 0,

@@ -8,7 +8,6 @@ mod input;
 mod ui;
 
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::tz::TimeZone;
@@ -18,15 +17,14 @@ use ratatui::crossterm::event::{
 };
 use ratatui::crossterm::execute;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 
 use self::app::{App, Effect, Happening};
 use super::connect::Connection;
 use super::limits::{
-    CHAT_CONSENT_AFTER, CHAT_EVENTS_PER_DRAW, CHAT_HISTORIES_MAX, CHAT_KEY_POLL, CHAT_PAGE, CHAT_PING_EVERY,
-    CHAT_QUEUE_MAX,
+    CHAT_CONSENT_AFTER, CHAT_EVENTS_PER_DRAW, CHAT_KEY_POLL, CHAT_PAGE, CHAT_PING_EVERY, CHAT_QUEUE_MAX,
 };
 use super::receipts::Receipts;
 use super::{Failure, Usage};
@@ -59,7 +57,6 @@ impl Args {
         let chat = Chat {
             delivered: Receipts::new(device.clone(), AckStatus::Delivered),
             read: Receipts::new(device.clone(), AckStatus::Read),
-            histories: Arc::new(Semaphore::new(CHAT_HISTORIES_MAX)),
             device: device.clone(),
             app,
             answers,
@@ -82,8 +79,6 @@ struct Chat {
     app: App,
     delivered: Receipts,
     read: Receipts,
-    /// Limits concurrent requests for pages of history.
-    histories: Arc<Semaphore>,
     answers: mpsc::Sender<Happening>,
     over: bool,
 }
@@ -216,10 +211,7 @@ impl Chat {
     }
 
     fn history(&self, peer: Eid, before: Option<Version>) {
-        let histories = self.histories.clone();
         self.answer(|device| async move {
-            // The semaphore is never closed.
-            let _permit = histories.acquire_owned().await.ok()?;
             let request = HistoryRequest {
                 peer: Some(peer.identity()),
                 before_version: before.map_or(0, Version::wire),

@@ -1,5 +1,6 @@
 //! Tests of the chat's decisions, input by input.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::*;
@@ -289,11 +290,71 @@ fn a_connection_that_comes_back_fetches_what_was_not_fetched() {
         reason: CloseReason::Network("nobody there".to_owned()),
     }));
     assert_eq!(app.connection, Connection::Waiting { seconds: 2, reason: "nobody there".to_owned() });
-    app.update(Happening::State(State::Connected(session())));
+    assert_eq!(app.update(Happening::State(State::Connected(session()))), [Effect::History(eid("bob"), None)]);
     let connected = |app: &mut App| app.update(Happening::Event(Event::Connected(session())));
+    // This request is lost with the connection.
+    app.update(Happening::NoHistory { peer: eid("bob"), reason: "not connected".to_owned() });
     assert_eq!(connected(&mut app), [Effect::Contacts, Effect::History(eid("bob"), None)]);
     page(&mut app, "bob", 1..=1, true);
     assert_eq!(connected(&mut app), [Effect::Contacts]);
+}
+
+/// Answers each request for history as the server does, until none is left; returns how many there were.
+fn answer_histories(app: &mut App, effects: Vec<Effect>) -> usize {
+    let (mut effects, mut requests) = (VecDeque::from(effects), 0);
+    while let Some(effect) = effects.pop_front() {
+        let Effect::History(peer, _) = effect else { continue };
+        requests += 1;
+        assert!(requests < 10 * CHAT_CONVERSATIONS_MAX, "history is requested for ever");
+        effects.extend(app.update(Happening::History { peer, messages: Vec::new(), complete: true }));
+    }
+    requests
+}
+
+#[test]
+fn more_contacts_than_are_kept_are_listed_and_their_history_is_requested_when_they_are_opened() {
+    let mut app = app();
+    let contact = |number| {
+        let subscriber = Some(eid(&format!("user{number}")).identity());
+        Subscriber { subscriber, ..Subscriber::default() }
+    };
+    let effects = app.update(Happening::Contacts((0..CHAT_CONVERSATIONS_MAX + 10).map(contact).collect()));
+    assert_eq!(answer_histories(&mut app, effects), 0);
+    for number in 0..CHAT_CONVERSATIONS_MAX + 10 {
+        let from = Some(eid(&format!("user{number}")).identity());
+        let online = AwarenessNotification { from, status: 2, ..AwarenessNotification::default() };
+        let effects = app.update(Happening::Event(Event::Presence(online)));
+        assert_eq!(answer_histories(&mut app, effects), 0);
+    }
+    assert_eq!((app.conversations.len(), app.presence.len()), (CHAT_CONVERSATIONS_MAX, CHAT_CONVERSATIONS_MAX));
+    // One of those that are kept, by key; and one that is not, which evicts another.
+    let effects = key(&mut app, KeyCode::Tab);
+    assert_eq!(answer_histories(&mut app, effects), 1);
+    let effects = enter(&mut app, &format!("/to user{}@x", CHAT_CONVERSATIONS_MAX + 9));
+    assert_eq!(answer_histories(&mut app, effects), 1);
+    assert_eq!((app.conversations.len(), app.presence.len()), (CHAT_CONVERSATIONS_MAX, CHAT_CONVERSATIONS_MAX - 1));
+}
+
+#[test]
+fn answers_for_a_conversation_that_was_evicted_make_none() {
+    let mut app = app();
+    let mut requested = Vec::new();
+    for number in 0..CHAT_CONVERSATIONS_MAX + 10 {
+        requested.extend(came(&mut app, message(&format!("user{number}"), number as u64 + 1, false, "hi")));
+        let under_way = requested.iter().filter(|effect| matches!(effect, Effect::History(..))).count();
+        assert!(under_way <= CHAT_HISTORIES_MAX);
+    }
+    let local_id = LocalId::parse("1").unwrap();
+    sent(&mut app, "user0", &local_id, 2);
+    app.update(Happening::NotSent(eid("user0"), Some(local_id), SendError::OutboxFull));
+    assert_eq!(requested.remove(1), Effect::History(eid("user0"), None));
+    requested.extend(app.update(Happening::NoHistory { peer: eid("user0"), reason: "busy".to_owned() }));
+    // The first one is the least active, and was evicted after its history had been requested.
+    assert!(app.find(&eid("user0")).is_none());
+    let requests = answer_histories(&mut app, requested);
+    assert!(requests >= CHAT_CONVERSATIONS_MAX, "{requests}");
+    assert_eq!(app.conversations.len(), CHAT_CONVERSATIONS_MAX);
+    assert!(app.conversations.iter().all(|conversation| conversation.fetched && conversation.active > 10));
 }
 
 #[test]

@@ -57,11 +57,7 @@ fn app() -> App {
         message("bob", 4, false, text("Nice \u{1b}[31m你好")),
     ];
     app.update(Happening::History { peer: eid("bob"), messages, complete: true });
-    app.update(Happening::History {
-        peer: eid("carol"),
-        messages: vec![message("carol", 1, false, text("hey"))],
-        complete: true,
-    });
+    app.update(Happening::Event(Event::Message(message("carol", 1, false, text("hey")))));
     let chat = ChatId::between(&eid("alice"), &eid("bob"));
     for (version, status) in [(2, AckStatus::Read), (3, AckStatus::Delivered)] {
         app.update(Happening::Event(Event::Acknowledged(crate::client::Acknowledged {
