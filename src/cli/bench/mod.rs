@@ -53,7 +53,7 @@ impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         open_files::raise_limit();
         let before = udp::dropped();
-        self.measure()?;
+        let result = self.measure();
         if let Some((before, after)) = before.zip(udp::dropped())
             && after > before
         {
@@ -65,7 +65,7 @@ impl Args {
                 Some("the figures are those of a lossy network; `bimip doctor` says which limit to raise"),
             );
         }
-        Ok(())
+        result
     }
 
     fn measure(self) -> Result<(), Failure> {
