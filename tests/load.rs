@@ -200,3 +200,164 @@ fn options_that_do_not_go_together_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
 }
+
+/// What ends a measurement from outside, and what is left of it.
+#[cfg(target_os = "linux")]
+mod ended {
+    use std::fs;
+    use std::os::unix::process::CommandExt;
+    use std::path::Path;
+    use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+    use std::time::{Duration, Instant};
+
+    use libc::{SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGKILL, SIGTERM};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn until<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match look() {
+                Some(found) => return found,
+                None if Instant::now() > end => panic!("in time: {what}"),
+                None => std::thread::yield_now(),
+            }
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn signal(child: &Child, signal: i32) {
+        // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    }
+
+    /// Processes that work in this folder, and have not ended: a measurement and those that it has started.
+    fn processes_in(folder: &Path) -> usize {
+        let (folder, all) = (folder.canonicalize().unwrap(), fs::read_dir("/proc").unwrap().filter_map(Result::ok));
+        all.filter(|process| fs::read_link(process.path().join("cwd")).is_ok_and(|own| own == folder)).count()
+    }
+
+    /// A measurement, started with this disposition of SIGHUP, whose server has begun to write.
+    fn start(arguments: &[&str], folder: &Path, hang_up: libc::sighandler_t) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+        command.arg("bench").args(arguments).current_dir(folder).env_clear();
+        #[allow(unsafe_code)]
+        // SAFETY: between fork and exec only system calls are made. A shell may have had the tests ignore signals.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(SIGINT, SIG_DFL);
+                libc::signal(SIGHUP, hang_up);
+                Ok(())
+            });
+        }
+        let bench = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        until("a store", || {
+            let mut folders = fs::read_dir(folder).unwrap().filter_map(Result::ok);
+            folders.any(|folder| folder.path().join("store").exists()).then_some(())
+        });
+        bench
+    }
+
+    const LONG: [&str; 5] = ["load", "--pairs", "1", "--for", "3600"];
+
+    fn ended(mut bench: Child) -> (ExitStatus, ChildStderr) {
+        let err = bench.stderr.take().unwrap();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match bench.try_wait().unwrap() {
+                Some(status) => return (status, err),
+                None if Instant::now() > end => {
+                    bench.kill().unwrap();
+                    panic!("it does not end");
+                }
+                None => std::thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_measurement_that_is_told_to_end_leaves_neither_its_server_nor_its_data() {
+        for (number, name) in [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")] {
+            let folder = tempfile::tempdir().unwrap();
+            let bench = start(&LONG, folder.path(), SIG_DFL);
+            assert_eq!(processes_in(folder.path()), 2);
+            signal(&bench, number);
+            let (status, err) = ended(bench);
+            let err = std::io::read_to_string(err).unwrap();
+            assert_eq!(status.code(), Some(1), "{err}");
+            assert!(err.contains(&format!("stopped by {name}")), "{err}");
+            assert_eq!(processes_in(folder.path()), 0, "the server has ended");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "its folder is gone");
+        }
+    }
+
+    #[test]
+    fn a_comparison_that_is_told_to_end_leaves_nothing_of_the_measurement_within() {
+        let folder = tempfile::tempdir().unwrap();
+        // Its folder has a store once it measures bimip, which is another measurement with a server of its own.
+        let short = ["peers", "--pairs", "1", "--for", "1", "--warm-up", "0", "--rates", "100", "--one-way"];
+        let bench = start(&short, folder.path(), SIG_DFL);
+        signal(&bench, SIGTERM);
+        let (status, err) = ended(bench);
+        let err = std::io::read_to_string(err).unwrap();
+        assert_eq!(status.code(), Some(1), "{err}");
+        assert_eq!(processes_in(folder.path()), 0, "{err}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{err}");
+    }
+
+    #[test]
+    fn a_measurement_under_nohup_goes_on_when_the_terminal_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = start(&LONG, folder.path(), SIG_IGN);
+        let status = fs::read_to_string(format!("/proc/{}/status", bench.id())).unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & 1, 1, "SIGHUP is ignored");
+        signal(&bench, SIGHUP);
+        signal(&bench, SIGTERM);
+        let err = std::io::read_to_string(ended(bench).1).unwrap();
+        assert!(err.contains("stopped by SIGTERM"), "{err}");
+    }
+
+    #[test]
+    fn the_server_of_a_measurement_that_is_killed_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = start(&LONG, folder.path(), SIG_DFL);
+        assert_eq!(processes_in(folder.path()), 2);
+        signal(&bench, SIGKILL);
+        ended(bench);
+        until("the server has ended", || (processes_in(folder.path()) == 0).then_some(()));
+    }
+
+    /// Datagrams that a socket had no room for.
+    fn drops(port: u16) -> u64 {
+        let sockets = fs::read_to_string("/proc/net/udp").unwrap();
+        let local = format!(":{port:04X}");
+        let socket =
+            sockets.lines().find(|line| line.split_whitespace().nth(1).is_some_and(|own| own.ends_with(&local)));
+        socket.unwrap().split_whitespace().last().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_measurement_that_fails_tells_of_datagrams_that_the_kernel_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = bimip::auth::dev::ensure(folder.path(), &["localhost".to_owned()]).unwrap();
+        // A server that does not read, whose buffer is full.
+        let (server, flood) = (std::net::UdpSocket::bind("127.0.0.1:0"), std::net::UdpSocket::bind("127.0.0.1:0"));
+        let (server, flood) = (server.unwrap(), flood.unwrap());
+        let address = server.local_addr().unwrap();
+        while drops(address.port()) == 0 {
+            (0..1_000).for_each(|_| _ = flood.send_to(&[7; 1_200], address));
+        }
+        let before = drops(address.port());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
+        command.args(["bench", "idle", "--sessions", "1", "--server", &address.to_string(), "--ca"]).arg(&files.ca);
+        command.arg("--token-key").arg(&files.token_key).env_clear();
+        let bench = command.stderr(Stdio::piped()).spawn().unwrap();
+        until("a datagram of the measurement", || (drops(address.port()) > before).then_some(()));
+        signal(&bench, SIGTERM);
+        let (status, err) = ended(bench);
+        let err = std::io::read_to_string(err).unwrap();
+        assert_eq!(status.code(), Some(1), "{err}");
+        assert!(err.contains("stopped by SIGTERM") && err.contains("dropped meanwhile"), "{err}");
+    }
+}

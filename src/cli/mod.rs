@@ -27,6 +27,7 @@ mod revoke;
 mod send;
 mod serve;
 mod status;
+mod signals;
 mod token;
 mod udp;
 

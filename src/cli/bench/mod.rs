@@ -2,6 +2,7 @@
 
 mod alarm;
 mod backlog;
+mod child;
 #[cfg(target_os = "linux")]
 mod compare;
 mod connection;
@@ -19,6 +20,7 @@ mod progress;
 mod report;
 mod storm;
 
+use super::signals::Ending;
 use super::{Failure, complain, open_files, udp};
 
 /// Measure a server
@@ -69,18 +71,18 @@ impl Args {
     }
 
     fn measure(self) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         match self.what {
-            What::Load(args) => runtime.block_on(args.run()),
-            What::Idle(args) => runtime.block_on(args.run()),
-            What::Backlog(args) => runtime.block_on(args.run()),
-            What::Neighbours(args) => runtime.block_on(args.run()),
-            What::FanOut(args) => runtime.block_on(args.run()),
-            What::Growth(args) => runtime.block_on(args.run()),
-            What::Overload(args) => runtime.block_on(args.run()),
-            What::Storm(args) => runtime.block_on(args.run()),
-            What::Peers(args) => runtime.block_on(args.run()),
-            What::Relay(args) => runtime.block_on(args.run()),
+            What::Load(args) => until_told(args.run()),
+            What::Idle(args) => until_told(args.run()),
+            What::Backlog(args) => until_told(args.run()),
+            What::Neighbours(args) => until_told(args.run()),
+            What::FanOut(args) => until_told(args.run()),
+            What::Growth(args) => until_told(args.run()),
+            What::Overload(args) => until_told(args.run()),
+            What::Storm(args) => until_told(args.run()),
+            What::Peers(args) => until_told(args.run()),
+            // It ends with the comparison that started it.
+            What::Relay(args) => runtime()?.block_on(args.run()),
             #[cfg(target_os = "linux")]
             What::Compare(args) => args.run(),
             #[cfg(target_os = "linux")]
@@ -89,4 +91,20 @@ impl Args {
             What::Link(args) => args.run(),
         }
     }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// Runs a measurement on this thread, until it is done or the process is told to end. Then the measurement is dropped, and
+/// with it the processes that it started and its folders.
+fn until_told(measurement: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let mut ending = Ending::listen()?;
+        tokio::select! {
+            result = measurement => result,
+            signal = ending.next() => Err(anyhow::anyhow!("stopped by {signal}: nothing was measured").into()),
+        }
+    })
 }

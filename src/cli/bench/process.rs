@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+use super::child::Tied;
 use super::connection::Transport;
 use crate::auth::dev::DevFiles;
 use crate::cli::control::ask;
@@ -120,19 +121,25 @@ impl Subject {
             token_key: files.token_key,
             server_name: "localhost".to_owned(),
             transport,
-            pid: Some(running.child.id()),
+            pid: Some(running.process.id()),
             data_dir: Some(folder.path().to_owned()),
             own: Some((running, settings, folder)),
         })
     }
 
-    /// Kills the own server and starts it again with the same address and data; returns when the start began.
+    /// Kills the own server and starts it again with the same address and data; returns when it was gone.
     pub(super) fn restart(&mut self) -> anyhow::Result<Instant> {
+        self.restart_after(|_| Ok(()))
+    }
+
+    /// As [`Subject::restart`]; in between something is done to its data directory. Returns when the start began.
+    pub(super) fn restart_after(&mut self, act: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Instant> {
         let (running, settings, folder) = self.own.as_mut().context("only a server of one's own is restarted")?;
-        running.end();
+        running.process.end();
+        act(folder.path())?;
         let began = Instant::now();
         *running = Running::start(folder.path(), self.server, *settings)?;
-        self.pid = Some(running.child.id());
+        self.pid = Some(running.process.id());
         Ok(began)
     }
 
@@ -158,7 +165,8 @@ impl Subject {
 }
 
 struct Running {
-    child: Child,
+    /// It was started for a measurement; its data are not needed.
+    process: Tied,
     server: SocketAddr,
 }
 
@@ -176,27 +184,13 @@ impl Running {
         if let Some(entries) = settings.entries_per_user {
             command.env("BIMIP_RETENTION__ENTRIES_PER_USER", entries.to_string());
         }
-        let mut child = command.env("BIMIP_LOG__LEVEL", "warn").stdout(Stdio::piped()).spawn()?;
-        let output = child.stdout.take().context("the server's output")?;
+        let mut process = Tied::start(command.env("BIMIP_LOG__LEVEL", "warn").stdout(Stdio::piped()))?;
+        let output = process.take_output().context("the server's output")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("quic="));
         let Some(address) = address else { bail!("the server did not start: {line:?}") };
-        Ok(Running { server: address.parse()?, child })
-    }
-}
-
-impl Running {
-    fn end(&mut self) {
-        // The server was started for a measurement; its data are not needed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.end();
+        Ok(Running { server: address.parse()?, process })
     }
 }
 

@@ -110,7 +110,7 @@ impl Args {
             _ => None,
         };
         if let Some(transport) = transport {
-            return Ok(Some(subject::load(transport, !self.one_way, &self.load_flags(rate))?));
+            return Ok(Some(subject::load(transport, !self.one_way, &self.load_flags(rate)).await?));
         }
         let Some(subject) = Subject::start(kind, folder)? else { return Ok(None) };
         let plan = Plan {

@@ -1,14 +1,15 @@
 //! The subjects of the comparison, each in a child process that ends with its subject.
 
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::job::Figures;
+use crate::cli::bench::child::Tied;
 
 /// The relays' ALPN.
 pub(super) const ALPN: &[u8] = b"bare";
@@ -60,7 +61,8 @@ pub(super) struct Subject {
     pub(super) kind: Kind,
     pub(super) address: SocketAddr,
     pub(super) certificate: rcgen::Certificate,
-    child: Child,
+    /// It holds no data worth keeping.
+    process: Tied,
 }
 
 impl Subject {
@@ -74,23 +76,15 @@ impl Subject {
             Kind::Bimip | Kind::BimipTcp => bail!("bimip is measured by its own load generator"),
             _ => Some(relay(kind, folder)?),
         };
-        Ok(started.map(|(child, address)| Subject { kind, address, certificate: signed.cert, child }))
+        Ok(started.map(|(process, address)| Subject { kind, address, certificate: signed.cert, process }))
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 }
 
-impl Drop for Subject {
-    fn drop(&mut self) {
-        // It holds no data worth keeping.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
+fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Tied, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "relay", "--certs"]).arg(folder).stdout(Stdio::piped());
     if matches!(kind, Kind::TlsRelay | Kind::SyncedTlsRelay) {
@@ -102,16 +96,16 @@ fn relay(kind: Kind, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     if kind == Kind::AnsweringRelay {
         command.arg("--answering");
     }
-    let mut child = command.spawn()?;
-    let output = child.stdout.take().context("the relay's output")?;
+    let mut process = Tied::start(&mut command)?;
+    let output = process.take_output().context("the relay's output")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line)?;
     let address = line.trim().strip_prefix("address=").context("the relay did not start")?.parse()?;
-    Ok((child, address))
+    Ok((process, address))
 }
 
 /// Starts mosquitto with TLS, without persistence, and without limits that this job could reach.
-fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
+fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Tied, SocketAddr)>> {
     // The port was free a moment ago; nothing else here asks for ports meanwhile.
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let file = |name: &str| folder.join(name).canonicalize();
@@ -128,35 +122,43 @@ fn mosquitto(folder: &Path) -> anyhow::Result<Option<(Child, SocketAddr)>> {
     std::fs::write(&path, config)?;
     // On Debian it is in /usr/sbin, which may not be in a user's PATH.
     let search = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
-    let started = Command::new("mosquitto").arg("-c").arg(&path).env("PATH", search).stderr(Stdio::null()).spawn();
-    let mut child = match started {
-        Ok(child) => child,
+    let mut command = Command::new("mosquitto");
+    let started = Tied::start(command.arg("-c").arg(&path).env("PATH", search).stderr(Stdio::null()));
+    let mut process = match started {
+        Ok(process) => process,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).context("starting mosquitto"),
     };
     let until = Instant::now() + START_WITHIN;
     while TcpStream::connect(address).is_err() {
-        if child.try_wait()?.is_some() || Instant::now() > until {
-            let _ = child.kill();
+        if process.has_ended()? || Instant::now() > until {
             bail!("mosquitto does not listen on {address}: {}", std::fs::read_to_string(&log).unwrap_or_default());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(Some((child, address)))
+    Ok(Some((process, address)))
 }
 
 /// Does the same job with `bimip bench load`, which starts its own server.
-pub(super) fn load(transport: &str, receipts: bool, flags: &[String]) -> anyhow::Result<Figures> {
-    let output = Command::new(std::env::current_exe()?)
+pub(super) async fn load(transport: &str, receipts: bool, flags: &[String]) -> anyhow::Result<Figures> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .args(["bench", "load", "--json", "--transport", transport])
         .args(receipts.then_some("--receipts"))
         .args(flags)
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
+        .stdout(Stdio::piped());
+    let mut process = Tied::start_measurement(&mut command)?;
+    let mut output = process.take_output().context("the output of bimip bench load")?;
+    // Read beside, so that a signal meanwhile ends the process.
+    let told = tokio::task::spawn_blocking(move || {
+        let mut told = Vec::new();
+        output.read_to_end(&mut told).map(|_| told)
+    });
+    let told = told.await??;
+    if !process.succeeds()? {
         bail!("bimip bench load failed");
     }
-    let figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let figures: serde_json::Value = serde_json::from_slice(&told)?;
     let number = |value: &serde_json::Value| value.as_f64().context("a figure of bimip bench load");
     let latency = &figures[if receipts { "receipted" } else { "delivered" }];
     Ok(Figures {
