@@ -194,6 +194,17 @@ fn all_peers_do_the_same_job() {
 }
 
 #[test]
+fn each_change_of_a_presence_is_told_to_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    bench.args(["bench", "fan-out", "--subscribers", "3", "--changes", "2"]).current_dir(folder.path()).env_clear();
+    let output = bench.output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{err}");
+    assert!(out.contains("3 subscribers added") && out.contains("each told after "), "{out}");
+}
+
+#[test]
 fn options_that_do_not_go_together_are_refused() {
     for arguments in [&["load", "--users", "4"][..], &["peers", "--one-way"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_bimip")).arg("bench").args(arguments).output().unwrap();
