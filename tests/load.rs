@@ -174,6 +174,7 @@ fn a_log_that_grows() {
     let rows = bench(&["growth", "--entries", "500"]).remove(0);
     assert_eq!(count(&rows[0], "entries"), 500);
     assert_eq!(count(&rows[0]["history_oldest"], "count"), 200);
+    assert!(count(&rows[0], "accepted_before_kill") > 0, "it is killed while somebody writes");
 }
 
 #[test]

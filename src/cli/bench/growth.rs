@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use futures_util::{StreamExt, stream};
 use hdrhistogram::Histogram;
+use tokio::sync::watch;
 
 use super::backlog::talk;
-use super::connection::{Device, SignIn, Target, Transport};
+use super::connection::{Device, SignIn, Target, Transport, text as text_frame};
 use super::process::{Settings, Subject, own_folder};
 use super::progress::Progress;
 use super::report::{histogram, record};
@@ -27,6 +28,10 @@ const PART_MAX: u64 = 10_000;
 const ENTRIES_MIN: u64 = 400;
 /// Number of pages requested, one after the other.
 const PAGES: usize = 200;
+/// Texts that a sender keeps in flight while the server is killed.
+const IN_FLIGHT: u64 = 256;
+/// How many of them are accepted before.
+const WRITTEN_BEFORE_KILL: u64 = 2 * IN_FLIGHT;
 /// How long texts are timed, one after the other.
 const TALK_FOR: Duration = Duration::from_secs(2);
 /// Pause between two attempts to sign in at a server that is starting.
@@ -35,7 +40,8 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// A growing log of one user: start-up, tailing, history, retention
 ///
-/// Fills its own stores through the store's interface, then measures a server on each.
+/// Fills its own stores through the store's interface, then measures a server on each. Before each start the store's files
+/// are dropped from the kernel's cache (on Linux).
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Lengths of the log, in entries
@@ -60,6 +66,8 @@ struct Figures {
     /// Time from the start of the process to the first accepted session: after a clean shutdown, and after a kill.
     start: Duration,
     start_after_kill: Duration,
+    /// Texts of that sender that were accepted by then; others were under way.
+    accepted_before_kill: u64,
     /// Entries per second, read from the middle of the log and from near its end.
     tail_middle: f64,
     tail_end: f64,
@@ -116,6 +124,7 @@ impl Args {
         let store_bytes = bytes_in(&store_folder(folder.path()))?;
 
         progress.note(&format!("measuring {entries} over the wire"));
+        forget_pages(&store_folder(folder.path()))?;
         let began = Instant::now();
         // Retention must not trim anything meanwhile.
         let settings = Settings { limited: false, entries_per_user: Some(10 * entries) };
@@ -133,12 +142,20 @@ impl Args {
         let history_middle = history(&mut device, &writer, version / 2).await?;
         let history_oldest = history(&mut device, &writer, 51).await?;
         let other = first_session(&target, &writer, version).await?;
-        let (pair, live) = talk((other, device), TALK_FOR).await?;
-        drop(pair);
+        let ((one, two), live) = talk((other, device), TALK_FOR).await?;
 
-        let began = subject.restart()?;
+        let sender = if one.eid == writer { one } else { two };
+        let (accepted, mut count) = watch::channel(0);
+        let writing = tokio::spawn(write(sender, reader.clone(), "x".repeat(self.size), accepted));
+        let accepted_before_kill = match count.wait_for(|count| *count >= WRITTEN_BEFORE_KILL).await.map(|count| *count)
+        {
+            Ok(count) => count,
+            Err(_) => return Err(writing.await?.context("the sender ended before the server was killed")),
+        };
+        let began = subject.restart_after(|folder| forget_pages(&store_folder(folder)))?;
         let device = first_session(&target, &reader, version).await?;
         let start_after_kill = began.elapsed();
+        writing.abort();
         drop((device, target));
         let folder = subject.end()?;
 
@@ -162,6 +179,7 @@ impl Args {
             store_bytes,
             start,
             start_after_kill,
+            accepted_before_kill,
             tail_middle,
             tail_end,
             live,
@@ -211,6 +229,7 @@ impl Figures {
         serde_json::json!({
             "entries": self.entries, "filled_per_second": self.filled_per_second, "store_bytes": self.store_bytes,
             "start_ms": self.start.as_secs_f64() * 1e3, "start_after_kill_ms": self.start_after_kill.as_secs_f64() * 1e3,
+            "accepted_before_kill": self.accepted_before_kill,
             "tail_middle_per_second": self.tail_middle, "tail_end_per_second": self.tail_end, "live": json(&self.live),
             "history_newest": json(&self.history_newest), "history_middle": json(&self.history_middle),
             "history_oldest": json(&self.history_oldest), "retention_first_pass_s": self.first_pass.as_secs_f64(),
@@ -242,6 +261,51 @@ fn bytes_in(folder: &Path) -> anyhow::Result<u64> {
         bytes += if file.is_dir() { bytes_in(&entry.path())? } else { file.len() };
     }
     Ok(bytes)
+}
+
+/// Has the files written to disk and dropped from the kernel's cache, so that the next start reads them from disk. Systems
+/// that cannot be asked for that keep them.
+fn forget_pages(folder: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            forget_pages(&path)?;
+            continue;
+        }
+        let file = std::fs::File::open(&path)?;
+        // The kernel keeps what is not on disk yet.
+        file.sync_all()?;
+        #[cfg(target_os = "linux")]
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+/// Writes texts until the connection ends, and counts those that were accepted; returns why it ended.
+async fn write(mut device: Device, to: Eid, text: String, accepted: watch::Sender<u64>) -> anyhow::Error {
+    let from = device.eid.clone();
+    let Some((lane, answers)) = device.chat.as_mut() else { return anyhow!("no chat lane") };
+    let mut sent = 0;
+    loop {
+        let until = *accepted.borrow() + IN_FLIGHT;
+        while sent < until {
+            lane.queue(text_frame(&from, &to, &format!("killed-{sent}"), &text));
+            sent += 1;
+        }
+        if let Err(error) = lane.flush().await {
+            return error;
+        }
+        match answers.next().await {
+            Ok(MessageScheme { payload: Some(Payload::VersionUpdate(_)), .. }) => {
+                accepted.send_modify(|count| *count += 1)
+            }
+            Ok(MessageScheme { payload: Some(Payload::ErrorMessage(error)), .. }) => {
+                return anyhow!("refused: {} {}", error.code, error.message);
+            }
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
 }
 
 fn sign_in_at<'a>(user: &'a Eid, after: i64) -> SignIn<'a> {
@@ -311,4 +375,33 @@ fn milliseconds(time: Duration) -> String {
 fn quantiles(latencies: &Histogram<u64>) -> String {
     let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
     format!("{:.2} / {:.2}", at(0.5), at(0.99))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Bytes that this process had the disk read.
+    fn read_from_disk() -> u64 {
+        let io = std::fs::read_to_string("/proc/self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn forgotten_pages_are_read_from_disk() {
+        const TMPFS: i64 = 0x0102_1994;
+        const BYTES: usize = 1 << 20;
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        if rustix::fs::statfs(folder.path()).unwrap().f_type as i64 == TMPFS {
+            return println!("SKIPPED: this is in memory");
+        }
+        let (deep, before) = (folder.path().join("deep"), read_from_disk());
+        std::fs::create_dir(&deep).unwrap();
+        std::fs::write(deep.join("file"), vec![7; BYTES]).unwrap();
+        assert_eq!(std::fs::read(deep.join("file")).unwrap().len(), BYTES);
+        assert!(read_from_disk() - before < BYTES as u64, "it is in the cache");
+        forget_pages(folder.path()).unwrap();
+        assert_eq!(std::fs::read(deep.join("file")).unwrap().len(), BYTES);
+        assert!(read_from_disk() - before >= BYTES as u64);
+    }
 }
