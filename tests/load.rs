@@ -97,6 +97,8 @@ fn devices_are_cut_off_and_nothing_is_lost_or_doubled() {
         assert!(count(&figures, "cut_off") >= 8, "{figures}");
         assert_eq!(count(&figures, "arrivals"), 3 * count(&figures, "sent_in_all"));
     }
+    // Without receipts a sender reads nothing but the answers to its texts.
+    load(&[&cut[..], &["--pairs", "2"]].concat());
     load(&[&cut[..], &["--contacts", "zipf", "--users", "6", "--answering"]].concat());
 }
 

@@ -150,7 +150,7 @@ impl Phone {
         let course = self.course.clone();
         let (plan, clock) = (&course.plan, &course.clock);
         // Repeat what has no answer from an earlier connection.
-        let again = self.outbox.iter().flat_map(|outbox| outbox.again(&course));
+        let again = self.outbox.iter_mut().flat_map(|outbox| outbox.again(&course));
         again.chain(self.receipts.values().cloned()).for_each(|frame| writer.queue(frame));
 
         let mut open = course.board.watch();
@@ -280,7 +280,7 @@ impl Phone {
                 self.handle(sequence)?;
                 self.take_message(message, writer)
             }
-            Some(Payload::VersionUpdate(update)) => self.take_update(update, writer),
+            Some(Payload::VersionUpdate(update)) => self.take_update(sequence, update, writer),
             Some(Payload::AcknowledgmentResponse(_)) if request_id != 0 => {
                 self.receipts.remove(&request_id);
                 Ok(())
@@ -344,10 +344,13 @@ impl Phone {
         }
     }
 
-    fn take_update(&mut self, update: VersionUpdate, writer: &mut Writer) -> anyhow::Result<()> {
+    fn take_update(&mut self, sequence: i64, update: VersionUpdate, writer: &mut Writer) -> anyhow::Result<()> {
         let course = &self.course;
         let outbox = self.outbox.as_mut().context("a VersionUpdate came to a device that sends nothing")?;
-        let Some((recipient, due)) = outbox.accept(&update, course.plan.receipts)? else { return Ok(()) };
+        // The answer to a text that was sent again carries its entry's old sequence (protocol.md §9).
+        let is_new = sequence > self.handled;
+        self.handled = self.handled.max(sequence);
+        let Some((recipient, due)) = outbox.accept(&update, is_new, course.plan.receipts)? else { return Ok(()) };
         self.inbox.accepted(recipient, update.version)?;
         let due = course.clock.at(due);
         if due >= course.clock.measure_from {

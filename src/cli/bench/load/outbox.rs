@@ -1,6 +1,6 @@
 //! The texts that one user sends, and what happened to each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -24,6 +24,8 @@ pub(super) struct Outbox {
     requests: HashMap<i64, (usize, Index)>,
     /// Accepted messages without a receipt, by `message_id`, with their due time; kept only if receipts are on.
     unreceipted: HashMap<String, u64>,
+    /// Messages that were sent again over this connection, and whose answer to that has not come.
+    repeated: HashSet<(usize, Index)>,
 }
 
 #[derive(Clone, Copy)]
@@ -68,6 +70,7 @@ impl Outbox {
             waiting: 0,
             requests: HashMap::new(),
             unreceipted: HashMap::new(),
+            repeated: HashSet::new(),
         }
     }
 
@@ -104,10 +107,16 @@ impl Outbox {
     }
 
     /// Records that a text was accepted. Returns its recipient and when it was due; `None` if that was known already.
+    /// `is_new` tells that the log had come less far: else only the answer to a text that was sent again is left.
     ///
     /// # Errors
-    /// If it was never sent, or was accepted with another version or refused before.
-    pub(super) fn accept(&mut self, update: &VersionUpdate, receipts: bool) -> anyhow::Result<Option<(usize, u64)>> {
+    /// If it was never sent, or was accepted twice, or refused before.
+    pub(super) fn accept(
+        &mut self,
+        update: &VersionUpdate,
+        is_new: bool,
+        receipts: bool,
+    ) -> anyhow::Result<Option<(usize, u64)>> {
         let local = update
             .message_id_local
             .split_once('-')
@@ -115,10 +124,13 @@ impl Outbox {
         let (recipient, index) = local.context("a VersionUpdate of what was never sent")?;
         let sent = self.sent.get_mut(&recipient).and_then(|texts| texts.get_mut(index));
         let sent = sent.context("a VersionUpdate of what was never sent")?;
+        let is_due = is_new || self.repeated.remove(&(recipient, index));
+        ensure!(is_due, "the VersionUpdate of text {index} to {recipient} came again");
         let accepted = Fate::Accepted(update.version);
         match std::mem::replace(&mut sent.fate, accepted) {
             before @ Fate::Accepted(_) => {
                 ensure!(before == accepted, "text {index} to {recipient} was {before:?}, then {accepted:?}");
+                ensure!(!is_new, "text {index} to {recipient} was accepted by two entries of the log");
                 return Ok(None);
             }
             Fate::Waiting => self.waiting -= 1,
@@ -160,14 +172,15 @@ impl Outbox {
         all.for_each(|sent| sent.fate = Fate::Uncertain);
     }
 
-    /// The frames of all texts without an answer, in their original order.
-    pub(super) fn again(&self, course: &Course) -> Vec<Bytes> {
+    /// On a new connection: the frames of all texts without an answer, in their original order.
+    pub(super) fn again(&mut self, course: &Course) -> Vec<Bytes> {
         let mut again = Vec::with_capacity(self.waiting);
         for (recipient, texts) in &self.sent {
             let waiting = texts.iter().enumerate().filter(|(_, sent)| sent.fate == Fate::Waiting);
             again.extend(waiting.map(|(index, sent)| (sent.number, *recipient, index, *sent)));
         }
         again.sort_unstable_by_key(|(number, ..)| *number);
+        self.repeated = again.iter().map(|(_, recipient, index, _)| (*recipient, *index)).collect();
         again.into_iter().map(|(_, recipient, index, sent)| self.frame(course, recipient, index, sent)).collect()
     }
 
@@ -179,5 +192,61 @@ impl Outbox {
     /// The fates of all texts, by recipient.
     pub(super) fn fates(&self) -> impl Iterator<Item = (usize, Vec<Fate>)> {
         self.sent.iter().map(|(recipient, texts)| (*recipient, texts.iter().map(|sent| sent.fate).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::bench::load::plan::{Contacts, Plan};
+
+    /// An outbox with two texts to user 1 that have no answer.
+    fn outbox() -> Outbox {
+        let plan = Plan {
+            name: "load".to_owned(),
+            users: 2,
+            contacts: Contacts::Pairs,
+            devices: 1,
+            rate: 0.0,
+            in_flight: 2,
+            size: 10,
+            receipts: false,
+            answering: false,
+            sheds: false,
+            keeps_timeline: false,
+            cuts: None,
+            presence: None,
+        };
+        let mut outbox = Outbox::new(0, plan.schedule(0).unwrap());
+        let text = |number| Sent { fate: Fate::Waiting, due: number, number };
+        outbox.sent.insert(1, vec![text(0), text(1)]);
+        outbox.waiting = 2;
+        outbox
+    }
+
+    fn update(index: Index, version: i64) -> VersionUpdate {
+        VersionUpdate { message_id_local: format!("1-{index}"), version, ..VersionUpdate::default() }
+    }
+
+    #[test]
+    fn a_doubled_version_update_is_seen() {
+        let mut outbox = outbox();
+        assert_eq!(outbox.accept(&update(0, 1), true, false).unwrap(), Some((1, 0)));
+        let complaint =
+            |outbox: &mut Outbox, is_new| outbox.accept(&update(0, 1), is_new, false).unwrap_err().to_string();
+        assert!(complaint(&mut outbox, false).contains("came again"));
+        assert!(complaint(&mut outbox, true).contains("two entries of the log"));
+    }
+
+    #[test]
+    fn a_text_that_was_sent_again_is_answered_once_more_and_not_twice() {
+        let mut outbox = outbox();
+        outbox.repeated = HashSet::from([(1, 0), (1, 1)]);
+        // From the log, then as an answer; and as an answer alone.
+        assert!(outbox.accept(&update(0, 1), true, false).unwrap().is_some());
+        assert!(outbox.accept(&update(0, 1), false, false).unwrap().is_none());
+        assert!(outbox.accept(&update(0, 1), false, false).is_err());
+        assert!(outbox.accept(&update(1, 2), false, false).unwrap().is_some());
+        assert_eq!(outbox.waiting, 0);
     }
 }
