@@ -14,6 +14,12 @@ pub(super) const RECEIPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait that a user can ask for: a day.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Lines that wait for the thread that prints. Each is waited for, so that what was not printed is not taken.
+pub(super) const PRINT_QUEUE_MAX: usize = 1;
+/// How long a command that is told to stop waits for a reader that does not take its current line: long for a reader that
+/// reads, and short for a person who pressed ctrl-c.
+pub(super) const PRINT_ENDS_WITHIN: Duration = Duration::from_millis(500);
+
 /// Timeout for one step of `bimip demo`. On one machine each takes milliseconds; a longer one means a fault.
 pub(super) const DEMO_STEP_WITHIN: Duration = Duration::from_secs(10);
 /// Queue from the demo's actors to its director.

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until};
 use super::connect::{Account, Connection, seconds};
 use super::event_line::Line;
 use super::limits::WAIT_MAX;
+use super::printer::Printer;
 use super::receipts::Receipts;
-use super::{Failure, complain, is_heard};
+use super::{Failure, complain};
 use crate::client::{CloseReason, Device, Event, Events, Session, State};
 use crate::clock::Now;
 use crate::wire::{AckStatus, Author, Sequence};
@@ -63,6 +64,7 @@ impl Args {
                 left: self.count,
                 account,
                 device,
+                printer: Printer::start()?,
             };
             listener.run(events, stop).await
         })
@@ -72,6 +74,7 @@ impl Args {
 struct Listener {
     account: Account,
     device: Device,
+    printer: Printer,
     reader: Option<Receipts>,
     /// The newest session.
     session: Option<Session>,
@@ -96,12 +99,14 @@ impl Listener {
                 // Events that have come already are printed before listening ends.
                 biased;
                 event = events.peek() => match event {
-                    Some(event) if self.tell(&event)? => {
+                    Some(event) => match self.tell(&event, &mut stop).await? {
                         // Take the event only now: one that could not be printed comes again to the next listener.
-                        let _ = events.try_next();
-                        self.taken(event);
-                    }
-                    Some(_) => break End::Unheard,
+                        None => {
+                            let _ = events.try_next();
+                            self.taken(event);
+                        }
+                        Some(end) => break end,
+                    },
                     None => break End::Closed(CloseReason::Local),
                 },
                 () = reading => {}
@@ -124,14 +129,14 @@ impl Listener {
         self.leave(end).await
     }
 
-    /// Prints an event; false if nobody reads standard output any more.
-    fn tell(&mut self, event: &Event) -> Result<bool, Failure> {
+    /// Prints an event; returns why it could not, if so.
+    async fn tell(&mut self, event: &Event, stop: &mut Stop) -> Result<Option<End>, Failure> {
         if let Event::Connected(session) = event {
             self.session = Some(session.clone());
         }
         let head = self.session.as_ref().map_or(Sequence::ZERO, |session| session.log_head);
         let line = Line { event, at: Now::system().unix_ms, head };
-        Ok(is_heard(&if self.json { line.json() } else { line.words() })?)
+        Ok(self.printer.print(if self.json { line.json() } else { line.words() }, stop).await?)
     }
 
     /// Handles an event after it was printed.
@@ -191,6 +196,8 @@ impl Listener {
 /// The end of listening: the time is over, a signal came, or nobody reads standard output any more.
 pub(super) struct Stop {
     until: Option<Instant>,
+    /// A signal has come.
+    told: bool,
     interrupt: Signal,
     terminate: Signal,
     /// Standard output if it can be watched for a closed reader; `None` for a file, which has no reader.
@@ -201,14 +208,18 @@ impl Stop {
     pub(super) fn new(duration: Option<Duration>) -> Result<Stop, Failure> {
         Ok(Stop {
             until: duration.map(|duration| Instant::now() + duration),
+            told: false,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             out: io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked).ok(),
         })
     }
 
-    /// Waits for the first of them. Cancel safe.
+    /// Waits for the first of them; once it has come, it is there every time. Cancel safe.
     pub(super) async fn wanted(&mut self) -> End {
+        if self.told {
+            return End::Done;
+        }
         let time = async {
             match self.until {
                 Some(until) => sleep_until(until).await,
@@ -224,8 +235,14 @@ impl Stop {
         tokio::select! {
             () = time => End::Done,
             _ = unheard => End::Unheard,
-            _ = self.interrupt.recv() => End::Done,
-            _ = self.terminate.recv() => End::Done,
+            _ = self.interrupt.recv() => {
+                self.told = true;
+                End::Done
+            }
+            _ = self.terminate.recv() => {
+                self.told = true;
+                End::Done
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod open_files;
 mod options;
 mod owner;
 mod presence;
+mod printer;
 mod receipts;
 mod reload;
 mod restore;
@@ -170,7 +171,7 @@ fn say(line: &str) -> io::Result<()> {
     is_heard(line).map(drop)
 }
 
-/// As [`say`], for a command that runs until it is told to stop; false if the reader is closed.
+/// As [`say`]; false if the reader is closed.
 fn is_heard(line: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {

@@ -10,7 +10,8 @@ use super::event_line::{Line, clock};
 use super::limits::{ASK_WITHIN, WAIT_MAX};
 use super::listen::Stop;
 use super::once::refused;
-use super::{Failure, is_heard, say};
+use super::printer::Printer;
+use super::{Failure, say};
 use crate::client::{CloseReason, Device, Event, Events, Presence, RequestError, State};
 use crate::clock::Now;
 use crate::wire::{AwarenessStatus, Eid, Lane, Sequence};
@@ -94,7 +95,7 @@ async fn watch(
     mut stop: Stop,
     json: bool,
 ) -> Result<(), Failure> {
-    let mut state = device.state();
+    let (mut state, printer) = (device.state(), Printer::start()?);
     loop {
         let event = tokio::select! {
             // Events that have come already are printed before watching ends.
@@ -112,7 +113,7 @@ async fn watch(
         match event {
             Some(event @ (Event::Presence(_) | Event::Connected(_) | Event::Disconnected(_) | Event::Refused(_))) => {
                 let line = Line { event: &event, at: Now::system().unix_ms, head: Sequence::ZERO };
-                if !is_heard(&if json { line.json() } else { line.words() })? {
+                if printer.print(if json { line.json() } else { line.words() }, &mut stop).await?.is_some() {
                     return Ok(());
                 }
             }

@@ -26,11 +26,16 @@ impl Place {
     }
 
     fn start(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).spawn().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
         command.env_clear().current_dir(self.folder.path()).args(arguments);
         command.args(["--as", "alice@x", "--ca", "ca.pem", "--token-file", "token", "--transport", "quic"]);
         command.args(["--server", &self.peer.address.to_string()]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
     }
 
     /// Waits for the end of a command that fails; returns what it complains of.
@@ -44,6 +49,14 @@ impl Place {
     async fn is_left(&self) {
         soon(self.peer.until(|seen| seen.closes == [CloseCode::Goodbye.code() as u64])).await;
     }
+}
+
+/// Sends SIGTERM.
+#[allow(unsafe_code)]
+fn terminate(child: &Child) {
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).unwrap();
+    // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+    assert_eq!(unsafe { libc::kill(id, libc::SIGTERM) }, 0);
 }
 
 const SEND: [&str; 5] = ["send", "--to", "bob@x", "--text", "hi"];
@@ -102,4 +115,21 @@ async fn a_receipt_that_the_server_has_no_room_for_is_sent_again() {
     let read = (String::new(), AckStatus::Read.code());
     let acknowledged = place.peer.state().seen().acknowledged.clone();
     assert_eq!(acknowledged.iter().filter(|known| **known == read).count(), 2, "{acknowledged:?}");
+}
+
+#[tokio::test]
+async fn who_listens_for_a_reader_that_has_stopped_to_read_still_ends_when_told_to() {
+    const TEXTS: usize = 200;
+    let place = Place::new();
+    // More than a pipe takes.
+    (0..TEXTS).for_each(|_| place.peer.push(&"x".repeat(2_000)));
+    let mut listen = place.start(&["listen", "--json"]);
+    let unread = listen.stdout.take().unwrap();
+    // It has printed something, and cannot print all.
+    soon(place.peer.until(|seen| !seen.acknowledged.is_empty())).await;
+    terminate(&listen);
+    assert!(soon(listen.wait()).await.unwrap().success());
+    place.is_left().await;
+    assert!(place.peer.state().seen().acknowledged.len() < TEXTS);
+    drop(unread);
 }
