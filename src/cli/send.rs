@@ -8,7 +8,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::connect::{Account, Connection, seconds};
 use super::limits::{SEND_WITHIN, WAIT_MAX};
-use super::{Failure, Usage, say};
+use super::signals::Ending;
+use super::{Failure, Usage, complain, say};
 use crate::client::{Content, SendError, Sent};
 use crate::wire::{Eid, Lane};
 
@@ -37,25 +38,41 @@ impl Args {
         let until = self.timeout.unwrap_or(SEND_WITHIN);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let sent = runtime.block_on(send(&account, &self.to, self.text, until))?;
-        say(&if self.json { as_json(&sent, &self.to) } else { as_line(&sent, &self.to) })?;
+        let line = if self.json { as_json(&sent, &self.to) } else { as_line(&sent, &self.to) };
+        if let Err(error) = say(&line) {
+            // Not a failure: whoever takes it for one would send the message again.
+            complain(&format!("{line}; standard output did not take this: {error}"), None);
+        }
         Ok(())
     }
 }
 
 async fn send(account: &Account, to: &Eid, text: String, within: Duration) -> Result<Sent, Failure> {
     let until = Instant::now() + within;
+    let mut ending = Ending::listen()?;
     // Messages are left for whoever listens as this device: this command neither takes nor acknowledges them.
     let (device, events) = account.builder().lanes(&[Lane::Control, Lane::Chat]).auto_sync(false).connect()?;
     drop(events);
-    account.reach(&device, until).await?;
-    let answer = timeout_at(until, device.send(device.draft(to, Content::Text(text)))).await;
-    let sent = match answer {
-        Ok(Ok(sent)) => Ok(sent),
-        Ok(Err(error)) => Err(refused(account, error)),
-        Err(_) => {
-            let what = anyhow!("no answer within {} s: {}", within.as_secs_f64(), not_known(account));
-            Err(Failure::new(what, "--timeout gives it longer"))
+    let _session = tokio::select! {
+        reached = account.reach(&device, until) => reached?,
+        signal = ending.next() => {
+            device.close().await;
+            return Err(anyhow!("stopped by {signal}: nothing was sent").into());
         }
+    };
+    let answer = timeout_at(until, device.send(device.draft(to, Content::Text(text))));
+    let sent = tokio::select! {
+        // What is answered already is not called unknown.
+        biased;
+        answer = answer => match answer {
+            Ok(Ok(sent)) => Ok(sent),
+            Ok(Err(error)) => Err(refused(account, error)),
+            Err(_) => {
+                let what = anyhow!("no answer within {} s: {}", within.as_secs_f64(), not_known(account));
+                Err(Failure::new(what, "--timeout gives it longer"))
+            }
+        },
+        signal = ending.next() => Err(anyhow!("stopped by {signal}: {}", not_known(account)).into()),
     };
     // Also without an answer: a session that is only dropped stays until it times out, and others see its user online.
     device.close().await;

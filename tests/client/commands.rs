@@ -118,6 +118,39 @@ async fn a_receipt_that_the_server_has_no_room_for_is_sent_again() {
 }
 
 #[tokio::test]
+async fn a_sender_that_is_interrupted_says_whether_the_message_may_be_sent() {
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.mute = true);
+    let send = place.start(&SEND);
+    soon(place.peer.until(|seen| seen.texts == 1)).await;
+    terminate(&send);
+    let err = place.fails(send).await;
+    assert!(err.contains("stopped by SIGTERM") && err.contains(NOT_KNOWN), "{err}");
+    place.is_left().await;
+
+    let place = Place::new();
+    place.peer.state().change(|seen| seen.put_off = usize::MAX);
+    let send = place.start(&SEND);
+    soon(place.peer.until(|seen| seen.put_off < usize::MAX)).await;
+    terminate(&send);
+    let err = place.fails(send).await;
+    assert!(err.contains("stopped by SIGTERM: nothing was sent"), "{err}");
+}
+
+/// Whoever takes that for a failure sends the message again.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_message_that_was_sent_is_no_failure_for_want_of_room_for_the_answer() {
+    let place = Place::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let send = place.command(&SEND).stdout(full).spawn().unwrap();
+    let Output { status, stderr, .. } = soon(send.wait_with_output()).await.unwrap();
+    let err = String::from_utf8(stderr).unwrap();
+    assert!(status.success(), "{err}");
+    assert!(err.contains("sent to bob@x: version 1, message ") && err.contains("No space left"), "{err}");
+}
+
+#[tokio::test]
 async fn who_listens_for_a_reader_that_has_stopped_to_read_still_ends_when_told_to() {
     const TEXTS: usize = 200;
     let place = Place::new();
