@@ -1,7 +1,7 @@
 //! How client commands find the server, an identity and a token: flags override `[client]`, which overrides the data
 //! directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -251,22 +251,54 @@ impl Account {
             CloseReason::PutOff(_) => {
                 Failure::new(anyhow!("{server} was reached: {reason}"), "its /readyz, `bimip status` and log say why")
             }
-            CloseReason::Tls(_) => Failure::new(
-                what,
-                format!("{} must be the authority that this server's certificate comes from (--ca)", self.ca.display()),
-            ),
-            CloseReason::Server { code: CloseCode::Unauthenticated | CloseCode::Revoked, reason } => Failure::new(
-                anyhow!("{server} does not let {} sign in: {reason}", self.eid),
-                match self.token {
-                    Token::File(_) => "the token in --token-file is not good (any more)",
-                    Token::Signed(..) => "--data-dir must be the one of this server",
-                },
-            ),
+            CloseReason::Tls(why) => Failure::new(what, about_certificate(why, &self.ca)),
+            CloseReason::Server { code: code @ (CloseCode::Unauthenticated | CloseCode::Revoked), reason } => {
+                Failure::new(
+                    anyhow!("{server} does not let {} sign in: {reason}", self.eid),
+                    about_token(matches!(self.token, Token::Signed(..)), *code, reason),
+                )
+            }
             CloseReason::Server { code: CloseCode::Replaced, .. } => Failure::new(
                 anyhow!("{} signed in elsewhere as device {device}", self.eid),
                 "give each its own --device",
             ),
             _ => Failure { reason: what, hint: None },
+        }
+    }
+}
+
+/// What to do about a token that the server does not take; whether this command signed it, or it came from a file.
+fn about_token(is_signed: bool, code: CloseCode, reason: &str) -> &'static str {
+    match is_signed {
+        false => "the token in --token-file is not good (any more)",
+        // It is as old as this command, and a revocation names the second until which tokens are revoked.
+        true if code == CloseCode::Revoked || reason.contains("revoked") => {
+            "a revocation includes the tokens of its own second: try again"
+        }
+        true => "--data-dir must be the one of this server",
+    }
+}
+
+/// What to do about a certificate that this client does not take, by TLS's reason.
+fn about_certificate(why: &str, ca: &Path) -> String {
+    let ca = ca.display();
+    // rustls has two forms of each: with what was compared, and without.
+    let says = |words: [&str; 2]| words.iter().any(|words| why.contains(words));
+    match () {
+        () if says(["expired", "Expired"]) => {
+            "the server's certificate is over: renew it and `bimip reload`, or set this machine's clock".to_owned()
+        }
+        () if says(["not valid yet", "NotValidYet"]) => {
+            "set the clock of this machine, or of the one that made the certificate".to_owned()
+        }
+        () if says(["not valid for name", "NotValidForName"]) => {
+            "the host in --server must be a name in the server's certificate".to_owned()
+        }
+        () if says(["UnknownIssuer", "BadSignature"]) => {
+            format!("{ca} must be the authority that this server's certificate comes from (--ca)")
+        }
+        () => {
+            format!("its certificate must be for the host in --server, valid now, and from the authority {ca} (--ca)")
         }
     }
 }
@@ -311,6 +343,42 @@ mod tests {
         assert_eq!(server_of("[::]:5").unwrap(), "localhost:5 [::1]:5");
         assert_eq!(server_of("10.0.0.7:5").unwrap(), "10.0.0.7:5 10.0.0.7:5");
         assert!(server_of("0.0.0.0:0").is_err());
+    }
+
+    #[test]
+    fn a_hint_is_about_what_is_wrong_with_the_certificate() {
+        use rustls::CertificateError::{self, Expired, NotValidForName, NotValidYet, Revoked, UnknownIssuer};
+        use rustls_pki_types::{ServerName, UnixTime};
+
+        let hint = |error: CertificateError| {
+            about_certificate(&rustls::Error::InvalidCertificate(error).to_string(), Path::new("ca.pem"))
+        };
+        let (now, later) = (UnixTime::since_unix_epoch(Duration::from_secs(1)), Duration::from_secs(2));
+        let later = UnixTime::since_unix_epoch(later);
+        let name = ServerName::try_from("localhost").unwrap();
+        let other = CertificateError::NotValidForNameContext { expected: name, presented: vec!["x".to_owned()] };
+        let over = CertificateError::ExpiredContext { time: later, not_after: now };
+        let early = CertificateError::NotValidYetContext { time: now, not_before: later };
+        for (errors, word) in [
+            ([Expired, over], "renew"),
+            ([NotValidYet, early], "clock"),
+            ([NotValidForName, other], "host in --server must be a name"),
+            ([UnknownIssuer, CertificateError::BadSignature], "ca.pem must be the authority"),
+            ([Revoked, CertificateError::BadEncoding], "valid now"),
+        ] {
+            for error in errors {
+                let (error, hint) = (format!("{error:?}"), hint(error));
+                assert!(hint.contains(word), "{error}: {hint}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_that_was_signed_within_the_second_of_a_revocation_is_signed_anew_by_trying_again() {
+        let unauthenticated = CloseCode::Unauthenticated;
+        assert!(about_token(true, unauthenticated, "the token was revoked").contains("try again"));
+        assert!(about_token(true, unauthenticated, "no key has signed it").contains("--data-dir"));
+        assert!(about_token(false, unauthenticated, "the token was revoked").contains("--token-file"));
     }
 
     #[test]

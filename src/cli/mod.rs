@@ -27,8 +27,8 @@ mod restore;
 mod revoke;
 mod send;
 mod serve;
-mod status;
 mod signals;
+mod status;
 mod token;
 mod udp;
 
@@ -156,7 +156,7 @@ impl Failure {
 }
 
 /// A missing argument that clap cannot detect, because the configuration could have provided it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(&'static str);
 
@@ -203,8 +203,14 @@ fn usage(error: &clap::Error) -> ExitCode {
     let reason = paragraphs.next().unwrap_or_default();
     let hint = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let hint = hint.unwrap_or_else(|| {
-        let command = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
-        format!("see bimip {} --help", command.unwrap_or_default()).replace("  ", " ")
+        // The innermost command that was named: its help has the options.
+        let (mut command, mut named) = (Cli::command(), "bimip".to_owned());
+        for name in std::env::args().skip(1) {
+            let Some(inner) = command.find_subcommand(&name) else { break };
+            named = format!("{named} {name}");
+            command = inner.clone();
+        }
+        format!("see {named} --help")
     });
     complain(reason.strip_prefix("error: ").unwrap_or(&reason), Some(&hint));
     USAGE.into()

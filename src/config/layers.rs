@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
@@ -171,9 +171,17 @@ fn explain(error: figment::Error) -> ConfigError {
         }
         Kind::UnknownVariant(found, known) => format!("is {found}, must be one of {}", known.join(", ")),
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
-            let wanted = match wanted.to_string() {
-                number if ["u16", "u32", "u64", "usize"].contains(&number.as_str()) => "a whole number".to_owned(),
-                other => other,
+            let wanted = match wanted.to_string().as_str() {
+                "u8" => format!("a whole number from 0 to {}", u8::MAX),
+                "u16" => format!("a whole number from 0 to {}", u16::MAX),
+                "u32" => format!("a whole number from 0 to {}", u32::MAX),
+                "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+                other => other.to_owned(),
+            };
+            let found = match found {
+                Actual::Unsigned(number) => number.to_string(),
+                Actual::Signed(number) => number.to_string(),
+                other => other.to_string(),
             };
             format!("is {found}, must be {wanted}")
         }
@@ -367,7 +375,13 @@ mod tests {
         let section = message(None, &[("BIMIP_QUIC", "1")]);
         assert_eq!(section, "BIMIP_QUIC in the environment: is a section: add a key, as in BIMIP_QUIC__KEY");
         let wrong = message(None, &[("BIMIP_QUIC__SEND_WINDOW", "many")]);
-        assert_eq!(wrong, "BIMIP_QUIC__SEND_WINDOW in the environment: is string \"many\", must be a whole number");
+        let range = "must be a whole number from 0 to 4294967295";
+        assert_eq!(wrong, format!("BIMIP_QUIC__SEND_WINDOW in the environment: is string \"many\", {range}"));
+        let wrong = message(None, &[("BIMIP_QUIC__SEND_WINDOW", "5000000000")]);
+        assert_eq!(wrong, format!("BIMIP_QUIC__SEND_WINDOW in the environment: is 5000000000, {range}"));
+        let negative = file("[quic]\nsend_window = -1\n");
+        let wrong = message(Some(negative.path()), &[]);
+        assert!(wrong.starts_with("quic.send_window in ") && wrong.ends_with(&format!(": is -1, {range}")), "{wrong}");
         let rate = message(None, &[("BIMIP_LIMITS__SIGN_INS", "500")]);
         assert_eq!(
             rate,
@@ -375,7 +389,7 @@ mod tests {
         );
         let rate = file("[limits]\nsign_ins = 500\n");
         let told = message(Some(rate.path()), &[]);
-        assert!(told.ends_with("is signed int `500`, must be a section with per_second and burst"), "{told}");
+        assert!(told.ends_with(": is 500, must be a section with per_second and burst"), "{told}");
         let address = message(None, &[("BIMIP_LISTEN", "localhost:4433")]);
         assert!(address.starts_with("BIMIP_LISTEN in the environment: must be an IP address and a port"), "{address}");
 

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use super::child::Tied;
 use super::connection::Transport;
 use crate::auth::dev::DevFiles;
+use crate::cli::Usage as WrongUsage;
 use crate::cli::control::ask;
 use crate::config::Config;
 use crate::server::control::{Answer, Request};
@@ -87,11 +88,11 @@ impl SubjectFlags {
             return Subject::start(own_folder()?, settings, self.transport);
         };
         let files = self.data_dir.as_deref().map(DevFiles::in_data_dir);
-        let needs = "--server needs --data-dir with development files, or --ca and --token-key";
+        let needs = WrongUsage("--server needs --data-dir with development files, or --ca and --token-key");
         Ok(Subject {
             server,
-            ca: self.ca.clone().or_else(|| Some(files.as_ref()?.ca.clone())).context(needs)?,
-            token_key: self.token_key.clone().or_else(|| Some(files.as_ref()?.token_key.clone())).context(needs)?,
+            ca: self.ca.clone().or_else(|| Some(files.as_ref()?.ca.clone())).ok_or(needs)?,
+            token_key: self.token_key.clone().or_else(|| Some(files.as_ref()?.token_key.clone())).ok_or(needs)?,
             server_name: self.server_name.clone(),
             transport: self.transport,
             pid: self.pid,

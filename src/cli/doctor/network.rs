@@ -215,7 +215,7 @@ async fn quic(config: &quinn::ClientConfig, address: SocketAddr, name: &str) -> 
         Ok(Err(error)) => Finding::fail(
             QUIC,
             format!("{address}: {error}"),
-            "the server answers: its certificate must be for the name, by the authority of --ca, and its ALPN bimip/1",
+            "the server answers: its certificate must be for the name, valid now, by the authority of --ca, and its ALPN bimip/1",
         ),
         Err(_) => Finding::fail(
             QUIC,
