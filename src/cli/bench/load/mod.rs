@@ -13,7 +13,7 @@ mod report;
 mod tally;
 
 pub(super) use fleet::{Course, Fleet};
-pub(super) use plan::{Clock, Contacts, Cuts, Plan, Presence};
+pub(super) use plan::{Clock, Contacts, Cuts, Plan, Presence, run_name, user_name};
 pub(super) use tally::Tally;
 
 use std::sync::Arc;
@@ -133,8 +133,7 @@ impl Args {
         let cuts = Cuts { share: self.reconnects, every: every(self.reconnect_every) };
         let presence = Presence { share: self.presence, every: every(self.presence_every) };
         Plan {
-            // A run against a used server must not meet messages of an earlier run.
-            name: format!("load-{}", crate::clock::Now::system().unix_ms),
+            name: run_name(),
             users,
             contacts: match self.contacts {
                 Shape::Pairs => Contacts::Pairs,

@@ -8,6 +8,17 @@ use crate::wire::Eid;
 /// Subscribers of one user, who may see its presence.
 const PRESENCE_CONTACTS: usize = 10;
 
+/// Prefix of the users' names of a run that starts now: a run against a used server must not meet messages of an earlier
+/// run.
+pub(in crate::cli::bench) fn run_name() -> String {
+    format!("load-{}", crate::clock::Now::system().unix_ms)
+}
+
+/// The name of a run's user.
+pub(in crate::cli::bench) fn user_name(run: &str, user: usize) -> String {
+    format!("{run}-{user}")
+}
+
 /// A run's settings.
 pub(in crate::cli::bench) struct Plan {
     /// Prefix of the users' names; unique to the run.
@@ -112,7 +123,7 @@ impl Contacts {
 
 impl Plan {
     pub(super) fn user(&self, user: usize) -> String {
-        format!("{}-{user}", self.name)
+        user_name(&self.name, user)
     }
 
     pub(super) fn eid(&self, user: usize) -> anyhow::Result<Eid> {

@@ -1,5 +1,5 @@
-//! The wire formats of a text and its receipt: a bare one for the relays, BIMip's frames without a session, and MQTT 3.1.1
-//! with QoS 1.
+//! The wire formats of a text and its receipt: a bare one for the relays, as long as BIMip's frames; these frames without a
+//! session; and MQTT 3.1.1 with QoS 1.
 
 use anyhow::{bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -11,29 +11,74 @@ use crate::wire::{Eid, FrameDecoder, Payload, open_envelope};
 /// Longest accepted packet: much longer than any that is sent.
 const PACKET_BYTES_MAX: usize = 64 * 1024;
 
+/// The text whose frame all bare ones are as long as: one of a run's thousands.
+const TYPICAL_INDEX: u64 = 1000;
+/// Bytes of a receipt's payload over MQTT: the id of a message, 36 bytes, and what else BIMip's receipt says without the
+/// names, which the topic has.
+const MQTT_RECEIPT_BYTES: usize = 64;
+
 /// One end of a pair.
 pub(super) enum Format {
-    /// A length, an index and padding.
-    Bare,
+    /// A length, an index and padding; as many bytes in all as BIMip's frame of a text, and of a receipt.
+    Bare { text: usize, receipt: usize },
     /// BIMip's chat lane, for the relay that speaks it.
-    Bimip { own: Eid, other: Eid, sends: bool, decoder: Box<FrameDecoder> },
+    Bimip(Box<Bimip>),
     /// MQTT 3.1.1; publishes to `topic` with QoS 1.
-    Mqtt { topic: String, next_id: u16 },
+    Mqtt { topic: String, next_id: u16, size: usize },
+}
+
+/// One end of a pair that speaks BIMip.
+pub(super) struct Bimip {
+    own: Eid,
+    other: Eid,
+    /// What the names of its texts begin with, as those of `bimip bench load` do: the other's number.
+    prefix: String,
+    /// Bytes of text.
+    size: usize,
+    /// Texts came from here, so receipts come to here.
+    sends: bool,
+    decoder: FrameDecoder,
+}
+
+impl Bimip {
+    fn new(name: &str, other: &str, size: usize) -> anyhow::Result<Bimip> {
+        let eid = |name: &str| Eid::parse(&format!("{name}@localhost"));
+        let decoder = FrameDecoder::new(FRAME_BYTES_MAX);
+        let prefix = other.rsplit('-').next().unwrap_or(other).to_owned();
+        Ok(Bimip { own: eid(name)?, other: eid(other)?, prefix, size, sends: false, decoder })
+    }
+
+    fn text(&self, index: u64) -> Bytes {
+        let (content, size) = (format!("{index} "), self.size);
+        text(&self.own, &self.other, &format!("{}-{index}", self.prefix), &format!("{content:x<size$}"))
+    }
+
+    fn receipt(&self, index: u64) -> Bytes {
+        receipt(&self.own, &self.other, message_id(index), index as i64 + 1)
+    }
 }
 
 impl Format {
-    /// The format of the end `name`, which talks to `other`.
-    pub(super) fn bimip(name: &str, other: &str) -> anyhow::Result<Format> {
-        let eid = |name: &str| Eid::parse(&format!("{name}@localhost"));
-        let decoder = Box::new(FrameDecoder::new(FRAME_BYTES_MAX));
-        Ok(Format::Bimip { own: eid(name)?, other: eid(other)?, sends: name.starts_with("sender"), decoder })
+    /// The format of the end `name`, which talks to `other` in texts of `size` bytes.
+    pub(super) fn bimip(name: &str, other: &str, size: usize) -> anyhow::Result<Format> {
+        Ok(Format::Bimip(Box::new(Bimip::new(name, other, size)?)))
+    }
+
+    /// The bare format for the same.
+    pub(super) fn bare(name: &str, other: &str, size: usize) -> anyhow::Result<Format> {
+        let bimip = Bimip::new(name, other, size)?;
+        Ok(Format::Bare { text: bimip.text(TYPICAL_INDEX).len(), receipt: bimip.receipt(TYPICAL_INDEX).len() })
+    }
+
+    pub(super) fn mqtt(other: &str, size: usize) -> Format {
+        Format::Mqtt { topic: other.to_owned(), next_id: 0, size }
     }
 
     /// The first bytes on a connection: the pair's number for a relay, CONNECT and SUBSCRIBE for a broker.
     pub(super) fn greeting(&self, pair: u32, name: &str) -> BytesMut {
         let mut out = BytesMut::new();
         match self {
-            Format::Bare | Format::Bimip { .. } => out.put_u32(pair),
+            Format::Bare { .. } | Format::Bimip(_) => out.put_u32(pair),
             Format::Mqtt { .. } => {
                 // CONNECT: protocol level 4, clean session, no keep-alive.
                 out.put_u8(0x10);
@@ -55,7 +100,7 @@ impl Format {
     /// Reads the answers to the greeting; `false` if they have not all arrived.
     pub(super) fn greeted(&self, input: &mut BytesMut) -> anyhow::Result<bool> {
         match self {
-            Format::Bare | Format::Bimip { .. } => Ok(true),
+            Format::Bare { .. } | Format::Bimip(_) => Ok(true),
             // CONNACK (4 bytes) and SUBACK (5).
             Format::Mqtt { .. } if input.len() < 9 => Ok(false),
             Format::Mqtt { .. } => {
@@ -67,29 +112,39 @@ impl Format {
         }
     }
 
-    /// Appends a message: a text of `size` bytes, or a receipt.
-    pub(super) fn message(&mut self, out: &mut BytesMut, index: u64, size: usize) {
-        let size = size.max(8);
+    /// Appends a text.
+    pub(super) fn text(&mut self, out: &mut BytesMut, index: u64) {
         match self {
-            Format::Bare => out.put_u32(size as u32),
-            Format::Bimip { own, other, sends: true, .. } => {
-                let content = format!("{index:x<size$}");
-                out.put_slice(&text(own, other, &format!("0-{index}"), &content));
-                return;
+            Format::Bare { text, .. } => put_bare(out, index, *text),
+            Format::Bimip(bimip) => {
+                bimip.sends = true;
+                out.put_slice(&bimip.text(index));
             }
-            Format::Bimip { own, other, .. } => {
-                out.put_slice(&receipt(own, other, message_id(index), index as i64));
-                return;
-            }
-            Format::Mqtt { topic, next_id } => {
-                out.put_u8(0x32);
-                put_len(out, 2 + topic.len() + 2 + size);
-                put_text(out, topic);
-                // Packet id 0 is not allowed.
-                *next_id = next_id.checked_add(1).unwrap_or(1);
-                out.put_u16(*next_id);
+            Format::Mqtt { size, .. } => {
+                let size = *size;
+                self.publish(out, index, size);
             }
         }
+    }
+
+    /// Appends the receipt for a text.
+    pub(super) fn receipt(&mut self, out: &mut BytesMut, index: u64) {
+        match self {
+            Format::Bare { receipt, .. } => put_bare(out, index, *receipt),
+            Format::Bimip(bimip) => out.put_slice(&bimip.receipt(index)),
+            Format::Mqtt { .. } => self.publish(out, index, MQTT_RECEIPT_BYTES),
+        }
+    }
+
+    fn publish(&mut self, out: &mut BytesMut, index: u64, size: usize) {
+        let Format::Mqtt { topic, next_id, .. } = self else { return };
+        let size = size.max(8);
+        out.put_u8(0x32);
+        put_len(out, 2 + topic.len() + 2 + size);
+        put_text(out, topic);
+        // Packet id 0 is not allowed.
+        *next_id = next_id.checked_add(1).unwrap_or(1);
+        out.put_u16(*next_id);
         out.put_u64(index);
         out.put_bytes(b'x', size - 8);
     }
@@ -97,7 +152,7 @@ impl Format {
     /// The index of the next complete message; an immediate answer to it goes to `out`.
     pub(super) fn next(&mut self, input: &mut BytesMut, out: &mut BytesMut) -> anyhow::Result<Option<u64>> {
         match self {
-            Format::Bare => {
+            Format::Bare { .. } => {
                 let Some(mut len) = input.get(..4) else { return Ok(None) };
                 let len = len.get_u32() as usize;
                 ensure!((8..=PACKET_BYTES_MAX).contains(&len), "a message of {len} bytes");
@@ -108,17 +163,17 @@ impl Format {
                 message.advance(4);
                 Ok(Some(message.get_u64()))
             }
-            Format::Bimip { sends, decoder, .. } => loop {
-                let Some(frame) = decoder.next_frame()? else {
+            Format::Bimip(bimip) => loop {
+                let Some(frame) = bimip.decoder.next_frame()? else {
                     if input.is_empty() {
                         return Ok(None);
                     }
-                    decoder.feed(input.split().freeze());
+                    bimip.decoder.feed(input.split().freeze());
                     continue;
                 };
                 match open_envelope(&frame).map_err(|(error, _)| error)?.payload {
                     Some(Payload::ChatMessage(message)) => return Ok(Some(message.message_id.parse()?)),
-                    Some(Payload::AcknowledgmentResponse(receipt)) if *sends => {
+                    Some(Payload::AcknowledgmentResponse(receipt)) if bimip.sends => {
                         return Ok(Some(receipt.message_id.parse()?));
                     }
                     // The receipt's own answer.
@@ -146,6 +201,14 @@ impl Format {
             },
         }
     }
+}
+
+/// A message of `bytes` in all.
+fn put_bare(out: &mut BytesMut, index: u64, bytes: usize) {
+    let size = bytes.saturating_sub(4).max(8);
+    out.put_u32(size as u32);
+    out.put_u64(index);
+    out.put_bytes(b'x', size - 8);
 }
 
 fn put_text(out: &mut BytesMut, text: &str) {
@@ -187,7 +250,10 @@ mod tests {
     /// Messages that arrive in pieces are decoded whole and in order, and each PUBLISH is acknowledged.
     fn comes_through(mut format: Format, acknowledgments: usize) {
         let mut sent = BytesMut::new();
-        (0..70_000).step_by(1_000).for_each(|index| format.message(&mut sent, index, 8 + index as usize % 300));
+        for index in (0..70_000).step_by(2_000) {
+            format.text(&mut sent, index);
+            format.receipt(&mut sent, index + 1_000);
+        }
         let (mut input, mut out, mut seen) = (BytesMut::new(), BytesMut::new(), Vec::new());
         for piece in sent.chunks(7) {
             input.extend_from_slice(piece);
@@ -201,7 +267,22 @@ mod tests {
 
     #[test]
     fn messages_come_through() {
-        comes_through(Format::Bare, 0);
-        comes_through(Format::Mqtt { topic: "somebody".into(), next_id: u16::MAX - 3 }, 70 * 4);
+        comes_through(Format::bare("one", "other", 150).unwrap(), 0);
+        comes_through(Format::Mqtt { topic: "somebody".into(), next_id: u16::MAX - 3, size: 300 }, 70 * 4);
+    }
+
+    #[test]
+    fn a_bare_message_is_as_long_as_bimips_frame() {
+        for size in [1, 150, 5_000] {
+            let mut bare = Format::bare("load-1700000000000-2", "load-1700000000000-3", size).unwrap();
+            let mut bimip = Format::bimip("load-1700000000000-2", "load-1700000000000-3", size).unwrap();
+            let len = |format: &mut Format, put: fn(&mut Format, &mut BytesMut, u64)| {
+                let mut out = BytesMut::new();
+                put(format, &mut out, 4_567);
+                out.len()
+            };
+            assert_eq!(len(&mut bare, Format::text), len(&mut bimip, Format::text));
+            assert_eq!(len(&mut bare, Format::receipt), len(&mut bimip, Format::receipt));
+        }
     }
 }

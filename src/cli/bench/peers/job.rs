@@ -20,11 +20,10 @@ use super::relay::Duplex;
 use super::subject::{ALPN, Kind, Subject};
 use crate::cli::bench::alarm::Alarm;
 use crate::cli::bench::connection::endpoint;
+use crate::cli::bench::load::{run_name, user_name};
 use crate::cli::bench::process::Usage;
 use crate::cli::bench::report::{histogram, record};
 
-/// Bytes of a receipt: about the size of a BIMip acknowledgment.
-const RECEIPT_BYTES: usize = 64;
 /// Timeout for the last receipts once sending has stopped.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -111,10 +110,12 @@ impl Pair {
 pub(super) async fn run(subject: &Subject, plan: Plan) -> anyhow::Result<Figures> {
     let dial = Dial::new(subject)?;
     let mut ends = Vec::with_capacity(plan.pairs);
+    let run = run_name();
     for pair in 0..plan.pairs {
-        let (sender, receiver) = (format!("sender-{pair}"), format!("receiver-{pair}"));
-        let receiving = dial.end(pair as u32, &receiver, &sender).await?;
-        ends.push((dial.end(pair as u32, &sender, &receiver).await?, receiving));
+        // As `bimip bench load` names them: names are a large part of a frame.
+        let [sender, receiver] = [2 * pair, 2 * pair + 1].map(|user| user_name(&run, user));
+        let receiving = dial.end(pair as u32, (&receiver, &sender), plan.size).await?;
+        ends.push((dial.end(pair as u32, (&sender, &receiver), plan.size).await?, receiving));
     }
     let start = Instant::now();
     let (measure_from, until) = (start + plan.warm_up, start + plan.warm_up + plan.measured);
@@ -168,7 +169,7 @@ async fn send(mut end: End, plan: Plan, pair: Arc<Pair>) -> anyhow::Result<End> 
             None => (index - receipts < plan.in_flight).then_some(now),
         };
         while let Some(at) = next(due.len(), receipts) {
-            end.format.message(&mut out, due.len() as u64, plan.size);
+            end.format.text(&mut out, due.len() as u64);
             due.push(at);
         }
         end.stream.write_all_buf(&mut out).await?;
@@ -216,7 +217,7 @@ async fn receive(mut end: End, plan: Plan, pair: Arc<Pair>) -> anyhow::Result<()
             ensure!(index == next, "text {index} came where {next} was due");
             next += 1;
             if plan.receipts {
-                end.format.message(&mut out, index, RECEIPT_BYTES);
+                end.format.receipt(&mut out, index);
             } else {
                 pair.count_done(pair.due(index).context("texts alone have no rate")?);
             }
@@ -252,8 +253,8 @@ impl<'a> Dial<'a> {
         Ok(Dial { subject, tls: Arc::new(tls), endpoint })
     }
 
-    /// Connects the end `name` of a pair, which talks to `other`.
-    async fn end(&self, pair: u32, name: &str, other: &str) -> anyhow::Result<End> {
+    /// Connects the end `name` of a pair, which talks to `other` in texts of `size` bytes and their receipts.
+    async fn end(&self, pair: u32, (name, other): (&str, &str), size: usize) -> anyhow::Result<End> {
         let quic = matches!(self.subject.kind, Kind::QuicRelay | Kind::SyncedRelay | Kind::AnsweringRelay);
         let (stream, connection): (Box<dyn Duplex>, _) = if quic {
             let connection = self.endpoint.connect(self.subject.address, "localhost")?.await?;
@@ -266,9 +267,9 @@ impl<'a> Dial<'a> {
             (Box::new(connector.connect("localhost".try_into()?, tcp).await?), None)
         };
         let format = match self.subject.kind {
-            Kind::Mosquitto => Format::Mqtt { topic: other.to_owned(), next_id: 0 },
-            Kind::AnsweringRelay => Format::bimip(name, other)?,
-            _ => Format::Bare,
+            Kind::Mosquitto => Format::mqtt(other, size),
+            Kind::AnsweringRelay => Format::bimip(name, other, size)?,
+            _ => Format::bare(name, other, size)?,
         };
         let mut end = End { stream, format, input: BytesMut::new(), _connection: connection };
         end.stream.write_all(&end.format.greeting(pair, name)).await?;

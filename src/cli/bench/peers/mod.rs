@@ -24,7 +24,7 @@ use crate::cli::{Failure, Usage, say};
 ///
 /// The server is measured over QUIC, and over TLS on TCP, which mosquitto uses. mosquitto is included if it is
 /// installed (Debian: `apt-get install mosquitto`), with QoS 1 over TLS and without storage. The bare relays parse
-/// nothing and store nothing. "QUIC, synced" and "TLS, synced" append everything to a file and sync it before they pass
+/// nothing and store nothing; their messages are as long as BIMip's frames. "QUIC, synced" and "TLS, synced" append everything to a file and sync it before they pass
 /// it on: the least that a durable server does. "QUIC, frames" also speaks BIMip's frames, without sessions, checks or
 /// lookups: the least that a durable server of this protocol does. bimip has each text on disk before it acknowledges it.
 #[derive(clap::Args)]
