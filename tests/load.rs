@@ -208,11 +208,29 @@ fn each_change_of_a_presence_is_told_to_all() {
 }
 
 #[test]
-fn options_that_do_not_go_together_are_refused() {
-    for arguments in [&["load", "--users", "4"][..], &["peers", "--one-way"]] {
+fn options_of_which_no_figure_could_come_are_refused() {
+    let refused: [&[&str]; 13] = [
+        &["load", "--users", "4"],
+        &["load", "--in-flight", "0"],
+        &["load", "--for", "18446744073709551615"],
+        &["load", "--warm-up", "18446744073709551615"],
+        &["load", "--rate", "18446744073709551615"],
+        &["load", "--server", "127.0.0.1:4433"],
+        &["peers", "--one-way"],
+        &["peers", "--pairs", "0"],
+        &["idle", "--sessions", "0"],
+        &["idle", "--for", "0"],
+        &["idle", "--sessions", "10", "--contacts", "10"],
+        &["storm", "--devices", "0"],
+        &["fan-out", "--changes", "0"],
+    ];
+    for arguments in refused {
         let output = Command::new(env!("CARGO_BIN_EXE_bimip")).arg("bench").args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
+    let output = Command::new(env!("CARGO_BIN_EXE_bimip")).args(["bench", "load", "--nothing", "1"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.ends_with("hint: see bimip bench load --help\n"), "{err}");
 }
 
 /// What ends a measurement from outside, and what is left of it.

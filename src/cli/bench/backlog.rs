@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 
+use super::bounds;
 use super::connection::{Device, Reader, Target, text};
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
@@ -21,13 +22,13 @@ const QUIET: Duration = Duration::from_secs(2);
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Messages in the backlog
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = bounds::count())]
     messages: usize,
     /// How often the device returns to the whole backlog; others are measured for as long as that takes
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     returns: u32,
     /// Bytes of text
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = bounds::text_bytes())]
     size: usize,
     #[command(flatten)]
     subject: SubjectFlags,

@@ -6,6 +6,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
+use super::bounds;
 use super::connection::Target;
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
@@ -26,10 +27,10 @@ const REST: Duration = PRESENCE_INTERVAL.saturating_add(Duration::from_millis(10
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Connected subscribers, who may see the owner
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 5_000, value_parser = bounds::devices())]
     subscribers: usize,
     /// Changes to measure, one after the other
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = bounds::count())]
     changes: usize,
     #[command(flatten)]
     subject: SubjectFlags,

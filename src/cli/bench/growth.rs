@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use tokio::sync::watch;
 
 use super::backlog::talk;
+use super::bounds;
 use super::connection::{Device, SignIn, Target, Transport, text as text_frame};
 use super::process::{Settings, Subject, own_folder};
 use super::progress::Progress;
@@ -26,6 +27,8 @@ const FILLING_AT_ONCE: usize = 1024;
 const PART_MAX: u64 = 10_000;
 /// The shortest log: a quarter of it is longer than a page of history.
 const ENTRIES_MIN: u64 = 400;
+/// The longest log: its store takes half a terabyte.
+const ENTRIES_MAX: u64 = 1_000_000_000;
 /// Number of pages requested, one after the other.
 const PAGES: usize = 200;
 /// Texts that a sender keeps in flight while the server is killed.
@@ -45,10 +48,10 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Lengths of the log, in entries
-    #[arg(long, value_delimiter = ',', default_values_t = [20_000, 200_000, 2_000_000], value_parser = clap::value_parser!(u64).range(ENTRIES_MIN..))]
+    #[arg(long, value_delimiter = ',', default_values_t = [20_000, 200_000, 2_000_000], value_parser = clap::value_parser!(u64).range(ENTRIES_MIN..=ENTRIES_MAX))]
     entries: Vec<u64>,
     /// Bytes of text
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = bounds::text_bytes())]
     size: usize,
     /// Transport of the devices
     #[arg(long, value_enum, default_value_t = Transport::Quic)]

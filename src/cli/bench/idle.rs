@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use super::bounds;
 use super::connection::{Device, Target, answer_pings};
 use super::process::{SubjectFlags, Usage};
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, Usage as WrongUsage, say};
 use crate::wire::Lane;
 
 /// Concurrent sign-ins.
@@ -19,16 +20,16 @@ const CONCURRENT: usize = 64;
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Sessions to open
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = bounds::devices())]
     sessions: usize,
     /// Contacts of each user: it adds that many others as subscribers, and opens its presence lane
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = bounds::count_or_none())]
     contacts: usize,
     /// Sign-ins with a bad token afterwards, to compare their cost
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = bounds::count_or_none())]
     refused: usize,
     /// Seconds to measure the idle sessions
-    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = bounds::seconds())]
     seconds: u64,
     #[command(flatten)]
     subject: SubjectFlags,
@@ -65,6 +66,9 @@ impl Args {
     }
 
     pub(super) async fn run(self) -> Result<(), Failure> {
+        if self.contacts >= self.sessions {
+            return Err(WrongUsage("--contacts must be less than --sessions: nobody is a contact of their own").into());
+        }
         let subject = self.subject.find()?;
         let target = Target::new(&subject)?;
         // Exclude what the server allocates once, for its first session.

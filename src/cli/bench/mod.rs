@@ -2,6 +2,7 @@
 
 mod alarm;
 mod backlog;
+mod bounds;
 mod child;
 #[cfg(target_os = "linux")]
 mod compare;

@@ -6,6 +6,7 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 
 use super::backlog::talk;
+use super::bounds;
 use super::connection::{Device, Reader, Target, Writer, media, text};
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
@@ -24,7 +25,7 @@ const ALBUM_EVERY: Duration = Duration::from_millis(500);
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Seconds for each measurement
-    #[arg(long = "for", default_value_t = 5, value_name = "SECONDS")]
+    #[arg(long = "for", default_value_t = 5, value_name = "SECONDS", value_parser = bounds::seconds())]
     seconds: u64,
     #[command(flatten)]
     subject: SubjectFlags,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hdrhistogram::Histogram;
 
+use super::bounds::{self, number};
 use super::connection::Target;
 use super::load::{Clock, Contacts, Fleet, Plan, Tally};
 use super::process::{Settings, SubjectFlags, Usage};
@@ -34,31 +35,31 @@ const RECOVERED_WITHIN: f64 = 2.0;
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Messages a second that the server can handle [default: measured first, on a server of its own]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = bounds::some_rate())]
     maximum: Option<u64>,
     /// Rate of the flood, as a multiple of that
-    #[arg(long, default_value_t = 2.0, value_name = "TIMES")]
+    #[arg(long, default_value_t = 2.0, value_name = "TIMES", value_parser = |text: &str| number(text, 0.1, 100.0))]
     times: f64,
     /// Pairs that send the flood
-    #[arg(long, default_value_t = 20, value_name = "PAIRS", value_parser = clap::value_parser!(u32).range(1..))]
-    flooders: u32,
+    #[arg(long, default_value_t = 20, value_name = "PAIRS", value_parser = bounds::devices())]
+    flooders: usize,
     /// Pairs beside it, within their limits
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    pairs: u32,
+    #[arg(long, default_value_t = 20, value_parser = bounds::devices())]
+    pairs: usize,
     /// Messages a second of each pair beside
-    #[arg(long, default_value_t = 5.0, value_name = "RATE")]
+    #[arg(long, default_value_t = 5.0, value_name = "RATE", value_parser = |text: &str| number(text, 0.1, 10_000.0))]
     pair_rate: f64,
     /// Start the server without limits on users, so that only its own capacity limits the flood
     #[arg(long, conflicts_with = "server")]
     unlimited: bool,
     /// Seconds before the flood
-    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = bounds::seconds())]
     before: u64,
     /// Seconds of the flood
-    #[arg(long = "for", default_value_t = 20, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "for", default_value_t = 20, value_name = "SECONDS", value_parser = bounds::seconds())]
     seconds: u64,
     /// Seconds after the flood
-    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = bounds::seconds())]
     after: u64,
     #[command(flatten)]
     subject: SubjectFlags,
@@ -139,7 +140,7 @@ impl Args {
         let settings = Settings { limited: !self.unlimited, ..Settings::default() };
         let subject = self.subject.find_or_start(settings)?;
         let target = Arc::new(Target::new(&subject)?);
-        let (flooders, pairs) = (self.flooders as usize, self.pairs as usize);
+        let (flooders, pairs) = (self.flooders, self.pairs);
         let mut beside = self.plan("beside", pairs, pairs as f64 * self.pair_rate);
         beside.keeps_timeline = true;
         let beside = Fleet::sign_in(beside, target.clone()).await?;

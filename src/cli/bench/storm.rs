@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
+use super::bounds;
 use super::connection::{Device, Target};
 use super::process::{Subject, SubjectFlags};
-use super::report::{LATENCY_MAX, histogram, json, percentiles, record};
+use super::report::{histogram, json, percentiles, record};
 use crate::cli::{Failure, say};
 use crate::client::limits::SILENCE_MAX;
 
@@ -20,20 +21,17 @@ const ENDED_WITHIN: Duration = Duration::from_secs(5);
 /// How often to look whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// In seconds; well below the longest latency that a report can represent.
-const WITHIN_MAX: u64 = LATENCY_MAX.as_secs() / 2;
-
 /// Many devices sign in at once, disconnect, and come back at once
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Number of devices
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 5_000, value_parser = bounds::devices())]
     devices: usize,
     /// How often all devices sign in
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = bounds::count())]
     waves: usize,
     /// Seconds within which each device must be signed in
-    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=WITHIN_MAX))]
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = bounds::seconds())]
     within: u64,
     /// Kill the server before each further wave, and start it again
     #[arg(long, conflicts_with = "server")]

@@ -24,6 +24,7 @@ use futures_util::{StreamExt, stream};
 use tokio::task::JoinSet;
 
 use self::report::Outcome;
+use super::bounds::{self, number};
 use super::connection::{Device, Target, answer_pings};
 use super::process::{Subject, SubjectFlags};
 use super::progress::Progress;
@@ -36,14 +37,14 @@ const CONCURRENT: usize = 64;
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Pairs of users; one user of each pair sends
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    pairs: u32,
+    #[arg(long, default_value_t = 10, value_parser = bounds::devices())]
+    pairs: usize,
     /// Who writes to whom: pairs, or everybody to everybody, with some users more popular than others
     #[arg(long, value_enum, default_value_t = Shape::Pairs)]
     contacts: Shape,
     /// Number of users, who all send; with --contacts zipf [default: two per pair]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
-    users: Option<u32>,
+    #[arg(long, value_parser = bounds::two_or_more())]
+    users: Option<usize>,
     /// With --contacts zipf: the k-th user gets a share of the messages in proportion to 1 / k^EXPONENT
     #[arg(long, default_value_t = 1.0, value_name = "EXPONENT", value_parser = exponent)]
     exponent: f64,
@@ -51,13 +52,13 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     devices: u32,
     /// Messages a second over all users; 0 for as fast as possible, with --in-flight
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = bounds::rate())]
     rate: u64,
     /// Messages of a sender in flight, if there is no rate
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = bounds::count())]
     in_flight: usize,
     /// Bytes of text
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = bounds::text_bytes())]
     size: usize,
     /// Recipients acknowledge each message, and it counts once its sender has the receipt
     #[arg(long)]
@@ -78,13 +79,13 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
     presence_every: f64,
     /// Additional signed-in devices, which only answer pings
-    #[arg(long, default_value_t = 0, value_name = "DEVICES")]
+    #[arg(long, default_value_t = 0, value_name = "DEVICES", value_parser = bounds::count_or_none())]
     idle: usize,
     /// Seconds to measure
-    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = bounds::seconds())]
     seconds: u64,
     /// Seconds of warm-up before that
-    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = bounds::seconds_or_none())]
     warm_up: u64,
     #[command(flatten)]
     subject: SubjectFlags,
@@ -102,11 +103,6 @@ enum Shape {
     Zipf,
 }
 
-fn number(text: &str, least: f64, most: f64) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "it is a number".to_owned())?;
-    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("it is from {least} to {most}")) }
-}
-
 fn share(text: &str) -> Result<f64, String> {
     number(text, 0.0, 1.0)
 }
@@ -122,8 +118,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 impl Args {
     fn users(&self) -> usize {
         match self.contacts {
-            Shape::Pairs => 2 * self.pairs as usize,
-            Shape::Zipf => self.users.unwrap_or(2 * self.pairs) as usize,
+            Shape::Pairs => 2 * self.pairs,
+            Shape::Zipf => self.users.unwrap_or(2 * self.pairs),
         }
     }
 

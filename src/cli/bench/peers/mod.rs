@@ -18,6 +18,7 @@ use serde_json::json;
 
 use self::job::{Figures, Plan};
 use self::subject::{Kind, Subject};
+use crate::cli::bench::bounds;
 use crate::cli::{Failure, Usage, say};
 
 /// Compare this server with a bare QUIC relay, a bare TLS relay and mosquitto
@@ -30,25 +31,25 @@ use crate::cli::{Failure, Usage, say};
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Pairs of devices; one device of each pair sends
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = bounds::devices())]
     pairs: usize,
     /// Texts of a pair in flight, if there is no rate
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = bounds::count())]
     in_flight: usize,
     /// Texts a second over all pairs; 0 for as fast as possible
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000], value_parser = bounds::rate())]
     rates: Vec<u64>,
     /// Texts alone, without receipts, at the given rates (other than 0)
     #[arg(long)]
     one_way: bool,
     /// Bytes of text
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = bounds::text_bytes())]
     size: usize,
     /// Seconds of each measurement
-    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long = "for", default_value_t = 10, value_name = "SECONDS", value_parser = bounds::seconds())]
     seconds: u64,
     /// Seconds of warm-up before that
-    #[arg(long, default_value_t = 2, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = bounds::seconds_or_none())]
     warm_up: u64,
     /// Print JSON
     #[arg(long)]
