@@ -159,6 +159,9 @@ impl Builder {
     /// The lanes that are opened with the connection. The control lane always is; the others are otherwise opened when
     /// first needed. The server sends events of a family only on its open lane: messages, receipts and VersionUpdates
     /// on chat, presence on presence. Default: control, chat and presence.
+    ///
+    /// Without chat the device receives no messages until it sends something on that lane or media. It does not open chat to
+    /// say what is safe ([`Builder::auto_sync`], [`Device::sync`]): the server is told once chat is open.
     pub fn lanes(mut self, lanes: &[Lane]) -> Builder {
         self.lanes = lanes.to_vec();
         self
@@ -300,6 +303,7 @@ impl Builder {
             pipelined: self.pipelined,
             auto_deliver: self.auto_deliver,
             auto_sync: self.auto_sync,
+            tails: self.lanes.contains(&Lane::Chat),
         };
         let now = Now { instant: std::time::Instant::now(), unix_ms: unix_ms() };
         let core = Core::new(settings, backlog, Jitter::new(seed(&seeds[..8])), now);

@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) pipelined: bool,
     pub(crate) auto_deliver: bool,
     pub(crate) auto_sync: bool,
+    /// Whether each connection opens chat, where the server tails the log.
+    pub(crate) tails: bool,
 }
 
 /// The monotonic clock and the wall clock, read at once.
@@ -132,6 +134,8 @@ impl LaneOut {
 pub(crate) struct Core {
     settings: Settings,
     link: Link,
+    /// Whether chat is open on this connection.
+    tails: bool,
     lanes: [LaneOut; 4],
     requests: Requests,
     receipts: Receipts,
@@ -160,6 +164,7 @@ impl Core {
         let mut core = Core {
             settings,
             link: Link::Down,
+            tails: false,
             lanes: Default::default(),
             requests: Requests::default(),
             receipts: Receipts::default(),
@@ -296,6 +301,7 @@ impl Core {
         self.refusal = None;
         self.sign_in_anew(token);
         self.presence.again();
+        self.tails = self.settings.tails;
         self.link = Link::Opening { passage, dialed, until: now + ACCEPT_WITHIN };
     }
 
@@ -317,6 +323,14 @@ impl Core {
         if matches!(self.link, Link::Down | Link::Useless) {
             return None;
         }
+        let frame = self.frame_for(lane, now)?;
+        if matches!(lane, Lane::Chat | Lane::Media) {
+            self.opens_chat();
+        }
+        Some(frame)
+    }
+
+    fn frame_for(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
         match lane {
             Lane::Presence if self.presence.is_due() => return self.presence.take(now),
             Lane::Chat => self.acknowledge_held(),
@@ -393,8 +407,6 @@ impl Core {
 
     /// When [`Core::tick`] has something to do.
     pub(crate) fn deadline(&mut self, now: Instant) -> Option<Instant> {
-        let sync =
-            if self.settings.auto_sync && matches!(self.link, Link::Open) { self.cursor.sync_due(now) } else { None };
         let opening = match self.link {
             Link::Opening { until, .. } => Some(until),
             _ => None,
@@ -407,7 +419,7 @@ impl Core {
             .flatten()
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
-        [sync, self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
+        [self.sync_due(now), self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
     }
 
     /// Whether the read-ahead has reached its bound: only control is read until the application has taken its events.

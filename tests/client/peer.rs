@@ -32,6 +32,8 @@ pub struct Seen {
     /// Number of texts received, with repetitions.
     pub texts: usize,
     pub opens: Vec<SessionOpen>,
+    /// The lanes that were opened, over all connections.
+    pub lanes: Vec<Lane>,
     pub acknowledged: Vec<(String, i32)>,
     pub synced: i64,
     pub pongs: usize,
@@ -242,6 +244,7 @@ async fn serve(connection: Connection, state: Arc<State>) {
             break;
         }
         let lane = Lane::from_byte(byte[0]).unwrap();
+        state.change(|seen| seen.lanes.push(lane));
         let of_lane = OfLane {
             lane,
             connection: connection.clone(),

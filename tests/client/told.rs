@@ -10,7 +10,7 @@ use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{
     CloseReason, Content, Event, FileOutbox, Media, RequestError, Revoke, SendError, State, TokenError, TokenSource,
 };
-use bimip::wire::{CloseCode, MediaType, Sequence};
+use bimip::wire::{CloseCode, Lane, MediaType, Sequence};
 
 use tokio::sync::watch;
 
@@ -127,6 +127,36 @@ async fn a_sync_before_the_first_session_does_not_rewind_the_next_process() {
     let (device, mut events) = start();
     soon(device.connected()).await.unwrap();
     peer.push("four");
+    assert_eq!(message(&mut events).await.text(), Some("four"));
+}
+
+#[tokio::test]
+async fn a_device_without_chat_leaves_the_messages_to_one_that_wants_them() {
+    let peer = Peer::start();
+    for text in ["one", "two", "three", "four", "five"] {
+        peer.push(text);
+    }
+    // Another process has taken three.
+    peer.state().change(|seen| seen.synced = 3);
+    let outbox = Kept::default();
+    outbox.0.lock().unwrap().cursor = Some(Sequence::from(3));
+    for auto_sync in [true, false] {
+        let builder = options(&peer).lanes(&[Lane::Control]).auto_sync(auto_sync);
+        let (device, _events) = builder.outbox(Box::new(outbox.clone())).connect().unwrap();
+        soon(device.connected()).await.unwrap();
+        soon(device.ping()).await.unwrap();
+        peer.close_all(CloseCode::Draining);
+        state(&device, |state| matches!(state, State::Waiting { .. })).await;
+        soon(device.connected()).await.unwrap();
+        soon(device.ping()).await.unwrap();
+        let closes = peer.state().seen().closes.len();
+        soon(device.close()).await;
+        // By then the peer has accepted every lane that was opened.
+        soon(peer.until(|seen| seen.closes.len() > closes)).await;
+    }
+    assert_eq!(peer.state().seen().lanes, [Lane::Control; 4]);
+    assert_eq!((peer.state().seen().synced, outbox.0.lock().unwrap().cursor), (3, Some(Sequence::from(3))));
+    let (_device, mut events) = options(&peer).outbox(Box::new(outbox)).connect().unwrap();
     assert_eq!(message(&mut events).await.text(), Some("four"));
 }
 

@@ -9,7 +9,7 @@ use crate::client::event::{Accepted, Acknowledged, Event, Message, Refused, Sess
 use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN};
 use crate::client::receipts::{Delivery, Receipts};
 use crate::client::requests::{Answer, PendingSend, Sent, answer};
-use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, SyncAck, VersionUpdate};
+use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
 use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
 
 impl Core {
@@ -39,10 +39,7 @@ impl Core {
         self.link = Link::Open;
         let gap = log == Log::Another || asked.is_some_and(|asked| start > asked);
         let session = Session::parse(accept, gap, passage, now - dialed);
-        if let (false, Some(said)) = (self.settings.auto_sync, self.cursor.said()) {
-            // The last SyncAck may have been lost with the previous connection.
-            self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: said.wire() }));
-        }
+        self.say_again();
         self.accepted = Some(session.clone());
         self.announce(Event::Connected(session));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Core, Link};
+use super::Core;
 use crate::wire::proto::SyncAck;
 use crate::wire::{Lane, Payload, Sequence};
 
@@ -13,15 +13,40 @@ impl Core {
     pub(crate) fn sync(&mut self, said: Option<Sequence>, force: bool, now: Instant) -> Option<Sequence> {
         let sequence = match said {
             Some(sequence) => self.cursor.say(sequence)?,
-            None if !self.settings.auto_sync || !matches!(self.link, Link::Open) => return None,
-            None if force || self.cursor.sync_due(now).is_some_and(|due| due <= now) => self.cursor.sync()?,
+            None if self.sync_due(now).is_some_and(|due| force || due <= now) => self.cursor.sync()?,
             None => return None,
         };
-        // Before a session is accepted, its log may be another one. Then this is repeated (`session_accept`).
-        if self.is_open() {
+        self.put_sync(sequence);
+        Some(sequence)
+    }
+
+    /// When the server has to be told what the application took, if there is news.
+    pub(super) fn sync_due(&mut self, now: Instant) -> Option<Instant> {
+        if self.settings.auto_sync && self.tails && self.is_open() { self.cursor.sync_due(now) } else { None }
+    }
+
+    /// Repeats what the application said: the last SyncAck may have been lost with the previous connection, or had to wait
+    /// for chat.
+    pub(super) fn say_again(&mut self) {
+        if let (false, Some(said)) = (self.settings.auto_sync, self.cursor.said()) {
+            self.put_sync(said);
+        }
+    }
+
+    /// A frame goes out that opens chat, if it was not open.
+    pub(super) fn opens_chat(&mut self) {
+        if !std::mem::replace(&mut self.tails, true) {
+            self.say_again();
+        }
+    }
+
+    /// Before a session is accepted, its log may be another one; then this is repeated (`session_accept`). On a closed
+    /// chat lane it would be the frame that opens it, and the server would deliver to an application that asked for no
+    /// messages; those count as safe once they are taken, and no later process gets them.
+    fn put_sync(&mut self, sequence: Sequence) {
+        if self.is_open() && self.tails {
             self.answer_frame(Lane::Chat, Payload::SyncAck(SyncAck { sequence: sequence.wire() }));
         }
-        Some(sequence)
     }
 
     /// The log position that the outbox has to store, if that is due or `force`d: everything up to it was taken by the

@@ -45,6 +45,7 @@ impl Bench {
             pipelined: true,
             auto_deliver,
             auto_sync,
+            tails: true,
         };
         let now = Now { instant: Instant::now(), unix_ms: 1_000 };
         Bench { core: Core::new(settings, backlog, Jitter::new(7), now), now }

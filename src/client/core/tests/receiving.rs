@@ -61,6 +61,37 @@ fn a_reply_that_runs_ahead_of_the_tail_hides_nothing() {
 }
 
 #[test]
+fn what_is_safe_is_said_only_where_chat_is_open() {
+    for auto_sync in [true, false] {
+        let backlog = Backlog { drafts: Vec::new(), cursor: Some(Sequence::from(500)) };
+        let mut bench = Bench::with(backlog, false, auto_sync);
+        bench.core.settings.tails = false;
+        bench.connect(500, 1_000);
+        let now = bench.now.instant;
+        if auto_sync {
+            assert_eq!(bench.core.sync(None, true, now), None);
+        } else {
+            assert_eq!(bench.core.sync(Some(Sequence::from(500)), false, now), Some(Sequence::from(500)), "for the outbox");
+        }
+        assert_eq!(bench.core.deadline(now), None, "nothing is due");
+        assert_eq!(bench.out(CHAT), []);
+        // A message opens chat, be it one of media.
+        let _one = bench.send("one");
+        assert!(matches!(bench.out(CHAT).remove(0).payload, Some(Payload::TextPayloadRequest(_))));
+        bench.core.sync(None, false, now);
+        let _two = bench.send("two");
+        let mut out = bench.out(CHAT);
+        if !auto_sync {
+            // It went out at once, right behind the first message.
+            assert_eq!(out.len(), 1);
+            continue;
+        }
+        let Some(Payload::SyncAck(safe)) = out.remove(0).payload else { panic!("{out:?}") };
+        assert_eq!(safe.sequence, 500);
+    }
+}
+
+#[test]
 fn an_accepted_message_that_nobody_waits_for_is_an_event() {
     let backlog = Backlog { drafts: vec![draft("earlier"), draft("later")], cursor: Some(Sequence::from(3)) };
     let mut bench = Bench::with(backlog, true, true);
