@@ -131,7 +131,7 @@ impl Dialer {
         }
         let started = Instant::now();
         let addresses = self.addresses(attempt.bind).await.map_err(DialError::Failed)?;
-        let network = addresses.first().and_then(|server| own_address(*server, attempt.bind));
+        let network = own_address(addresses[0], attempt.bind);
         let tried = AtomicBool::new(false);
         let (bind, number) = (attempt.bind, attempt.number);
         let shown = token.clone();
@@ -160,6 +160,11 @@ impl Dialer {
             Transports::Auto => race(quic, tcp).await,
         };
         let carrier = carrier.map_err(DialError::Failed)?;
+        // If there was no route before the attempt, there is one now.
+        let network = network.or_else(|| match &carrier {
+            Carrier::Quic { .. } => None,
+            Carrier::Tcp(stream) => stream.get_ref().0.local_addr().ok().map(|own| own.ip()),
+        });
         if let Some(network) = network {
             match carrier {
                 Carrier::Quic { .. } => self.networks().quic_worked(network),
@@ -238,6 +243,7 @@ impl Dialer {
         if let Some(place) = addresses.iter().position(|address| self.has_reached(*address)) {
             addresses[..=place].rotate_right(1);
         }
+        routed_first(&mut addresses, bind);
         if addresses.is_empty() { Err(unresolved("it has no address".into())) } else { Ok(addresses) }
     }
 
@@ -433,6 +439,12 @@ fn with_both_families(found: &[SocketAddr]) -> Vec<SocketAddr> {
     addresses
 }
 
+/// Moves addresses to which there is no route behind the others. What could be reached in one network need not be within
+/// reach in the next one, of which nobody may have told the device. QUIC would wait there as for a lost packet.
+fn routed_first(addresses: &mut [SocketAddr], bind: Option<SocketAddr>) {
+    addresses.sort_by_cached_key(|address| own_address(*address, bind).is_none());
+}
+
 /// The unspecified address of the same IP family, with any port.
 pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
     let ip = if like.is_ipv6() { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
@@ -486,6 +498,20 @@ mod tests {
         let found = addresses(&["[::1]:1", "[::2]:1", "127.0.0.1:1"]);
         assert_eq!(other_family_first(&found), addresses(&["127.0.0.1:1", "[::1]:1", "[::2]:1"]));
         assert_eq!(other_family_first(&found[..2]), found[..2]);
+    }
+
+    #[test]
+    fn an_address_without_a_route_is_tried_last_and_names_no_network() {
+        // No system has a route to a link-local address without its link.
+        let (unroutable, local) = ("[fe80::1]:1".parse().unwrap(), SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
+        let mut addresses = [unroutable, local, unroutable];
+        routed_first(&mut addresses, None);
+        assert_eq!(addresses, [local, unroutable, unroutable]);
+        assert_eq!(own_address(addresses[0], None), Some(Ipv4Addr::LOCALHOST.into()));
+        // Without any route, the order stays.
+        let mut addresses = [unroutable, local];
+        routed_first(&mut addresses, Some("192.0.2.1:0".parse().unwrap()));
+        assert_eq!(addresses, [unroutable, local]);
     }
 
     #[test]
