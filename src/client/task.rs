@@ -259,6 +259,14 @@ impl Task {
 
     /// Does everything that follows from what has happened since the last turn, without waiting.
     fn settle(&mut self, now: Now) {
+        // What frames brought comes before commands: callers have their answers already, and what they ask next is about
+        // the outbox and the session as they are then.
+        if let Some(session) = self.core.take_accepted() {
+            self.accepted_at = Some(now.instant);
+            self.refusals = 0;
+            self.state.send_replace(State::Connected(session));
+        }
+        self.forget_done();
         for _ in 0..COMMANDS_PER_TURN {
             let Ok(command) = self.commands.try_recv() else { break };
             self.command(command);
@@ -266,18 +274,10 @@ impl Task {
         if matches!(self.phase, Phase::Waiting(until) if until <= now.instant) {
             self.dial();
         }
-        if let Some(session) = self.core.take_accepted() {
-            self.accepted_at = Some(now.instant);
-            self.refusals = 0;
-            self.state.send_replace(State::Connected(session));
-        }
         self.note_taken(now);
         self.core.sync(None, self.closing.is_some(), now.instant);
         if let Some(sequence) = self.core.keep(self.closing.is_some(), now.instant) {
             self.keep(|outbox| outbox.advance(sequence));
-        }
-        for local_id in self.core.take_done() {
-            self.keep(|outbox| outbox.remove(&local_id));
         }
         if let Err(reason) = self.core.tick(now.instant) {
             self.link_lost(reason);
@@ -287,6 +287,13 @@ impl Task {
         self.write(now.instant);
         self.listen(now);
         self.inbox.fill(|| self.core.next_event());
+    }
+
+    /// Removes answered messages from the outbox.
+    fn forget_done(&mut self) {
+        for local_id in self.core.take_done() {
+            self.keep(|outbox| outbox.remove(&local_id));
+        }
     }
 
     /// Handles the events that the application has taken.
@@ -548,9 +555,7 @@ impl Task {
             let _ = timeout(CLOSE_LINGER, std::future::poll_fn(|cx| link.poll_finish(cx))).await;
             link.close(CloseCode::Goodbye, "");
         }
-        for local_id in self.core.take_done() {
-            self.keep(|outbox| outbox.remove(&local_id));
-        }
+        self.forget_done();
         // Whoever reads the end of the events may open the same file again.
         drop(self.outbox);
         self.state.send_replace(State::Closed(CloseReason::Local));

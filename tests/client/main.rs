@@ -42,6 +42,17 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("in time")
 }
 
+/// A media message, which the peer refuses.
+fn picture() -> Content {
+    Content::Media(Media {
+        kind: MediaType::Image,
+        url: "https://cdn.x/1".into(),
+        caption: String::new(),
+        thumbnail_url: String::new(),
+        size_bytes: 1,
+    })
+}
+
 async fn message(events: &mut Events) -> Message {
     loop {
         match soon(events.next()).await {
@@ -340,14 +351,7 @@ async fn control_goes_on_while_every_other_lane_is_full() {
 async fn a_lane_is_opened_by_its_first_frame_and_refusals_reach_whoever_sent() {
     let peer = Peer::start();
     let (device, _events) = device(&peer);
-    let media = Media {
-        kind: MediaType::Image,
-        url: "https://cdn.x/1".into(),
-        caption: String::new(),
-        thumbnail_url: String::new(),
-        size_bytes: 1,
-    };
-    let refused = soon(device.send(device.draft(&eid("bob@x"), Content::Media(media)))).await.unwrap_err();
+    let refused = soon(device.send(device.draft(&eid("bob@x"), picture()))).await.unwrap_err();
     let SendError::Refused(refusal) = refused else { panic!("{refused:?}") };
     assert_eq!(refusal.code, 501);
     assert_eq!(peer.state().seen().media, 1);
@@ -438,6 +442,9 @@ impl Outbox for Kept {
         let mut kept = self.0.lock().unwrap();
         if draft.content == Content::Text("poison".into()) {
             return Err(io::Error::other("disk full"));
+        }
+        if kept.drafts.iter().any(|other| other.local_id == draft.local_id) {
+            return Err(io::Error::other("a message of this name is there"));
         }
         kept.drafts.push(draft.clone());
         Ok(())

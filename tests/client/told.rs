@@ -4,18 +4,20 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake};
 use std::time::Duration;
 
 use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{
-    CloseReason, Content, Event, FileOutbox, Media, RequestError, Revoke, SendError, State, TokenError, TokenSource,
+    CloseReason, Content, Device, Draft, Event, FileOutbox, RequestError, Revoke, SendError, State, Ticket, TokenError,
+    TokenSource,
 };
-use bimip::wire::{CloseCode, Lane, MediaType, Sequence};
+use bimip::wire::{CloseCode, Lane, Sequence};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::peer::{Peer, eid, ping};
-use super::{Kept, device, message, options, soon, state};
+use super::{Kept, device, message, options, picture, soon, state};
 
 #[tokio::test]
 async fn a_message_that_was_taken_before_a_panic_is_not_called_untaken() {
@@ -59,6 +61,36 @@ fn the_end_of_the_devices_runtime_is_told() {
     });
 }
 
+/// Sends a draft at the moment at which it is woken, in the task that wakes it.
+struct Sender {
+    device: Device,
+    draft: Draft,
+    tickets: mpsc::UnboundedSender<Ticket>,
+}
+
+impl Wake for Sender {
+    fn wake(self: Arc<Self>) {
+        let _ = self.tickets.send(self.device.submit(self.draft.clone()).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn who_sends_again_at_the_answer_finds_the_outbox_without_the_message_before() {
+    let peer = Peer::start();
+    let outbox = Kept::default();
+    let (device, _events) = options(&peer).outbox(Box::new(outbox.clone())).connect().unwrap();
+    let draft = device.draft(&eid("bob@x"), picture());
+    let mut first = device.submit(draft.clone()).unwrap();
+    // The answer wakes the caller in the middle of a turn of the device's task.
+    let (tickets, mut sent) = mpsc::unbounded_channel();
+    let sender = Arc::new(Sender { device, draft: draft.clone(), tickets }).into();
+    assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&sender)).is_pending());
+    let second = soon(sent.recv()).await.unwrap();
+    assert!(matches!(soon(second).await, Err(SendError::Refused(_))), "it is the server that refuses");
+    assert!(matches!(soon(first).await, Err(SendError::Refused(_))));
+    assert_eq!(peer.state().seen().media, 2);
+}
+
 async fn drop_at_the_answer(content: Content) {
     let peer = Peer::start();
     let outbox = Kept::default();
@@ -100,14 +132,7 @@ async fn the_acceptance_of_a_dropped_call_is_an_event() {
 
 #[tokio::test]
 async fn the_refusal_of_a_dropped_call_is_an_event() {
-    drop_at_the_answer(Content::Media(Media {
-        kind: MediaType::Image,
-        url: "https://cdn.x/1".into(),
-        caption: String::new(),
-        thumbnail_url: String::new(),
-        size_bytes: 1,
-    }))
-    .await;
+    drop_at_the_answer(picture()).await;
 }
 
 #[tokio::test]
