@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bimip::client::limits::EVENTS_MAX;
-use bimip::client::{Builder, Content, Device, Event, Events, Media, Session, State, Transport, Transports};
+use bimip::client::{
+    Builder, Content, Device, Event, Events, Media, RequestError, Session, State, Transport, Transports,
+};
 use bimip::config::Rate;
 use bimip::wire::{AckStatus, DeviceId, Eid, Lane, MediaType};
 use common::{Road, TestServer, within_bound};
@@ -231,6 +233,32 @@ async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
     session(&alice, "QUIC again", |session| session.transport == Transport::Quic).await;
     within_bound("the answer", alice.send_text(&eid(BOB), "over QUIC")).await.unwrap();
     assert_eq!(text(&mut bobs).await, "over QUIC");
+}
+
+#[tokio::test]
+async fn a_phone_that_goes_back_to_quic_is_not_called_connected_before_it_has_signed_in_there() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let phone = options(&server, ALICE, road.address).silence(Duration::from_secs(12));
+    let (alice, _alices, _) = connect(phone.retry_quic_after(Duration::from_secs(1))).await;
+    road.lose_sign_ins(true);
+    road.drop_udp(false);
+    let held = async {
+        let over_tcp = |state: &State| matches!(state, State::Connected(session) if session.transport == Transport::Tcp);
+        state(&alice, "the phone to leave TCP", |state| !over_tcp(state)).await;
+        road.lose_sign_ins(false);
+    };
+    // What an application does that has to have its answer, as `RequestError::NotConnected` says.
+    let asking = async {
+        let mut in_vain = 0;
+        while alice.connected().await.unwrap().transport == Transport::Tcp {
+            in_vain += usize::from(alice.ping().await == Err(RequestError::NotConnected));
+            assert!(in_vain <= 1, "it is told that the phone is connected, and its requests fail");
+        }
+        alice.ping().await.unwrap();
+    };
+    within_bound("QUIC again", async { tokio::join!(held, asking) }).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use tokio::task::JoinSet;
 /// Longest datagram.
 const DATAGRAM_MAX: usize = 64 * 1024;
 
+/// The bit of a packet's first byte that tells packets of the handshake from those behind it (RFC 9000, 17.2).
+const LONG_HEADER: u8 = 0x80;
+
 /// The proxy; dropping it stops it.
 pub struct Road {
     /// Where devices connect.
@@ -27,6 +30,7 @@ struct State {
 struct Inner {
     server: SocketAddr,
     dark: bool,
+    sign_ins_lost: bool,
     strays: Strays,
     /// For each device, the socket whose address the server sees.
     exits: HashMap<SocketAddr, Arc<UdpSocket>>,
@@ -53,7 +57,14 @@ impl Road {
             }
         };
         let address = entrance.local_addr().expect("a bound socket");
-        let inner = Inner { server, dark: false, strays: Strays::Nothing, exits: HashMap::new(), recorded: Vec::new() };
+        let inner = Inner {
+            server,
+            dark: false,
+            sign_ins_lost: false,
+            strays: Strays::Nothing,
+            exits: HashMap::new(),
+            recorded: Vec::new(),
+        };
         let state = Arc::new(State { entrance, inner: Mutex::new(inner) });
         let mut traffic = JoinSet::new();
         traffic.spawn(state.clone().run());
@@ -69,6 +80,11 @@ impl Road {
     /// Drops UDP in both directions while `dark` is true.
     pub fn drop_udp(&self, dark: bool) {
         self.state.inner.lock().unwrap().dark = dark;
+    }
+
+    /// While `lost` is true, drops what devices send over QUIC after their part of the handshake: nobody signs in.
+    pub fn lose_sign_ins(&self, lost: bool) {
+        self.state.inner.lock().unwrap().sign_ins_lost = lost;
     }
 
     /// Makes the NAT forget its bindings: the next datagram leaves from another port, and answers to the old port are
@@ -98,7 +114,8 @@ impl State {
             let (known, server, strays) = {
                 let mut inner = self.inner.lock().unwrap();
                 inner.recorded.push((device, datagram[..length].to_vec()));
-                if inner.dark || inner.strays == Strays::All {
+                let is_behind_handshake = datagram[0] & LONG_HEADER == 0;
+                if inner.dark || inner.strays == Strays::All || inner.sign_ins_lost && is_behind_handshake {
                     continue;
                 }
                 let strays = inner.strays == Strays::Next;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{Task, Work};
+use crate::client::device::State;
 use crate::client::dial::Dialed;
 use crate::client::error::CloseReason;
 use crate::client::limits::{QUIC_RETRY_MAX, RENEW_RETRY};
@@ -34,6 +35,8 @@ impl Task {
                 self.give_up_session();
                 self.renewing = None;
                 self.link_up(dialed);
+                // The session before is over: requests fail until the server has accepted the new one.
+                self.state.send_replace(State::Connecting);
             }
             Err(reason) => {
                 let (now, retry) =
