@@ -167,7 +167,7 @@ pub enum RequestError {
 /// [`Local`]: CloseReason::Local
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
-    /// The application closed the device, or dropped its last handle.
+    /// The application closed the device, dropped its last handle, or ended the runtime that it was started in.
     #[error("closed by the application")]
     Local,
     /// The server closed the connection. protocol.md §14 says what each code means. After UNAUTHENTICATED and REVOKED

@@ -41,9 +41,11 @@ type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A running device.
 pub(crate) struct Task {
+    // The fields are dropped in this order, also if something panics or the runtime ends: whoever is told of the end, by the
+    // answer to a message or by `_told`, may open the same outbox again.
+    outbox: Box<dyn Outbox>,
     core: Core,
     dialer: Arc<Dialer>,
-    outbox: Box<dyn Outbox>,
     inbox: Arc<Inbox>,
     commands: mpsc::Receiver<Command>,
     state: watch::Sender<State>,
@@ -71,6 +73,7 @@ pub(crate) struct Task {
     renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
+    _told: EndTold,
 }
 
 enum Phase {
@@ -117,9 +120,10 @@ impl Task {
         state: watch::Sender<State>,
     ) -> Task {
         Task {
+            _told: EndTold { state: state.clone(), inbox: inbox.clone() },
+            outbox,
             core,
             dialer,
-            outbox,
             inbox,
             commands,
             state,
@@ -165,7 +169,6 @@ impl Task {
 
     /// Runs until the application closes the device or drops its last handle.
     pub(crate) async fn run(mut self) {
-        let _told = EndTold { state: self.state.clone(), inbox: self.inbox.clone() };
         self.dial();
         loop {
             let now = now();
@@ -576,9 +579,14 @@ struct EndTold {
 
 impl Drop for EndTold {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.state.send_replace(State::Closed(CloseReason::Panicked));
-        }
+        let panicked = std::thread::panicking();
+        self.state.send_if_modified(|state| {
+            let untold = panicked || !matches!(state, State::Closed(_));
+            if untold {
+                *state = State::Closed(if panicked { CloseReason::Panicked } else { CloseReason::Local });
+            }
+            untold
+        });
         self.inbox.end();
     }
 }

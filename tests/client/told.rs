@@ -1,6 +1,7 @@
 //! What the application is told when things end at an awkward moment, and what the next process can rely on.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,10 +10,11 @@ use std::time::Duration;
 
 use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{
-    CloseReason, Content, Device, Draft, Event, FileOutbox, RequestError, Revoke, SendError, State, Ticket, TokenError,
+    Backlog, CloseReason, Content, Device, Draft, Event, FileOutbox, Outbox, RequestError, Revoke, SendError, State, Ticket,
+    TokenError,
     TokenSource,
 };
-use bimip::wire::{CloseCode, Lane, Sequence};
+use bimip::wire::{CloseCode, Eid, Lane, LocalId, Sequence};
 
 use tokio::sync::{mpsc, watch};
 
@@ -40,14 +42,66 @@ async fn a_message_that_was_taken_before_a_panic_is_not_called_untaken() {
     assert_eq!(answer, Err(SendError::Unanswered(CloseReason::Panicked)));
 }
 
+/// An outbox that notes, when it is let go, what the device says of itself then.
+struct Noting {
+    state: watch::Receiver<Option<watch::Receiver<State>>>,
+    at_the_end: Arc<Mutex<Option<State>>>,
+}
+
+impl Outbox for Noting {
+    fn load(&mut self, _: &Eid) -> io::Result<Backlog> {
+        Ok(Backlog::default())
+    }
+
+    fn insert(&mut self, _: &Draft) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&mut self, _: &LocalId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn advance(&mut self, _: Sequence) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        *self.at_the_end.lock().unwrap() = self.state.borrow().as_ref().map(|state| state.borrow().clone());
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_told_when_the_outbox_has_been_let_go() {
+    let peer = Peer::start();
+    let fetched = AtomicUsize::new(0);
+    let source = move || {
+        assert_eq!(fetched.fetch_add(1, Ordering::Relaxed), 0, "the application's own mistake");
+        async { Ok("good".to_owned()) }
+    };
+    let (sender, state_of) = watch::channel(None);
+    let at_the_end = Arc::default();
+    let outbox = Noting { state: state_of, at_the_end: Arc::clone(&at_the_end) };
+    let (device, _events) = options(&peer).token(source).outbox(Box::new(outbox)).connect().unwrap();
+    sender.send_replace(Some(device.state()));
+    soon(device.connected()).await.unwrap();
+    peer.close_all(CloseCode::Draining);
+    state(&device, |state| *state == State::Closed(CloseReason::Panicked)).await;
+    let at_the_end = at_the_end.lock().unwrap().clone();
+    assert!(matches!(at_the_end, Some(State::Connecting | State::Waiting { .. })), "{at_the_end:?}");
+}
+
 #[test]
 fn the_end_of_the_devices_runtime_is_told() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let peer = Peer::start();
     peer.state().change(|seen| seen.mute = true);
+    let folder = tempfile::tempdir().unwrap();
+    let file = || FileOutbox::open(folder.path().join("outbox"));
     let (own, other) = (runtime(), runtime());
-    let (_device, mut events, ticket) = own.block_on(async {
-        let (device, events) = device(&peer);
+    let (device, mut events, ticket) = own.block_on(async {
+        let (device, events) = options(&peer).outbox(Box::new(file().unwrap())).connect().unwrap();
         soon(device.connected()).await.unwrap();
         let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("once".into()))).unwrap();
         soon(peer.until(|seen| seen.texts == 1)).await;
@@ -56,8 +110,12 @@ fn the_end_of_the_devices_runtime_is_told() {
     own.shutdown_timeout(Duration::from_secs(5));
     other.block_on(async {
         let answer = soon(ticket).await;
+        let free = file();
+        assert!(free.is_ok(), "{}", free.unwrap_err());
         soon(async { while events.next().await.is_some() {} }).await;
         assert!(matches!(answer, Err(SendError::Unanswered(_))), "{answer:?}");
+        assert_eq!(soon(device.connected()).await, Err(CloseReason::Local));
+        assert_eq!(*device.state().borrow(), State::Closed(CloseReason::Local));
     });
 }
 
