@@ -229,7 +229,7 @@ impl Core {
     }
 
     /// Sends the user's presence: to everybody, now or once there is a connection; to one user, now or not at all.
-    pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Instant) -> Result<(), RequestError> {
+    pub(crate) fn tell(&mut self, presence: AwarenessNotification, now: Now) -> Result<(), RequestError> {
         if presence.to.is_none() {
             self.presence.set(presence, now);
             return Ok(());
@@ -319,7 +319,7 @@ impl Core {
     }
 
     /// The next frame for a lane of the connection.
-    pub(crate) fn next_frame(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
+    pub(crate) fn next_frame(&mut self, lane: Lane, now: Now) -> Option<Bytes> {
         if matches!(self.link, Link::Down | Link::Useless) {
             return None;
         }
@@ -330,7 +330,7 @@ impl Core {
         Some(frame)
     }
 
-    fn frame_for(&mut self, lane: Lane, now: Instant) -> Option<Bytes> {
+    fn frame_for(&mut self, lane: Lane, now: Now) -> Option<Bytes> {
         match lane {
             Lane::Presence if self.presence.is_due() => return self.presence.take(now),
             Lane::Chat => self.acknowledge_held(),
@@ -340,11 +340,11 @@ impl Core {
         if let Some(frame) = out.answers.pop_front() {
             return Some(frame);
         }
-        if out.hold.is_some_and(|until| until > now) {
+        if out.hold.is_some_and(|until| until > now.instant) {
             return None;
         }
-        let sends = out.sends(self.requests.sends_on_the_way(lane), now);
-        self.requests.next_frame(lane, sends, matches!(self.link, Link::Open), now)
+        let sends = out.sends(self.requests.sends_on_the_way(lane), now.instant);
+        self.requests.next_frame(lane, sends, matches!(self.link, Link::Open), now.instant)
     }
 
     /// Which lanes to read. Before the session is accepted, and while the application has untaken events in this queue:

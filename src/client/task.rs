@@ -287,7 +287,7 @@ impl Task {
         }
         self.start_renewal(now.instant);
         self.start_upgrade(now.instant);
-        self.write(now.instant);
+        self.write(now);
         self.listen(now);
         self.inbox.fill(|| self.core.next_event());
     }
@@ -308,7 +308,7 @@ impl Task {
     }
 
     /// Queues frames on the link while it has room.
-    fn write(&mut self, now: Instant) {
+    fn write(&mut self, now: Now) {
         let (Phase::Linked(link) | Phase::Dialing(Dialing { link: Some(link), .. })) = &mut self.phase else { return };
         for lane in Lane::ALL {
             while link.has_room(lane) {

@@ -5,10 +5,11 @@
 //! which this one does not hear while it is away. So from then on it is sent again only as far as it hides the user, or
 //! is about this device alone.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Now;
 use crate::client::limits::LOCATION_KEPT;
 use crate::wire::proto::{AwarenessNotification, AwarenessRequest};
 use crate::wire::{AwarenessIntention, AwarenessStatus, Identity, MessageScheme, Payload, encode_frame, envelope};
@@ -27,7 +28,7 @@ pub(super) struct OwnPresence {
 #[derive(Debug)]
 struct Told {
     state: AwarenessNotification,
-    at: Instant,
+    at: Now,
     /// Whether the server is known to have it.
     taken: bool,
 }
@@ -68,7 +69,7 @@ impl Told {
 }
 
 impl OwnPresence {
-    pub(super) fn set(&mut self, state: AwarenessNotification, now: Instant) {
+    pub(super) fn set(&mut self, state: AwarenessNotification, now: Now) {
         self.told = Some(Told { state, at: now, taken: false });
         (self.due, self.waits_for) = (Due::State, None);
     }
@@ -85,13 +86,13 @@ impl OwnPresence {
     }
 
     /// The frame that is due. A location that the server would have forgotten is left out.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Bytes> {
+    pub(super) fn take(&mut self, now: Now) -> Option<Bytes> {
         let due = std::mem::take(&mut self.due);
         let Told { state, at, taken } = self.told.as_mut()?;
         let payload = match due {
             Due::Nothing => return None,
             Due::State => {
-                if now.saturating_duration_since(*at) >= LOCATION_KEPT {
+                if is_old(*at, now) {
                     (state.latitude, state.longitude) = (None, None);
                 }
                 if !*taken {
@@ -136,4 +137,11 @@ impl OwnPresence {
             self.due = Due::Nothing;
         }
     }
+}
+
+/// Whether a location is too old to be sent. The monotonic clock stands still while the phone sleeps, and the wall clock may
+/// be set: if that went back, nobody knows how long ago it was.
+fn is_old(at: Now, now: Now) -> bool {
+    let by_wall = u64::try_from(now.unix_ms.saturating_sub(at.unix_ms)).map_or(Duration::MAX, Duration::from_millis);
+    now.instant.saturating_duration_since(at.instant).max(by_wall) >= LOCATION_KEPT
 }

@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn out(&mut self, lane: Lane) -> Vec<MessageScheme> {
-        std::iter::from_fn(|| self.core.next_frame(lane, self.now.instant))
+        std::iter::from_fn(|| self.core.next_frame(lane, self.now))
             .map(|frame| prost::Message::decode_length_delimited(frame).unwrap())
             .collect()
     }

@@ -43,7 +43,7 @@ impl Task {
             Command::Tell { presence, reply } => {
                 let told = match &self.phase {
                     Phase::Stopped(reason) => Err(RequestError::Closed(reason.clone())),
-                    _ => self.core.tell(*presence, Instant::now()),
+                    _ => self.core.tell(*presence, now()),
                 };
                 answer(Some(reply), told);
             }

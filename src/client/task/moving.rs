@@ -37,7 +37,7 @@ impl Task {
                 self.link_lost(CloseReason::Network("the server went silent".into()));
             }
         }
-        self.write(now.instant);
+        self.write(now);
     }
 
     /// The network under the device has changed. A QUIC connection moves with its socket; a TCP connection is replaced.

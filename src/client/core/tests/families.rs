@@ -44,7 +44,7 @@ fn say(bench: &mut Bench) -> (Vec<(i32, Option<f64>)>, Option<i64>) {
 fn set(bench: &mut Bench, status: AwarenessStatus, broadcast: bool) {
     let intention = if broadcast { AwarenessIntention::Broadcast } else { AwarenessIntention::DoNotBroadcast };
     let state = AwarenessNotification { awareness_intention: intention.code(), ..state(status.code()) };
-    bench.core.tell(state, bench.now.instant).unwrap();
+    bench.core.tell(state, bench.now).unwrap();
     let question = say(bench).1.expect("a question behind the state");
     let answer = AwarenessResponse { status: status.code(), ..Default::default() };
     bench.receive(PRESENCE, Payload::AwarenessResponse(answer), 0, question);
@@ -107,8 +107,8 @@ fn invisible_is_not_said_again_once_another_device_has_ended_it() {
 
 #[test]
 fn a_state_that_the_server_may_not_have_is_said_again() {
-    let now = Instant::now();
     let mut bench = Bench::new().open(0);
+    let now = bench.now;
     bench.core.tell(state(1), now).unwrap();
     let (_, question) = say(&mut bench);
     assert_eq!(said_again(&mut bench), [AwarenessStatus::Online], "the connection was lost before the answer");
@@ -129,7 +129,7 @@ fn a_state_that_the_server_may_not_have_is_said_again() {
 #[test]
 fn the_newest_own_presence_is_said_once_on_each_connection_until_it_is_taken() {
     let mut bench = Bench::new();
-    let now = bench.now.instant;
+    let now = bench.now;
     bench.core.tell(state(1), now).unwrap();
     bench.core.tell(state(3), now).unwrap();
     assert!(bench.core.is_settled(), "nobody waits for a link that is not there");
@@ -143,23 +143,42 @@ fn the_newest_own_presence_is_said_once_on_each_connection_until_it_is_taken() {
     bench.core.link_down();
     bench.connect(0, 1_000);
     assert_eq!(told(&mut bench), [(4, Some(1.0))]);
-    bench.core.link_down();
-    bench.now.instant += LOCATION_KEPT;
-    bench.connect(0, 1_000);
-    assert_eq!(told(&mut bench), [(4, None)], "an old location is not made new");
+}
+
+#[test]
+fn an_old_location_is_not_made_new() {
+    let kept = LOCATION_KEPT.as_millis() as i64;
+    // How far the monotonic clock and the wall clock (in ms) are, and whether the location is still sent.
+    let cases = [
+        (LOCATION_KEPT / 2, kept / 2, true),
+        (LOCATION_KEPT, kept, false),
+        // The phone has slept.
+        (Duration::ZERO, kept, false),
+        // Its clock was set.
+        (LOCATION_KEPT, 0, false),
+        (Duration::ZERO, -1, false),
+    ];
+    for (monotonic, wall, is_sent) in cases {
+        let mut bench = Bench::new();
+        bench.core.tell(state(4), bench.now).unwrap();
+        bench.now.instant += monotonic;
+        bench.now.unix_ms += wall;
+        let mut bench = bench.open(0);
+        assert_eq!(told(&mut bench), [(4, is_sent.then_some(1.0))], "{monotonic:?} {wall}");
+    }
 }
 
 #[test]
 fn a_word_to_one_user_is_said_now_or_not_at_all() {
     let mut bench = Bench::new();
     let word = AwarenessNotification { to: Some(bob().identity()), ..state(1) };
-    assert_eq!(bench.core.tell(word.clone(), bench.now.instant), Err(RequestError::NotConnected));
+    assert_eq!(bench.core.tell(word.clone(), bench.now), Err(RequestError::NotConnected));
     let mut bench = bench.open(0);
     assert_eq!(told(&mut bench), []);
     for _ in 0..ANSWERS_MAX {
-        bench.core.tell(word.clone(), bench.now.instant).unwrap();
+        bench.core.tell(word.clone(), bench.now).unwrap();
     }
-    assert_eq!(bench.core.tell(word, bench.now.instant), Err(RequestError::Busy));
+    assert_eq!(bench.core.tell(word, bench.now), Err(RequestError::Busy));
     assert_eq!(told(&mut bench).len(), ANSWERS_MAX);
 }
 
