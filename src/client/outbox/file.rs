@@ -4,7 +4,8 @@
 //! The journal is an 8-byte magic followed by records: length and checksum (four bytes each, little endian), then one
 //! envelope of the protocol. A SessionOpen names the owner, a text or media request is a message to keep, a
 //! VersionUpdate names a message to forget, and a SyncAck is the position in the log. A record that a crash left
-//! incomplete fails its checksum and is cut off.
+//! incomplete fails its checksum and is cut off. Where records follow the damage it was no crash alone, and the file is set
+//! aside first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,6 +24,8 @@ use crate::wire::{DEVICE_FRAME_BYTES_MAX, Eid, LocalId, MediaType, Payload, Sequ
 const MAGIC: &[u8; 8] = b"BIMIPOB\x01";
 /// Size of a record's length and checksum, in bytes.
 const HEAD_BYTES: usize = 8;
+/// A record's first byte: the tag of the envelope's `route`.
+const ROUTE_TAG: u8 = 0x08;
 
 /// An [`Outbox`] in a file, for one device of one user. Every message that the device has taken survives a kill of the
 /// application and a loss of power.
@@ -48,6 +51,9 @@ pub struct FileOutbox {
     kept: BTreeMap<u64, u64>,
     places: HashMap<LocalId, u64>,
     kept_bytes: u64,
+    /// A sync has failed. The system may take for written what never reached the disk, also records before that one, and a
+    /// reader would stop at such a hole. So no message is promised before the whole file has been written anew.
+    unsure: bool,
     cursor: Option<Sequence>,
     /// The user whose messages these are, once known.
     owner: Option<Eid>,
@@ -60,6 +66,9 @@ pub struct FileOutbox {
 impl FileOutbox {
     /// Opens the file, or creates it. Beside it are a lock file with the suffix `.lock` and, while the journal is
     /// rewritten, one with the suffix `.new`. On Unix only the owner can read them.
+    ///
+    /// If the file is damaged, what is before the damage is used. If more than an incomplete last record is lost by that,
+    /// the whole file is set aside first, with the suffix `.damaged` in place of an earlier one, and the log says so.
     ///
     /// # Errors
     /// Any error of the file system; `WouldBlock` if another process has the file open, `InvalidData` if it is not an
@@ -82,6 +91,7 @@ impl FileOutbox {
             kept: BTreeMap::new(),
             places: HashMap::new(),
             kept_bytes: 0,
+            unsure: false,
             cursor: None,
             owner: None,
             backlog: Vec::new(),
@@ -138,7 +148,13 @@ impl FileOutbox {
             rest = &rest[length as usize..];
         }
         if self.len < whole {
-            tracing::warn!(path = %self.path.display(), bytes = whole - self.len, "cut off an incomplete last record");
+            let lost = whole - self.len;
+            if bytes.get(self.len as usize..).is_some_and(holds_record) {
+                let aside = self.set_aside(&bytes)?;
+                tracing::error!(path = %aside.display(), bytes = lost, "the outbox is damaged: messages may be lost. Set aside");
+            } else {
+                tracing::warn!(path = %self.path.display(), bytes = lost, "cut off an incomplete last record");
+            }
             self.file.set_len(self.len)?;
             self.file.sync_all()?;
         }
@@ -156,6 +172,16 @@ impl FileOutbox {
         sync_folder(&self.path)?;
         self.len = MAGIC.len() as u64;
         Ok(())
+    }
+
+    /// Keeps a copy of a damaged file. Returns where it is.
+    fn set_aside(&self, bytes: &[u8]) -> io::Result<PathBuf> {
+        let aside = beside(&self.path, ".damaged");
+        let mut copy = options().truncate(true).open(&aside)?;
+        copy.write_all(bytes)?;
+        copy.sync_all()?;
+        sync_folder(&aside)?;
+        Ok(aside)
     }
 
     fn invalid(&self, what: &str) -> io::Error {
@@ -177,6 +203,20 @@ impl FileOutbox {
         Ok(place)
     }
 
+    /// Appends a record that is on disk when this returns.
+    fn append_synced(&mut self, record: &[u8]) -> io::Result<u64> {
+        self.compact_if_due()?;
+        let place = self.append(record)?;
+        if let Err(error) = self.file.sync_data() {
+            // The caller is told that storing failed, so the record must not reappear.
+            self.len = place;
+            let _ = self.file.set_len(place);
+            self.unsure = true;
+            return Err(error);
+        }
+        Ok(place)
+    }
+
     fn keep(&mut self, local_id: &LocalId, place: u64, length: u64) {
         self.forget(local_id);
         self.places.insert(local_id.clone(), place);
@@ -191,10 +231,10 @@ impl FileOutbox {
         Some(place)
     }
 
-    /// Rewrites the journal when its obsolete records outweigh the live ones. After an error the old journal stays in
-    /// use.
+    /// Rewrites the journal when its obsolete records outweigh the live ones, or when it is not known what of it is on disk.
+    /// After an error the old journal stays in use.
     fn compact_if_due(&mut self) -> io::Result<()> {
-        if self.len <= 2 * self.kept_bytes + JOURNAL_DEAD_BYTES_MAX {
+        if !self.unsure && self.len <= 2 * self.kept_bytes + JOURNAL_DEAD_BYTES_MAX {
             return Ok(());
         }
         let beside = beside(&self.path, ".new");
@@ -231,7 +271,11 @@ impl FileOutbox {
             }
         }
         self.kept = moved.into_values().collect();
-        sync_folder(&self.path)
+        // Until its name is on disk, a loss of power could bring the old one back.
+        self.unsure = true;
+        sync_folder(&self.path)?;
+        self.unsure = false;
+        Ok(())
     }
 }
 
@@ -243,8 +287,7 @@ impl Outbox for FileOutbox {
             }
             Some(_) => {}
             None => {
-                self.append(&record(owner_record(owner)))?;
-                self.file.sync_data()?;
+                self.append_synced(&record(owner_record(owner)))?;
                 self.owner = Some(owner.clone());
             }
         }
@@ -256,18 +299,11 @@ impl Outbox for FileOutbox {
         if self.kept.len() >= OUTBOX_MESSAGES_MAX {
             return Err(io::Error::other("the outbox file is full"));
         }
-        self.compact_if_due()?;
         let record = record(draft_record(draft));
         if record.len() > DEVICE_FRAME_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is longer than a frame"));
         }
-        let place = self.append(&record)?;
-        if let Err(error) = self.file.sync_data() {
-            // The caller is told that storing failed, so the message must not reappear.
-            self.len = place;
-            let _ = self.file.set_len(place);
-            return Err(error);
-        }
+        let place = self.append_synced(&record)?;
         self.keep(&draft.local_id, place, record.len() as u64);
         Ok(())
     }
@@ -311,6 +347,15 @@ fn next_record(bytes: &[u8]) -> Option<&[u8]> {
     let (sum, rest) = rest.split_first_chunk::<4>()?;
     let body = rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
     (!body.is_empty() && checksum(body) == u32::from_le_bytes(*sum)).then_some(body)
+}
+
+/// Whether there is a whole record somewhere in these bytes.
+fn holds_record(bytes: &[u8]) -> bool {
+    let is_record = |rest: &[u8]| {
+        // Checked first, so that a checksum is computed hardly anywhere else than over a record.
+        rest.get(HEAD_BYTES) == Some(&ROUTE_TAG) && next_record(rest).is_some()
+    };
+    (0..bytes.len()).any(|place| is_record(&bytes[place..]))
 }
 
 fn draft_record(draft: &Draft) -> Payload {

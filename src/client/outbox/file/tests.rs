@@ -124,6 +124,64 @@ fn a_torn_end_is_cut_off_wherever_it_tears() {
 }
 
 #[test]
+fn what_is_behind_a_damage_does_not_vanish() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.load(&owner()).unwrap();
+    let mut places = Vec::new();
+    for name in ["a", "b", "c"] {
+        places.push(outbox.len as usize);
+        outbox.insert(&text(name)).unwrap();
+    }
+    drop(outbox);
+    let bytes = std::fs::read(place.path()).unwrap();
+    let aside = beside(&place.path(), ".damaged");
+    // A byte of the message in the middle, a byte of its length, and a hole in place of it.
+    let middle = (places[1] + places[2]) / 2;
+    let mut damaged = [bytes.clone(), bytes.clone(), bytes.clone()];
+    damaged[0][middle] ^= 0x40;
+    damaged[1][places[1] + 1] ^= 0x40;
+    damaged[2][places[1]..places[2]].fill(0);
+    for damaged in damaged {
+        std::fs::write(place.path(), &damaged).unwrap();
+        assert_eq!(place.names(), ["a"]);
+        assert_eq!(std::fs::read(&aside).unwrap(), damaged);
+        // The second time it is whole.
+        std::fs::remove_file(&aside).unwrap();
+        assert_eq!(place.names(), ["a"]);
+        assert!(!aside.exists());
+    }
+    // As after a crash in the middle of the last message.
+    std::fs::write(place.path(), &bytes[..bytes.len() - 1]).unwrap();
+    assert_eq!(place.names(), ["a", "b"]);
+    assert!(!aside.exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_message_that_is_taken_after_a_failed_sync_is_behind_no_hole() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.load(&owner()).unwrap();
+    outbox.insert(&text("a")).unwrap();
+    let hole = outbox.len;
+    outbox.advance(Sequence::from(7)).unwrap();
+    // A file that takes everything and cannot be synced.
+    let null = options().open("/dev/null").unwrap();
+    let file = std::mem::replace(&mut outbox.file, null);
+    outbox.insert(&text("b")).unwrap_err();
+    outbox.file = file;
+    // Of what was not synced before, nothing reached the disk, and nothing will.
+    let mut old = options().open(place.path()).unwrap();
+    old.seek(SeekFrom::Start(hole)).unwrap();
+    old.write_all(&vec![0; (outbox.len - hole) as usize]).unwrap();
+    outbox.insert(&text("c")).unwrap();
+    drop(outbox);
+    let backlog = place.open().load(&owner()).unwrap();
+    assert_eq!((names(&backlog), backlog.cursor), (vec!["a".to_owned(), "c".to_owned()], Some(Sequence::from(7))));
+}
+
+#[test]
 fn history_is_written_out_of_the_file_and_nothing_that_is_wanted() {
     let place = Place::new();
     let mut outbox = place.open();
