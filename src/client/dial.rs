@@ -345,7 +345,7 @@ impl Dialer {
 }
 
 /// Returns the first transport to connect. `second` starts when `first` has failed or [`RACE_DELAY`] is over. A failure
-/// that another transport cannot avoid ends both.
+/// that another transport cannot avoid ends both; a refused certificate is none ([`is_of_the_path`]).
 async fn race(
     first: impl Future<Output = Result<Carrier, CloseReason>>,
     second: impl Future<Output = Result<Carrier, CloseReason>>,
