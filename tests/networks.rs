@@ -245,7 +245,8 @@ async fn a_phone_that_goes_back_to_quic_is_not_called_connected_before_it_has_si
     road.lose_sign_ins(true);
     road.drop_udp(false);
     let held = async {
-        let over_tcp = |state: &State| matches!(state, State::Connected(session) if session.transport == Transport::Tcp);
+        let over_tcp =
+            |state: &State| matches!(state, State::Connected(session) if session.transport == Transport::Tcp);
         state(&alice, "the phone to leave TCP", |state| !over_tcp(state)).await;
         road.lose_sign_ins(false);
     };

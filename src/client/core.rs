@@ -219,7 +219,12 @@ impl Core {
     /// Makes a request. One that is not `lasting` is made only on an open session.
     pub(crate) fn request(&mut self, payload: Payload, lasting: bool, reply: RequestReply) {
         let connected = matches!(self.link, Link::Open);
-        match lane_of(&payload) {
+        // The answers to these belong to the device: it makes them itself.
+        let is_own = matches!(
+            payload,
+            Payload::SessionOpen(_) | Payload::TextPayloadRequest(_) | Payload::MediaPayloadRequest(_)
+        );
+        match lane_of(&payload).filter(|_| !is_own) {
             None => drop(answer(Some(reply), Err(RequestError::Unexpected))),
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
             Some(_) if !self.requests.has_reserved_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
@@ -419,7 +424,10 @@ impl Core {
             .flatten()
             .min();
         let unread = (self.is_far_ahead() && !self.unread).then(|| self.idle_since.unwrap_or(now) + UNREAD_WITHIN);
-        [self.sync_due(now), self.keep_due(now), opening, held, unread, self.requests.expiry()].into_iter().flatten().min()
+        [self.sync_due(now), self.keep_due(now), opening, held, unread, self.requests.expiry()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the read-ahead has reached its bound: only control is read until the application has taken its events.

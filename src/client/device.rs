@@ -268,9 +268,14 @@ impl Device {
     /// Sends any request of the protocol that is answered by its `request_id`, and returns the answer. The caller sets
     /// `from`, `owner` or `entity`. The request is sent on the current connection only.
     ///
+    /// Messages and `SessionOpen` are not among them: see [`Device::send`] and [`Builder::token`]. A payload without an
+    /// answer, such as an `AwarenessNotification`, is sent as well, but the call ends with an error: the server's, or
+    /// [`RequestError::TimedOut`].
+    ///
     /// # Errors
     /// See [`RequestError`]: [`RequestError::NotConnected`] without a connection or if it is lost before the answer,
-    /// and [`RequestError::Unexpected`] for an `ErrorMessage`, which is not a request.
+    /// and [`RequestError::Unexpected`], before anything is sent, for a `TextPayloadRequest`, `MediaPayloadRequest`,
+    /// `SessionOpen` or `ErrorMessage`.
     pub async fn request(&self, payload: Payload) -> Result<Payload, RequestError> {
         Ok(self.ask(payload, false).await?.payload)
     }

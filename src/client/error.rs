@@ -149,7 +149,7 @@ pub enum RequestError {
     #[error("the answer lies behind events that are not taken")]
     Unread,
     /// The server's answer does not fit the request: a fault of the server, or a version that this library does not
-    /// know.
+    /// know. Also for what is no request of the application's ([`super::Device::request`]).
     #[error("the server's answer does not fit the request")]
     Unexpected,
     /// The device is closed. [`super::Device::reconnect`] starts it again, unless the application closed it or its task

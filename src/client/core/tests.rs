@@ -17,8 +17,8 @@ use crate::client::limits::{
 use crate::client::payloads::acknowledgment_up_to;
 use crate::client::requests::{Answer, Sent};
 use crate::wire::proto::{
-    AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, PingPong, SessionAccept, VersionUpdate,
-    chat_message,
+    AcknowledgmentResponse, AwarenessNotification, ChatMessage, ErrorMessage, MediaPayloadRequest, PingPong,
+    SessionAccept, VersionUpdate, chat_message,
 };
 use crate::wire::{ChatId, ErrorCode, MessageId, Version, VersionStatus};
 
@@ -402,6 +402,17 @@ fn requests_are_answered_expire_or_end_with_the_link() {
 
 fn failure(mut answer: oneshot::Receiver<Result<Answer, RequestError>>) -> RequestError {
     answer.try_recv().unwrap().unwrap_err()
+}
+
+#[test]
+fn what_the_device_sends_itself_is_no_request_of_the_application() {
+    let mut bench = Bench::new().open(0);
+    let (_, text) = draft("one").payload(&alice(), &DeviceId::parse("phone").unwrap());
+    let media = Payload::MediaPayloadRequest(MediaPayloadRequest::default());
+    for own in [text, media, Payload::SessionOpen(SessionOpen::default()), error(ErrorCode::Malformed, "")] {
+        assert_eq!(failure(bench.ask(own, false)), RequestError::Unexpected);
+    }
+    assert!(Lane::ALL.into_iter().all(|lane| bench.out(lane).is_empty()));
 }
 
 #[test]

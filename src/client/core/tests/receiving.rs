@@ -71,7 +71,11 @@ fn what_is_safe_is_said_only_where_chat_is_open() {
         if auto_sync {
             assert_eq!(bench.core.sync(None, true, now), None);
         } else {
-            assert_eq!(bench.core.sync(Some(Sequence::from(500)), false, now), Some(Sequence::from(500)), "for the outbox");
+            assert_eq!(
+                bench.core.sync(Some(Sequence::from(500)), false, now),
+                Some(Sequence::from(500)),
+                "for the outbox"
+            );
         }
         assert_eq!(bench.core.deadline(now), None, "nothing is due");
         assert_eq!(bench.out(CHAT), []);
