@@ -224,6 +224,9 @@ impl Core {
             payload,
             Payload::SessionOpen(_) | Payload::TextPayloadRequest(_) | Payload::MediaPayloadRequest(_)
         );
+        if !self.requests.has_reserved_room() {
+            self.requests.forget_abandoned();
+        }
         match lane_of(&payload).filter(|_| !is_own) {
             None => drop(answer(Some(reply), Err(RequestError::Unexpected))),
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),

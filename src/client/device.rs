@@ -228,6 +228,11 @@ impl Device {
     /// Without a connection the acknowledgment waits for one, in memory only: if the process ends before the answer,
     /// the application has to acknowledge again.
     ///
+    /// Dropping the future, as a timeout around it does, does not take the acknowledgment back, but nothing is done for it any
+    /// more: it is not sent again after a lost connection, and while it has not been sent, its place is given to another
+    /// request once none is left ([`super::limits::REQUESTS_MAX`]). For an acknowledgment that has to arrive, await the
+    /// future in a task of its own.
+    ///
     /// # Errors
     /// See [`RequestError`]. [`RequestError::Refused`] has code 403 if the message is not to this user and 404 if there
     /// is no such message.

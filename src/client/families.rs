@@ -154,7 +154,7 @@ impl Device {
 
     /// Acknowledges every message of `sender` in a chat, up to and including a version, as delivered or read (5.9.3;
     /// protocol.md §7). Returns the status that all of them now have; the server may stop early if there are very many.
-    /// Without a connection it waits for one, in memory only.
+    /// Without a connection it waits for one, in memory only; dropping the future is as with [`Device::acknowledge`].
     ///
     /// # Errors
     /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user. If the next

@@ -142,6 +142,18 @@ impl Requests {
         self.requests.len() < REQUESTS_MAX + REQUESTS_RESERVED
     }
 
+    /// Gives back the places of requests that have not been sent and whose callers no longer wait.
+    pub(crate) fn forget_abandoned(&mut self) {
+        let unsent = &mut self.unsent;
+        self.requests.retain(|id, request| {
+            let kept = request.sent.is_some() || !request.reply.as_ref().is_some_and(oneshot::Sender::is_closed);
+            if !kept {
+                unsent[request.lane.index()].remove(id);
+            }
+            kept
+        });
+    }
+
     /// Adds a request.
     pub(crate) fn request(&mut self, lane: Lane, payload: Payload, lasting: bool, reply: Option<RequestReply>) {
         self.pend(lane, payload, lasting, reply, None);

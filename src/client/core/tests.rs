@@ -405,6 +405,29 @@ fn failure(mut answer: oneshot::Receiver<Result<Answer, RequestError>>) -> Reque
 }
 
 #[test]
+fn an_acknowledgment_that_nobody_waits_for_gives_its_place_to_another() {
+    let mut bench = Bench::new();
+    let read = |number| acknowledgment(alice().identity(), id(number), &bob(), AckStatus::Read, 0);
+    let mut waiting = bench.ask(read(1), true);
+    for _ in 1..REQUESTS_MAX + REQUESTS_RESERVED {
+        drop(bench.ask(read(2), true));
+    }
+    let mut newest = bench.ask(read(3), true);
+    let mut bench = bench.open(0);
+    let sent = bench.out(CHAT);
+    assert_eq!(sent.len(), 2);
+    for (asked, answer) in sent.into_iter().zip([&mut waiting, &mut newest]) {
+        bench.receive(CHAT, receipt(1, AckStatus::Read), 0, asked.request_id);
+        assert!(answer.try_recv().unwrap().is_ok());
+    }
+    // On an open session one that was sent keeps its place until the answer.
+    let waiting: Vec<_> = (0..REQUESTS_MAX + REQUESTS_RESERVED).map(|_| bench.ask(read(2), true)).collect();
+    assert_eq!(bench.out(CHAT).len(), waiting.len());
+    drop(waiting);
+    assert_eq!(failure(bench.ask(read(3), true)), RequestError::Busy);
+}
+
+#[test]
 fn what_the_device_sends_itself_is_no_request_of_the_application() {
     let mut bench = Bench::new().open(0);
     let (_, text) = draft("one").payload(&alice(), &DeviceId::parse("phone").unwrap());
