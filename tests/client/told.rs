@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bimip::client::limits::CLOSE_WITHIN;
 use bimip::client::{
-    Backlog, CloseReason, Content, Device, Draft, Event, FileOutbox, Outbox, RequestError, Revoke, SendError, State, Ticket,
-    TokenError,
-    TokenSource,
+    Backlog, CloseReason, Content, Device, Draft, Event, FileOutbox, Outbox, RequestError, Revoke, SendError, State,
+    Ticket, TokenError, TokenSource,
 };
 use bimip::wire::{CloseCode, Eid, Lane, LocalId, Sequence};
 

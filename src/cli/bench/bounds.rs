@@ -11,7 +11,7 @@ const DEVICES_MAX: u64 = 1_000_000;
 /// Messages in flight or in a backlog, changes, waves: what is kept of each fits into memory.
 const COUNT_MAX: u64 = 10_000_000;
 /// Bytes of a text: more than a server takes, which refuses it.
-const TEXT_BYTES_MAX: u64 = 2 * crate::limits::TEXT_BYTES_MAX as u64;
+const TEXT_BYTES_MAX: u64 = 2 * crate::wire::TEXT_BYTES_MAX as u64;
 
 /// A number of devices, pairs or sessions.
 pub(super) fn devices() -> impl TypedValueParser<Value = usize> {
