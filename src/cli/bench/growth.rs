@@ -380,16 +380,19 @@ fn quantiles(latencies: &Histogram<u64>) -> String {
     format!("{:.2} / {:.2}", at(0.5), at(0.99))
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
     use super::*;
 
     /// Bytes that this process had the disk read.
+    #[cfg(target_os = "linux")]
     fn read_from_disk() -> u64 {
         let io = std::fs::read_to_string("/proc/self/io").unwrap();
         io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).unwrap().parse().unwrap()
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn forgotten_pages_are_read_from_disk() {
         const TMPFS: i64 = 0x0102_1994;

@@ -47,7 +47,7 @@ pub(super) fn dashboard() -> Value {
         Panel::stat(
             "0-RTT accepted",
             "percentunit",
-            "Connections whose early data was taken, of those that came with some, since the start.",
+            "Connections whose early data was taken, of these and the tickets that were not known, since the start.",
         )
         .query(ratio(&early(r#"result="accepted""#), &early("")), ""),
     ];
