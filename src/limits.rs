@@ -356,13 +356,16 @@ pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// Connections of the metrics listener at once, each of which is a file descriptor: a handful of Prometheus servers, probes, and
 /// people. Further ones wait.
 pub const PAGES_CONNECTIONS_MAX: usize = 64;
-/// How long a request to the metrics listener may take to arrive, and an answer to be read once its connection is old.
+/// How long a request to the metrics listener may take to arrive, also behind another one, and an answer to be read once its
+/// connection is old.
 pub const PAGES_REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// How long a connection of the metrics listener is kept: four scrapes as they are usual. Then the next request needs another one.
+/// How long a connection of the metrics listener is kept, however many requests it brings. Then the next one needs another.
 pub const PAGES_CONNECTION_KEPT: Duration = Duration::from_secs(60);
 /// Lines of the log that wait to be written: what eight thousand sign-ins and ends say, some 5 MB. Further ones are dropped and
 /// counted, so that nobody waits for who reads standard error.
 pub const LOG_LINES_MAX: usize = 16 * 1024;
+/// How long the end of the process waits for what is still to be logged, and for each of its last words.
+pub const LOG_ENDS_WITHIN: Duration = Duration::from_millis(1200);
 /// Points that the status page shows: ten minutes, some 10 KB.
 pub const STATUS_POINTS: usize = 120;
 /// Figures that must be gathered (disk, queues, lag) are gathered at most once in this time, however many ask.

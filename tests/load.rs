@@ -245,6 +245,8 @@ mod ended {
     use libc::{SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGKILL, SIGTERM};
 
     const PATIENCE: Duration = Duration::from_secs(60);
+    /// The processes that are waited for need the processors.
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
 
     fn until<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
@@ -252,7 +254,7 @@ mod ended {
             match look() {
                 Some(found) => return found,
                 None if Instant::now() > end => panic!("in time: {what}"),
-                None => std::thread::yield_now(),
+                None => std::thread::sleep(LOOK_EVERY),
             }
         }
     }
@@ -302,7 +304,7 @@ mod ended {
                     bench.kill().unwrap();
                     panic!("it does not end");
                 }
-                None => std::thread::yield_now(),
+                None => std::thread::sleep(LOOK_EVERY),
             }
         }
     }

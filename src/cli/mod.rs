@@ -39,6 +39,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigError;
+use crate::limits::LOG_ENDS_WITHIN;
+use crate::observe::within;
 
 /// Exit code for wrong usage, on the command line or in the configuration.
 const USAGE: u8 = 2;
@@ -181,12 +183,12 @@ fn is_heard(line: &str) -> io::Result<bool> {
 }
 
 fn complain(reason: &str, hint: Option<&str>) {
-    let mut err = io::stderr().lock();
-    // If standard error is closed, there is nobody to tell.
-    let _ = writeln!(err, "bimip: {}", reason.replace('\n', " "));
+    let mut words = format!("bimip: {}\n", reason.replace('\n', " "));
     if let Some(hint) = hint {
-        let _ = writeln!(err, "hint: {hint}");
+        words += &format!("hint: {hint}\n");
     }
+    // If standard error is closed or nobody reads it, there is nobody to tell; the process ends all the same.
+    within(LOG_ENDS_WITHIN, move || _ = io::stderr().lock().write_all(words.as_bytes()));
 }
 
 /// Prints help and version as clap does, but clap's errors, which span paragraphs, as one line and a hint.

@@ -4,14 +4,17 @@
 //! fills, and everybody who logs would wait for them.
 
 use std::io::{self, IsTerminal};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::limits::LOG_LINES_MAX;
+use crate::limits::{LOG_ENDS_WITHIN, LOG_LINES_MAX};
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,10 +45,24 @@ impl Drop for Logging {
     }
 }
 
-/// Writes what waits to be logged, for up to a second. Nothing is logged afterwards. For a process that ends without dropping
-/// its [`Logging`].
+/// Writes what waits to be logged, for as long as [`LOG_ENDS_WITHIN`]. Nothing is logged afterwards. For a process that ends
+/// without dropping its [`Logging`].
 pub fn end_log() {
-    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // With many lines waiting it would print that it gives up, and wait for who does not read that either.
+    within(LOG_ENDS_WITHIN, move || drop(writer));
+}
+
+/// Does what may wait for ever, for so long at most, on a thread that ends with the process.
+pub fn within(limit: Duration, work: impl FnOnce() + Send + 'static) {
+    let (done, ended) = sync_channel(1);
+    let working = thread::Builder::new().spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    if working.is_ok() {
+        let _ = ended.recv_timeout(limit);
+    }
 }
 
 /// Number of lines that were not logged since the start, because [`LOG_LINES_MAX`] waited already.

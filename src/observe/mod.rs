@@ -4,7 +4,7 @@ mod log;
 mod metrics;
 mod process;
 
-pub use log::{LogFormat, Logging, end_log, log_filter, log_lines_dropped, set_log, start_log};
+pub use log::{LogFormat, Logging, end_log, log_filter, log_lines_dropped, set_log, start_log, within};
 pub use metrics::{
     Buckets, CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family,
     Label, Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind,

@@ -52,6 +52,24 @@ async fn who_does_not_read_the_log_holds_nobody_up() {
     assert!(server.ended().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_a_server_whose_log_nobody_reads() {
+    let folder = scratch();
+    let pipe = folder.path().join("stderr.log");
+    make_pipe(&pipe);
+    let _nobody = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let mut server = Process::start(folder.path(), &[("BIMIP_LOG__LEVEL", "trace")]).await;
+    // Whose session holds up the drain, and fills the log.
+    let mut alice = server.door.session(ALICE, "phone").open().await;
+    for _ in 0..100 {
+        alice.ping().await;
+    }
+    server.signal(libc::SIGTERM);
+    server.signal(libc::SIGINT);
+    // At once, or when the drain is over, if it was quicker.
+    server.ended().await;
+}
+
 /// Fields of the closing log line of a session that opened, sent a text, changed its address (QUIC only) and left.
 async fn session_over(over: Transport) -> Value {
     let folder = scratch();

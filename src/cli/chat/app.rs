@@ -178,7 +178,7 @@ impl App {
                 if let Some(conversation) = self.find(&peer) {
                     conversation.loading = false;
                     // A repeat at once would fail again. After a reconnect the history is requested anew.
-                    conversation.complete = online;
+                    conversation.failed = online;
                     if online {
                         self.notice = Some(format!("no history of {peer}: {reason}"));
                     }
@@ -314,10 +314,8 @@ impl App {
         match event {
             Event::Connected(_) => {
                 effects.push(Effect::Contacts);
-                for conversation in &mut self.conversations {
-                    // A request that the previous connection could not answer is made anew.
-                    conversation.complete &= conversation.fetched;
-                }
+                // A request that the previous connection could not answer is made anew.
+                self.conversations.iter_mut().for_each(|conversation| conversation.failed = false);
             }
             Event::Disconnected(_) => self.round_trip = None,
             Event::Message(message) => self.message(message, effects),
@@ -451,13 +449,18 @@ impl App {
     /// Requests the newest pages of history, which have the states of messages: that of the open conversation first, then
     /// of those in which something happened. A conversation that is only listed waits until it is opened.
     fn fetch(&mut self, effects: &mut Vec<Effect>) {
-        while self.is_online() && self.requested < CHAT_HISTORIES_MAX {
+        while self.is_online() {
             let is_due = |conversation: &Conversation| {
                 let wanted = conversation.wanted || self.is_open(conversation);
-                wanted && !conversation.fetched && !conversation.loading && !conversation.complete
+                wanted && !conversation.fetched && !conversation.complete && conversation.may_ask()
             };
             let open = self.conversations.iter().position(|known| self.is_open(known) && is_due(known));
+            // One place is left to what is open, also for its older messages.
+            let places = if open.is_some() { CHAT_HISTORIES_MAX } else { CHAT_HISTORIES_MAX - 1 };
             let Some(next) = open.or_else(|| self.conversations.iter().position(is_due)) else { return };
+            if self.requested >= places {
+                return;
+            }
             let conversation = &mut self.conversations[next];
             conversation.loading = true;
             self.requested += 1;
@@ -472,7 +475,7 @@ impl App {
             return;
         }
         let Some(conversation) = self.opened_mut() else { return };
-        if !conversation.loading && conversation.has_older() {
+        if conversation.may_ask() && conversation.has_older() {
             conversation.loading = true;
             effects.push(Effect::History(conversation.peer.clone(), conversation.floor()));
             self.requested += 1;

@@ -51,6 +51,8 @@ pub(super) struct Conversation {
     pub(super) fetched: bool,
     /// A page of history was requested.
     pub(super) loading: bool,
+    /// A page was refused in this connection.
+    pub(super) failed: bool,
     /// Lines between the bottom and what is shown.
     pub(super) scroll: usize,
     /// Time of the last activity, in Unix milliseconds.
@@ -71,6 +73,7 @@ impl Conversation {
             wanted: false,
             fetched: false,
             loading: false,
+            failed: false,
             scroll: 0,
             active: 0,
         }
@@ -205,6 +208,11 @@ impl Conversation {
             floor = Some(*version);
         }
         floor
+    }
+
+    /// Whether a page of history may be requested now.
+    pub(super) fn may_ask(&self) -> bool {
+        !self.loading && !self.failed
     }
 
     /// Whether the server may have messages older than what is shown.

@@ -8,7 +8,7 @@
 //! aside first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ impl FileOutbox {
     /// the whole file is set aside first, with the suffix `.damaged` in place of an earlier one, and the log says so.
     ///
     /// # Errors
-    /// Any error of the file system; `WouldBlock` if another process has the file open, `InvalidData` if it is not an
+    /// Any error of the file system, also if a damaged file cannot be set aside, as on a full disk; `WouldBlock` if another process has the file open, `InvalidData` if it is not an
     /// outbox or is longer than an outbox can be ([`JOURNAL_BYTES_MAX`]).
     pub fn open(path: impl AsRef<Path>) -> io::Result<FileOutbox> {
         let path = path.as_ref().to_owned();
@@ -150,7 +150,10 @@ impl FileOutbox {
         if self.len < whole {
             let lost = whole - self.len;
             if bytes.get(self.len as usize..).is_some_and(holds_record) {
-                let aside = self.set_aside(&bytes)?;
+                let aside = self.set_aside(&bytes).map_err(|error| {
+                    let why = format!("{} is damaged, and cannot be set aside: {error}", self.path.display());
+                    io::Error::new(error.kind(), why)
+                })?;
                 tracing::error!(path = %aside.display(), bytes = lost, "the outbox is damaged: messages may be lost. Set aside");
             } else {
                 tracing::warn!(path = %self.path.display(), bytes = lost, "cut off an incomplete last record");
@@ -177,9 +180,12 @@ impl FileOutbox {
     /// Keeps a copy of a damaged file. Returns where it is.
     fn set_aside(&self, bytes: &[u8]) -> io::Result<PathBuf> {
         let aside = beside(&self.path, ".damaged");
-        let mut copy = options().truncate(true).open(&aside)?;
+        // One from before is replaced by a whole copy, or not at all.
+        let new = beside(&aside, ".new");
+        let mut copy = options().truncate(true).open(&new)?;
         copy.write_all(bytes)?;
         copy.sync_all()?;
+        fs::rename(&new, &aside)?;
         sync_folder(&aside)?;
         Ok(aside)
     }

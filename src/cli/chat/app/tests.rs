@@ -217,6 +217,20 @@ fn history_is_asked_for_until_the_screen_is_full_or_nothing_is_left() {
 }
 
 #[test]
+fn an_older_page_that_was_refused_is_requested_anew_after_a_reconnect() {
+    let mut app = app();
+    app.open(&eid("bob"));
+    page(&mut app, "bob", 21..=40, false);
+    app.update(Happening::Drawn { lines: 20, height: 10 });
+    let older = [Effect::History(eid("bob"), Some(Version::from(21)))];
+    assert_eq!(key(&mut app, KeyCode::PageUp), older);
+    app.update(Happening::NoHistory { peer: eid("bob"), reason: "busy".to_owned() });
+    assert!(app.notice.is_some() && key(&mut app, KeyCode::PageUp).is_empty(), "it would be refused again");
+    app.update(Happening::Event(Event::Connected(session())));
+    assert_eq!(app.update(Happening::Drawn { lines: 5, height: 10 }), older);
+}
+
+#[test]
 fn a_gap_is_not_shown_and_is_filled_from_history() {
     let mut app = app();
     app.open(&eid("bob"));
