@@ -15,7 +15,8 @@ pub(super) fn dashboard() -> Value {
     let tcp = format!("sum({})", select("bimip_sessions", r#"transport="tcp""#));
     let fallback = ratio(&tcp, &format!("sum({})", select("bimip_sessions", "")));
     let migrations = |kind: &str| format!("sum({})", rate("bimip_path_migrations_total", kind));
-    let failing = ratio(&migrations(r#"kind="failed""#), &migrations(""));
+    // One that fails was counted before, when the new address was first seen.
+    let failing = ratio(&migrations(r#"kind="failed""#), &migrations(r#"kind!="failed""#));
     let early = |result: &str| format!("sum({})", select("bimip_zero_rtt_total", result));
     let now = vec![
         Panel::stat("Path round trip, p50", "s", "As QUIC and TCP measure it, sampled for each connection.")
