@@ -383,6 +383,19 @@ fn documents_name_only_what_exists() {
     report("documents that name what does not exist", &found);
 }
 
+/// An operator searches the log for what the guide says, and the guide for what the log says.
+#[test]
+fn the_operations_guide_lists_only_lines_that_are_logged() {
+    let (sources, guide) = (sources(), fs::read_to_string(root().join("docs/operations.md")).unwrap());
+    let (_, section) = guide.split_once("\n## Log\n").unwrap();
+    let rows = section.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+    let messages: Vec<_> = rows.flat_map(|row| row.split(" | ").next().unwrap().split('`').step_by(2)).collect();
+    assert!(messages.len() > 30, "the table is where this test looks for it");
+    let logged = |message: &str| sources.iter().any(|source| source.text.contains(&format!("\"{message}\"")));
+    let missing: Vec<_> = messages.iter().filter(|message| !logged(message)).map(|text| (*text).to_owned()).collect();
+    report("lines of the log that nothing writes", &missing);
+}
+
 fn exists(named: &str) -> bool {
     let path: PathBuf = root().join(named);
     path.exists() || path.with_extension("rs").exists()
