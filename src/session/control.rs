@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::hub::Relay;
 use crate::limits::{LANE_QUEUE_BYTES, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
+use crate::observe::LimitKind;
 use crate::store::Relation;
 use crate::wire::proto::PingPong;
 use crate::wire::{DeviceId, Eid, ErrorCode, Exchange, Lane, Payload, PingStatus};
@@ -199,6 +200,7 @@ impl Session {
         let pings = &mut open.pings;
         if pings.relayed.len() >= PINGS_RELAYED_MAX {
             let wait = PING_RELAY_WITHIN.as_millis().to_string();
+            self.services.metrics.rate_limited[LimitKind::Pings].increment(1);
             return self.refuse(origin, Fault::new(ErrorCode::TooFast, "too many pings under way").details(wait));
         }
         pings.numbers += 1;
@@ -251,12 +253,12 @@ mod tests {
     use std::sync::Arc;
 
     use crate::hub::{Notice, Relay, Signal};
-    use crate::limits::{LANE_QUEUE_BYTES, PINGS_ASKED_MAX};
+    use crate::limits::{LANE_QUEUE_BYTES, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
     use crate::session::testing::{House, payload};
     use crate::session::{Now, Output};
     use crate::store::testing::{device, eid};
     use crate::wire::proto::PingPong;
-    use crate::wire::{Lane, Payload};
+    use crate::wire::{ErrorCode, Lane, Payload};
 
     #[tokio::test]
     async fn of_more_pings_than_a_device_may_leave_unanswered_the_oldest_is_forgotten() {
@@ -276,6 +278,23 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(answered.collect::<Vec<_>>(), (1..=PINGS_ASKED_MAX as u64).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_device_that_has_too_many_pings_relayed_is_told_to_wait_and_that_is_counted() {
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let _desk = house.bare(&alice, &device("desk")).await;
+        let to = Some(alice.device_identity(&device("desk")));
+        for _ in 0..=PINGS_RELAYED_MAX {
+            let ping = PingPong { to: to.clone(), r#type: 1, status: 1, ..PingPong::default() };
+            phone.hear(Lane::Control, Payload::PingpongMessage(ping));
+        }
+        let (answers, _) = phone.settle().await;
+        let [(Lane::Control, Payload::ErrorMessage(refusal))] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!((refusal.code, refusal.details.as_str()), (ErrorCode::TooFast.code(), "5000"));
+        assert!(house.services.metrics.render().contains("bimip_rate_limited_total{limit=\"pings\"} 1\n"));
     }
 
     #[tokio::test]

@@ -4,8 +4,8 @@
 //! Otherwise a later message of a pipeline would get the rate's token, or the store's place, that the earlier one did not get.
 //! So while a sender over its rate has to wait, its further messages are refused and told the rest of that wait. The same holds
 //! for messages that come soon behind one that the store had no place for, until that one is sent again. Soon means 250 ms or
-//! two round trips, whichever is longer, up to two seconds. These refusals cost nothing of the rate and do not count towards
-//! ABUSE; the frames' own rate still counts them. If a round trip takes more than two seconds, the last messages on the wire
+//! two round trips, whichever is longer, up to two seconds. These refusals are counted, but cost nothing of the rate and are
+//! no strike towards ABUSE; the frames' own rate still takes them. If a round trip takes more than two seconds, the last messages on the wire
 //! may still overtake the first.
 
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ impl Session {
         {
             let wait = wait_details(held.again - now.at);
             let fault = Fault::new(ErrorCode::TooFast, "send the message again first that was put off before this one");
-            self.refuse(origin, fault.details(wait));
+            self.refuse_send(origin, fault.details(wait));
             return false;
         }
         let least = self.behind_wait();
@@ -53,7 +53,7 @@ impl Session {
         if !self.lanes.contains(Lane::Chat) && open.chat.unanswered() >= SESSION_UNRELEASED_MAX {
             self.put_off(local, least, Why::Store, now);
             let fault = Fault::new(ErrorCode::TooFast, "too many wait for their answers: open the chat lane");
-            self.refuse(origin, fault.details(wait_details(least)));
+            self.refuse_send(origin, fault.details(wait_details(least)));
             return false;
         }
         let limit = |open: &mut Open, flood: &Flood| open.meter.messages(flood, &open.user, now.at).take_or_wait(least);
@@ -65,6 +65,12 @@ impl Session {
             open.put_off = None;
         }
         true
+    }
+
+    /// Refuses a message with 429. Only the rate's own refusals are a strike ([`Session::meter`]).
+    fn refuse_send(&mut self, origin: Origin, fault: Fault) {
+        self.services.metrics.rate_limited[LimitKind::Messages].increment(1);
+        self.refuse(origin, fault);
     }
 
     /// How long it takes until everything has arrived that was on the wire behind a message when its refusal reached the

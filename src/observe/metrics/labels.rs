@@ -92,7 +92,7 @@ labels! {
     /// The limit that was exceeded.
     LimitKind "limit" {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
-        Connections = "connections",
+        Connections = "connections", Pings = "pings",
     }
     /// The result of reading certificate and token keys again.
     ReloadResult "result" { Done = "done", Refused = "refused", Late = "late" }
