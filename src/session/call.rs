@@ -115,6 +115,31 @@ pub enum Done {
     SignOut(Origin, Eid, DeviceId, Logout, Result<(), StoreError>),
 }
 
+impl Done {
+    /// What did not happen because the store's engine failed, as the log says it, and the engine's reason.
+    pub(super) fn failure(&self) -> Option<(&'static str, &str)> {
+        let (what, error) = match self {
+            Done::OpenDevice(Err(error)) => ("a device was not signed in", error),
+            Done::Accept(.., Err(error)) => ("a message was not accepted", error),
+            Done::Release(_, Err(error)) => ("a message was not released", error),
+            Done::Acknowledge(_, Err(error)) => ("a receipt was not taken", error),
+            Done::History(.., Err(error)) => ("history could not be read", error),
+            Done::ReadLog(Err(error)) => ("the log could not be read", error),
+            Done::Owners(Err(error)) => ("the contacts could not be read", error),
+            Done::Relation(.., Err(error)) => ("it could not be read who may reach whom", error),
+            Done::ChangeList(.., Err(error)) => ("a list was not changed", error),
+            Done::List(_, Err(error)) => ("a list could not be read", error),
+            Done::Revoke(.., Err(error)) => ("tokens were not revoked", error),
+            Done::SignOut(.., Err(error)) => ("a device was not signed out", error),
+            _ => return None,
+        };
+        match error {
+            StoreError::Engine(reason) => Some((what, reason)),
+            _ => None,
+        }
+    }
+}
+
 /// Runs a call against the store.
 pub(super) async fn run(store: Arc<dyn Store>, call: Call) -> Done {
     match call {
@@ -152,6 +177,63 @@ pub(super) async fn run(store: Arc<dyn Store>, call: Call) -> Done {
         Call::SignOut(origin, user, device, revocation, answer) => {
             let done = store.revoke(*revocation, Some(device.clone())).await;
             Done::SignOut(origin, user, device, answer, done)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::testing::{House, payload};
+    use crate::session::{Now, Output};
+    use crate::store::testing::{device, eid};
+    use crate::wire::{CloseCode, ErrorCode};
+
+    fn engine(reason: &str) -> StoreError {
+        StoreError::Engine(reason.to_owned())
+    }
+
+    fn list(error: StoreError) -> Done {
+        Done::List(Origin { lane: Lane::Control, request_id: 1, payload: "subscriber_list_request" }, Err(error))
+    }
+
+    #[tokio::test]
+    async fn what_the_engine_failed_is_logged_with_its_reason_once_for_each_session() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(file.reopen().unwrap());
+        // While there is one subscriber alone, tracing asks the thread that first comes to a line whether it has one: another
+        // test's has none, and the line would never be written.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+        let _log =
+            tracing::subscriber::set_default(tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish());
+        let house = House::new(|_, _| ());
+        for user in ["alice", "bob"] {
+            let mut phone = house.bare(&eid(user), &device("phone")).await;
+            for error in [StoreError::Overloaded, engine("first"), engine("second")] {
+                phone.session.done(list(error), Now::system());
+                let [Output::Send(_, frame)] = &phone.outputs()[..] else { panic!("one answer") };
+                let Payload::ErrorMessage(told) = payload(frame) else { panic!("an error") };
+                assert_eq!(told.code, ErrorCode::Unavailable.code(), "the device is not told why");
+            }
+        }
+        let mut visitor = house.visitor();
+        visitor.hear(Lane::Control, house.open(&eid("carol"), &device("phone")));
+        visitor.session.done(Done::OpenDevice(Err(engine("third"))), Now::system());
+        let log = std::fs::read_to_string(file.path()).unwrap();
+        let errors = log.lines().filter_map(|line| line.split_once("ERROR").map(|(_, said)| said));
+        let said: Vec<_> = errors.map(|said| said.split_once(": ").unwrap().1).collect();
+        let list = r#"a list could not be read reason="first""#;
+        assert_eq!(said, [list, list, r#"a device was not signed in reason="third""#], "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_log_or_owners_cannot_be_read_is_closed_with_internal() {
+        let house = House::new(|_, _| ());
+        for done in [Done::ReadLog(Err(engine("x"))), Done::Owners(Err(engine("x")))] {
+            let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+            phone.session.done(done, Now::system());
+            let outputs = phone.outputs();
+            assert!(matches!(outputs[..], [Output::Close(CloseCode::Internal, _)]), "{outputs:?}");
         }
     }
 }

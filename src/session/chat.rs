@@ -172,11 +172,6 @@ impl Session {
             Ok(accepted) => accepted,
             Err(error) => {
                 forget_request(open, local, origin.request_id);
-                if let StoreError::Engine(reason) = &error
-                    && !std::mem::replace(&mut open.complained, true)
-                {
-                    tracing::error!(session = open.session_id, reason, "a message was not accepted");
-                }
                 let fault = Fault::from(&error);
                 let wait = self.behind_wait();
                 if matches!(fault.code, ErrorCode::Unavailable | ErrorCode::TooFast) {
@@ -257,13 +252,6 @@ impl Session {
         for message in messages {
             self.releases += 1;
             self.out.push_back(Output::Write(Asked::Release(message), Write::Release(sender.clone(), message)));
-        }
-    }
-
-    pub(super) fn released(&mut self, message: MessageId, released: Result<(), StoreError>) {
-        if let Err(error) = released {
-            // It is accepted and durable; it is released at start-up.
-            tracing::error!(%message, %error, "a message was not released");
         }
     }
 

@@ -155,8 +155,7 @@ impl Session {
             return;
         };
         open.revoking -= 1;
-        if let Err(error) = done {
-            tracing::error!(session = open.session_id, %error, "a device was not signed out");
+        if done.is_err() {
             // Half of it may have happened: a session whose token is revoked closes all the same.
             let close = open.revoked && open.revoking == 0;
             let failed = Logout { status: LogoutStatus::Fail.code(), ..response };
@@ -187,7 +186,8 @@ mod tests {
     use crate::config::Rate;
     use crate::limits::TOKENS_RATE;
     use crate::session::testing::{House, payload};
-    use crate::session::{Call, LaneSet, Now, Output};
+    use crate::session::{Call, Done, LaneSet, Now, Output};
+    use crate::store::StoreError;
     use crate::store::testing::{device, eid};
     use crate::wire::proto::{AwarenessNotification, Logout, PingPong, TokenRevokeRequest};
     use crate::wire::{CloseCode, ErrorCode, Lane, Payload};
@@ -208,6 +208,21 @@ mod tests {
         assert!(phone.session.end().is_empty());
         phone.answer(call).await;
         assert!(!desk.ask(&alice, now).unwrap().silent);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_the_store_does_not_sign_out_is_told_so_and_stays() {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let mut bare = house.bare(&alice, &phone).await;
+        let entity = Some(alice.device_identity(&phone));
+        bare.hear(Lane::Control, Payload::Logout(Logout { entity, r#type: 1, status: 3, timestamp: 0 }));
+        let Some(Output::Call(Call::SignOut(origin, user, device, _, answer))) = bare.outputs().pop() else { panic!() };
+        let failed = Done::SignOut(origin, user, device, answer, Err(StoreError::Engine("x".into())));
+        bare.session.done(failed, Now::system());
+        let outputs = bare.outputs();
+        let [Output::Send(Lane::Control, answer)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert!(matches!(payload(answer), Payload::Logout(answer) if (answer.r#type, answer.status) == (2, 2)));
     }
 
     #[tokio::test]

@@ -144,6 +144,9 @@ pub struct Session {
     /// Releases under way. They do not count with the other calls, or those of a slow sender, which all become due together,
     /// would shut its lanes. [`SESSION_UNRELEASED_MAX`] bounds them, and the calls that accepted further messages.
     releases: usize,
+    /// Whether the log has a line about a call of this session that the store's engine failed. A store that has failed fails all,
+    /// and one line for each would fill the disk.
+    complained: bool,
     out: VecDeque<Output>,
 }
 
@@ -182,9 +185,6 @@ struct Open {
     meter: Meter,
     /// A message that was refused for now, and is to be sent again before others are accepted.
     put_off: Option<Box<PutOff>>,
-    /// Whether the log has a line about a message that the store failed to take. A store that has failed takes none, and one
-    /// line for each would fill the disk.
-    complained: bool,
     /// The user's subscriber list that is being told.
     listing: Option<Box<Listing>>,
     /// Number of history requests under way.
@@ -215,6 +215,7 @@ impl Session {
             round_trip: Duration::ZERO,
             calls: 0,
             releases: 0,
+            complained: false,
             out: VecDeque::new(),
         }
     }
@@ -340,10 +341,16 @@ impl Session {
     pub fn done(&mut self, done: Done, now: Now) {
         let under_way = if matches!(done, Done::Release(..)) { &mut self.releases } else { &mut self.calls };
         *under_way = under_way.saturating_sub(1);
+        if let Some((what, reason)) = done.failure()
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::error!(reason, "{what}");
+        }
         match done {
             Done::OpenDevice(state) => self.opened(state, now),
             Done::Accept(origin, local_id, accepted) => self.accepted(origin, &local_id, accepted, now),
-            Done::Release(message, released) => self.released(message, released),
+            // One that was not released is durable, and is released at the next start.
+            Done::Release(..) => {}
             Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged, now),
             Done::History(origin, query, page) => self.history_page(origin, &query, page),
             Done::ReadLog(entries) => self.log_read(entries),

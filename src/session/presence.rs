@@ -54,10 +54,7 @@ impl Session {
                 watching.place.install(owners);
                 watching.ready = true;
             }
-            Err(error) => {
-                tracing::error!(session = open.session_id, %error, "the contacts could not be read");
-                self.close(crate::wire::CloseCode::Internal, "storage is unavailable");
-            }
+            Err(_) => self.close(crate::wire::CloseCode::Internal, "storage is unavailable"),
         }
     }
 

@@ -177,7 +177,6 @@ impl Session {
             pings: Pings::new(now),
             watching: None,
             claims,
-            complained: false,
             listing: None,
             paging: 0,
             revoking: 0,

@@ -90,10 +90,7 @@ impl Session {
             // The announced entries were trimmed meanwhile.
             Ok(entries) if entries.is_empty() => open.tail.position = open.tail.head(),
             Ok(entries) => open.tail.fetched.extend(entries),
-            Err(error) => {
-                tracing::error!(session = open.session_id, %error, "the log could not be read");
-                return self.close(wire::CloseCode::Internal, "storage is unavailable");
-            }
+            Err(_) => return self.close(wire::CloseCode::Internal, "storage is unavailable"),
         }
         open.tail.look = true;
         #[cfg(test)]
