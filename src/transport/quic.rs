@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use quinn::congestion::{BbrConfig, NewRenoConfig};
 use quinn::{
-    Connecting, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig,
-    TransportConfig, VarInt,
+    Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
+    ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio::time::sleep;
@@ -273,18 +273,27 @@ async fn begin(
     // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
     let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
         tracing::debug!(%remote, "the first packet could not be answered");
+        if !stop.is_cancelled() {
+            services.metrics.handshakes_failed[TransportKind::Quic].increment(1);
+        }
         return None;
     };
     let (shaken, metrics) = (connection.clone(), services.metrics.clone());
     let mut handshake = Box::pin(async move {
         if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
             tracing::debug!(%remote, "handshake took too long");
+            metrics.handshakes_failed[TransportKind::Quic].increment(1);
             return shaken
                 .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
         }
         drop(shaking);
         match shaken.close_reason() {
-            Some(error) => tracing::debug!(%remote, %error, "handshake failed"),
+            // The server ends what it answered early, or a client what it had established.
+            Some(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => {}
+            Some(error) => {
+                tracing::debug!(%remote, %error, "handshake failed");
+                metrics.handshakes_failed[TransportKind::Quic].increment(1);
+            }
             None => metrics.handshake[TransportKind::Quic].record(began.elapsed()),
         }
     });

@@ -84,27 +84,26 @@ pub async fn serve(
         let (services, store) = (services.clone(), store.clone());
         tasks.spawn(async move {
             let began = Instant::now();
-            let too_late = async {
-                tokio::select! {
-                    () = sleep(HANDSHAKE_WITHIN) => {}
-                    // A client whose handshake is almost complete is still told why the server closes; a shutdown does not wait
-                    // for others.
-                    () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => {}
-                }
-            };
             let shaken = tokio::select! {
                 shaken = handshake(&acceptor, stream) => shaken,
-                () = too_late => Err(io::ErrorKind::TimedOut.into()),
+                () = sleep(HANDSHAKE_WITHIN) => Some(Err(io::ErrorKind::TimedOut.into())),
+                // A client whose handshake is almost complete is still told why the server closes; a shutdown does not wait for
+                // others.
+                () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => None,
             };
             drop(shaking);
             match shaken {
-                Ok(stream) => {
+                None => {}
+                Some(Ok(stream)) => {
                     services.metrics.handshake[TransportKind::Tcp].record(began.elapsed());
                     let settings = &services.settings;
                     let link = TcpLink::new(stream, remote, settings.frame_bytes_max, settings.idle_timeout);
                     drive(link, services, store).await;
                 }
-                Err(error) => tracing::debug!(%remote, %error, "TLS handshake failed"),
+                Some(Err(error)) => {
+                    tracing::debug!(%remote, %error, "TLS handshake failed");
+                    services.metrics.handshakes_failed[TransportKind::Tcp].increment(1);
+                }
             }
             drop((connection, socket));
         });
@@ -126,12 +125,15 @@ fn prepare(stream: &TcpStream, config: &QuicConfig) -> io::Result<()> {
     Ok(())
 }
 
-async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let stream = acceptor.accept(stream).await?;
-    match stream.get_ref().1.alpn_protocol() {
+/// `None`: the peer left without a word, as a balancer does that only looks whether the port is open.
+async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> Option<io::Result<TlsStream<TcpStream>>> {
+    if !stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0) {
+        return None;
+    }
+    Some(acceptor.accept(stream).await.and_then(|stream| match stream.get_ref().1.alpn_protocol() {
         Some(ALPN) => Ok(stream),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no bimip/1 in ALPN")),
-    }
+    }))
 }
 
 /// One device's TCP connection.
@@ -404,8 +406,7 @@ mod tests {
     use super::*;
     use crate::limits::{CONNECTION_RECEIVE_WINDOW, SEND_WINDOW};
 
-    /// The server's side of a connection, and the device's.
-    async fn pair(idle_timeout: Duration) -> (TcpLink, tokio_rustls::client::TlsStream<TcpStream>) {
+    fn ends() -> (TlsAcceptor, TlsConnector) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.der().clone(), PrivateKeyDer::try_from(made.signing_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -419,15 +420,35 @@ mod tests {
         let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
         server.alpn_protocols = vec![ALPN.to_vec()];
         client.alpn_protocols = vec![ALPN.to_vec()];
+        (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)))
+    }
 
+    /// The server's socket, and the device's.
+    async fn sockets() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, remote) = listener.accept().await.unwrap();
+        (listener.accept().await.unwrap().0, socket)
+    }
+
+    /// The server's side of a connection, and the device's.
+    async fn pair(idle_timeout: Duration) -> (TcpLink, tokio_rustls::client::TlsStream<TcpStream>) {
+        let ((acceptor, connector), (accepted, socket)) = (ends(), sockets().await);
+        let remote = accepted.peer_addr().unwrap();
         prepare(&accepted, &QuicConfig::default()).unwrap();
-        let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
         let name = ServerName::try_from("localhost").unwrap();
         let (accepted, connected) = tokio::join!(handshake(&acceptor, accepted), connector.connect(name, socket));
-        (TcpLink::new(accepted.unwrap(), remote, 1024, idle_timeout), connected.unwrap())
+        (TcpLink::new(accepted.unwrap().unwrap(), remote, 1024, idle_timeout), connected.unwrap())
+    }
+
+    #[tokio::test]
+    async fn who_leaves_without_a_word_has_failed_no_handshake_and_who_says_something_else_has() {
+        let (acceptor, _) = ends();
+        let (accepted, device) = sockets().await;
+        drop(device);
+        assert!(handshake(&acceptor, accepted).await.is_none());
+        let (accepted, mut device) = sockets().await;
+        device.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(handshake(&acceptor, accepted).await.is_some_and(|shaken| shaken.is_err()));
     }
 
     async fn event(link: &mut TcpLink) -> LinkEvent {

@@ -196,6 +196,28 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_fail_for_a_certificate_of_another_authority_are_counted() {
+    let server = TestServer::start().await;
+    let (ours, elsewhere) = (server.files(), scratch());
+    let foreign = dev::certificates(elsewhere.path(), &[]).unwrap();
+    put(&foreign.key, &ours.key);
+    put(&foreign.certificate, &ours.certificate);
+    assert!(server.reload().await, "the server cannot know whom clients trust");
+
+    let quic = Quic::new(&ours.ca, server.quic_address());
+    let dialing = quic.endpoint.connect(quic.address, "localhost").unwrap();
+    assert!(within_bound("a refusal", dialing).await.is_err());
+    let connector = TlsConnector::from(Arc::new(client(&ours.ca).0));
+    let socket = TcpStream::connect(server.tcp_address()).await.unwrap();
+    let dialing = connector.connect(ServerName::try_from("localhost").unwrap(), socket);
+    assert!(within_bound("a refusal", dialing).await.is_err());
+    for transport in ["quic", "tcp"] {
+        let failed = format!("bimip_handshakes_failed_total{{transport=\"{transport}\"}}");
+        within_bound("the count", async { while server.metric(&failed).await != 1.0 {} }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pair_that_does_not_belong_together_changes_nothing() {
     let server = TestServer::start().await;
     let old = certificate_in(&server.files().certificate);

@@ -73,6 +73,8 @@ metrics! {
         "Connection attempts refused for load.";
     handshakes_retried: Family<Counter, ()>, Counter, "bimip_handshakes_retried_total",
         "Newcomers told to prove their address.";
+    handshakes_failed: Family<Counter, TransportKind>, Counter, "bimip_handshakes_failed_total",
+        "Handshakes that failed or took too long.";
     zero_rtt: Family<Counter, ZeroRttResult>, Counter, "bimip_zero_rtt_total",
         "Connections whose early data was accepted, and tickets that were not known.";
 

@@ -61,9 +61,11 @@ pub(super) fn dashboard() -> Value {
         .query(rate_by("limit", "bimip_rate_limited_total", ""), "{{limit}}"),
         Panel::stack("Errors by code and payload", "ops", "The ten most frequent: bugs of clients show here first.")
             .query(format!("topk(10, {})", rate_by("code, payload", "bimip_errors_total", "")), "{{code}} {{payload}}"),
-        Panel::lines("Handshakes", "ops", "Refused for load, and newcomers told to prove their address.")
+        Panel::lines("Handshakes", "ops", "Refused, newcomers told to prove their address, and those that failed.")
+            .query(rate_by("transport", "bimip_handshakes_failed_total", ""), "failed, {{transport}}")
             .query(total("bimip_handshakes_refused_total", ""), "refused")
-            .query(total("bimip_handshakes_retried_total", ""), "retried"),
+            .query(total("bimip_handshakes_retried_total", ""), "retried")
+            .runbook("handshakes-fail"),
         Panel::lines("Connections and handshakes", "short", "Under way now.")
             .query(
                 format!(
