@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::observe::{LimitKind, Metrics, TransportKind};
+use crate::observe::{LimitKind, Metrics, RefusedFor, TransportKind};
 use crate::session::network_of;
 
 /// The connections over both transports, and each transport's handshakes under way.
@@ -29,8 +29,10 @@ pub struct CrowdLimits {
 /// Why a connection is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The server is full, or the address has enough of the handshakes under way.
+    /// The server is full.
     Load,
+    /// The address has enough of the handshakes under way.
+    Handshakes,
     /// The address has enough connections.
     Address,
 }
@@ -76,7 +78,10 @@ impl Crowd {
     /// Counts a connection and its handshake if there is room for both.
     pub(super) fn admit(&self, transport: TransportKind, address: SocketAddr) -> Result<Admitted, Refusal> {
         let network = network_of(address.ip());
-        let handshake = self.handshakes[transport as usize].take(network).map_err(|_| Refusal::Load)?;
+        let handshake = self.handshakes[transport as usize].take(network).map_err(|refusal| match refusal {
+            Refusal::Address => Refusal::Handshakes,
+            refusal => refusal,
+        })?;
         let connection = self.connections.take(network)?;
         let socket = (transport == TransportKind::Tcp).then(|| self.sockets.take(network)).transpose()?;
         Ok(Admitted { connection, handshake, socket })
@@ -86,7 +91,8 @@ impl Crowd {
 impl Refusal {
     pub(super) fn count(&self, metrics: &Metrics) {
         match self {
-            Refusal::Load => metrics.handshakes_refused.increment(1),
+            Refusal::Load => metrics.handshakes_refused[RefusedFor::Load].increment(1),
+            Refusal::Handshakes => metrics.handshakes_refused[RefusedFor::Address].increment(1),
             Refusal::Address => metrics.rate_limited[LimitKind::Connections].increment(1),
         }
     }
@@ -209,10 +215,11 @@ mod tests {
         let crowd = crowd(1, 100, 2);
         let Admitted { connection, handshake, .. } = crowd.admit(TransportKind::Quic, ONE).unwrap();
         drop(connection);
-        assert_eq!(refusal(&crowd, ONE), Some(Refusal::Load));
+        assert_eq!(refusal(&crowd, ONE), Some(Refusal::Handshakes));
         assert_eq!((crowd.handshakes(TransportKind::Quic), crowd.handshakes(TransportKind::Tcp)), ((1, 2), (0, 2)));
         let other = crowd.admit(TransportKind::Quic, OTHER).unwrap();
         assert_eq!(crowd.handshakes(TransportKind::Quic), (2, 2));
+        assert_eq!(refusal(&crowd, SocketAddr::from(([192, 0, 2, 3], 1))), Some(Refusal::Load));
         drop((handshake, other.handshake));
         assert_eq!(refusal(&crowd, OTHER), Some(Refusal::Address));
         assert_eq!((crowd.handshakes(TransportKind::Quic), crowd.connections()), ((0, 2), (1, 100)));

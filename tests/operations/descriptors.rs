@@ -17,7 +17,7 @@ async fn devices_over_tcp_leave_the_store_its_files() {
     assert_eq!(metric(server.pages, "bimip_queue_depth_max{queue=\"connections_tcp\"}").await, devices.len() as f64);
     let mut refused = TcpStream::connect(server.door.address).await.unwrap();
     within_bound("the end of a refused connection", refused.read_to_end(&mut Vec::new())).await.unwrap();
-    assert_eq!(metric(server.pages, "bimip_handshakes_refused_total").await, 1.0);
+    assert_eq!(metric(server.pages, "bimip_handshakes_refused_total{reason=\"load\"}").await, 1.0);
     // Over QUIC there is room, those over TCP go on, and one that leaves makes room.
     server.door.session("quic@localhost", "phone").over(Transport::Quic).open().await.ping().await;
     for device in &mut devices {

@@ -94,6 +94,8 @@ labels! {
         Frames = "frames", Messages = "messages", Awareness = "awareness", SignIns = "sign_ins",
         Connections = "connections", Pings = "pings",
     }
+    /// Why a connection attempt was refused: the server was full, or the address had its part of the handshakes.
+    RefusedFor "reason" { Load = "load", Address = "address" }
     /// The result of reading certificate and token keys again.
     ReloadResult "result" { Done = "done", Refused = "refused", Late = "late" }
     /// The result of tracing a connection.

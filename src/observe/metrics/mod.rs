@@ -11,7 +11,7 @@ mod snapshot;
 pub use family::{Declared, Family, MetricType, Reading, SparseFamily};
 pub use labels::{
     CacheKind, CacheResult, CloseReason, ContentKind, DeliveryKind, Direction, Label, Labels, LimitKind, MigrationKind,
-    OpenResult, PayloadName, PresenceResult, QueueKind, ReloadResult, ThisVersion, TraceResult, TransportKind,
+    OpenResult, PayloadName, PresenceResult, QueueKind, RefusedFor, ReloadResult, ThisVersion, TraceResult, TransportKind,
     ZeroRttResult,
 };
 pub use snapshot::{Buckets, Snapshot};
@@ -69,8 +69,8 @@ metrics! {
         "Sessions ended, by reason.";
     handshake: Family<Histogram, TransportKind>, Histogram, "bimip_handshake_seconds",
         "First packet to established connection.";
-    handshakes_refused: Family<Counter, ()>, Counter, "bimip_handshakes_refused_total",
-        "Connection attempts refused for load.";
+    handshakes_refused: Family<Counter, RefusedFor>, Counter, "bimip_handshakes_refused_total",
+        "Connection attempts refused for load, or because their address had its part of the handshakes.";
     handshakes_retried: Family<Counter, ()>, Counter, "bimip_handshakes_retried_total",
         "Newcomers told to prove their address.";
     handshakes_failed: Family<Counter, TransportKind>, Counter, "bimip_handshakes_failed_total",

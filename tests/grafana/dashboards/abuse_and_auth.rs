@@ -21,9 +21,9 @@ pub(super) fn dashboard() -> Value {
             .query(total("bimip_rate_limited_total", ""), ""),
         Panel::stat("Closed for abuse", "ops", "Sessions that went on after being told to wait.")
             .query(total("bimip_session_closes_total", r#"reason="abuse""#), ""),
-        Panel::stat("Connections refused", "ops", "For load, before a handshake.")
+        Panel::stat("Connections refused", "ops", "Before a handshake, for load or for their address.")
             .query(total("bimip_handshakes_refused_total", ""), "")
-            .runbook("a-bound-is-near"),
+            .runbook("connections-are-refused"),
         Panel::stat("Certificate runs out in", "s", "The one that runs out first.")
             .query(format!("min({left})"), "")
             .bad_below(14.0 * 86_400.0)
@@ -63,7 +63,7 @@ pub(super) fn dashboard() -> Value {
             .query(format!("topk(10, {})", rate_by("code, payload", "bimip_errors_total", "")), "{{code}} {{payload}}"),
         Panel::lines("Handshakes", "ops", "Refused, newcomers told to prove their address, and those that failed.")
             .query(rate_by("transport", "bimip_handshakes_failed_total", ""), "failed, {{transport}}")
-            .query(total("bimip_handshakes_refused_total", ""), "refused")
+            .query(rate_by("reason", "bimip_handshakes_refused_total", ""), "refused, {{reason}}")
             .query(total("bimip_handshakes_retried_total", ""), "retried")
             .runbook("handshakes-fail"),
         Panel::lines("Connections and handshakes", "short", "Under way now.")
