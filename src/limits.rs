@@ -270,8 +270,9 @@ pub const HANDSHAKES_MAX: usize = 512;
 pub const DESCRIPTORS_RESERVED: usize = 1024;
 /// Number of handshakes under way from which on a new client must prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
-/// TLS sessions that devices may resume with 0-RTT data: two for each possible connection. Some 350 bytes each.
-pub const TICKETS_MAX: usize = 2 * CONNECTIONS_MAX;
+/// TLS sessions that devices may resume over each transport, for each connection that the server may have at once
+/// (`quic.max_connections`): as many as a handshake gives out. Some 350 bytes each.
+pub const TICKETS_PER_CONNECTION: usize = 2;
 /// How long a handshake may take: two lost flights on a slow mobile path.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 

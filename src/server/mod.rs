@@ -144,7 +144,7 @@ impl Server {
             random: Box::new(fill_random),
         });
 
-        let tickets = quic::tickets(&services.metrics);
+        let tickets = quic::tickets(config.quic.max_connections, &services.metrics);
         let quic_config = quic::server_config(&config.quic, tls.clone(), tickets.clone())?;
         let Listeners { quic: (endpoint, quic_address), tcp, metrics: (pages, metrics_address) } =
             Listeners::bind(&config, &quic_config).await?;

@@ -59,7 +59,7 @@ impl Reload {
     ) -> Reload {
         note_expiry(&services, &chain);
         services.metrics.reload_pending.set(0.0);
-        let tcp_tickets = uncounted_tickets();
+        let tcp_tickets = uncounted_tickets(config.quic.max_connections);
         let tcp = watch::Sender::new(tls_tcp::server_config(tls, tcp_tickets.clone()));
         let quic = watch::Sender::new(Arc::new(quic));
         let tickets = [quic_tickets, tcp_tickets];
@@ -149,7 +149,8 @@ impl Reload {
             // A new configuration, which remembers nothing from the old certificate's time: a client does not check the
             // certificate when it resumes a session, so no earlier session may be resumed.
             let tls = auth::server_tls(&credentials)?;
-            let tickets = [quic::tickets(&self.services.metrics), uncounted_tickets()];
+            let connections = self.config.quic.max_connections;
+            let tickets = [quic::tickets(connections, &self.services.metrics), uncounted_tickets(connections)];
             let quic = quic::with_tls(&self.quic.borrow(), tls.clone(), tickets[0].clone())?;
             let closed = self.closed();
             if *closed {
@@ -182,8 +183,8 @@ impl Reload {
 }
 
 /// TCP has no early data, so tickets that are not known say nothing.
-fn uncounted_tickets() -> Arc<Tickets> {
-    Arc::new(Tickets::new(|| ()))
+fn uncounted_tickets(connections: usize) -> Arc<Tickets> {
+    Arc::new(Tickets::new(connections, || ()))
 }
 
 fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {

@@ -81,10 +81,10 @@ pub fn with_tls(
     Ok(server)
 }
 
-/// No tickets yet. Those that clients present and that are not known are counted.
-pub fn tickets(metrics: &Arc<Metrics>) -> Arc<Tickets> {
+/// No tickets yet, for a server of so many connections. Those that clients present and that are not known are counted.
+pub fn tickets(connections: usize, metrics: &Arc<Metrics>) -> Arc<Tickets> {
     let metrics = metrics.clone();
-    Arc::new(Tickets::new(move || metrics.zero_rtt[ZeroRttResult::Rejected].increment(1)))
+    Arc::new(Tickets::new(connections, move || metrics.zero_rtt[ZeroRttResult::Rejected].increment(1)))
 }
 
 fn crypto(mut tls: rustls::ServerConfig, tickets: Arc<Tickets>) -> Result<Arc<QuicTls>, QuicError> {

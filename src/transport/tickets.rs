@@ -11,18 +11,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use rustls::server::StoresServerSessions;
 
-use crate::limits::TICKETS_MAX;
+use crate::limits::TICKETS_PER_CONNECTION;
 
 /// The remembered sessions; the least recently used are evicted first.
 pub struct Tickets {
+    most: usize,
     sessions: Mutex<LruCache<Vec<u8>, Vec<u8>>>,
     unknown: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Tickets {
-    /// Starts empty. `unknown` is called for each ticket that a client presents and that is not, or no longer, here.
-    pub fn new(unknown: impl Fn() + Send + Sync + 'static) -> Tickets {
-        Tickets { sessions: Mutex::new(LruCache::unbounded()), unknown: Box::new(unknown) }
+    /// Starts empty, with room for a server of so many connections at once. `unknown` is called for each ticket that a client
+    /// presents and that is not, or no longer, here.
+    pub fn new(connections: usize, unknown: impl Fn() + Send + Sync + 'static) -> Tickets {
+        let most = connections.saturating_mul(TICKETS_PER_CONNECTION);
+        Tickets { most, sessions: Mutex::new(LruCache::unbounded()), unknown: Box::new(unknown) }
     }
 
     /// Forgets all of them. Connections keep the configuration that they were accepted with, and its tickets with it.
@@ -46,7 +49,7 @@ impl StoresServerSessions for Tickets {
     fn put(&self, ticket: Vec<u8>, session: Vec<u8>) -> bool {
         let mut sessions = self.sessions();
         sessions.push(ticket, session);
-        if sessions.len() > TICKETS_MAX {
+        if sessions.len() > self.most {
             sessions.pop_lru();
         }
         true
@@ -78,11 +81,13 @@ mod tests {
 
     #[test]
     fn a_ticket_is_good_once_and_the_oldest_make_room() {
+        const CONNECTIONS: usize = 3;
+        const MOST: usize = TICKETS_PER_CONNECTION * CONNECTIONS;
         let unknown = Arc::new(AtomicUsize::new(0));
         let counted = unknown.clone();
-        let tickets = Tickets::new(move || _ = counted.fetch_add(1, Ordering::Relaxed));
+        let tickets = Tickets::new(CONNECTIONS, move || _ = counted.fetch_add(1, Ordering::Relaxed));
         let name = |number: usize| number.to_le_bytes().to_vec();
-        for number in 0..=TICKETS_MAX {
+        for number in 0..=MOST {
             assert!(tickets.put(name(number), vec![1]));
         }
         assert_eq!(tickets.take(&name(1)), Some(vec![1]));
@@ -90,8 +95,8 @@ mod tests {
         assert_eq!(tickets.take(&name(1)), None);
         assert_eq!(tickets.take(&name(0)), None);
         assert_eq!(unknown.load(Ordering::Relaxed), 2);
-        assert!(tickets.sessions().len() <= TICKETS_MAX);
+        assert_eq!(tickets.sessions().len(), MOST - 1, "as many as there is room for, but the one that was taken");
         tickets.clear();
-        assert_eq!(tickets.take(&name(TICKETS_MAX)), None);
+        assert_eq!(tickets.take(&name(MOST)), None);
     }
 }

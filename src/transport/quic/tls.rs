@@ -176,7 +176,7 @@ mod tests {
             .with_single_cert(vec![own.cert.der().clone()], key)
             .unwrap();
         server.max_early_data_size = u32::MAX;
-        server.session_storage = Arc::new(Tickets::new(|| {}));
+        server.session_storage = Arc::new(Tickets::new(16, || {}));
         let mut client = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
