@@ -203,7 +203,7 @@ pub struct LimitsConfig {
 pub struct Rate {
     /// In the long run, a second; 0: no limit.
     pub per_second: u32,
-    /// At once, after a quiet time.
+    /// At once, after a quiet time; 0: as much as `per_second`.
     pub burst: u32,
 }
 

@@ -89,7 +89,7 @@ pub const READ_CHUNK_BYTES: usize = 16 * 1024;
 
 /// Users, and addresses, whose rates are remembered: so many of each. If there are more, rates are forgotten early.
 pub const ADDRESSES_LIMITED_MAX: u64 = 100_000;
-/// A user's or address's rate that is not used for so long is forgotten: by then, every default burst has refilled.
+/// A user's or address's rate that is not used for so long is forgotten: by then, its burst has refilled (`config::check`).
 pub const ADDRESS_LIMIT_KEPT: Duration = Duration::from_secs(600);
 /// How often a session that sends messages looks up its user's rate: well within the time after which an unused rate is
 /// forgotten.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::{Config, ConfigError, LbConfig};
+use super::{Config, ConfigError, LbConfig, Rate};
 use crate::limits;
 use crate::wire::{DEVICE_FRAME_BYTES_MAX, DeviceId, Eid, TEXT_BYTES_MAX, URL_BYTES_MAX};
 
@@ -52,6 +52,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         quic,
         session,
         presence,
+        limits: rates,
         store,
         retention,
         media,
@@ -108,6 +109,8 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     within("presence.offline_grace_ms", presence.offline_grace_ms, OFFLINE_GRACE_MS)?;
     within("presence.interval_ms", presence.interval_ms, PRESENCE_INTERVAL_MS)?;
     within("presence.location_kept_ms", presence.location_kept_ms, LOCATION_KEPT_MS)?;
+    kept("limits.messages.burst", "limits.messages.per_second", rates.messages)?;
+    kept("limits.sign_ins.burst", "limits.sign_ins.per_second", rates.sign_ins)?;
     within("store.cache_bytes", store.cache_bytes, CACHE_BYTES)?;
     within("retention.days", retention.days, RETENTION_DAYS)?;
     within("retention.entries_per_user", retention.entries_per_user, RETENTION_ENTRIES)?;
@@ -143,6 +146,21 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     token.ttl()?;
     Ok(())
+}
+
+/// Checks that a user's or an address's burst has refilled by the time its rate is forgotten: otherwise whoever pauses for so long
+/// would have a whole burst again.
+fn kept(key: &'static str, rate_key: &str, Rate { per_second, burst }: Rate) -> Result<(), ConfigError> {
+    let seconds = limits::ADDRESS_LIMIT_KEPT.as_secs();
+    let most = u64::from(per_second) * seconds;
+    if per_second == 0 || u64::from(burst) <= most {
+        return Ok(());
+    }
+    let reason = format!(
+        "is {burst}, must be at most {most}: after {seconds} s an unused rate is forgotten, and {rate_key} has refilled \
+         no more by then"
+    );
+    wrong(key, reason)
 }
 
 /// Checks `[quic.lb]`.
@@ -258,6 +276,24 @@ mod tests {
         }
         assert!(refused(|c| c.client.as_eid = Some("alice".to_owned())).starts_with("client.as"));
         assert!(refused(|c| c.client.device = Some("a b".to_owned())).starts_with("client.device"));
+    }
+
+    #[test]
+    fn a_burst_that_is_forgotten_before_it_has_refilled_is_refused() {
+        let rate = |per_second, burst| Rate { per_second, burst };
+        assert_eq!(
+            refused(|c| c.limits.sign_ins = rate(1, 601)),
+            "limits.sign_ins.burst is 601, must be at most 600: after 600 s an unused rate is forgotten, and \
+             limits.sign_ins.per_second has refilled no more by then"
+        );
+        assert!(refused(|c| c.limits.messages = rate(2, 1201)).starts_with("limits.messages.burst is 1201"));
+        for good in [rate(1, 600), rate(1, 0), rate(0, 1_000_000)] {
+            let mut config = Config::default();
+            (config.limits.sign_ins, config.limits.messages) = (good, good);
+            // Those of a session are kept for as long as it lasts.
+            (config.limits.frames, config.limits.awareness) = (rate(1, 1_000_000), rate(1, 1_000_000));
+            config.check().unwrap();
+        }
     }
 
     #[cfg(feature = "server")]
