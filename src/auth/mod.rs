@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::Config;
 
-pub use facts::CertificateFacts;
+pub use facts::{CertificateFacts, ChainFacts, ChainFault};
 pub use lb_key::lb_key;
 pub use reset_key::reset_key;
 pub use tls::{load_tls, server_tls};

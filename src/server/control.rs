@@ -51,6 +51,8 @@ pub enum Request {
 pub enum Answer {
     /// It was done.
     Done,
+    /// Certificate and token keys are what the files hold; why clients will refuse the certificate all the same, if they will.
+    Reloaded(Vec<String>),
     /// The server's state.
     Status(Status),
     /// The filter that is in use.
@@ -216,8 +218,8 @@ impl Control {
                 }
             }
             Ok(Request::Reload) => match self.reload.clone().in_background(true).await {
-                Ok(()) if self.stop.is_cancelled() => draining(),
-                Ok(()) => Answer::Done,
+                Ok(_) if self.stop.is_cancelled() => draining(),
+                Ok(faults) => Answer::Reloaded(faults),
                 Err(reason) => Answer::Refused(reason),
             },
             Err(error) => Answer::Refused(format!("not a request: {error}")),

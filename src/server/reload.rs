@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use crate::auth::{self, CertificateFacts, Credentials, dev::DevFiles};
+use crate::auth::{self, ChainFacts, Credentials, dev::DevFiles};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::limits::{KEY_FILE_BYTES_MAX, RELOAD_POLL, RELOAD_WITHIN};
@@ -57,7 +57,7 @@ impl Reload {
         seen: [u8; 32],
         chain: Vec<CertificateDer<'static>>,
     ) -> Reload {
-        note_expiry(&services, &chain);
+        judge(&services, &chain);
         services.metrics.reload_pending.set(0.0);
         let tcp_tickets = uncounted_tickets(config.quic.max_connections);
         let tcp = watch::Sender::new(tls_tcp::server_config(tls, tcp_tickets.clone()));
@@ -89,12 +89,13 @@ impl Reload {
         }
     }
 
-    /// Applies what the files hold now; with `asked`, even if nothing seems to have changed.
+    /// Applies what the files hold now; with `asked`, even if nothing seems to have changed. Returns why clients will refuse the
+    /// certificate all the same, as far as it tells by itself.
     ///
     /// # Errors
     /// Says what is wrong with the files, or that they are not read within [`RELOAD_WITHIN`]; in the latter case they are applied
     /// all the same once they are read.
-    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> Result<(), String> {
+    pub(super) async fn in_background(self: Arc<Self>, asked: bool) -> Result<Vec<String>, String> {
         let reload = self.clone();
         let reading = async move {
             let mut state = reload.state.clone().lock_owned().await;
@@ -117,11 +118,11 @@ impl Reload {
         })
     }
 
-    fn once(&self, state: &mut State, asked: bool) -> Result<(), String> {
+    fn once(&self, state: &mut State, asked: bool) -> Result<Vec<String>, String> {
         // Computed before the files are read, so that a change in between is noticed the next time.
         let seen = digest(&self.config);
         if *self.closed() || !asked && seen == state.seen {
-            return Ok(());
+            return Ok(Vec::new());
         }
         state.seen = seen;
         let taken = self.take_up(state);
@@ -131,7 +132,7 @@ impl Reload {
                 self.services.metrics.reloads[ReloadResult::Done].increment(1);
                 let certificate = if certificate { "new" } else { "same" };
                 tracing::info!(certificate, token_keys = self.services.verifier.keys(), "reloaded");
-                Ok(())
+                Ok(judge(&self.services, &state.chain))
             }
             Err(error) => {
                 self.services.metrics.reloads[ReloadResult::Refused].increment(1);
@@ -163,7 +164,6 @@ impl Reload {
             // Connections of before may stay for weeks, and would keep all that their certificate had.
             state.tickets.iter().for_each(|tickets| tickets.clear());
             state.tickets = tickets;
-            note_expiry(&self.services, &credentials.chain);
             state.chain = credentials.chain;
         }
         self.services.verifier.replace(credentials.verifier);
@@ -187,15 +187,20 @@ fn uncounted_tickets(connections: usize) -> Arc<Tickets> {
     Arc::new(Tickets::new(connections, || ()))
 }
 
-fn note_expiry(services: &Services, chain: &[CertificateDer<'_>]) {
-    if let Some(facts) = chain.first().and_then(CertificateFacts::read) {
-        services.metrics.certificate_expires.set(facts.not_after as f64);
-        let now = Now::system().unix_ms / 1000;
-        if !(facts.not_before..=facts.not_after).contains(&now) {
-            let (valid_from, valid_until) = (facts.not_before, facts.not_after);
-            tracing::warn!(valid_from, valid_until, "the certificate is not valid now: no client trusts it");
+/// Notes until when the certificate in use is valid, with those of its chain, and logs why clients will refuse it.
+fn judge(services: &Services, chain: &[CertificateDer<'_>]) -> Vec<String> {
+    let faults = match ChainFacts::read(chain) {
+        Ok(facts) => {
+            services.metrics.certificate_expires.set(facts.not_after as f64);
+            facts.faults(Now::system().unix_ms / 1000)
         }
-    }
+        Err(fault) => vec![fault],
+    };
+    let tell = |fault: auth::ChainFault| {
+        tracing::warn!(%fault, advice = fault.advice(), "clients will refuse the certificate");
+        format!("{fault}: {}", fault.advice())
+    };
+    faults.into_iter().map(tell).collect()
 }
 
 /// A digest of everything that is read from files. A file that cannot be read counts as empty; the error is reported when the

@@ -276,6 +276,28 @@ async fn a_certificate_that_is_renewed_during_the_start_is_found() {
     assert!(server.ended().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_tells_that_clients_will_refuse_what_it_took_up() {
+    let folder = scratch();
+    let (data, made) = (folder.path().join("data"), dev::certificates(folder.path(), &[]).unwrap());
+    let [certificate, key] = [&made.certificate, &made.key].map(|file| file.to_str().unwrap());
+    let mut server = Process::start(&data, &[("BIMIP_TLS__CERTIFICATE", certificate), ("BIMIP_TLS__KEY", key)]).await;
+    let told = bimip(&data, &["reload"]).await.unwrap();
+    assert!(!told.contains("refuse"), "{told}");
+
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    fs::write(&made.key, pair.serialize_pem()).unwrap();
+    fs::write(&made.certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+    let told = bimip(&data, &["reload"]).await.unwrap();
+    assert!(told.contains("clients will refuse the certificate: it ran out "), "{told}");
+    server.signal(libc::SIGTERM);
+    assert!(server.ended().await.success());
+    let log = server.log();
+    assert!(log.contains("clients will refuse the certificate") && log.contains("certificate=\"new\""), "{log}");
+}
+
 /// A new signing key and its public key, in a folder with this name.
 fn token_key(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     let files = dev::ensure(&folder.join(name), &[]).unwrap();

@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::finding::{Finding, Report, of_files, of_folder};
 use crate::auth::dev::DevFiles;
-use crate::auth::{AuthError, CertificateFacts, Verifier, lb_key, load_tls};
+use crate::auth::{AuthError, CertificateFacts, ChainFacts, Verifier, lb_key, load_tls};
 use crate::cli::limits::{
     CERTIFICATE_WARN_BEFORE, DISK_FAIL_BYTES, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES,
 };
@@ -31,9 +31,17 @@ const DATA: &str = "data";
 const TRACES: &str = "traces";
 const DISK: &str = "disk";
 
+/// How a finding counts that keeps no server from starting.
+pub(in crate::cli) type Served = fn(Finding) -> Finding;
+
 /// Checks certificate, token keys and the balancer's key as the server would read them. Makes no files, even with
 /// `dev`.
-pub(in crate::cli) fn credentials(config: &Config, names: &[String], report: &mut Report) -> io::Result<()> {
+pub(in crate::cli) fn credentials(
+    config: &Config,
+    names: &[String],
+    served: Served,
+    report: &mut Report,
+) -> io::Result<()> {
     let dev = config.dev.then(|| DevFiles::in_data_dir(&config.data_dir));
     let pair = match (&config.tls.certificate, &config.tls.key, &dev) {
         (Some(certificate), Some(key), _) => Some((certificate.clone(), key.clone())),
@@ -47,7 +55,10 @@ pub(in crate::cli) fn credentials(config: &Config, names: &[String], report: &mu
             let (dev, names) = (config.dev, names.to_vec());
             let look = move || match dev && !certificate.exists() {
                 true => vec![Finding::ok(CERTIFICATE, "none yet: the first start with dev makes one")],
-                false => certificate_findings(dev, &certificate, &key, &ca, names),
+                false => match load_tls(&certificate, &key) {
+                    Ok((chain, _)) => chain_findings(dev, &chain, &ca, names).into_iter().map(served).collect(),
+                    Err(error) => vec![refused(CERTIFICATE, &error)],
+                },
             };
             of_files(CERTIFICATE, &files, look).unwrap_or_else(|hangs| vec![hangs])
         }
@@ -77,61 +88,41 @@ fn refused(check: &'static str, error: &AuthError) -> Finding {
     Finding::fail(check, error.to_string(), "the server does not start, or does not reload, until this is right")
 }
 
-fn certificate_findings(dev: bool, certificate: &Path, key: &Path, ca: &Path, mut names: Vec<String>) -> Vec<Finding> {
-    let chain = match load_tls(certificate, key) {
-        Ok((chain, _)) => chain,
-        Err(error) => return vec![refused(CERTIFICATE, &error)],
+fn chain_findings(dev: bool, chain: &[CertificateDer<'_>], ca: &Path, mut names: Vec<String>) -> Vec<Finding> {
+    let facts = match ChainFacts::read(chain) {
+        Ok(facts) => facts,
+        Err(fault) => return vec![Finding::fail(CERTIFICATE, fault.to_string(), fault.advice())],
     };
-    let Some(facts) = chain.first().and_then(CertificateFacts::read) else {
-        let found = format!("{} cannot be understood", certificate.display());
-        return vec![Finding::fail(CERTIFICATE, found, "have it issued anew, as X.509 version 3")];
-    };
-    let now = Now::system().unix_ms / 1000;
-    let mut findings = vec![validity(&facts, now)];
-    findings.push(issued(&chain, &facts));
+    let mut findings = validity(&facts, Now::system().unix_ms / 1000);
     if ca.exists() {
         names.extend(dev.then(|| "localhost".to_owned()));
-        findings.extend(names.iter().map(|name| trusted(&chain, ca, name)));
+        findings.extend(names.iter().map(|name| trusted(chain, ca, name)));
     } else {
-        findings.extend(names.iter().map(|name| named(&facts, name)));
+        findings.extend(names.iter().map(|name| named(&facts.certificates[0], name)));
     }
     findings
 }
 
-fn validity(facts: &CertificateFacts, now: i64) -> Finding {
-    let renew = "renew it; the running server takes it up by itself";
-    let left = facts.not_after - now;
-    let names = facts.names.join(", ");
-    let days = left / (24 * 3600);
-    if facts.not_before > now {
-        return Finding::fail(CERTIFICATE, "it is not valid yet", "set the clock, or have it issued anew");
+/// What is wrong with the chain by itself; if nothing is, how long it is valid, and what it consists of.
+fn validity(facts: &ChainFacts, now: i64) -> Vec<Finding> {
+    let faults = facts.faults(now);
+    if !faults.is_empty() {
+        return faults.iter().map(|fault| Finding::fail(CERTIFICATE, fault.to_string(), fault.advice())).collect();
     }
-    match u64::try_from(left) {
-        Err(_) => Finding::fail(CERTIFICATE, format!("it ran out {} days ago", -days), renew),
-        Ok(_) if facts.names.is_empty() => Finding::fail(
-            CERTIFICATE,
-            "it is for no name",
-            "clients look at subjectAltName alone: have it issued with the names that they dial",
-        ),
-        Ok(left) if Duration::from_secs(left) < CERTIFICATE_WARN_BEFORE => {
-            Finding::warn(CERTIFICATE, format!("{days} days left, for {names}"), renew)
-        }
-        Ok(_) => Finding::ok(CERTIFICATE, format!("{days} days left, for {names}")),
-    }
-}
-
-/// Checks that each certificate of the chain was issued by the next one.
-fn issued(chain: &[CertificateDer<'_>], first: &CertificateFacts) -> Finding {
-    let facts: Option<Vec<_>> = chain.iter().map(CertificateFacts::read).collect();
-    let in_order = facts.is_some_and(|facts| facts.windows(2).all(|pair| pair[0].issuer == pair[1].subject));
-    let whole = "put the server's certificate first, and then each one's issuer, without the root (fullchain.pem)";
-    match chain.len() {
-        _ if !in_order => Finding::fail(CERTIFICATE, "the chain is not in order", whole),
+    let (first, left) = (&facts.certificates[0], facts.not_after - now);
+    let left_for = format!("{} days left, for {}", left / (24 * 3600), first.names.join(", "));
+    let soon = u64::try_from(left).is_ok_and(|left| Duration::from_secs(left) < CERTIFICATE_WARN_BEFORE);
+    let lasts = match soon {
+        true => Finding::warn(CERTIFICATE, left_for, "renew it; the running server takes it up by itself"),
+        false => Finding::ok(CERTIFICATE, left_for),
+    };
+    let consists_of = match facts.certificates.len() {
         1 if first.issuer != first.subject => {
-            Finding::ok(CERTIFICATE, format!("alone in its file: clients must know its issuer, {}", first.issuer))
+            format!("alone in its file: clients must know its issuer, {}", first.issuer)
         }
-        length => Finding::ok(CERTIFICATE, format!("a chain of {length}, in order")),
-    }
+        length => format!("a chain of {length}, in order"),
+    };
+    vec![lasts, Finding::ok(CERTIFICATE, consists_of)]
 }
 
 /// Checks that a client that trusts the authority accepts the chain for this name.
@@ -188,26 +179,28 @@ pub(in crate::cli) fn answers(config: &Config, report: &mut Report) -> io::Resul
 }
 
 /// Checks that the data directory can be written, and that only its owner can read it.
-pub(in crate::cli) fn data(config: &Config) -> Finding {
+pub(in crate::cli) fn data(config: &Config, served: Served) -> Finding {
     let data_dir = config.data_dir.clone();
     let look = move || {
         let folder = nearest(&data_dir);
         match syncs(&folder, 1) {
             Ok(_) if folder == data_dir => access(&folder),
             Ok(_) => Finding::ok(DATA, format!("{} will be made in {}", data_dir.display(), folder.display())),
-            Err(error) => unwritable(&folder, &error),
+            Err(error) => unwritable(&folder, &error, served),
         }
     };
     of_folder(DATA, "whether it can be written", &config.data_dir, look).unwrap_or_else(|hangs| hangs)
 }
 
-fn unwritable(folder: &Path, error: &io::Error) -> Finding {
-    let advice = match error.kind() {
-        // A server would start, but stop writing for good at its first message.
-        io::ErrorKind::StorageFull => "the disk is full to the last byte: make room",
-        _ => "give it to the user that the server runs as, and run this as that user",
-    };
-    Finding::fail(DATA, format!("{} cannot be written: {error}", folder.display()), advice)
+fn unwritable(folder: &Path, error: &io::Error, served: Served) -> Finding {
+    let found = format!("{} cannot be written: {error}", folder.display());
+    match error.kind() {
+        // A server may start, but it takes no messages.
+        io::ErrorKind::StorageFull => {
+            served(Finding::fail(DATA, found, "the disk is full to the last byte: make room"))
+        }
+        _ => Finding::fail(DATA, found, "give it to the user that the server runs as, and run this as that user"),
+    }
 }
 
 /// Checks that the folder for traces can be used, if one is configured.
@@ -319,18 +312,24 @@ fn syncs(folder: &Path, times: usize) -> io::Result<Vec<Duration>> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::identity;
+
     use super::*;
     use crate::auth::dev;
     use crate::cli::doctor::finding::Grade;
 
     #[test]
     fn a_certificate_is_graded_by_what_is_left_of_it() {
-        let facts = |not_before, not_after| CertificateFacts {
+        let facts = |not_before, not_after| ChainFacts {
             not_before,
             not_after,
-            names: vec!["chat.example.org".to_owned()],
-            subject: String::new(),
-            issuer: String::new(),
+            certificates: vec![CertificateFacts {
+                not_before,
+                not_after,
+                names: vec!["chat.example.org".to_owned()],
+                subject: String::new(),
+                issuer: String::new(),
+            }],
         };
         const DAY: i64 = 24 * 3600;
         for (not_before, not_after, grade) in [
@@ -340,11 +339,12 @@ mod tests {
             (0, -1, Grade::Fail),
             (1, 90 * DAY, Grade::Fail),
         ] {
-            assert_eq!(validity(&facts(not_before, not_after), 0).grade, grade, "{not_before} {not_after}");
+            assert_eq!(validity(&facts(not_before, not_after), 0)[0].grade, grade, "{not_before} {not_after}");
         }
         for left in [90, 5] {
-            let none = CertificateFacts { names: Vec::new(), ..facts(0, left * DAY) };
-            let found = validity(&none, 0);
+            let mut none = facts(0, left * DAY);
+            none.certificates[0].names.clear();
+            let found = &validity(&none, 0)[0];
             assert_eq!((found.grade, found.found.as_str()), (Grade::Fail, "it is for no name"), "{left} days left");
         }
         assert!(covers("*.example.org", "chat.example.org") && !covers("*.example.org", "a.chat.example.org"));
@@ -357,7 +357,7 @@ mod tests {
         let mut config = Config { data_dir: folder.path().to_owned(), dev: true, ..Config::default() };
         let findings = |config: &Config, names: &[String]| {
             let mut report = Report::new(true);
-            credentials(config, names, &mut report).unwrap();
+            credentials(config, names, identity, &mut report).unwrap();
             report.findings
         };
         let grades = |config: &Config, names: &[&str]| {
@@ -386,21 +386,27 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_is_told_with_what_helps() {
-        let advice = |kind: io::ErrorKind| unwritable(Path::new("data"), &kind.into()).advice.unwrap();
-        assert!(advice(io::ErrorKind::StorageFull).contains("make room"));
-        assert!(advice(io::ErrorKind::PermissionDenied).contains("give it to the user"));
+        let found = |kind: io::ErrorKind, served| unwritable(Path::new("data"), &kind.into(), served);
+        for (kind, advice, at_start) in [
+            (io::ErrorKind::StorageFull, "make room", Grade::Warn),
+            (io::ErrorKind::PermissionDenied, "give it to the user", Grade::Fail),
+        ] {
+            let judged = found(kind, identity);
+            assert!(judged.grade == Grade::Fail && judged.advice.unwrap().contains(advice), "{kind}");
+            assert_eq!(found(kind, Finding::at_most_warn).grade, at_start, "{kind}");
+        }
     }
 
     #[test]
     fn a_folder_that_is_not_there_yet_is_looked_for_where_it_will_be() {
         let folder = tempfile::tempdir().unwrap();
         let config = Config { data_dir: folder.path().join("a/b"), ..Config::default() };
-        assert_eq!(data(&config).grade, Grade::Ok);
+        assert_eq!(data(&config, identity).grade, Grade::Ok);
         assert!(disk(&config).is_some());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert_eq!(nearest(Path::new("no-such-folder-here")), Path::new("."));
         fs::write(folder.path().join("a"), "").unwrap();
-        assert_eq!(data(&config).grade, Grade::Fail, "a file is in its way");
+        assert_eq!(data(&config, identity).grade, Grade::Fail, "a file is in its way");
         fs::remove_file(folder.path().join("a")).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(access(folder.path()).grade, Grade::Warn);

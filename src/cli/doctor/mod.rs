@@ -5,6 +5,7 @@ pub(super) mod finding;
 mod machine;
 pub(super) mod network;
 
+use std::convert::identity;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -73,9 +74,9 @@ impl Args {
             // It runs with what it made itself.
             config.dev |= running.as_ref().is_some_and(|status| status.dev);
             report.add(running.as_ref().map(ready))?;
-            files::credentials(&config, name.as_slice(), &mut report)?;
+            files::credentials(&config, name.as_slice(), identity, &mut report)?;
             if answers {
-                report.add([files::data(&config)])?;
+                report.add([files::data(&config, identity)])?;
                 report.add(files::space(&config))?;
                 report.add(files::disk(&config))?;
                 report.add([machine::clock(&config)])?;

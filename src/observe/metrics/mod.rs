@@ -162,7 +162,7 @@ metrics! {
     build_info: Family<Gauge, ThisVersion>, Gauge, "bimip_build_info",
         "Version of the server; always 1.";
     certificate_expires: Family<Reading, ()>, Gauge, "bimip_certificate_expires_timestamp_seconds",
-        "When the certificate in use runs out, Unix time.";
+        "When the certificate in use, or another of its chain, runs out, Unix time.";
     reloads: Family<Counter, ReloadResult>, Counter, "bimip_reloads_total",
         "Times that certificate and token keys were taken up anew, or stayed for an error.";
     reload_pending: Family<Reading, ()>, Gauge, "bimip_reload_pending",
