@@ -8,6 +8,6 @@ pub use log::{LogFormat, Logging, end_log, log_filter, log_lines_dropped, set_lo
 pub use metrics::{
     Buckets, CacheKind, CacheResult, CloseReason, ContentKind, DECLARED, Declared, DeliveryKind, Direction, Family,
     Label, Labels, LimitKind, MetricType, Metrics, MigrationKind, OpenResult, PayloadName, PresenceResult, QueueKind,
-    Reading, RefusedFor, ReloadResult, Snapshot, SparseFamily, ThisVersion, TraceResult,
+    Reading, RefusedFor, ReloadResult, RetentionResult, Snapshot, SparseFamily, ThisVersion, TraceResult,
     TransportKind, ZeroRttResult,
 };

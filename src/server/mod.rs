@@ -349,7 +349,7 @@ fn store_dir(config: &Config) -> PathBuf {
 /// blocking thread.
 async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> Result<Arc<Embedded>, StartError> {
     let directory = store_dir(config);
-    let commits = metrics.clone();
+    let (commits, retention) = (metrics.clone(), metrics.clone());
     let options = Options {
         cache_bytes: config.store.cache_bytes,
         on_commit: Box::new(move |commit| {
@@ -360,6 +360,10 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
             if commit.messages > 0 {
                 commits.commit_messages.record(commit.messages as f64);
             }
+        }),
+        on_trimmed: Box::new(move |trimmed| {
+            retention.trimmed_entries.increment(trimmed.entries);
+            retention.trimmed_messages.increment(trimmed.messages);
         }),
         ..Options::default()
     };

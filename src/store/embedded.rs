@@ -40,10 +40,15 @@ pub struct Commit {
 /// Called for each durable commit on the writer's thread. It must not block.
 pub type OnCommit = Box<dyn Fn(Commit) + Send>;
 
+/// Called for what the retention has deleted, as it goes on. It must not block.
+pub type OnTrimmed = Box<dyn Fn(Trimmed) + Send + Sync>;
+
 /// Options of an embedded store.
 pub struct Options {
     /// Called for each durable commit, for metrics.
     pub on_commit: OnCommit,
+    /// Called for each part of a retention pass, for metrics.
+    pub on_trimmed: OnTrimmed,
     /// Size of the engine's cache of blocks read from disk, in bytes.
     pub cache_bytes: u64,
     /// How long a call waits for a place in the writer's queue.
@@ -54,6 +59,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             on_commit: Box::new(unobserved),
+            on_trimmed: Box::new(|_| ()),
             cache_bytes: limits::STORE_CACHE_BYTES,
             queue_wait: limits::STORE_QUEUE_WAIT,
         }
@@ -73,6 +79,7 @@ pub struct Embedded {
     readers: Arc<Semaphore>,
     /// The message key up to which the retention has come in this process.
     swept: Mutex<Key>,
+    on_trimmed: OnTrimmed,
     /// Its sender is dropped when the writer has ended.
     ended: watch::Receiver<()>,
 }
@@ -129,6 +136,7 @@ impl Embedded {
             tally,
             readers,
             swept: Mutex::default(),
+            on_trimmed: options.on_trimmed,
             ended,
         })
     }
@@ -139,6 +147,29 @@ impl Embedded {
         self.jobs.push(turn, Job { op, reply: ReplyTo::Caller(reply) }, self.queue_wait).await?;
         // The writer drops a reply only when it ends.
         outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Deletes what the retention has found, and returns what that was. Nobody waits for it, so while the queue is full it waits for
+    /// a place.
+    async fn delete(&self, op: Op) -> Result<Trimmed, StoreError> {
+        let mut deleted = Trimmed::default();
+        match &op {
+            Op::TrimLog { from, rows, .. } => {
+                deleted.entries = rows.last().map_or(0, |up_to| up_to.get() + 1 - from.get());
+            }
+            Op::TrimChat { gone, .. } => deleted.messages = gone.len() as u64,
+            _ => {}
+        }
+        let place = loop {
+            match self.jobs.place(self.queue_wait).await {
+                Err(StoreError::Overloaded) => tokio::time::sleep(limits::TRIM_PAUSE).await,
+                place => break place?,
+            }
+        };
+        let (reply, outcome) = oneshot::channel();
+        self.jobs.put(place, None, Job { op, reply: ReplyTo::Caller(reply) })?;
+        outcome.await.map_err(|_| StoreError::Closed)??;
+        Ok(deleted)
     }
 
     fn put(
@@ -298,22 +329,18 @@ impl Store for Embedded {
             let (after, ops) = self.read(move |view| pass.step(view).map(|ops| (pass, ops))).await?;
             pass = after;
             let Some(ops) = ops else { break };
-            for op in &ops {
-                match op {
-                    Op::TrimLog { from, rows, .. } => {
-                        trimmed.entries += rows.last().map_or(0, |up_to| up_to.get() + 1 - from.get());
-                    }
-                    Op::TrimChat { gone, .. } => trimmed.messages += gone.len() as u64,
-                    _ => {}
-                }
-            }
             // Some together, so that they share commits; more would keep the server's other operations from their turn.
-            let mut ops = ops.into_iter().map(|op| self.write(None, op)).peekable();
+            let mut ops = ops.into_iter().map(|op| self.delete(op)).peekable();
             while ops.peek().is_some() {
-                try_join_all(ops.by_ref().take(limits::STORE_TURN_MAX)).await?;
+                for deleted in try_join_all(ops.by_ref().take(limits::STORE_TURN_MAX)).await? {
+                    (self.on_trimmed)(deleted);
+                    trimmed.entries += deleted.entries;
+                    trimmed.messages += deleted.messages;
+                }
             }
             tokio::time::sleep(limits::TRIM_PAUSE).await;
         }
+        trimmed.unreadable = pass.unreadable();
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = pass.swept();
         Ok(trimmed)
     }

@@ -49,7 +49,7 @@ pub(crate) use {
 
 pub use archive::{ArchiveError, Archived, archive, restore, verify};
 pub use audit::Audited;
-pub use embedded::{Commit, Embedded, OnCommit, Options};
+pub use embedded::{Commit, Embedded, OnCommit, OnTrimmed, Options};
 pub(crate) use figures::Counted;
 pub use figures::{Figures, Lookups, Size};
 pub use inbox::{Answer, Inbox, Promise, Unplaced, Write};
@@ -277,10 +277,11 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes what the retention does not keep; `now_ms` is Unix milliseconds. Works in small steps with pauses, so
     /// that other operations can run in between; the next call finishes a pass that was interrupted. Sequences and
     /// versions are never used again. Messages that wait for their release stay, and so do messages whose
-    /// `message_id_local` must still be remembered.
+    /// `message_id_local` must still be remembered. A log, message or revocation that cannot be read is passed over. While
+    /// the queue has no place, it waits.
     ///
     /// # Errors
-    /// The common failures only.
+    /// [`StoreError::Closed`] and [`StoreError::Engine`] only.
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError>;
 
     /// The chat's newest version, zero if it has none.

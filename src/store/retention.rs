@@ -3,7 +3,8 @@
 //!
 //! A pass reads views beside the writer, and hands the writer lists of rows to delete. Each list is bounded, so that
 //! commits stay short. A listed row cannot be referred to again: trimmed entries stay trimmed, and messages that wait
-//! for their release are left out. An interrupted pass is started again.
+//! for their release are left out. An interrupted pass is started again. What cannot be read is passed over: one damaged row would
+//! otherwise let everything behind it grow without end.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -38,6 +39,8 @@ pub(crate) struct Pass {
     /// Key below which messages are old enough that their `message_id_local` need not be remembered. Each of them
     /// becomes a candidate once for that, and again when one of its entries is trimmed.
     swept: Key,
+    /// Number of logs, messages and revocations that could not be read.
+    unreadable: u64,
 }
 
 enum Stage {
@@ -60,6 +63,7 @@ impl Pass {
             stage: Stage::Logs(Key::new()),
             candidates: VecDeque::new(),
             swept,
+            unreadable: 0,
         }
     }
 
@@ -82,6 +86,19 @@ impl Pass {
         }
     }
 
+    /// Number of logs, messages and revocations that were passed over.
+    pub(crate) fn unreadable(&self) -> u64 {
+        self.unreadable
+    }
+
+    /// The first one is logged with its reason: thousands may lie in the same damaged block.
+    fn pass_over(&mut self, error: &StoreError) {
+        if self.unreadable == 0 {
+            tracing::error!(%error, "the retention passes over what it cannot read");
+        }
+        self.unreadable += 1;
+    }
+
     /// The message key from which the next pass continues.
     pub(crate) fn swept(self) -> Key {
         self.swept
@@ -97,25 +114,49 @@ impl Pass {
                 self.stage = Stage::Messages;
                 return Ok(ops);
             };
-            let user = key::user_of(first).map_err(|why| corrupt(Space::Logs, first, why))?;
-            from = key::all_of(&user).to;
             looked_at += 1;
-            let surplus = self.surplus(view, &user)?;
-            if self.goes(surplus, first, oldest)?.is_some() {
-                let (op, rows) = self.log(view, user, surplus)?;
-                looked_at += rows;
-                // This log may have more rows to trim.
-                if rows == limits::TRIM_ROWS
-                    && let Some(Op::TrimLog { user, rows, .. }) = &op
-                    && let Some(up_to) = rows.last()
-                {
-                    from = key::entries(user, *up_to).from;
+            let user = match key::user_of(first) {
+                Ok(user) => user,
+                Err(why) => {
+                    self.pass_over(&corrupt(Space::Logs, first, why));
+                    from = key::following(key::all(), first).from;
+                    continue;
                 }
-                ops.extend(op);
+            };
+            from = key::all_of(&user).to;
+            let (op, rows) = match self.oldest_of(view, user, (first, oldest)) {
+                Ok(found) => found,
+                Err(error) => {
+                    self.pass_over(&error);
+                    continue;
+                }
+            };
+            looked_at += rows;
+            // This log may have more rows to trim.
+            if rows == limits::TRIM_ROWS
+                && let Some(Op::TrimLog { user, rows, .. }) = &op
+                && let Some(up_to) = rows.last()
+            {
+                from = key::entries(user, *up_to).from;
             }
+            ops.extend(op);
         }
         self.stage = Stage::Logs(from);
         Ok(ops)
+    }
+
+    /// Trims a page of a log, given its oldest row, if that row may be deleted. Also returns how many rows it has examined.
+    fn oldest_of(
+        &mut self,
+        view: &dyn View,
+        user: Eid,
+        (key, value): (&[u8], &[u8]),
+    ) -> Result<(Option<Op>, usize), StoreError> {
+        let surplus = self.surplus(view, &user)?;
+        match self.goes(surplus, key, value)? {
+            Some(_) => self.log(view, user, surplus),
+            None => Ok((None, 0)),
+        }
     }
 
     /// The sequence up to which a log exceeds its maximum number of entries.
@@ -146,7 +187,15 @@ impl Pass {
         let page = view.range(Space::Logs, &key::entries(&user, trimmed), Order::Ascending, limits::TRIM_ROWS)?;
         let mut rows = Vec::new();
         'rows: for (key, value) in &page {
-            let Some((last, entries)) = self.goes(surplus, key, value)? else { break };
+            let (last, entries) = match self.goes(surplus, key, value) {
+                Ok(Some(goes)) => goes,
+                Ok(None) => break,
+                // What is before it goes all the same.
+                Err(error) => {
+                    self.pass_over(&error);
+                    break;
+                }
+            };
             let mut messages = Vec::new();
             for entry in entries.iter().filter(|entry| !entry.message.is_empty()) {
                 let id = record::message_id(&entry.message).map_err(|why| corrupt(Space::Logs, key, why))?;
@@ -172,7 +221,10 @@ impl Pass {
             Some((last, _)) => self.swept = key::following(key::all(), last).from,
         }
         for (key, _) in &rows {
-            self.candidates.push_back(record::message_id(key).map_err(|why| corrupt(Space::Messages, key, why))?);
+            match record::message_id(key) {
+                Ok(id) => self.candidates.push_back(id),
+                Err(why) => self.pass_over(&corrupt(Space::Messages, key, why)),
+            }
         }
         Ok(Vec::new())
     }
@@ -187,8 +239,10 @@ impl Pass {
         };
         let mut rows = Vec::new();
         for (key, value) in page {
-            if record::decode::<RevocationRecord>(&key, &value)?.expires_at <= self.now_ms {
-                rows.push(Key::from_slice(&key));
+            match record::decode::<RevocationRecord>(&key, &value) {
+                Ok(revocation) if revocation.expires_at <= self.now_ms => rows.push(Key::from_slice(&key)),
+                Ok(_) => {}
+                Err(error) => self.pass_over(&error),
             }
         }
         let op = (!rows.is_empty()).then_some(Op::DropRevocations { rows, expired_at: self.now_ms });
@@ -200,11 +254,13 @@ impl Pass {
         let mut chats: BTreeMap<ChatId, (Version, MessageId)> = BTreeMap::new();
         let some = self.candidates.len().min(limits::TRIM_ROWS);
         for id in self.candidates.drain(..some).collect::<Vec<_>>() {
-            if let Some(message) = record::message(view, id)?
-                && self.is_past(view, &message)?
-            {
-                let newest = chats.entry(message.chat).or_insert((message.version, id));
-                *newest = (message.version, id).max(*newest);
+            match self.past(view, id) {
+                Ok(Some(message)) => {
+                    let newest = chats.entry(message.chat).or_insert((message.version, id));
+                    *newest = (message.version, id).max(*newest);
+                }
+                Ok(None) => {}
+                Err(error) => self.pass_over(&error),
             }
         }
         let (mut ops, mut room) = (Vec::new(), limits::TRIM_ROWS);
@@ -213,7 +269,13 @@ impl Pass {
                 self.candidates.push_back(id);
                 continue;
             }
-            let (op, rows) = self.chat(view, chat, version, room)?;
+            let (op, rows) = match self.chat(view, chat, version, room) {
+                Ok(found) => found,
+                Err(error) => {
+                    self.pass_over(&error);
+                    continue;
+                }
+            };
             room -= rows;
             // The chat may have more to delete than a step takes. If nothing was deleted, nothing more will be in this
             // pass: an earlier message holds back the rest, such as one from when the clock was ahead.
@@ -255,6 +317,12 @@ impl Pass {
         Ok((op, rows.len()))
     }
 
+    /// The message of this id if it is there and may be deleted.
+    fn past(&self, view: &dyn View, id: MessageId) -> Result<Option<Message>, StoreError> {
+        let Some(message) = record::message(view, id)? else { return Ok(None) };
+        Ok(self.is_past(view, &message)?.then_some(message))
+    }
+
     /// Whether no log refers to a message, and its `message_id_local` need not be remembered any longer.
     fn is_past(&self, view: &dyn View, message: &Message) -> Result<bool, StoreError> {
         if message.received_at >= self.locals_from_ms || is_pending(view, message.id)? {
@@ -276,4 +344,71 @@ impl Pass {
 
 fn is_pending(view: &dyn View, id: MessageId) -> Result<bool, StoreError> {
     Ok(record::read::<PendingRecord>(view, &key::message(id))?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::kv::{Kv, Slice};
+    use crate::store::testing::{Gate, Nobody, eid, take_places, text};
+    use crate::store::{Embedded, Memory, Options, Store, Trimmed};
+
+    const ALL: Retention = Retention { older_than_ms: 100, entries_max_per_user: u64::MAX };
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_read_keeps_no_other_from_being_trimmed() {
+        let (memory, counted) = (Memory::new(), Arc::new(Mutex::new(0)));
+        let on_trimmed = {
+            let counted = counted.clone();
+            Box::new(move |trimmed: Trimmed| *counted.lock().unwrap() += trimmed.entries)
+        };
+        let options = Options { on_trimmed, ..Options::default() };
+        let store = Embedded::open_memory(memory.clone(), options, Arc::new(Nobody)).unwrap();
+        for (number, recipient) in (1..).zip(["bob", "bob", "carol"]) {
+            store.accept(text("alice", recipient, number), true).await.unwrap();
+        }
+        let row = |user: &str, sequence| Slice::new(&key::log(&eid(user), Sequence::from(sequence)));
+        let damage = |row: Slice| memory.commit(vec![(Space::Logs, row, Some(vec![0xff, 0xff].into()))]).unwrap();
+        // The second row of bob's log, and a row whose key names no user.
+        damage(row("bob", 2));
+        damage(Slice::new(&[0]));
+        let trimmed = store.trim(ALL, 100).await.unwrap();
+        assert_eq!(trimmed, Trimmed { entries: 3 + 1 + 1, messages: 0, unreadable: 2 });
+        assert!(store.read_log(&eid("carol"), Sequence::ZERO, 9).await.unwrap().is_empty());
+        // Now it is the oldest.
+        assert_eq!(store.trim(ALL, 100).await.unwrap(), Trimmed { unreadable: 2, ..Trimmed::default() });
+        assert_eq!(*counted.lock().unwrap(), 5, "as it went");
+    }
+
+    #[tokio::test]
+    async fn a_pass_waits_for_a_store_that_has_no_place() {
+        let (gate, go_on) = Gate::new();
+        let options = Options { queue_wait: Duration::ZERO, ..Options::default() };
+        let store = Arc::new(Embedded::open_memory(Memory::new(), options, gate.clone()).unwrap());
+        let accept = |number| {
+            let store = store.clone();
+            tokio::spawn(async move { store.accept(text("alice", "bob", number), true).await })
+        };
+        let first = accept(1);
+        gate.reached().await;
+        // Each entry is one turn of the gate.
+        go_on.send(()).unwrap();
+        gate.reached().await;
+        go_on.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        let second = accept(2);
+        gate.reached().await;
+        // The writer is blocked, and everybody else is refused.
+        take_places(&store, limits::STORE_QUEUE_MAX);
+        assert_eq!(store.check().await.unwrap_err(), StoreError::Overloaded);
+        let mut trimming = Box::pin(store.trim(ALL, 100));
+        let waited = tokio::time::timeout(3 * limits::TRIM_PAUSE, &mut trimming).await;
+        assert!(waited.is_err(), "{waited:?}");
+        drop(go_on);
+        second.await.unwrap().unwrap();
+        assert_eq!(trimming.await.unwrap().entries, 4, "of both messages in both logs");
+    }
 }

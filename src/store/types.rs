@@ -228,6 +228,8 @@ pub struct Trimmed {
     pub entries: u64,
     /// Number of messages that no log referred to any more.
     pub messages: u64,
+    /// Number of logs, messages and revocations that were passed over because they cannot be read.
+    pub unreadable: u64,
 }
 
 /// A device's cursor, with the bounds of its user's log.

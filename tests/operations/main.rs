@@ -13,4 +13,5 @@ mod keys;
 mod log;
 mod packaging;
 mod reload;
+mod retention;
 mod start;

@@ -98,6 +98,8 @@ labels! {
     RefusedFor "reason" { Load = "load", Address = "address" }
     /// The result of reading certificate and token keys again.
     ReloadResult "result" { Done = "done", Refused = "refused", Late = "late" }
+    /// How a pass of the retention ended: done; partial, having passed over what it could not read; or failed.
+    RetentionResult "result" { Done = "done", Partial = "partial", Failed = "failed" }
     /// The result of tracing a connection.
     TraceResult "result" { Begun = "begun", Refused = "refused", Cut = "cut" }
     /// The result of a sign-in.

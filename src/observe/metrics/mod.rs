@@ -11,8 +11,8 @@ mod snapshot;
 pub use family::{Declared, Family, MetricType, Reading, SparseFamily};
 pub use labels::{
     CacheKind, CacheResult, CloseReason, ContentKind, DeliveryKind, Direction, Label, Labels, LimitKind, MigrationKind,
-    OpenResult, PayloadName, PresenceResult, QueueKind, RefusedFor, ReloadResult, ThisVersion, TraceResult, TransportKind,
-    ZeroRttResult,
+    OpenResult, PayloadName, PresenceResult, QueueKind, RefusedFor, ReloadResult, RetentionResult, ThisVersion,
+    TraceResult, TransportKind, ZeroRttResult,
 };
 pub use snapshot::{Buckets, Snapshot};
 
@@ -129,6 +129,8 @@ metrics! {
         "Log entries that the retention deleted.";
     trimmed_messages: Family<Counter, ()>, Counter, "bimip_retention_messages_total",
         "Messages that the retention deleted with their last entry.";
+    retention_passes: Family<Counter, RetentionResult>, Counter, "bimip_retention_passes_total",
+        "Passes of the retention over the store, by how they ended.";
     store_disk: Family<Reading, ()>, Gauge, "bimip_store_disk_bytes",
         "Length of the store's files, its journal included.";
     store_journal: Family<Reading, ()>, Gauge, "bimip_store_journal_bytes",
