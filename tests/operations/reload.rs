@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::control::bimip;
 use super::start::make_pipe;
-use crate::common::{Door, Process, TestServer, now_s, scratch, sign, within_bound};
+use crate::common::{Door, Process, TestServer, metric, now_s, scratch, sign, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -197,23 +197,25 @@ async fn a_renewed_certificate_is_looked_at_by_who_resumes_too_and_sessions_go_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_fail_for_a_certificate_of_another_authority_are_counted() {
-    let server = TestServer::start().await;
-    let (ours, elsewhere) = (server.files(), scratch());
-    let foreign = dev::certificates(elsewhere.path(), &[]).unwrap();
-    put(&foreign.key, &ours.key);
-    put(&foreign.certificate, &ours.certificate);
-    assert!(server.reload().await, "the server cannot know whom clients trust");
+    let folder = scratch();
+    let [ours, theirs] = ["ours", "theirs"].map(|name| dev::certificates(&folder.path().join(name), &[]).unwrap());
+    let [certificate, key] = [&ours.certificate, &ours.key].map(|file| file.to_str().unwrap());
+    let data = folder.path().join("data");
+    let server = Process::start(&data, &[("BIMIP_TLS__CERTIFICATE", certificate), ("BIMIP_TLS__KEY", key)]).await;
+    put(&theirs.key, &ours.key);
+    put(&theirs.certificate, &ours.certificate);
+    bimip(&data, &["reload"]).await.expect("the server cannot know whom clients trust");
 
-    let quic = Quic::new(&ours.ca, server.quic_address());
+    let quic = Quic::new(&ours.ca, server.door.address);
     let dialing = quic.endpoint.connect(quic.address, "localhost").unwrap();
     assert!(within_bound("a refusal", dialing).await.is_err());
     let connector = TlsConnector::from(Arc::new(client(&ours.ca).0));
-    let socket = TcpStream::connect(server.tcp_address()).await.unwrap();
+    let socket = TcpStream::connect(server.door.address).await.unwrap();
     let dialing = connector.connect(ServerName::try_from("localhost").unwrap(), socket);
     assert!(within_bound("a refusal", dialing).await.is_err());
     for transport in ["quic", "tcp"] {
         let failed = format!("bimip_handshakes_failed_total{{transport=\"{transport}\"}}");
-        within_bound("the count", async { while server.metric(&failed).await != 1.0 {} }).await;
+        within_bound("the count", async { while metric(server.pages, &failed).await != 1.0 {} }).await;
     }
 }
 
