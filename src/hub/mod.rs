@@ -281,6 +281,7 @@ impl LogObserver for Hub {
     fn changed(&self, change: &Change) {
         match change {
             Change::Access { owner, subscriber, access } => self.presence.access_changed(owner, subscriber, *access),
+            Change::Blocked(one, other) => self.presence.blocked(one, other),
             Change::Revoked(revocation) => {
                 self.revocations.insert(revocation, (self.clock)());
                 self.close_revoked(&revocation.target);

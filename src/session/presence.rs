@@ -186,3 +186,36 @@ fn parse(notification: &AwarenessNotification) -> Result<Update, Fault> {
 fn is_on_earth(latitude: f64, longitude: f64) -> bool {
     (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+
+    #[tokio::test]
+    async fn a_stranger_is_not_heard_any_more_once_either_has_blocked_the_other() {
+        for alice_blocks in [true, false] {
+            let house = House::new(|_, _| ());
+            let (alice, bob) = (eid("alice"), eid("bob"));
+            let mut phone = house.bare(&alice, &device("phone")).await;
+            let says = |status| {
+                let shown = Shown { status, last_seen: 1, location: None, silent: false };
+                house.services.hub.presence().direct(&alice, &Told { owner: bob.clone(), shown });
+            };
+            says(AwarenessStatus::Busy);
+            let (sent, _) = phone.settle().await;
+            assert!(matches!(&sent[..], [(Lane::Presence, Payload::AwarenessNotification(_))]), "{sent:?}");
+            // So soon after the first, this one waits.
+            says(AwarenessStatus::Away);
+            let (one, other) = if alice_blocks { (&alice, &bob) } else { (&bob, &alice) };
+            assert!(house.store.set_block(one, other, true).await.unwrap());
+            let now = Now::system();
+            phone.session.pump(|_| 0, Now { at: now.at + Duration::from_secs(60), ..now });
+            let outputs = phone.outputs();
+            assert!(outputs.is_empty(), "{outputs:?}");
+        }
+    }
+}

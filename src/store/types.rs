@@ -326,6 +326,8 @@ pub enum Change {
         /// `None`: `subscriber` no longer sees anything.
         access: Option<Access>,
     },
+    /// The first user has blocked the second. Unlike their access, this tells also of users who list nobody.
+    Blocked(Eid, Eid),
     /// Tokens are refused from now on.
     Revoked(Revocation),
     /// A revocation is no longer kept, because another one refuses as much.

@@ -143,8 +143,7 @@ impl Presence {
 
     /// Sends one user a notice about another user that nobody else gets. Nothing is stored.
     pub fn direct(&self, to: &Eid, told: &Told) {
-        let watches = self.shard(to).get(to).map(|board| board.watches.clone()).unwrap_or_default();
-        watches.iter().for_each(|watch| watch.direct(told.clone()));
+        self.watches_of(to).iter().for_each(|watch| watch.direct(told.clone()));
     }
 
     /// Adds a watch for an open presence lane. It is notified of nothing until [`WatchPlace::install`].
@@ -158,8 +157,7 @@ impl Presence {
 
     /// Changes what `subscriber` may see of `owner`.
     pub fn access_changed(&self, owner: &Eid, subscriber: &Eid, access: Option<Access>) {
-        let watches = self.shard(subscriber).get(subscriber).map(|board| board.watches.clone()).unwrap_or_default();
-        for watch in watches {
+        for watch in self.watches_of(subscriber) {
             if !watch.note(owner, access) {
                 continue;
             }
@@ -170,6 +168,13 @@ impl Presence {
                     watch.withdraw(owner);
                 }
             }
+        }
+    }
+
+    /// One of two users has blocked the other: neither is told any more what the other has said to them alone.
+    pub fn blocked(&self, one: &Eid, other: &Eid) {
+        for (to, from) in [(one, other), (other, one)] {
+            self.watches_of(to).iter().for_each(|watch| watch.forget_directed(from));
         }
     }
 
@@ -335,6 +340,10 @@ impl Presence {
         let mut remembered = self.remembered_users();
         remembered.put(user.clone(), ());
         (remembered.len() > self.kept_max).then(|| remembered.pop_lru()).flatten().map(|(evicted, ())| evicted)
+    }
+
+    fn watches_of(&self, user: &Eid) -> Vec<Arc<Watch>> {
+        self.shard(user).get(user).map(|board| board.watches.clone()).unwrap_or_default()
     }
 
     fn remembered_users(&self) -> MutexGuard<'_, LruCache<Eid, ()>> {

@@ -140,6 +140,11 @@ impl Watch {
         self.wake();
     }
 
+    /// Drops the notice for this user alone that waits of an owner, whatever the user may see of the owner.
+    pub(super) fn forget_directed(&self, owner: &Eid) {
+        self.queue().directed.retain(|directed| directed.told.owner != *owner);
+    }
+
     /// What the user may see of the owner.
     pub(super) fn access(&self, owner: &Eid) -> Option<Access> {
         self.queue().owners.get(owner)?.access
@@ -454,6 +459,20 @@ mod tests {
             let order = if state_first { [Away, Busy] } else { [Busy, Away] };
             assert_eq!((statuses(bench.told_at(500)), bench.due()), (vec![order[0]], Some(1_000)));
             assert_eq!((statuses(bench.told_at(1_000)), bench.due()), (vec![order[1]], None));
+        }
+    }
+
+    #[test]
+    fn who_is_blocked_is_not_heard_by_a_notice_from_before_also_while_the_lane_opens() {
+        for bob_blocks in [true, false] {
+            let (mut bench, alice, bob) = (Bench::new(), eid("alice"), eid("bob"));
+            bench.lane = bench.presence.watch(&bob, &DeviceId::parse("phone").unwrap(), Arc::default());
+            ["alice", "carol"].into_iter().for_each(|from| bench.direct(from, Busy, 0));
+            let (one, other) = if bob_blocks { (&bob, &alice) } else { (&alice, &bob) };
+            bench.presence.blocked(one, other);
+            bench.lane.install(Vec::new());
+            let told: Vec<_> = bench.told_at(0).into_iter().map(|told| told.owner).collect();
+            assert_eq!((told, bench.due()), (vec![eid("carol")], None));
         }
     }
 

@@ -52,6 +52,9 @@ impl Books {
             _ => blocked.then(only_blocked),
         };
         self.change_contact(txn, owner, subscriber, old, new)?;
+        if blocked {
+            txn.changed(Change::Blocked(owner.clone(), subscriber.clone()));
+        }
         Ok(true)
     }
 
