@@ -6,7 +6,7 @@ mod session;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bimip::auth::{Grant, Signer, Verifier, dev};
 use bimip::clock::Now;
@@ -204,6 +204,7 @@ fn message(number: u64) -> NewMessage {
         content: Content::Text(text()),
         created_at: 1_788_000_000_000,
         received_at: 1_788_000_000_000,
+        received: Instant::now(),
         entropy,
     }
 }
@@ -320,7 +321,8 @@ fn hub_fan_out() -> Run {
             sequence = sequence.next();
             let body = EntryBody::Received(message.clone());
             let at = 1_788_000_000_000;
-            let entry = LogEntry { sequence, origin: None, at, body, committed: None, frame: Default::default() };
+            let (received, committed) = (None, None);
+            let entry = LogEntry { sequence, origin: None, at, body, received, committed, frame: Default::default() };
             hub.appended(&user, &Arc::new(entry));
             for (member, signal) in &members {
                 assert!(signal.take_advanced());

@@ -446,6 +446,7 @@ mod tests {
             origin: None,
             at: 0,
             body,
+            received: None,
             committed: None,
             frame: std::sync::OnceLock::new(),
         })

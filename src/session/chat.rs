@@ -139,7 +139,8 @@ impl Session {
     ) -> NewMessage {
         let mut entropy = [0; 10];
         (self.services.random)(&mut entropy);
-        NewMessage { sender, device, recipient, local_id, content, created_at, received_at: now.unix_ms, entropy }
+        let Now { at: received, unix_ms: received_at } = now;
+        NewMessage { sender, device, recipient, local_id, content, created_at, received_at, received, entropy }
     }
 
     pub(super) fn accept(&mut self, origin: Origin, message: NewMessage) {

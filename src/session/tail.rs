@@ -119,7 +119,11 @@ impl Session {
             }
         };
         if let EntryBody::Received(message) = &entry.body {
-            self.measure(entry, message, now);
+            let (kind, took) = match entry.received {
+                Some(received) => (DeliveryKind::Live, now.at.saturating_duration_since(received)),
+                None => (DeliveryKind::Backlog, millis(now.unix_ms.saturating_sub(message.received_at))),
+            };
+            self.services.metrics.delivery[kind].record(took);
         }
         if let Some((sender, message)) = pushed_out {
             self.release(&sender, [message]);
@@ -131,11 +135,6 @@ impl Session {
         let len = frame.len();
         self.send_frame(Lane::Chat, frame);
         len
-    }
-
-    fn measure(&self, entry: &LogEntry, message: &Message, now: Now) {
-        let kind = if entry.committed.is_some() { DeliveryKind::Live } else { DeliveryKind::Backlog };
-        self.services.metrics.delivery[kind].record(millis(now.unix_ms.saturating_sub(message.received_at)));
     }
 }
 
@@ -196,5 +195,56 @@ fn form<'a>(entry: &'a LogEntry, device: &DeviceId) -> Form<'a> {
             sequence: sequence.wire(),
             ..wire::envelope(render::acknowledgment(state))
         })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::session::Output;
+    use crate::session::testing::House;
+    use crate::store::testing::{device, eid};
+    use crate::wire::Payload;
+    use crate::wire::proto::TextPayloadRequest;
+
+    #[tokio::test]
+    async fn a_live_delivery_is_measured_below_a_millisecond_and_whatever_the_wall_clock_does() {
+        for pipelined in [true, false] {
+            let house = House::new(|_, _| ());
+            let (alice, bob) = (eid("alice"), eid("bob"));
+            let mut sender = house.bare_with(&alice, &device("phone"), |open| open.pipelined = pipelined).await;
+            let mut recipient = house.bare(&bob, &device("phone")).await;
+            let hour = 3_600_000;
+            let now = Now::system();
+            let received = Now { unix_ms: now.unix_ms - hour, ..now };
+            let request = TextPayloadRequest {
+                from: Some(alice.identity()),
+                to: vec![bob.identity()],
+                content: "hello".into(),
+                message_id_local: "local-1".into(),
+                ..TextPayloadRequest::default()
+            };
+            sender.hear_at(Lane::Chat, Payload::TextPayloadRequest(request), received);
+            sender.settle().await;
+            for (asked, write) in sender.session.end() {
+                sender.write(asked, write).await;
+            }
+            recipient.session.advanced();
+            recipient.session.pump(|_| 0, Now { at: received.at + Duration::from_micros(400), ..now });
+            let sent = recipient.outputs();
+            assert!(matches!(&sent[..], [Output::Send(Lane::Chat, _)]), "{sent:?}");
+            // A device that comes later reads the message from the store, where only the wall clock's time is.
+            house.bare(&bob, &device("desk")).await;
+            let page = house.services.metrics.render();
+            let value = |series: &str| -> f64 {
+                let name = format!("bimip_delivery_latency_seconds_{series} ");
+                page.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+            };
+            assert_eq!((value("count{kind=\"live\"}"), value("sum{kind=\"live\"}")), (1.0, 0.0004));
+            let hours = value("sum{kind=\"backlog\"}") / 3600.0;
+            assert!((1.0..1.1).contains(&hours), "{hours}");
+        }
     }
 }

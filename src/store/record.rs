@@ -442,7 +442,7 @@ impl LogRecord {
 
 /// A new entry that is neither committed nor encoded yet.
 pub(crate) fn entry(sequence: Sequence, origin: Option<DeviceId>, at: i64, body: EntryBody) -> LogEntry {
-    LogEntry { sequence, origin, at, body, committed: None, frame: std::sync::OnceLock::new() }
+    LogEntry { sequence, origin, at, body, received: None, committed: None, frame: std::sync::OnceLock::new() }
 }
 
 impl AcknowledgedRecord {

@@ -1,6 +1,7 @@
 //! Users, devices and messages for the store's tests.
 
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
 
 use super::types::{
     AckTarget, Acknowledgment, Bearer, Contact, Content, EntryBody, LogEntry, NewMessage, Revocation, RevocationTarget,
@@ -73,6 +74,7 @@ pub(crate) fn text(sender: &str, recipient: &str, number: u64) -> NewMessage {
         content: Content::Text(format!("text {number}")),
         created_at: number as i64,
         received_at: number as i64,
+        received: Instant::now(),
         entropy,
     }
 }

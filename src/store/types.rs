@@ -51,6 +51,8 @@ pub struct NewMessage {
     pub created_at: i64,
     /// The server's clock, Unix milliseconds.
     pub received_at: i64,
+    /// The same moment on the monotonic clock, for latency metrics. It is not stored.
+    pub received: Instant,
     /// Randomness for the message id.
     pub entropy: [u8; 10],
 }
@@ -160,7 +162,10 @@ pub struct LogEntry {
     pub at: i64,
     /// The content.
     pub body: EntryBody,
-    /// When this process committed the entry, for latency metrics; `None` if it was read from disk.
+    /// When this process received the message of a `Received` entry, for latency metrics; `None` if it was read from disk,
+    /// and for other entries.
+    pub received: Option<Instant>,
+    /// When this process committed the entry; `None` if it was read from disk.
     pub committed: Option<Instant>,
     /// The encoded frame, shared by all devices that see the same form of the entry; encoded once.
     pub frame: std::sync::OnceLock<bytes::Bytes>,

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bimip::config::Config;
 use bimip::hub::Hub;
@@ -30,6 +31,7 @@ async fn a_started_server_deletes_what_it_need_not_keep() {
         content: Content::Text("decades old".to_owned()),
         created_at: 1,
         received_at: 1,
+        received: Instant::now(),
         entropy: [7; 10],
     };
     store.accept(message, true).await.unwrap();

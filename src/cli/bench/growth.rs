@@ -199,7 +199,7 @@ impl Args {
         let (writer, reader) = (Eid::parse("growth-writer@localhost")?, Eid::parse("growth-reader@localhost")?);
         let (device, content) = (DeviceId::parse("bench")?, Content::Text("x".repeat(self.size)));
         let store = open(data_dir)?;
-        let now = Now::system().unix_ms;
+        let now = Now::system();
         let texts = (1..=entries).map(|number| {
             let mut entropy = [0; 10];
             entropy[2..].copy_from_slice(&number.to_be_bytes());
@@ -209,8 +209,9 @@ impl Args {
                 recipient: reader.clone(),
                 local_id: LocalId::parse(&format!("growth-{number}"))?,
                 content: content.clone(),
-                created_at: now,
-                received_at: now,
+                created_at: now.unix_ms,
+                received_at: now.unix_ms,
+                received: now.at,
                 entropy,
             })
         });

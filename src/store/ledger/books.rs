@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lru::LruCache;
 
@@ -12,7 +13,7 @@ use crate::limits;
 use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, ChatRecord, FloorRecord, corrupt};
-use crate::store::types::{EntryBody, LogBounds, Message};
+use crate::store::types::{EntryBody, LogBounds, LogEntry, Message};
 use crate::store::{StoreError, key};
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
 
@@ -148,8 +149,31 @@ impl Books {
         at: i64,
         body: EntryBody,
     ) -> Result<Sequence, StoreError> {
+        self.append_entry(txn, user, |head| record::entry(head, origin, at, body))
+    }
+
+    /// Appends a released message to its recipient's log. `received` is when this process received it.
+    pub(super) fn append_received(
+        &mut self,
+        txn: &mut Txn,
+        message: &Arc<Message>,
+        received: Option<Instant>,
+    ) -> Result<Sequence, StoreError> {
+        let body = EntryBody::Received(message.clone());
+        self.append_entry(txn, &message.recipient, |head| LogEntry {
+            received,
+            ..record::entry(head, None, message.received_at, body)
+        })
+    }
+
+    fn append_entry(
+        &mut self,
+        txn: &mut Txn,
+        user: &Eid,
+        entry: impl FnOnce(Sequence) -> LogEntry,
+    ) -> Result<Sequence, StoreError> {
         let head = self.log(txn, user)?.head.next();
-        txn.append(user.clone(), record::entry(head, origin, at, body));
+        txn.append(user.clone(), entry(head));
         // The log's end was just looked up. If the cache does not hold it any more, it is read again, from the
         // transaction.
         if let Some(bounds) = self.logs.peek_mut(user) {
@@ -277,10 +301,20 @@ pub(super) struct Unreleased {
     places: HashMap<MessageId, (ChatId, Version)>,
 }
 
-struct Waiting {
-    id: MessageId,
+pub(super) struct Waiting {
+    pub(super) id: MessageId,
+    /// When this process received it; `None`: before the start.
+    pub(super) received: Option<Instant>,
     /// Whether its release was requested; then it only waits for earlier messages of the chat.
-    ready: bool,
+    pub(super) ready: bool,
+}
+
+/// A message that may be released now.
+pub(super) struct Ready {
+    pub(super) chat: ChatId,
+    pub(super) version: Version,
+    pub(super) id: MessageId,
+    pub(super) received: Option<Instant>,
 }
 
 impl Unreleased {
@@ -288,9 +322,9 @@ impl Unreleased {
         self.places.len()
     }
 
-    pub(super) fn insert(&mut self, chat: ChatId, version: Version, id: MessageId, ready: bool) {
-        self.chats.entry(chat).or_default().insert(version, Waiting { id, ready });
-        self.places.insert(id, (chat, version));
+    pub(super) fn insert(&mut self, chat: ChatId, version: Version, waiting: Waiting) {
+        self.places.insert(waiting.id, (chat, version));
+        self.chats.entry(chat).or_default().insert(version, waiting);
     }
 
     /// Fails if no further message of the chat may wait.
@@ -321,14 +355,14 @@ impl Unreleased {
     /// Marks `id` as ready, and returns the messages that may be released now: none while an earlier one of the chat
     /// waits, otherwise `id` and the ready ones directly behind it. They stay until [`Unreleased::remove`] is called
     /// for each.
-    pub(super) fn make_ready(&mut self, id: MessageId) -> Vec<(ChatId, Version, MessageId)> {
+    pub(super) fn make_ready(&mut self, id: MessageId) -> Vec<Ready> {
         let Some((chat, version)) = self.places.get(&id).copied() else { return Vec::new() };
         let Some(waiting) = self.chats.get_mut(&chat) else { return Vec::new() };
         if let Some(message) = waiting.get_mut(&version) {
             message.ready = true;
         }
         let ready = waiting.iter().take_while(|(_, message)| message.ready);
-        ready.map(|(version, message)| (chat, *version, message.id)).collect()
+        ready.map(|(&version, &Waiting { id, received, .. })| Ready { chat, version, id, received }).collect()
     }
 
     pub(super) fn remove(&mut self, id: MessageId) {

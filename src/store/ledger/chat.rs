@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::books::{Books, Stored};
+use super::books::{Books, Ready, Stored, Waiting};
 use super::txn::Txn;
 #[cfg(test)]
 use crate::planted;
@@ -35,13 +35,14 @@ impl Books {
             self.unreleased.check_room(chat)?;
         }
         let version = self.version(txn, chat, &new.sender, &new.recipient)?.next();
+        let received = Some(new.received);
         let message = numbered(new, chat, version);
         let (origin, at) = (Some(message.device.clone()), message.received_at);
 
         let (sequence, recipient_sequence) = if now {
             let sequence = self.append(txn, &message.sender, origin, at, EntryBody::Sent(message.clone()))?;
-            let received = self.append(txn, &message.recipient, None, at, EntryBody::Received(message.clone()))?;
-            (sequence, received.get())
+            let recipient_sequence = self.append_received(txn, &message, received)?;
+            (sequence, recipient_sequence.get())
         } else {
             let place = PendingRecord { chat: chat.as_bytes().to_vec(), version: version.get() };
             txn.put(&key::message(message.id), &place);
@@ -67,7 +68,7 @@ impl Books {
         self.keep(message.clone(), row);
         self.advance_chat(chat, version);
         if !now {
-            self.unreleased.insert(chat, version, message.id, release);
+            self.unreleased.insert(chat, version, Waiting { id: message.id, received, ready: release });
         }
         let outcome = if now { AcceptOutcome::Released } else { AcceptOutcome::Waiting };
         Ok(Accepted { message, sequence, outcome })
@@ -75,25 +76,26 @@ impl Books {
 
     pub(super) fn release(&mut self, txn: &mut Txn, id: MessageId) -> Result<(), StoreError> {
         let ready = self.unreleased.make_ready(id);
-        for (chat, version, id) in &ready {
-            self.release_one(txn, *chat, *version, *id)?;
+        for message in &ready {
+            self.release_one(txn, message)?;
         }
         // From here on nothing can fail.
-        for (_, _, id) in ready {
-            self.unreleased.remove(id);
+        for message in ready {
+            self.unreleased.remove(message.id);
         }
         Ok(())
     }
 
-    fn release_one(&mut self, txn: &mut Txn, chat: ChatId, version: Version, id: MessageId) -> Result<(), StoreError> {
+    fn release_one(&mut self, txn: &mut Txn, ready: &Ready) -> Result<(), StoreError> {
+        let Ready { chat, version, id, received } = *ready;
         let Some(Stored { message, mut row }) = self.stored(txn, id)? else {
             return Err(corrupt(Space::Messages, id.as_bytes(), "it waits for its release, and it is not there"));
         };
         let (origin, at) = (Some(message.device.clone()), message.received_at);
-        let received = self.append(txn, &message.recipient, None, at, EntryBody::Received(message.clone()))?;
+        let recipient_sequence = self.append_received(txn, &message, received)?;
         let copied = self.append(txn, &message.sender, origin, at, EntryBody::Copy(message.clone()))?;
         row.copy_sequence = copied.get();
-        row.recipient_sequence = received.get();
+        row.recipient_sequence = recipient_sequence.get();
         self.put_row(txn, &key::chat(chat, version), &row)?;
         txn.delete(Space::Pending, &key::message(id));
         Ok(())

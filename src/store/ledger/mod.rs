@@ -32,7 +32,7 @@ use super::types::{
 use super::{key, kv};
 use crate::limits;
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence};
-use books::Books;
+use books::{Books, Waiting};
 use txn::{Txn, Written};
 
 pub(crate) use books::chat_version;
@@ -196,7 +196,7 @@ impl Ledger {
                 let wrong = |why| corrupt(Space::Pending, key, why);
                 let id = record::message_id(key).map_err(wrong)?;
                 let (chat, version) = record::decode::<PendingRecord>(key, value)?.place().map_err(wrong)?;
-                self.books.unreleased.insert(chat, version, id, false);
+                self.books.unreleased.insert(chat, version, Waiting { id, received: None, ready: false });
             }
         }
     }

@@ -198,7 +198,8 @@ fn more_than_the_bound_do_not_wait_for_their_release() {
         let mut entropy = [0; 10];
         entropy[..8].copy_from_slice(&number.to_be_bytes());
         let chat = ChatId::between(&eid("x"), &eid("y"));
-        house.ledger.books.unreleased.insert(chat, Version::from(number), MessageId::new(1, entropy), false);
+        let waiting = Waiting { id: MessageId::new(1, entropy), received: None, ready: false };
+        house.ledger.books.unreleased.insert(chat, Version::from(number), waiting);
     }
     assert_eq!(house.accept(text("alice", "bob", 1), false).unwrap_err(), StoreError::Overloaded);
     assert!(house.accept(text("alice", "bob", 1), true).is_ok());
