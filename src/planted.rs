@@ -1,4 +1,4 @@
-//! Bugs on purpose, one at a time, to show that the simulation finds them. Tests only: no build has them.
+//! Bugs on purpose, one at a time, to show that the simulation finds them, or that the server survives them. Tests only: no build has them.
 
 use std::cell::Cell;
 
@@ -13,6 +13,8 @@ pub(crate) enum Bug {
     AcknowledgmentBackwards,
     /// A tail that has read the store does not look for what came meanwhile.
     LostWakeUp,
+    /// A session panics when a frame comes on the media lane.
+    Panic,
 }
 
 thread_local! {

@@ -4,6 +4,7 @@
 //! session respond, and flushes once. It never waits for a single lane, call or frame.
 
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -43,7 +44,7 @@ pub fn drive<L: Link>(
 }
 
 async fn serve<L: Link>(mut driver: Box<Driver<L>>) -> CloseReason {
-    let ending = poll_fn(|cx| driver.poll(cx)).await;
+    let ending = poll_fn(|cx| driver.poll_or_catch(cx)).await;
     // Boxed, so that a running session reserves no memory for its end.
     Box::pin(leave(driver, ending)).await
 }
@@ -118,6 +119,15 @@ struct Driver<L> {
 }
 
 impl<L: Link> Driver<L> {
+    /// A panic ends this session only, and as any other end does: what waits for it is released, and the device returns.
+    /// Nothing but [`leave`] sees what the panic has left behind.
+    fn poll_or_catch(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
+            tracing::error!("the session has panicked, which is a bug; please report it with the lines before this one");
+            Poll::Ready(Ending::Ours(CloseCode::Internal, "the server has a bug"))
+        })
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         for _ in 0..TURNS_PER_POLL {
             self.session.signal().register(cx.waker());

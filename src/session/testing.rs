@@ -109,9 +109,14 @@ impl House {
 
     /// The same on a given link.
     pub(super) async fn device_at(&self, peer: Peer, user: &Eid, device: &DeviceId) -> Peer {
+        self.device_with(peer, self.open(user, device)).await
+    }
+
+    /// The same with a given `SessionOpen`.
+    pub(super) async fn device_with(&self, peer: Peer, open: Payload) -> Peer {
         tokio::spawn(drive(Played(peer.0.clone()), self.services.clone(), self.store.clone()));
         Lane::ALL.into_iter().for_each(|lane| peer.play(|played| played.coming.push_back(LinkEvent::Opened(lane))));
-        peer.say(Lane::Control, self.open(user, device));
+        peer.say(Lane::Control, open);
         assert!(matches!(peer.next(Lane::Control).await.payload, Some(Payload::SessionAccept(_))));
         peer
     }
@@ -242,6 +247,16 @@ impl Peer {
         let frame = frame.unwrap_or_else(|_| panic!("nothing came on {lane:?}"));
         open_envelope(&content(&frame)).unwrap()
     }
+
+    /// The code with which the server closes the link. The test fails if it does not within 20 s.
+    pub(super) async fn end(&self) -> CloseCode {
+        let end = poll_fn(|cx| {
+            let mut state = self.0.lock().unwrap();
+            state.peer = Some(cx.waker().clone());
+            state.closed.map_or(Poll::Pending, Poll::Ready)
+        });
+        tokio::time::timeout(Duration::from_secs(20), end).await.expect("the link is closed")
+    }
 }
 
 struct Played(Arc<Mutex<State>>);
@@ -309,6 +324,8 @@ impl Link for Played {
     }
 
     fn close(&mut self, code: CloseCode, _reason: &str) {
-        self.state().closed = Some(code);
+        let mut state = self.state();
+        state.closed = Some(code);
+        state.peer.take().into_iter().for_each(Waker::wake);
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::config::Rate;
 use crate::hub::presence::{Shown, Told, Update};
 use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
+use crate::planted;
 use crate::session::testing::{House, Peer};
 use crate::store::testing::{contact, device, eid, text};
-use crate::store::{Contact, Content};
+use crate::store::{Contact, Content, NewMessage};
 use crate::wire::proto::{Logout, PingPong, SubscriberListRequest, TextPayloadRequest};
 use crate::wire::{AwarenessStatus, CloseCode, ErrorCode, Lane, Payload};
 
@@ -21,8 +22,7 @@ async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
     // The answer to this, a refusal, is what stays unread.
     alice.say(Lane::Media, Payload::PingpongMessage(PingPong::default()));
     for number in 1..=MESSAGES {
-        let message =
-            crate::store::NewMessage { content: Content::Text("x".repeat(10_000)), ..text("bob", "alice", number) };
+        let message = NewMessage { content: Content::Text("x".repeat(10_000)), ..text("bob", "alice", number) };
         house.store.accept(message, true).await.unwrap();
     }
     while alice.untaken(Lane::Chat) < LANE_QUEUE_BYTES || alice.untaken(Lane::Media) == 0 {
@@ -71,14 +71,8 @@ async fn what_is_behind_a_message_over_the_rate_waits_as_long_as_its_path_takes(
     let far = Peer::default();
     far.play(|played| played.path.rtt = Some(Duration::from_millis(400)));
     let alice = house.device_at(far, &eid("alice"), &device("phone")).await;
-    let [from, to] = ["alice", "bob"].map(|user| eid(user).identity());
-    let mut number = 0;
-    loop {
-        number += 1;
-        let (content, message_id_local) = ("hello".to_owned(), format!("local-{number}"));
-        let (from, to) = (Some(from.clone()), vec![to.clone()]);
-        let text = TextPayloadRequest { from, to, content, message_id_local, ..Default::default() };
-        alice.say(Lane::Chat, Payload::TextPayloadRequest(text));
+    for number in 1.. {
+        alice.say(Lane::Chat, text_of("alice", "bob", number));
         match alice.next(Lane::Chat).await.payload {
             Some(Payload::VersionUpdate(_)) => {}
             Some(Payload::ErrorMessage(error)) if error.code == ErrorCode::TooFast.code() => {
@@ -116,4 +110,54 @@ async fn what_is_behind_a_list_that_nobody_reads_counts_when_the_connection_ends
         };
         tokio::time::timeout(Duration::from_secs(20), signed_out).await.expect("the token is revoked");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_panics_leaves_like_any_other() {
+    let house = House::new(|_, _| ());
+    let (alice, bob) = (eid("alice"), eid("bob"));
+    let peer = house.device(&bob, &device("phone")).await;
+    let mut open = house.open(&alice, &device("phone"));
+    if let Payload::SessionOpen(open) = &mut open {
+        open.pipelined = false;
+    }
+    let broken = house.device_with(Peer::default(), open).await;
+    broken.say(Lane::Chat, text_of("alice", "bob", 1));
+    let answer = broken.next(Lane::Chat).await.payload;
+    assert!(matches!(answer, Some(Payload::VersionUpdate(_))), "{answer:?}");
+    // It does not answer that, so the message waits.
+    planted::plant(Some(planted::Bug::Panic));
+    broken.say(Lane::Media, Payload::PingpongMessage(PingPong::default()));
+    assert_eq!(broken.end().await, CloseCode::Internal);
+    planted::plant(None);
+    sessions(&house, 1).await;
+    assert_eq!(value(&house, "bimip_session_closes_total{reason=\"internal\"}"), 1);
+    let again = house.device(&alice, &device("phone")).await;
+    again.say(Lane::Chat, text_of("alice", "bob", 2));
+    for version in [1, 2] {
+        let next = peer.next(Lane::Chat).await.payload;
+        assert!(matches!(&next, Some(Payload::ChatMessage(message)) if message.version == version), "{next:?}");
+    }
+}
+
+fn value(house: &House, series: &str) -> u64 {
+    let page = house.services.metrics.render();
+    let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{series} is not in {page}")).parse().unwrap()
+}
+
+/// Waits until so many sessions are there.
+async fn sessions(house: &House, number: u64) {
+    let there = async {
+        while value(house, "bimip_sessions{transport=\"quic\"}") != number {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), there).await.expect("as many sessions");
+}
+
+fn text_of(from: &str, to: &str, number: u64) -> Payload {
+    let (from, to) = (Some(eid(from).identity()), vec![eid(to).identity()]);
+    let (content, message_id_local) = ("hello".to_owned(), format!("local-{number}"));
+    Payload::TextPayloadRequest(TextPayloadRequest { from, to, content, message_id_local, ..Default::default() })
 }
