@@ -82,7 +82,7 @@ const OPENS: &str = "bimip_session_opens_total{transport=\"quic\",result=\"accep
 
 #[tokio::test]
 async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_replay_of_that_changes_nothing() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(|config| config.quic.initial_rtt_ms = 5_000).await;
     let road = Road::to(server.quic_address()).await;
     let (_bob, mut bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     let only_quic = Transports::Only(Transport::Quic);
@@ -127,6 +127,11 @@ async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_repla
     assert_eq!(text(&mut bobs).await, "after");
     assert_eq!(server.metric(ACCEPTED).await, 1.0);
     assert_eq!(server.metric(OPENS).await, opens + 1.0);
+
+    // The session that began early was not taken to have the round trip that is assumed before the first was measured.
+    let below = server.metric("bimip_path_rtt_seconds_bucket{transport=\"quic\",le=\"4\"}").await;
+    assert!(below >= 4.0, "{below}");
+    assert_eq!(below, server.metric("bimip_path_rtt_seconds_count{transport=\"quic\"}").await);
 }
 
 #[tokio::test]

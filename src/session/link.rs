@@ -47,7 +47,7 @@ pub enum LinkEvent {
 /// Statistics of a connection's path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathStats {
-    /// The current round-trip time, smoothed; `None` if the transport does not report it.
+    /// The current round-trip time, smoothed; `None` if none was measured yet, or the transport does not report it.
     pub rtt: Option<Duration>,
     /// Packets sent since the connection began, or since it moved to this path; zero if the kernel does not report it.
     pub packets_sent: u64,

@@ -23,17 +23,18 @@ impl PathMeter {
         self.due <= now.at
     }
 
-    /// Counts what was sent and lost since the last look, and records the round trip if a sample is due.
+    /// Counts what was sent and lost since the last look, and records the round trip if a sample is due. If none was measured
+    /// yet, the sample stays due.
     pub(super) fn look(&mut self, path: &PathStats, kind: TransportKind, metrics: &Metrics, now: Now) {
         let (sent, lost) = self.since(path);
         metrics.packets_sent[kind].increment(sent);
         metrics.packets_lost[kind].increment(lost);
         self.seen = *path;
-        if self.is_due(now) {
+        if let Some(rtt) = path.rtt
+            && self.is_due(now)
+        {
             self.due = now.at + PATH_SAMPLED_EVERY;
-            if let Some(rtt) = path.rtt {
-                metrics.path_rtt[kind].record(rtt);
-            }
+            metrics.path_rtt[kind].record(rtt);
         }
     }
 
@@ -66,5 +67,20 @@ mod tests {
         assert!(text.contains("bimip_path_packets_sent_total{transport=\"quic\"} 109\n"), "{text}");
         assert!(text.contains("bimip_path_packets_lost_total{transport=\"quic\"} 6\n"));
         assert!(text.contains("bimip_path_rtt_seconds_count{transport=\"quic\"} 1\n"), "once in an interval");
+    }
+
+    #[test]
+    fn a_round_trip_is_recorded_once_there_is_one() {
+        let metrics = Metrics::new();
+        let now = Now::system();
+        let mut meter = PathMeter::new(now);
+        let look = |meter: &mut PathMeter, rtt: Option<u64>| {
+            let rtt = rtt.map(Duration::from_millis);
+            meter.look(&PathStats { rtt, ..PathStats::default() }, TransportKind::Quic, &metrics, now);
+            meter.is_due(now)
+        };
+        assert!(look(&mut meter, None), "it is looked for again");
+        assert!(!look(&mut meter, Some(50)));
+        assert!(metrics.render().contains("bimip_path_rtt_seconds_sum{transport=\"quic\"} 0.05\n"));
     }
 }

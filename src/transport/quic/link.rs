@@ -209,7 +209,8 @@ impl Link for QuicLink {
     fn path(&self) -> PathStats {
         let stats = self.connection.stats();
         PathStats {
-            rtt: Some(stats.path.rtt),
+            // Before the first acknowledgment quinn's is the configured one.
+            rtt: (stats.frame_rx.acks > 0).then_some(stats.path.rtt),
             packets_sent: stats.path.sent_packets,
             packets_lost: stats.path.lost_packets,
             bytes_in: stats.udp_rx.bytes,
