@@ -87,6 +87,17 @@ impl Chat {
 }
 
 impl Session {
+    /// The link is closed, and nobody reads answers any more. What was sent behind the requests for them still counts, so it
+    /// does not wait for them.
+    pub(super) fn give_up_answers(&mut self) {
+        self.unread = true;
+        if let Phase::Open(open) = &mut self.phase {
+            open.chat.requests.clear();
+            open.chat.owed.clear();
+            open.listing.take_if(|listing| listing.is_held());
+        }
+    }
+
     /// 5.9.1 TextPayloadRequest.
     pub(super) fn text_payload(&mut self, origin: Origin, text: TextPayloadRequest, now: Now) -> Result<(), Fault> {
         let local = echo(&text.message_id_local);
@@ -145,7 +156,9 @@ impl Session {
 
     pub(super) fn accept(&mut self, origin: Origin, message: NewMessage) {
         let Phase::Open(open) = &mut self.phase else { return };
-        open.chat.requests.push_back((message.local_id.clone(), origin.request_id));
+        if !self.unread {
+            open.chat.requests.push_back((message.local_id.clone(), origin.request_id));
+        }
         let release = open.chat.pipelined;
         let asked = Asked::Accept(origin, message.local_id.clone());
         self.write(asked, Write::Accept(Box::new(message), release));

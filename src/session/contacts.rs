@@ -148,13 +148,6 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets a list that waits for room, because nobody reads it any more.
-    pub(super) fn give_up_list(&mut self) {
-        if let Phase::Open(open) = &mut self.phase {
-            open.listing.take_if(|listing| listing.is_held());
-        }
-    }
-
     /// Reads the users of the list's next frame if control has room for it. `queued` is the number of bytes that control
     /// still holds.
     pub(super) fn pump_list(&mut self, queued: usize) {
@@ -304,7 +297,7 @@ mod tests {
         let Some(Output::Call(call)) = phone.outputs().pop() else { panic!("no call") };
         phone.answer(call).await;
         assert!(!phone.session.wanted().contains(Lane::Control));
-        phone.session.give_up_list();
+        phone.session.give_up_answers();
         assert!(phone.session.wanted().contains(Lane::Control));
     }
 }

@@ -190,9 +190,8 @@ impl<L: Link> Driver<L> {
             let wanted = self.wanted();
             let Poll::Ready(event) = self.link.poll_event(cx, wanted) else { return Ok((wanted, false)) };
             if let LinkEvent::Closed(reason) = event {
-                // Nobody reads answers any more: the flush drops those that are queued. What was sent behind the requests for
-                // them still counts.
-                self.session.give_up_list();
+                // The flush drops the answers that are queued.
+                self.session.give_up_answers();
                 let _ = self.link.poll_flush(cx);
                 if self.wanted() != wanted {
                     continue;

@@ -137,6 +137,8 @@ pub struct Session {
     draining: Option<Instant>,
     /// [`Output::Close`] was already queued.
     closing: bool,
+    /// The link is closed: nobody reads what the session sends.
+    unread: bool,
     /// Round-trip time of the peer's path when it was last sampled; zero before that, and if the transport does not report it.
     round_trip: Duration,
     /// Store calls under way, except releases.
@@ -212,6 +214,7 @@ impl Session {
             lanes: LaneSet::NONE,
             draining: None,
             closing: false,
+            unread: false,
             round_trip: Duration::ZERO,
             calls: 0,
             releases: 0,
@@ -397,6 +400,9 @@ impl Session {
     /// Sends what the tail, presence, pings and a list have, as far as their lanes have room. `queued` returns the bytes that
     /// a lane still holds. Call it after every other input.
     pub fn pump(&mut self, queued: impl Fn(Lane) -> usize, now: Now) {
+        if self.unread {
+            return;
+        }
         self.pump_tail(queued(Lane::Chat), now);
         self.pump_presence(queued(Lane::Presence), now);
         self.pump_pings(|| queued(Lane::Control), now);
@@ -408,7 +414,7 @@ impl Session {
     /// that a lane still holds. Each looks at its own lane only, so a stuck lane does not affect another. A lane that still
     /// holds bytes wakes the task itself.
     pub fn has_backlog(&self, queued: impl Fn(Lane) -> usize) -> bool {
-        let Phase::Open(open) = &self.phase else { return false };
+        let (false, Phase::Open(open)) = (self.unread, &self.phase) else { return false };
         let chat = open.tail.is_held() || open.chat.is_owed(open.tail.position());
         self.lanes.contains(Lane::Chat) && chat && queued(Lane::Chat) == 0
             || open.watching.as_ref().is_some_and(Watching::has_more) && queued(Lane::Presence) == 0

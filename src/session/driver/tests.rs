@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::config::Rate;
 use crate::hub::presence::{Shown, Told, Update};
-use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX};
+use crate::limits::{LANE_QUEUE_BYTES, LIST_TEXT_BYTES_MAX, SESSION_UNRELEASED_MAX};
 use crate::planted;
 use crate::session::testing::{House, Peer};
-use crate::store::testing::{contact, device, eid, text};
-use crate::store::{Contact, Content, NewMessage};
-use crate::wire::proto::{Logout, PingPong, SubscriberListRequest, TextPayloadRequest};
-use crate::wire::{AwarenessStatus, CloseCode, ErrorCode, Lane, Payload};
+use crate::store::testing::{Gate, contact, device, eid, text};
+use crate::store::{Contact, Content, Embedded, Memory, NewMessage, Options};
+use crate::wire::proto::{Logout, MediaPayloadRequest, PingPong, SubscriberListRequest, TextPayloadRequest};
+use crate::wire::{AwarenessStatus, ChatId, CloseCode, ErrorCode, Lane, Payload, Version};
 
 #[tokio::test]
 async fn a_backlog_goes_on_beside_a_lane_that_is_not_read() {
@@ -138,6 +138,62 @@ async fn a_session_that_panics_leaves_like_any_other() {
         let next = peer.next(Lane::Chat).await.payload;
         assert!(matches!(&next, Some(Payload::ChatMessage(message)) if message.version == version), "{next:?}");
     }
+}
+
+#[tokio::test]
+async fn a_backlog_that_nobody_reads_any_more_is_not_read_from_the_store() {
+    const MESSAGES: u64 = 30;
+    let (gate, go_on) = Gate::new();
+    let mut house = House::new(|_, _| ());
+    house.store = Arc::new(Embedded::open_memory(Memory::new(), Options::default(), gate.clone()).unwrap());
+    for number in 1..=MESSAGES {
+        // One entry in each of two logs.
+        (0..2).for_each(|_| go_on.send(()).unwrap());
+        let message = NewMessage { content: Content::Text("x".repeat(10_000)), ..text("bob", "alice", number) };
+        house.store.accept(message, true).await.unwrap();
+        gate.reached().await;
+        gate.reached().await;
+    }
+    let peer = Peer::default();
+    peer.play(|played| played.unread[Lane::Chat.index()] = true);
+    let alice = house.device_at(peer, &eid("alice"), &device("phone")).await;
+    while alice.untaken(Lane::Chat) < LANE_QUEUE_BYTES {
+        tokio::task::yield_now().await;
+    }
+    let picture = MediaPayloadRequest {
+        from: Some(eid("alice").identity()),
+        to: vec![eid("bob").identity()],
+        r#type: 1,
+        cdn_url_id: "https://cdn.example/1.jpg".into(),
+        message_id_local: "picture".into(),
+        ..MediaPayloadRequest::default()
+    };
+    alice.say(Lane::Media, Payload::MediaPayloadRequest(picture));
+    gate.reached().await;
+    let reads = value(&house, "bimip_tail_reads_total");
+    alice.play(|played| played.closed = Some(CloseCode::Goodbye));
+    while alice.untaken(Lane::Chat) > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(value(&house, "bimip_tail_reads_total"), reads);
+    drop(go_on);
+    sessions(&house, 0).await;
+}
+
+#[tokio::test]
+async fn all_messages_that_came_before_the_connection_was_lost_count() {
+    const MESSAGES: u64 = 2 * SESSION_UNRELEASED_MAX as u64;
+    let house = House::new(|_, _| ());
+    let alice = house.device(&eid("alice"), &device("phone")).await;
+    alice.play(|played| played.closed = Some(CloseCode::Goodbye));
+    (1..=MESSAGES).for_each(|number| alice.say(Lane::Chat, text_of("alice", "bob", number)));
+    let chat = ChatId::between(&eid("alice"), &eid("bob"));
+    let accepted = async {
+        while house.store.chat_version(chat).await.unwrap() < Version::from(MESSAGES) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), accepted).await.expect("all are accepted");
 }
 
 fn value(house: &House, series: &str) -> u64 {
