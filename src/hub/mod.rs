@@ -2,7 +2,8 @@
 //! connected users in memory.
 //!
 //! Correct delivery does not depend on the hub: a tail that finds nothing in the hub's memory reads the store. The hub
-//! saves that read in the usual case, a device that keeps up. Locks are per shard and never held during a wake-up.
+//! saves that read in the usual case, a device that keeps up. Locks are per shard and never held while a session is woken;
+//! presence is told of a connection's end under the lock of its user's shard.
 
 mod place;
 pub mod presence;
@@ -137,7 +138,7 @@ impl Hub {
             Some(older) => older.signal.notify(Notice::Close(CloseCode::Replaced)),
             None => _ = self.connected.fetch_add(1, Ordering::Relaxed),
         }
-        Membership { hub: self.clone(), user: user.clone(), join, visible: false }
+        Membership { hub: self.clone(), user: user.clone(), device: device.clone(), join }
     }
 
     /// The presence of all users.
@@ -317,9 +318,11 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::store::EntryBody;
-    use crate::wire::{AckStatus, ChatId, Version};
+    use crate::wire::{AckStatus, AwarenessStatus, ChatId, Version};
 
     fn eid(text: &str) -> Eid {
         Eid::parse(text).unwrap()
@@ -458,5 +461,26 @@ mod tests {
         revoke(RevocationTarget::Token(alice.clone(), [0; 32]), 0);
         assert_eq!(on_desk.take_notice(), Some(Notice::Close(CloseCode::Revoked)));
         assert!(hub.refuses(&later, &phone));
+    }
+
+    #[test]
+    fn a_connection_that_is_replaced_leaves_its_device_to_its_successor_also_without_a_grace() {
+        let hub = Arc::new(Hub::new(Timing { offline_grace: Duration::ZERO, ..Timing::default() }));
+        let (alice, phone) = (eid("alice@x"), DeviceId::parse("phone").unwrap());
+        let first = hub.join(&phone, claims(&alice), Arc::default());
+        first.appear();
+        // It has not signed in yet when the first is gone.
+        let second = hub.join(&phone, claims(&alice), Arc::default());
+        drop(first);
+        assert_eq!(status(&hub, &alice), AwarenessStatus::Online);
+        drop(second);
+        assert_eq!(status(&hub, &alice), AwarenessStatus::Offline);
+    }
+
+    /// What the user's own devices see.
+    fn status(hub: &Hub, user: &Eid) -> AwarenessStatus {
+        hub.presence.run_due().for_each(drop);
+        let desk = hub.presence.watch(user, &DeviceId::parse("desk").unwrap(), Arc::default());
+        desk.ask(user, Now::system()).unwrap().status
     }
 }

@@ -24,22 +24,19 @@ impl Drop for Visit {
 pub struct Membership {
     pub(super) hub: Arc<Hub>,
     pub(super) user: Eid,
+    pub(super) device: DeviceId,
     pub(super) join: u64,
-    /// Whether it counts for the user's presence.
-    pub(super) visible: bool,
 }
 
 impl Membership {
     /// Counts the device for the user's presence, from sign-in on.
-    pub fn appear(&mut self, device: &DeviceId) {
-        self.visible = true;
-        self.hub.presence.connected(&self.user, device, self.join);
+    pub fn appear(&self) {
+        self.hub.presence.connected(&self.user, &self.device, self.join);
     }
 
     /// The device leaves on purpose: it stops counting for presence at once, without the grace.
-    pub fn disappear(&mut self, device: &DeviceId, signed_out: bool) {
-        self.visible = false;
-        self.hub.presence.left(&self.user, device, self.join, signed_out);
+    pub fn disappear(&self, signed_out: bool) {
+        self.hub.presence.left(&self.user, &self.device, self.join, signed_out);
     }
 
     /// Records the head of the user's log when the store was asked: entries up to it count for [`Hub::lag`].
@@ -95,16 +92,22 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if self.visible {
-            self.hub.presence.lost(&self.user, self.join);
-        }
+        // Locked to the end: of two connections of a device that go together, the second finds nobody to leave the device to.
         let mut shard = self.hub.shard(&self.user);
-        let Some(user) = shard.get_mut(&self.user) else { return };
-        let Some(index) = user.members.iter().position(|member| member.join == self.join) else { return };
-        user.members.swap_remove(index);
-        if user.members.is_empty() {
+        let members = shard.get_mut(&self.user).map(|user| &mut user.members);
+        let own = members.and_then(|members| {
+            let index = members.iter().position(|member| member.join == self.join)?;
+            Some(members.swap_remove(index))
+        });
+        self.hub.connected.fetch_sub(own.iter().count(), Ordering::Relaxed);
+        let left = shard.get(&self.user).map_or(&[][..], |user| &user.members);
+        match left.iter().filter(|member| member.device == self.device).map(|member| member.join).max() {
+            // It has signed in, or is about to, and then reports the loss itself.
+            Some(heir) => self.hub.presence.passed_on(&self.user, self.join, heir),
+            None => self.hub.presence.lost(&self.user, self.join),
+        }
+        if left.is_empty() {
             shard.remove(&self.user);
         }
-        self.hub.connected.fetch_sub(1, Ordering::Relaxed);
     }
 }

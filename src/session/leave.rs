@@ -120,7 +120,7 @@ impl Session {
         };
         match logout.status {
             1 => {
-                open.membership.disappear(&open.device, false);
+                open.membership.disappear(false);
                 self.send(Lane::Control, origin.request_id, Payload::Logout(response));
                 self.close(CloseCode::Goodbye, "left");
             }
@@ -165,7 +165,7 @@ impl Session {
             }
             return;
         }
-        open.membership.disappear(&open.device, true);
+        open.membership.disappear(true);
         self.send(Lane::Control, origin.request_id, Payload::Logout(response));
         self.close(CloseCode::Goodbye, "signed out");
     }

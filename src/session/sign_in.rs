@@ -145,8 +145,8 @@ impl Session {
                 return self.close(code, "refused");
             }
         };
-        let Opening { origin, user, device, claims, resume_from, pipelined, client, mut membership } = *opening;
-        membership.appear(&device);
+        let Opening { origin, user, device, claims, resume_from, pipelined, client, membership } = *opening;
+        membership.appear();
         membership.starts_at(state.log.head);
         let from = resume_from.unwrap_or(state.cursor).clamp(state.log.trimmed, state.log.head);
         let mut id = [0; 12];

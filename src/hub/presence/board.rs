@@ -110,6 +110,11 @@ impl Presence {
         self.change(user, |board, now| board.user.lost(join, self.timing.offline_grace, now));
     }
 
+    /// The device's connection `join` is gone, while its connection `heir` is there: the device counts through that one.
+    pub fn passed_on(&self, user: &Eid, join: u64, heir: u64) {
+        self.change(user, |board, _| board.user.passed_on(join, heir));
+    }
+
     /// The device has left on purpose with this connection; presence shows it at once (protocol.md §12).
     pub fn left(&self, user: &Eid, device: &DeviceId, join: u64, signed_out: bool) {
         self.change(user, |board, now| board.user.left(device, join, signed_out, now));

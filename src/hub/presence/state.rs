@@ -106,6 +106,13 @@ impl UserPresence {
         }
     }
 
+    /// A device counts through another of its connections from now on. Ignored if it does so already.
+    pub(super) fn passed_on(&mut self, join: u64, heir: u64) {
+        if let Some(device) = self.devices.iter_mut().find(|device| device.join == join) {
+            device.join = heir;
+        }
+    }
+
     /// A device has left on purpose: there is no grace. The device stays if a newer connection has replaced this one.
     /// Signing out also ends the device's DO_NOT_BROADCAST.
     pub(super) fn left(&mut self, id: &DeviceId, join: u64, signed_out: bool, now: Now) {
