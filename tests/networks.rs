@@ -135,6 +135,53 @@ async fn a_phone_that_returns_sends_its_outbox_with_its_first_packet_and_a_repla
 }
 
 #[tokio::test]
+async fn a_first_flight_that_comes_late_does_not_end_the_session_that_the_phone_has_by_then() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    let only_quic = Transports::Only(Transport::Quic);
+    let (alice, _alices, first) = connect(options(&server, ALICE, road.address).transports(only_quic)).await;
+    let before = road.recorded().len();
+    // Nothing passes any more, but what the phone sends is recorded.
+    road.drop_udp(true);
+    let sending = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.send_text(&eid(BOB), "in the tunnel").await }
+    });
+    state(&alice, "the path to be given up", |state| !matches!(state, State::Connected(_))).await;
+    let first_flight = || {
+        let recorded = road.recorded().into_iter().map(|(_, datagram)| datagram);
+        // Packets of the first connection have a short header by now.
+        recorded.skip(before).filter(|datagram| datagram[0] & 0x80 != 0).collect::<Vec<_>>()
+    };
+    let withheld = within_bound("a first flight", async {
+        loop {
+            match first_flight() {
+                // Enough for SessionOpen.
+                flight if flight.len() >= 3 => return flight,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    within_bound("alice to leave", alice.close()).await;
+    assert!(within_bound("the end of it", sending).await.unwrap().is_err());
+
+    let (alice, mut alices, second) = connect(options(&server, ALICE, server.quic_address())).await;
+    assert_ne!(first, second);
+    let opens = server.metric(OPENS).await;
+    let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    for datagram in &withheld {
+        attacker.send_to(datagram, server.quic_address()).await.unwrap();
+    }
+    metric(&server, OPENS, opens + 1.0).await;
+    assert!(server.metric(ACCEPTED).await >= 1.0);
+    within_bound("the answer", bob.send_text(&eid(ALICE), "still there?")).await.unwrap();
+    assert_eq!(text(&mut alices).await, "still there?");
+    assert_eq!(*alice.state().borrow(), State::Connected(second));
+}
+
+#[tokio::test]
 async fn early_data_that_the_server_does_not_take_is_sent_again_on_the_same_connection() {
     let server = TestServer::start().await;
     let road = Road::to(server.quic_address()).await;

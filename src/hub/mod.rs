@@ -63,6 +63,8 @@ struct User {
 struct Member {
     device: DeviceId,
     join: u64,
+    /// Its handshake is not complete: somebody else may have recorded what its device sent, and sent it again or late.
+    is_early: bool,
     signal: Arc<Signal>,
     claims: Claims,
     /// The sequence up to which the device's tail has taken everything; `None` until it first asks for entries.
@@ -118,26 +120,30 @@ impl Hub {
         Visit { hub: self.clone(), number }
     }
 
-    /// Registers a device until the returned membership is dropped. An older connection of the same device is told to
-    /// close as replaced (protocol.md §5, Again).
+    /// Registers a device until the returned membership is dropped. Older connections of the same device are told to close as
+    /// replaced (protocol.md §5, Again).
     pub fn join(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
+        let membership = self.join_early(device, claims, signal);
+        membership.confirm();
+        membership
+    }
+
+    /// The same for a connection whose handshake is not complete: it is beside older ones, until [`Membership::confirm`].
+    pub fn join_early(self: &Arc<Self>, device: &DeviceId, claims: Claims, signal: Arc<Signal>) -> Membership {
         let user = &claims.eid.clone();
-        let (join, replaced) = {
+        let join = {
             let mut shard = self.shard(user);
             // Under the lock: of two connections of a device the one that replaces the other must have the higher number.
             let join = self.joins.fetch_add(1, Ordering::Relaxed);
-            let member = Member { device: device.clone(), join, signal, claims, passed: None, head: Sequence::ZERO };
+            let (device, head) = (device.clone(), Sequence::ZERO);
+            let member = Member { device, join, is_early: true, signal, claims, passed: None, head };
             let members = &mut shard.entry(user.clone()).or_default().members;
-            let older = members.iter().position(|m| m.device == *device).map(|index| members.swap_remove(index));
             // Most users have one or two devices, and a vector starts with four places.
             members.reserve_exact(1);
             members.push(member);
-            (join, older)
+            join
         };
-        match replaced {
-            Some(older) => older.signal.notify(Notice::Close(CloseCode::Replaced)),
-            None => _ = self.connected.fetch_add(1, Ordering::Relaxed),
-        }
+        self.connected.fetch_add(1, Ordering::Relaxed);
         Membership { hub: self.clone(), user: user.clone(), device: device.clone(), join }
     }
 
@@ -170,7 +176,7 @@ impl Hub {
         !signals.is_empty()
     }
 
-    /// Number of connected devices.
+    /// Number of connected devices; one that signs in again early counts twice until its handshake is complete.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
     }
@@ -475,6 +481,52 @@ mod tests {
         assert_eq!(status(&hub, &alice), AwarenessStatus::Online);
         drop(second);
         assert_eq!(status(&hub, &alice), AwarenessStatus::Offline);
+    }
+
+    #[test]
+    fn an_early_connection_replaces_the_older_one_when_its_handshake_is_complete_and_not_before() {
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
+        let phone = DeviceId::parse("phone").unwrap();
+        let (signal, others) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
+        let live = hub.join(&phone, claims(&alice), signal.clone());
+        live.appear();
+        let early = || {
+            let early = hub.join_early(&phone, claims(&alice), others.clone());
+            early.appear();
+            early
+        };
+        let (replay, returning) = (early(), early());
+        hub.appended(&alice, &entry(1));
+        assert!(signal.take_advanced() && others.take_advanced());
+        // The handshake of the one fails, and what it said of itself on the way out concerns no other.
+        replay.disappear(false);
+        drop(replay);
+        assert_eq!((signal.take_notice(), status(&hub, &alice)), (None, AwarenessStatus::Online));
+        let late = early();
+        returning.confirm();
+        assert_eq!(signal.take_notice(), Some(Notice::Close(CloseCode::Replaced)));
+        drop(live);
+        drop(late);
+        assert_eq!((others.take_notice(), hub.connected()), (None, 1));
+        assert_eq!(status(&hub, &alice), AwarenessStatus::Online);
+        returning.disappear(false);
+        drop(returning);
+        let alone = early();
+        assert_eq!(status(&hub, &alice), AwarenessStatus::Online);
+        drop(alone);
+        assert_eq!((hub.connected(), status(&hub, &alice)), (0, AwarenessStatus::Offline), "no grace");
+    }
+
+    #[test]
+    fn an_early_connection_that_was_replaced_meanwhile_replaces_nobody() {
+        let (hub, alice) = (Arc::new(Hub::default()), eid("alice@x"));
+        let phone = DeviceId::parse("phone").unwrap();
+        let (of_early, of_live) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
+        let early = hub.join_early(&phone, claims(&alice), of_early.clone());
+        let _live = hub.join(&phone, claims(&alice), of_live.clone());
+        early.confirm();
+        assert_eq!(of_early.take_notice(), Some(Notice::Close(CloseCode::Replaced)));
+        assert_eq!((of_live.take_notice(), hub.connected()), (None, 1));
     }
 
     /// What the user's own devices see.

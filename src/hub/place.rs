@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::auth::Claims;
-use crate::wire::{DeviceId, Eid, Sequence};
+use crate::wire::{CloseCode, DeviceId, Eid, Sequence};
 
-use super::{Hub, Member, Recent};
+use super::{Hub, Member, Notice, Recent, User};
 
 /// A session's place in the hub before it has signed in.
 pub struct Visit {
@@ -34,8 +34,29 @@ impl Membership {
         self.hub.presence.connected(&self.user, &self.device, self.join);
     }
 
+    /// The handshake is complete, so that the device itself is there: its older connections are told to close as replaced.
+    pub fn confirm(&self) {
+        let replaced: Vec<_> = {
+            let mut shard = self.hub.shard(&self.user);
+            let members = shard.get_mut(&self.user).map(|user| &mut user.members);
+            let Some(members) = members else { return };
+            // Not found: a newer connection has replaced this one.
+            let Some(own) = members.iter_mut().find(|member| member.join == self.join) else { return };
+            own.is_early = false;
+            let replaced = members.extract_if(.., |m| m.device == self.device && m.join < self.join).collect();
+            members.shrink_to_fit();
+            replaced
+        };
+        self.hub.connected.fetch_sub(replaced.len(), Ordering::Relaxed);
+        replaced.iter().for_each(|older| older.signal.notify(Notice::Close(CloseCode::Replaced)));
+    }
+
     /// The device leaves on purpose: it stops counting for presence at once, without the grace.
     pub fn disappear(&self, signed_out: bool) {
+        let shard = self.hub.shard(&self.user);
+        if let Some(heir) = self.heir(shard.get(&self.user)) {
+            self.hub.presence.passed_on(&self.user, self.join, heir);
+        }
         self.hub.presence.left(&self.user, &self.device, self.join, signed_out);
     }
 
@@ -55,6 +76,12 @@ impl Membership {
     /// Replaces the claims after the session has renewed its token.
     pub fn renew(&self, claims: Claims) {
         self.with_member(|member| member.claims = claims);
+    }
+
+    /// The newest other connection of the device.
+    fn heir(&self, user: Option<&User>) -> Option<u64> {
+        let others = user?.members.iter().filter(|member| member.device == self.device && member.join != self.join);
+        others.map(|member| member.join).max()
     }
 
     fn with_member(&self, change: impl FnOnce(&mut Member)) {
@@ -99,14 +126,16 @@ impl Drop for Membership {
             let index = members.iter().position(|member| member.join == self.join)?;
             Some(members.swap_remove(index))
         });
-        self.hub.connected.fetch_sub(own.iter().count(), Ordering::Relaxed);
-        let left = shard.get(&self.user).map_or(&[][..], |user| &user.members);
-        match left.iter().filter(|member| member.device == self.device).map(|member| member.join).max() {
+        self.hub.connected.fetch_sub(usize::from(own.is_some()), Ordering::Relaxed);
+        let presence = &self.hub.presence;
+        match self.heir(shard.get(&self.user)) {
             // It has signed in, or is about to, and then reports the loss itself.
-            Some(heir) => self.hub.presence.passed_on(&self.user, self.join, heir),
-            None => self.hub.presence.lost(&self.user, self.join),
+            Some(heir) => presence.passed_on(&self.user, self.join, heir),
+            // It may have been nobody, and nobody is waited for.
+            None if own.is_some_and(|own| own.is_early) => presence.left(&self.user, &self.device, self.join, false),
+            None => presence.lost(&self.user, self.join),
         }
-        if left.is_empty() {
+        if shard.get(&self.user).is_some_and(|user| user.members.is_empty()) {
             shard.remove(&self.user);
         }
     }

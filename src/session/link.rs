@@ -31,6 +31,10 @@ impl LaneSet {
 /// What happened on a link.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LinkEvent {
+    /// The handshake is not complete (0-RTT). Comes first if at all, and `Shaken` follows, or `Closed`.
+    Early,
+    /// The handshake is complete: whoever is there is who sent what came before, and has sent it now.
+    Shaken,
     /// The client opened a lane.
     Opened(Lane),
     /// A whole frame arrived, without its prefix.

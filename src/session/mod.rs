@@ -135,6 +135,8 @@ pub struct Session {
     lanes: LaneSet,
     /// The server shuts down. Until this time the session waits for room on its lanes for the answers that it owes.
     draining: Option<Instant>,
+    /// The peer's handshake is not complete.
+    early: bool,
     /// [`Output::Close`] was already queued.
     closing: bool,
     /// The link is closed: nobody reads what the session sends.
@@ -213,6 +215,7 @@ impl Session {
             phase,
             lanes: LaneSet::NONE,
             draining: None,
+            early: false,
             closing: false,
             unread: false,
             round_trip: Duration::ZERO,
@@ -296,6 +299,8 @@ impl Session {
     pub fn event(&mut self, event: LinkEvent, now: Now) {
         match event {
             LinkEvent::Frame(..) | LinkEvent::Oversized(_) if self.closing => {}
+            LinkEvent::Early => self.early = true,
+            LinkEvent::Shaken => self.shaken(),
             LinkEvent::Opened(lane) => {
                 self.lanes = self.lanes.with(lane);
                 match (lane, &mut self.phase) {

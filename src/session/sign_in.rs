@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::auth::Claims;
-use crate::hub::Membership;
+use crate::hub::{Hub, Membership};
 use crate::limits::{TOKEN_LEEWAY, TOKEN_LIFETIME_MAX};
 use crate::observe::OpenResult;
 use crate::store::{Bearer, DeviceState, StoreError};
@@ -46,7 +46,8 @@ impl Session {
                     if self.services.hub.refuses(&claims, &device) {
                         return self.refuse_revoked(origin);
                     }
-                    let membership = self.services.hub.join(&device, claims.clone(), self.signal.clone());
+                    let join = if self.early { Hub::join_early } else { Hub::join };
+                    let membership = join(&self.services.hub, &device, claims.clone(), self.signal.clone());
                     // Checked again after joining, or a revocation in between would neither refuse the token nor find the
                     // session.
                     if self.services.hub.refuses(&claims, &device) {
@@ -66,6 +67,17 @@ impl Session {
                     }));
                 }
             },
+        }
+    }
+
+    /// The handshake is complete. What an early sign-in has put off, so that no replay of it does this, is done now: the device's
+    /// older sessions end.
+    pub(super) fn shaken(&mut self) {
+        self.early = false;
+        match &self.phase {
+            Phase::Opening(opening) => opening.membership.confirm(),
+            Phase::Open(open) => open.membership.confirm(),
+            Phase::Waiting { .. } | Phase::Closed => {}
         }
     }
 
@@ -256,5 +268,30 @@ mod tests {
         assert!(visitor.session.end().is_empty() && visitor.session.signed_in_since().is_none());
         let desk = house.services.hub.presence().watch(&alice, &device("desk"), Arc::default());
         assert_eq!(desk.ask(&alice, Now::system()).unwrap().status, AwarenessStatus::Offline);
+    }
+
+    #[tokio::test]
+    async fn an_early_sign_in_is_served_at_once_and_replaces_the_older_session_when_the_handshake_is_complete() {
+        // The handshake is complete before or after the store has answered, or not at all.
+        for completes in [Some(true), Some(false), None] {
+            let house = House::new(|_, _| ());
+            let (alice, phone) = (eid("alice"), device("phone"));
+            let live = house.bare(&alice, &phone).await;
+            let mut early = house.visitor();
+            early.session.event(LinkEvent::Early, Now::system());
+            early.session.event(LinkEvent::Opened(Lane::Control), Now::system());
+            early.hear(Lane::Control, house.open(&alice, &phone));
+            if completes == Some(true) {
+                early.session.event(LinkEvent::Shaken, Now::system());
+            }
+            let (sent, closed) = early.settle().await;
+            assert!(matches!(&sent[..], [(Lane::Control, Payload::SessionAccept(_))]) && closed.is_none(), "{sent:?}");
+            if completes == Some(false) {
+                assert_eq!(live.session.signal().take_notice(), None);
+                early.session.event(LinkEvent::Shaken, Now::system());
+            }
+            let told = completes.map(|_| Notice::Close(CloseCode::Replaced));
+            assert_eq!(live.session.signal().take_notice(), told);
+        }
     }
 }

@@ -17,6 +17,7 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -241,8 +242,8 @@ fn connect(
                 drive(link, services, store).await;
             }
             // The client sent something before the handshake was complete.
-            Some(Begun::Early(connection, streams, handshake)) => {
-                let link = QuicLink::new(connection, services.clone()).with(streams);
+            Some(Begun::Early { connection, streams, complete, handshake }) => {
+                let link = QuicLink::new(connection, services.clone()).early(streams, complete);
                 tokio::join!(drive(link, services, store), handshake);
             }
         }
@@ -253,7 +254,13 @@ fn connect(
 enum Begun {
     Shaken(Connection),
     /// The handshake is not complete, and continues beside the session.
-    Early(Connection, (SendStream, RecvStream), Pin<Box<dyn Future<Output = ()> + Send>>),
+    Early {
+        connection: Connection,
+        streams: (SendStream, RecvStream),
+        /// Receives when it is; closed if it has failed.
+        complete: oneshot::Receiver<()>,
+        handshake: Pin<Box<dyn Future<Output = ()> + Send>>,
+    },
 }
 
 /// Waits until the client may be served; `None` if it is gone.
@@ -271,7 +278,7 @@ async fn begin(
         None => incoming.accept(),
     };
     // A server's connection can always be used before its handshake is complete: it reads 0-RTT data, and answers.
-    let Ok(Ok((connection, complete))) = accepted.map(Connecting::into_0rtt) else {
+    let Ok(Ok((connection, proof))) = accepted.map(Connecting::into_0rtt) else {
         tracing::debug!(%remote, "the first packet could not be answered");
         if !stop.is_cancelled() {
             services.metrics.handshakes_failed[TransportKind::Quic].increment(1);
@@ -279,8 +286,9 @@ async fn begin(
         return None;
     };
     let (shaken, metrics) = (connection.clone(), services.metrics.clone());
+    let (completed, complete) = oneshot::channel();
     let mut handshake = Box::pin(async move {
-        if tokio::time::timeout(HANDSHAKE_WITHIN, complete).await.is_err() {
+        if tokio::time::timeout(HANDSHAKE_WITHIN, proof).await.is_err() {
             tracing::debug!(%remote, "handshake took too long");
             metrics.handshakes_failed[TransportKind::Quic].increment(1);
             return shaken
@@ -294,7 +302,11 @@ async fn begin(
                 tracing::debug!(%remote, %error, "handshake failed");
                 metrics.handshakes_failed[TransportKind::Quic].increment(1);
             }
-            None => metrics.handshake[TransportKind::Quic].record(began.elapsed()),
+            None => {
+                metrics.handshake[TransportKind::Quic].record(began.elapsed());
+                // Nobody receives it unless the session began early.
+                let _ = completed.send(());
+            }
         }
     });
     // A client whose handshake is almost complete, or that has sent something, is still told why the server closes; a shutdown
@@ -318,7 +330,7 @@ async fn begin(
             if streams.1.is_0rtt() {
                 services.metrics.zero_rtt[ZeroRttResult::Accepted].increment(1);
             }
-            Some(Begun::Early(connection, streams, handshake))
+            Some(Begun::Early { connection, streams, complete, handshake })
         }
         Some(Err(_)) => {
             handshake.await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use tokio::sync::oneshot;
 use tokio::time::Interval;
 
 use crate::limits::{MOVE_LOOKED_AT_EVERY, MOVE_LOOKED_AT_TIMES, PATHS_REMEMBERED, READ_CHUNK_BYTES};
@@ -28,6 +29,8 @@ pub(super) struct QuicLink {
     accepting: Accepting,
     /// Streams whose lane byte has not arrived; at most [`STREAMS_MAX`].
     unnamed: Vec<(SendStream, RecvStream)>,
+    /// Until the handshake is complete, if the session began before.
+    early: Option<Early>,
     lanes: [Option<Box<LaneStreams>>; 4],
     /// The connection is closed; frames that had arrived before may still be unread.
     closed: Option<CloseReason>,
@@ -39,6 +42,13 @@ pub(super) struct QuicLink {
     /// Set for a while after a move.
     looking: Option<Box<Looking>>,
     migrations: u64,
+}
+
+/// A handshake that goes on beside the session.
+struct Early {
+    /// Whether the session knows.
+    told: bool,
+    complete: oneshot::Receiver<()>,
 }
 
 /// When the path is looked at again without other activity, and how many more times.
@@ -87,6 +97,7 @@ impl QuicLink {
             services,
             accepting,
             unnamed: Vec::new(),
+            early: None,
             lanes: [const { None }; 4],
             closed: None,
             draining: None,
@@ -97,10 +108,22 @@ impl QuicLink {
         }
     }
 
-    /// Adds the first stream, which was accepted already.
-    pub(super) fn with(mut self, streams: (SendStream, RecvStream)) -> QuicLink {
+    /// Adds the first stream, which was accepted before the handshake was complete. `complete` reports when it is.
+    pub(super) fn early(mut self, streams: (SendStream, RecvStream), complete: oneshot::Receiver<()>) -> QuicLink {
         self.unnamed.push(streams);
+        self.early = Some(Early { told: false, complete });
         self
+    }
+
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Option<LinkEvent> {
+        let early = self.early.as_mut()?;
+        if !std::mem::replace(&mut early.told, true) {
+            return Some(LinkEvent::Early);
+        }
+        let Poll::Ready(complete) = Pin::new(&mut early.complete).poll(cx) else { return None };
+        self.early = None;
+        // If it has failed, the connection is closed.
+        complete.is_ok().then_some(LinkEvent::Shaken)
     }
 
     /// Checks whether the device is at another address. quinn does not report it, so it is checked once a turn, and for a while
@@ -220,7 +243,7 @@ impl Link for QuicLink {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, wanted: LaneSet) -> Poll<LinkEvent> {
-        if let Some(event) = self.poll_streams(cx) {
+        if let Some(event) = self.poll_early(cx).or_else(|| self.poll_streams(cx)) {
             return Poll::Ready(event);
         }
         for lane in Lane::BY_PRIORITY.into_iter().filter(|lane| wanted.contains(*lane)) {
