@@ -124,7 +124,10 @@ pub const SIGN_INS_RATE: (u32, u32) = (500, 10_000);
 /// Renewals and revocations of one open session. They also count as sign-ins from its address. A back end that revokes for
 /// many users waits as it is told, or does it through several sessions.
 pub const TOKENS_RATE: (u32, u32) = (10, 100);
-/// Connections from one address at once, for the same reason.
+/// Sign-ins of one user over all devices: the burst lets each of 16 return six times at once on a bad network. A program in an
+/// endless loop would write hundreds of lines a second into the log, and as many rows into the store.
+pub const USER_SIGN_INS_RATE: (u32, u32) = (2, 100);
+/// Connections from one address at once, for the same reason as its sign-ins.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 20_000;
 
 // --- Hub ------------------------------------------------------------------------------------------------------------

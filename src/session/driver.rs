@@ -123,7 +123,9 @@ impl<L: Link> Driver<L> {
     /// Nothing but [`leave`] sees what the panic has left behind.
     fn poll_or_catch(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         catch_unwind(AssertUnwindSafe(|| self.poll(cx))).unwrap_or_else(|_| {
-            tracing::error!("the session has panicked, which is a bug; please report it with the lines before this one");
+            tracing::error!(
+                "the session has panicked, which is a bug; please report it with the lines before this one"
+            );
             Poll::Ready(Ending::Ours(CloseCode::Internal, "the server has a bug"))
         })
     }

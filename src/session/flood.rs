@@ -16,7 +16,10 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::config::{LimitsConfig, Rate};
-use crate::limits::{ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX, TOKENS_RATE, USER_LIMIT_LOOKED_FOR_EVERY};
+use crate::limits::{
+    ADDRESS_LIMIT_KEPT, ADDRESSES_LIMITED_MAX, STRIKES_MAX, TOKENS_RATE, USER_LIMIT_LOOKED_FOR_EVERY,
+    USER_SIGN_INS_RATE,
+};
 use crate::observe::LimitKind;
 use crate::wire::{CloseCode, Eid, ErrorCode};
 
@@ -61,6 +64,7 @@ impl Limit {
 pub struct Flood {
     limits: LimitsConfig,
     users: Cache<Eid, Arc<Limit>>,
+    sign_ins: Cache<Eid, Arc<Limit>>,
     addresses: Cache<IpAddr, Arc<Limit>>,
 }
 
@@ -71,7 +75,7 @@ impl Flood {
     }
 
     fn remembering(most: u64, limits: LimitsConfig) -> Flood {
-        Flood { limits, users: cache(most), addresses: cache(most) }
+        Flood { limits, users: cache(most), sign_ins: cache(most), addresses: cache(most) }
     }
 
     fn sign_in(&self, address: IpAddr) -> Result<(), Duration> {
@@ -79,6 +83,14 @@ impl Flood {
             return Ok(());
         }
         self.addresses.get_with(network_of(address), || Arc::new(Limit::new(self.limits.sign_ins))).take()
+    }
+
+    /// A sign-in of a user whose token is good. Not limited if those of addresses are not.
+    fn user_sign_in(&self, user: &Eid) -> Result<(), Duration> {
+        if self.limits.sign_ins.per_second == 0 {
+            return Ok(());
+        }
+        self.sign_ins.get_with(user.clone(), || Arc::new(Limit::new(USER_SIGN_INS_RATE.into()))).take()
     }
 
     fn of_user(&self, user: &Eid) -> Arc<Limit> {
@@ -175,6 +187,12 @@ impl Session {
         self.judge(origin, LimitKind::SignIns, taken)
     }
 
+    /// Counts a sign-in against those of its user. Returns `false` if it was refused.
+    pub(super) fn meter_user_sign_in(&mut self, origin: Origin, user: &Eid) -> bool {
+        let taken = self.services.flood.user_sign_in(user);
+        self.judge(origin, LimitKind::SignIns, taken)
+    }
+
     fn judge(&mut self, origin: Origin, kind: LimitKind, taken: Result<(), Duration>) -> bool {
         let Err(wait) = taken else {
             // Every frame counts against the frames' limit, so only the narrower limits show that the peer has slowed down.
@@ -204,8 +222,8 @@ pub(super) fn wait_details(wait: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Output;
     use crate::session::testing::House;
+    use crate::session::{LaneSet, Output};
     use crate::store::testing::{device, eid};
     use crate::wire::proto::Logout;
     use crate::wire::{Lane, Payload};
@@ -296,5 +314,29 @@ mod tests {
         assert!(!closed(visitor.outputs()), "as many as a device may have behind it");
         visitor.hear(Lane::Control, Payload::Logout(Logout::default()));
         assert!(closed(visitor.outputs()));
+    }
+
+    #[tokio::test]
+    async fn a_user_who_signs_in_without_end_is_told_to_wait_and_nobody_else_is() {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        let all = Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with);
+        let waits = |user: &Eid| {
+            let mut visitor = house.visitor();
+            visitor.hear(Lane::Control, house.open(user, &phone));
+            let outputs = visitor.outputs();
+            let [Output::Send(Lane::Control, answer)] = &outputs[..] else {
+                assert!(matches!(outputs[..], [Output::Call(_)]), "{outputs:?}");
+                return false;
+            };
+            let answer = crate::session::testing::payload(answer);
+            let Payload::ErrorMessage(error) = answer else { panic!("{answer:?}") };
+            assert_eq!(error.code, ErrorCode::TooFast.code());
+            assert_eq!(visitor.session.wanted(), all, "it may try again, and what is behind it is dropped");
+            true
+        };
+        let refused = (0..3 * USER_SIGN_INS_RATE.1).filter(|_| waits(&alice)).count();
+        assert!(refused >= USER_SIGN_INS_RATE.1 as usize, "{refused}");
+        assert!(!waits(&eid("bob")));
     }
 }

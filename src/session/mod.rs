@@ -158,7 +158,7 @@ enum Phase {
     /// No SessionOpen yet.
     Waiting {
         until: Instant,
-        /// The address's sign-in rate refused the SessionOpen, which may come again. Until then everything else counts as sent
+        /// A sign-in rate, the address's or the user's, refused the SessionOpen, which may come again. Until then everything else counts as sent
         /// behind the refused one, and is dropped on every lane (protocol.md §5).
         put_off: bool,
         /// Lets a shutdown reach the session.
@@ -505,11 +505,7 @@ impl Session {
             (Phase::Closed | Phase::Opening(_), _) => Ok(()),
             (Phase::Open(open), _) if open.revoked => Ok(()),
             (_, Payload::SessionOpen(open)) => {
-                if self.meter_sign_in(origin) {
-                    self.session_open(origin, open, now);
-                } else if let Phase::Waiting { put_off, .. } = &mut self.phase {
-                    *put_off = true;
-                }
+                self.session_open(origin, open, now);
                 Ok(())
             }
             (Phase::Waiting { .. }, _) => {

@@ -32,6 +32,9 @@ pub(super) struct Opening {
 
 impl Session {
     pub(super) fn session_open(&mut self, origin: Origin, open: SessionOpen, now: Now) {
+        if !self.meter_sign_in(origin) {
+            return self.put_off_sign_in();
+        }
         match self.authenticate(&open, now) {
             Err((result, fault)) => {
                 self.services.metrics.opens[(self.transport, result)].increment(1);
@@ -45,6 +48,10 @@ impl Session {
                     // session.
                     if self.services.hub.refuses(&claims, &device) {
                         return self.refuse_revoked(origin);
+                    }
+                    // Behind that, so that nobody keeps a user out with a token that was revoked.
+                    if !self.meter_user_sign_in(origin, &user) {
+                        return self.put_off_sign_in();
                     }
                     let join = if self.early { Hub::join_early } else { Hub::join };
                     let membership = join(&self.services.hub, &device, claims.clone(), self.signal.clone());
@@ -67,6 +74,13 @@ impl Session {
                     }));
                 }
             },
+        }
+    }
+
+    /// A SessionOpen came too soon, and may come again.
+    pub(super) fn put_off_sign_in(&mut self) {
+        if let Phase::Waiting { put_off, .. } = &mut self.phase {
+            *put_off = true;
         }
     }
 
