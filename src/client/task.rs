@@ -1,6 +1,7 @@
 //! The task that owns a device: it supplies sockets, clocks and randomness to the core, and reconnects.
 
 mod commands;
+mod connecting;
 mod moving;
 mod upgrade;
 
@@ -18,20 +19,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::backoff::{Backoff, Jitter};
-use super::core::{Core, Now, Passage};
+use super::core::{Core, Now};
 use super::device::{Command, State, unix_ms};
-use super::dial::{Attempt, Carrier, DialError, Dialed, Dialer, Early};
+use super::dial::{DialError, Dialed, Dialer, Early};
 use super::error::CloseReason;
-use super::event::Event;
 use super::inbox::Inbox;
-use super::limits::{
-    ABUSE_WAIT, ADDRESSES_MAX, BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, DRAIN_JITTER, EARLY_LINGERS,
-    IDLE_TIMEOUT, REFUSALS_MAX, SILENCE_MAX,
-};
-use super::link::{Link, QuicLink, TcpLink};
+use super::limits::{BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, IDLE_TIMEOUT, SILENCE_MAX};
+use super::link::Link;
 use super::outbox::Outbox;
 use super::silence::{Idle, Silence};
-use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
 use upgrade::Upgrade;
@@ -316,196 +312,6 @@ impl Task {
                 link.queue(lane, frame);
             }
         }
-    }
-
-    // --- Connecting -------------------------------------------------------------------------------------------------
-
-    fn dial(&mut self) {
-        let attempt = Attempt {
-            endpoint: self.endpoint.take(),
-            bind: self.bind,
-            number: self.backoff.attempts(),
-            hinted: std::mem::take(&mut self.hinted),
-            refused: self.refused.take(),
-        };
-        // A chosen port may still be in use by the previous socket; from now on the system chooses one.
-        self.bind = self.bind.map(|bind| SocketAddr::new(bind.ip(), 0));
-        let (sender, early) = mpsc::channel(ADDRESSES_MAX);
-        let work = Box::pin(self.dialer.clone().dial(attempt, sender));
-        self.phase = Phase::Dialing(Dialing { work, early, link: None });
-        self.state.send_replace(State::Connecting);
-    }
-
-    /// A connection accepts 0-RTT data: everything that waits is sent in its first flight (protocol.md §1, 0-RTT).
-    fn link_early(&mut self, early: Early) {
-        let Phase::Dialing(dialing) = &mut self.phase else { return };
-        let link: Box<dyn Link> = Box::new(QuicLink::new(early.connection, &self.lanes));
-        if dialing.link.replace(link).is_some() {
-            self.give_up_session();
-        }
-        self.frames.clear();
-        let passage = Passage { transport: Transport::Quic, early: true };
-        self.core.link_up(early.token, passage, early.started, Instant::now());
-    }
-
-    /// The attempt succeeded.
-    fn dialed(&mut self, dialed: Dialed) {
-        let Phase::Dialing(dialing) = &mut self.phase else { return };
-        let mut link = dialing.link.take();
-        let taken = matches!(dialed.carrier, Carrier::Quic { early: true, .. });
-        // A session that was accepted on the early connection stays in use, even if TCP connected at almost the same
-        // time.
-        if let Some(link) = link.take_if(|_| taken || self.core.is_open()) {
-            if let Carrier::Quic { endpoint, .. } = dialed.carrier {
-                self.endpoint = Some(endpoint);
-            }
-            self.phase = Phase::Linked(link);
-            self.silence.reset();
-            return;
-        }
-        if link.is_some() {
-            // Either QUIC's handshake refused the early data, which is then gone, or TCP was faster than that
-            // handshake.
-            if matches!(dialed.carrier, Carrier::Tcp(_)) {
-                self.open_lost = Some(Instant::now());
-            }
-            self.core.link_down();
-            self.frames.clear();
-        }
-        self.link_up(dialed);
-    }
-
-    fn link_up(&mut self, dialed: Dialed) {
-        let Dialed { carrier, token, started, network } = dialed;
-        self.upgrade = Upgrade::Off;
-        let link: Box<dyn Link> = match carrier {
-            Carrier::Quic { endpoint, connection, .. } => {
-                self.endpoint = Some(endpoint);
-                Box::new(QuicLink::new(connection, &self.lanes))
-            }
-            Carrier::Tcp(stream) => {
-                let retry = network.and_then(|network| self.dialer.networks().retry_at(network));
-                if let Some(at) = retry.filter(|_| self.dialer.transports.allow(Transport::Quic)) {
-                    self.upgrade = Upgrade::At(at, network);
-                }
-                Box::new(TcpLink::new(*stream, &self.lanes))
-            }
-        };
-        let passage = Passage { transport: link.transport(), early: false };
-        self.phase = Phase::Linked(link);
-        self.silence.reset();
-        self.idle.reset();
-        self.core.link_up(token, passage, started, Instant::now());
-    }
-
-    fn dial_failed(&mut self, reason: CloseReason) {
-        let age = match &mut self.phase {
-            Phase::Dialing(Dialing { link: Some(_), .. }) => {
-                self.refined(reason.clone());
-                self.part(&reason)
-            }
-            _ => None,
-        };
-        self.retry(reason, age);
-    }
-
-    fn link_lost(&mut self, reason: CloseReason) {
-        let reason = self.refined(reason);
-        let answered = self.core.is_put_off() || self.core.is_useless();
-        let age = self.part(&reason);
-        match &mut self.phase {
-            // The attempt goes on, perhaps over TCP.
-            Phase::Dialing(_) if !answered => {}
-            _ => self.retry(reason, age),
-        }
-    }
-
-    /// The error before the close says more than the close itself.
-    fn refined(&mut self, mut reason: CloseReason) -> CloseReason {
-        if let (CloseReason::Server { reason, .. }, Some(refusal)) = (&mut reason, self.core.take_refusal()) {
-            *reason = match refusal.details.as_str() {
-                "" => refusal.message,
-                details => format!("{} ({details})", refusal.message),
-            };
-        }
-        reason
-    }
-
-    /// Closes and drops the link. Returns how long its session lasted, if it had one.
-    fn part(&mut self, reason: &CloseReason) -> Option<Duration> {
-        let link = match &mut self.phase {
-            Phase::Dialing(dialing) => dialing.link.take(),
-            Phase::Linked(_) => match std::mem::replace(&mut self.phase, Phase::Stopped(reason.clone())) {
-                Phase::Linked(link) => Some(link),
-                _ => None,
-            },
-            _ => None,
-        };
-        let mut link = link?;
-        match reason {
-            CloseReason::Protocol(broken) => link.close(CloseCode::ProtocolViolation, broken),
-            _ => link.close(CloseCode::Goodbye, ""),
-        }
-        self.give_up_session();
-        self.renewing = None;
-        self.upgrade = Upgrade::Off;
-        let age = self.accepted_at.take().map(|at| at.elapsed());
-        if age.is_some() {
-            self.core.announce(Event::Disconnected(reason.clone()));
-        }
-        age
-    }
-
-    /// The session of the link is over, whether it was accepted or not.
-    fn give_up_session(&mut self) {
-        if !self.core.is_open() && !self.core.is_useless() {
-            self.open_lost = Some(Instant::now());
-        }
-        self.core.link_down();
-        self.frames.clear();
-    }
-
-    /// Decides what follows after a connection ended for this reason. `age` is how long its session lasted; `None` if
-    /// it was not accepted.
-    fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
-        tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
-        let lost = self.open_lost.take_if(|_| reason.is_replaced());
-        if reason.is_final() && lost.is_none_or(|at| at.elapsed() >= EARLY_LINGERS) {
-            return self.stop(reason);
-        }
-        if reason.wants_new_token() {
-            self.refusals += 1;
-            self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
-            if let Some((token, _)) = &self.refused {
-                self.dialer.tokens.refused(token);
-            }
-            if self.refusals >= REFUSALS_MAX {
-                return self.stop(reason);
-            }
-        }
-        let draining = matches!(reason, CloseReason::Server { code: CloseCode::Draining, .. });
-        if age.is_some_and(|age| reason.was_success(age)) {
-            self.backoff.reset();
-        }
-        let first = self.backoff.attempts() == 0;
-        let mut retry_in = self.backoff.failed(&mut self.jitter);
-        if draining && first {
-            retry_in = self.jitter.up_to(DRAIN_JITTER);
-        }
-        if matches!(reason, CloseReason::Server { code: CloseCode::Abuse, .. }) {
-            retry_in = ABUSE_WAIT + self.jitter.up_to(ABUSE_WAIT);
-        }
-        // Added to the random wait, not instead of it: the server tells all devices the same time.
-        retry_in += self.core.take_put_off().unwrap_or_default();
-        self.phase = Phase::Waiting(Instant::now() + retry_in);
-        self.state.send_replace(State::Waiting { retry_in, reason });
-    }
-
-    /// Stops: only the application can decide whether to connect again.
-    fn stop(&mut self, reason: CloseReason) {
-        self.core.release_waiters(&reason);
-        self.state.send_replace(State::Closed(reason.clone()));
-        self.phase = Phase::Stopped(reason);
     }
 
     // --- Token ------------------------------------------------------------------------------------------------------
