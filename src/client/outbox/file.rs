@@ -8,7 +8,7 @@
 //! aside first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ const HEAD_BYTES: usize = 8;
 /// A record's first byte: the tag of the envelope's `route`.
 const ROUTE_TAG: u8 = 0x08;
 
-/// An [`Outbox`] in a file, for one device of one user. Every message that the device has taken survives a kill of the
+/// An [`Outbox`] in a file, for one device of one user on one server. Every message that the device has taken survives a kill of the
 /// application and a loss of power.
 ///
 /// If another user signs in, [`Outbox::load`] refuses the file with `InvalidData`: use another file for each user, or
@@ -63,6 +63,9 @@ pub struct FileOutbox {
     _lock: File,
 }
 
+/// Place and length of each live message in the new file, by its place in the old one.
+type Moved = BTreeMap<u64, (u64, u64)>;
+
 impl FileOutbox {
     /// Opens the file, or creates it. Beside it are a lock file with the suffix `.lock` and, while the journal is
     /// rewritten, one with the suffix `.new`. On Unix only the owner can read them.
@@ -71,17 +74,20 @@ impl FileOutbox {
     /// the whole file is set aside first, with the suffix `.damaged` in place of an earlier one, and the log says so.
     ///
     /// # Errors
-    /// Any error of the file system, also if a damaged file cannot be set aside, as on a full disk; `WouldBlock` if another process has the file open, `InvalidData` if it is not an
-    /// outbox or is longer than an outbox can be ([`JOURNAL_BYTES_MAX`]).
+    /// - Any error of the file system, also if a damaged file cannot be set aside, as on a full disk.
+    /// - `WouldBlock` if another process, or another device of this one, has the file open.
+    /// - `InvalidData` if it is not an outbox or is longer than an outbox can be ([`JOURNAL_BYTES_MAX`]).
+    /// - `Unsupported` if the system or the file system has no locks. Linux, Android, macOS, iOS, Windows and the BSDs have
+    ///   them; some network file systems have not.
     pub fn open(path: impl AsRef<Path>) -> io::Result<FileOutbox> {
         let path = path.as_ref().to_owned();
         let lock = options().open(beside(&path, ".lock"))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                let taken = format!("the outbox {} is in use by another process", path.display());
+        try_lock(&lock).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                let taken = format!("the outbox {} is in use by another device or process", path.display());
                 io::Error::new(io::ErrorKind::WouldBlock, taken)
             }
-            TryLockError::Error(error) => error,
+            kind => io::Error::new(kind, format!("the outbox {} cannot be locked: {error}", path.display())),
         })?;
         let file = options().open(&path)?;
         let mut outbox = FileOutbox {
@@ -209,9 +215,20 @@ impl FileOutbox {
         Ok(place)
     }
 
+    /// Appends a record that tells what memory already knows. If that fails, as on a full disk, the file has to be written
+    /// anew: what it says is no longer true.
+    fn note(&mut self, record: &[u8]) -> io::Result<()> {
+        self.unsure |= self.append(record).is_err();
+        self.compact_if_due()
+    }
+
     /// Appends a record that is on disk when this returns.
     fn append_synced(&mut self, record: &[u8]) -> io::Result<u64> {
-        self.compact_if_due()?;
+        match self.compact_if_due() {
+            Err(error) if self.unsure => return Err(error),
+            Err(error) => tracing::warn!(%error, "the outbox could not be made smaller"),
+            Ok(()) => {}
+        }
         let place = self.append(record)?;
         if let Err(error) = self.file.sync_data() {
             // The caller is told that storing failed, so the record must not reappear.
@@ -244,30 +261,10 @@ impl FileOutbox {
             return Ok(());
         }
         let beside = beside(&self.path, ".new");
-        let mut new = options().truncate(true).open(&beside)?;
-        new.write_all(MAGIC)?;
-        let mut len = MAGIC.len() as u64;
-        if let Some(owner) = &self.owner {
-            let record = record(owner_record(owner));
-            new.write_all(&record)?;
-            len += record.len() as u64;
-        }
-        let mut moved = BTreeMap::new();
-        for (place, length) in &self.kept {
-            self.file.seek(SeekFrom::Start(*place))?;
-            if io::copy(&mut (&self.file).take(*length), &mut new)? != *length {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            moved.insert(*place, (len, *length));
-            len += length;
-        }
-        if let Some(cursor) = self.cursor {
-            let record = record(cursor_record(cursor));
-            new.write_all(&record)?;
-            len += record.len() as u64;
-        }
-        new.sync_all()?;
-        std::fs::rename(&beside, &self.path)?;
+        let (new, len, moved) = self.rewrite(&beside).inspect_err(|_| {
+            // On a full disk, half of it would take the room for the next message.
+            let _ = fs::remove_file(&beside);
+        })?;
         // From here on the new file is the outbox, whatever else fails.
         self.file = new;
         self.len = len;
@@ -282,6 +279,36 @@ impl FileOutbox {
         sync_folder(&self.path)?;
         self.unsure = false;
         Ok(())
+    }
+
+    /// Writes what is live to another file, which takes the journal's place. Returns it with its length, and where each
+    /// message is now.
+    fn rewrite(&self, beside: &Path) -> io::Result<(File, u64, Moved)> {
+        let mut new = options().truncate(true).open(beside)?;
+        new.write_all(MAGIC)?;
+        let mut len = MAGIC.len() as u64;
+        if let Some(owner) = &self.owner {
+            let record = record(owner_record(owner));
+            new.write_all(&record)?;
+            len += record.len() as u64;
+        }
+        let mut moved = BTreeMap::new();
+        for (place, length) in &self.kept {
+            (&self.file).seek(SeekFrom::Start(*place))?;
+            if io::copy(&mut (&self.file).take(*length), &mut new)? != *length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            moved.insert(*place, (len, *length));
+            len += length;
+        }
+        if let Some(cursor) = self.cursor {
+            let record = record(cursor_record(cursor));
+            new.write_all(&record)?;
+            len += record.len() as u64;
+        }
+        new.sync_all()?;
+        fs::rename(beside, &self.path)?;
+        Ok((new, len, moved))
     }
 }
 
@@ -316,21 +343,19 @@ impl Outbox for FileOutbox {
 
     /// Not synced to disk: a message that reappears after a crash is sent once more, and the server accepts it once.
     fn remove(&mut self, local_id: &LocalId) -> io::Result<()> {
-        if self.places.contains_key(local_id) {
-            let done = VersionUpdate { message_id_local: local_id.to_string(), ..Default::default() };
-            self.append(&record(Payload::VersionUpdate(done)))?;
-            self.forget(local_id);
+        if self.forget(local_id).is_none() {
+            return Ok(());
         }
-        self.compact_if_due()
+        let done = VersionUpdate { message_id_local: local_id.to_string(), ..Default::default() };
+        self.note(&record(Payload::VersionUpdate(done)))
     }
 
     /// Not synced to disk: entries beyond a position lost in a crash are delivered once more.
     fn advance(&mut self, cursor: Sequence) -> io::Result<()> {
-        if self.cursor != Some(cursor) {
-            self.append(&record(cursor_record(cursor)))?;
-            self.cursor = Some(cursor);
+        if self.cursor.replace(cursor) == Some(cursor) {
+            return Ok(());
         }
-        self.compact_if_due()
+        self.note(&record(cursor_record(cursor)))
     }
 }
 
@@ -438,6 +463,24 @@ fn options() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Locks a file until it is closed; `WouldBlock` if it is locked already. Android has the same call as Linux, but before Rust
+/// 1.98 the standard library always fails there.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+#[allow(unsafe_code)]
+fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is involved, and the descriptor is open for as long as `file` is borrowed.
+    match unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(file), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Locks a file until it is closed; `WouldBlock` if it is locked already.
+#[cfg(not(any(target_os = "android", target_os = "linux")))]
+fn try_lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(io::Error::from)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

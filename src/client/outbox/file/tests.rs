@@ -244,6 +244,59 @@ fn another_kind_of_file_is_left_alone_and_one_in_use_is_not_shared() {
     place.open();
 }
 
+/// A disk without room for another byte, for as long as it is in the place of a file.
+#[cfg(target_os = "linux")]
+fn full_disk(at: &Path) -> File {
+    std::os::unix::fs::symlink("/dev/full", beside(at, ".new")).unwrap();
+    File::options().read(true).write(true).open("/dev/full").unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_full_disk_did_not_let_go_of_does_not_come_back() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.load(&owner()).unwrap();
+    ["a", "b", "c"].into_iter().for_each(|name| outbox.insert(&text(name)).unwrap());
+    let file = std::mem::replace(&mut outbox.file, full_disk(&place.path()));
+    assert_eq!(outbox.remove(&id("a")).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert!(!beside(&place.path(), ".new").is_symlink(), "half of a file takes room");
+    let _full = full_disk(&place.path());
+    assert_eq!(outbox.advance(Sequence::from(7)).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    // There is room again.
+    outbox.file = file;
+    outbox.insert(&text("d")).unwrap();
+    drop(outbox);
+    let mut outbox = place.open();
+    let backlog = outbox.load(&owner()).unwrap();
+    assert_eq!((names(&backlog), backlog.cursor), (["b", "c", "d"].map(str::to_owned).into(), Some(Sequence::from(7))));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_with_room_for_a_message_and_not_for_another_file_takes_the_message() {
+    let place = Place::new();
+    let mut outbox = place.open();
+    outbox.load(&owner()).unwrap();
+    let long = Content::Text("x".repeat(16 * 1024));
+    let mut round = 0;
+    while outbox.len <= 2 * outbox.kept_bytes + JOURNAL_DEAD_BYTES_MAX {
+        let name = format!("round {round}");
+        outbox.insert(&Draft { content: long.clone(), ..text(&name) }).unwrap();
+        // Not with `remove`, which would make the file smaller.
+        outbox.forget(&id(&name)).unwrap();
+        round += 1;
+    }
+    let whole = outbox.len;
+    let _full = full_disk(&place.path());
+    outbox.insert(&text("a")).unwrap();
+    assert!(outbox.len > whole && !beside(&place.path(), ".new").is_symlink());
+    outbox.insert(&text("b")).unwrap();
+    assert!(outbox.len < whole);
+    drop(outbox);
+    assert_eq!(place.names(), ["a", "b"]);
+}
+
 #[test]
 fn the_checksum_is_the_usual_one() {
     assert_eq!(checksum(b"123456789"), 0xCBF4_3926);
