@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::client::{
-    Accepted, AckTarget, Acknowledged, CloseReason, Content, Event, Media, Message, Refusal, Refused, Session,
+    Accepted, AckTarget, Acknowledged, CloseReason, Content, Event, Media, Message, NotSent, Refusal, Refused, Session,
 };
 use crate::wire::proto::AwarenessNotification;
 use crate::wire::{Author, AwarenessStatus, Sequence};
@@ -29,6 +29,9 @@ impl Line<'_> {
             Event::Accepted(accepted) => ("accepted", self::accepted(accepted)),
             Event::Acknowledged(receipt) => ("acknowledged", acknowledged(receipt)),
             Event::Refused(refused) => ("refused", self::refused(refused)),
+            Event::NotSent(NotSent { local_id, error }) => {
+                ("not_sent", json!({ "message_id_local": local_id.as_str(), "reason": error.to_string() }))
+            }
             Event::Presence(presence) => ("presence", self::presence(presence)),
         };
         let mut object = Map::new();
@@ -63,6 +66,7 @@ impl Line<'_> {
                 ("acknowledged", format!("#{} {} by {}: {target}", receipt.sequence, receipt.status.name(), receipt.by))
             }
             Event::Refused(refused) => ("refused", refused.refusal.to_string()),
+            Event::NotSent(NotSent { local_id, error }) => ("not sent", format!("{local_id}: {error}")),
             Event::Presence(presence) => ("presence", format!("{} is {}", who(presence), status(presence))),
         };
         format!("{} {what:<12} {rest}", clock(self.at, true))

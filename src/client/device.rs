@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::builder::Builder;
 use super::error::{CloseReason, RequestError, SendError};
-use super::event::{Acknowledged, Content, Event, Refused, Session};
+use super::event::{Acknowledged, Content, Event, Session};
 use super::inbox::Inbox;
 use super::outbox::Draft;
 use super::payloads::{acknowledgment, ping};
@@ -77,8 +77,8 @@ pub(crate) enum Command {
 /// A future of the answer to a message that was [submitted](Device::submit). The output is the same as that of
 /// [`Device::send`].
 ///
-/// Dropping it does not take the message back; the result is then reported as [`super::Event::Accepted`] or
-/// [`super::Event::Refused`].
+/// Dropping it does not take the message back; the result is then reported as [`super::Event::Accepted`],
+/// [`super::Event::Refused`] or [`super::Event::NotSent`].
 #[derive(Debug)]
 pub struct Ticket {
     local_id: LocalId,
@@ -432,13 +432,12 @@ impl Drop for Ticket {
     /// An answer may have come that the caller no longer takes.
     fn drop(&mut self) {
         self.answer.close();
-        match self.answer.try_recv() {
-            Ok(Ok(sent)) => self.inbox.add(Event::Accepted(sent.into())),
-            Ok(Err(SendError::Refused(refusal))) => {
-                self.inbox.add(Event::Refused(Refused { local_id: Some(self.local_id.clone()), refusal }))
-            }
-            _ => {}
-        }
+        let event = match self.answer.try_recv() {
+            Ok(Ok(sent)) => Some(Event::Accepted(sent.into())),
+            Ok(Err(error)) => Event::of_unsent(self.local_id.clone(), error),
+            Err(_) => None,
+        };
+        event.into_iter().for_each(|event| self.inbox.add(event));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::core::Passage;
-use super::error::{CloseReason, Refusal};
+use super::error::{CloseReason, Refusal, SendError};
 use super::requests::Sent;
 use super::transport::Transport;
 use crate::wire::proto::{
@@ -30,6 +30,9 @@ pub enum Event {
     Acknowledged(Acknowledged),
     /// The server refused something for which no call waits.
     Refused(Refused),
+    /// A message was not sent, and no call waits for it any more: its [`super::Ticket`] or future was dropped, and the
+    /// outbox failed or had no room, say. The message is not in the outbox and is not sent later either.
+    NotSent(NotSent),
     /// The presence of a contact, or a change made on another device of this user, as on the wire (BIMip-Foundation
     /// 5.2; protocol.md §12).
     Presence(AwarenessNotification),
@@ -123,6 +126,17 @@ pub struct Message {
     pub received: Instant,
 }
 
+impl Event {
+    /// What is told of a message whose answer is this error and for which no call waits; nothing if it stays in the outbox.
+    pub(crate) fn of_unsent(local_id: LocalId, error: SendError) -> Option<Event> {
+        match error {
+            SendError::Unread | SendError::Unanswered(_) => None,
+            SendError::Refused(refusal) => Some(Event::Refused(Refused { local_id: Some(local_id), refusal })),
+            error => Some(Event::NotSent(NotSent { local_id, error })),
+        }
+    }
+}
+
 impl Message {
     /// The text; `None` for a media message.
     pub fn text(&self) -> Option<&str> {
@@ -191,6 +205,15 @@ pub struct Refused {
     pub local_id: Option<LocalId>,
     /// The server's error.
     pub refusal: Refusal,
+}
+
+/// A message that was not sent and for which no call waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotSent {
+    /// The message's local id.
+    pub local_id: LocalId,
+    /// Why. [`SendError::Duplicate`]: this one was not sent, and the other message with this id still waits.
+    pub error: SendError,
 }
 
 impl Message {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::core::{Outgoing, Taken};
 use super::event::Event;
-use super::limits::EVENTS_MAX;
+use super::limits::{EVENTS_HELD_MAX, EVENTS_MAX};
 
 /// The stream of events of one device.
 ///
@@ -144,10 +144,13 @@ impl Inbox {
         }
     }
 
-    /// Adds an event that is no entry of the log: at most one for each ticket that the application held.
+    /// Adds an event that is no entry of the log: at most one for each ticket that the application held. Of messages that
+    /// were not sent there can be any number, so of these one is dropped at the bound.
     pub(crate) fn add(&self, event: Event) {
         let mut state = self.lock();
-        if !state.unread {
+        if state.events.len() >= EVENTS_MAX + EVENTS_HELD_MAX && matches!(event, Event::NotSent(_)) {
+            tracing::warn!(?event, "an event was dropped: the application takes none");
+        } else if !state.unread {
             state.events.push_back(Outgoing { event, taken: None });
         }
         drop(state);

@@ -90,7 +90,7 @@ mod transport;
 pub use builder::Builder;
 pub use device::{Device, State, Ticket};
 pub use error::{BuildError, CloseReason, Refusal, RequestError, SendError};
-pub use event::{Accepted, AckTarget, Acknowledged, Content, Event, Media, Message, Refused, Session};
+pub use event::{Accepted, AckTarget, Acknowledged, Content, Event, Media, Message, NotSent, Refused, Session};
 pub use families::{Admission, Contact, Page, Presence, Reach, Revoke};
 pub use inbox::Events;
 pub use outbox::{Backlog, Draft, FileOutbox, MemoryOutbox, Outbox};

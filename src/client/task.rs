@@ -26,7 +26,7 @@ use super::error::CloseReason;
 use super::inbox::Inbox;
 use super::limits::{BACKOFF_MAX, BACKOFF_MIN, CLOSE_LINGER, COMMANDS_PER_TURN, IDLE_TIMEOUT, SILENCE_MAX};
 use super::link::Link;
-use super::outbox::Outbox;
+use super::outbox::{MemoryOutbox, Outbox};
 use super::silence::{Idle, Silence};
 use crate::wire::{CloseCode, Lane};
 
@@ -366,9 +366,10 @@ impl Task {
         }
         self.forget_done();
         // Whoever reads the end of the events may open the same file again.
-        drop(self.outbox);
+        self.outbox = Box::new(MemoryOutbox);
         self.state.send_replace(State::Closed(CloseReason::Local));
         self.core.release_waiters(&CloseReason::Local);
+        self.refuse_commands();
         self.inbox.end();
         if let Some(endpoint) = self.endpoint.take() {
             let _ = timeout(CLOSE_LINGER, endpoint.wait_idle()).await;

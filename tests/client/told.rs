@@ -5,13 +5,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Wake};
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
-use bimip::client::limits::CLOSE_WITHIN;
+use bimip::client::limits::{CLOSE_WITHIN, COMMANDS_PER_TURN};
 use bimip::client::{
-    Backlog, CloseReason, Content, Device, Draft, Event, FileOutbox, Outbox, RequestError, Revoke, SendError, State,
-    Ticket, TokenError, TokenSource,
+    Backlog, CloseReason, Content, Device, Draft, Event, Events, FileOutbox, NotSent, Outbox, RequestError, Revoke,
+    SendError, State, Ticket, TokenError, TokenSource,
 };
 use bimip::wire::{CloseCode, Eid, Lane, LocalId, Sequence};
 
@@ -425,4 +425,105 @@ async fn come_back_to_a_restored_server(peer: Peer) {
     let (_device, mut events) = start();
     peer.push("seven");
     assert_eq!(message(&mut events).await.text(), Some("seven"));
+}
+
+/// Drops this message's ticket before it is answered; returns what is told of it.
+async fn not_sent(device: &Device, events: &mut Events, text: &str) -> SendError {
+    let draft = device.draft(&eid("bob@x"), Content::Text(text.into()));
+    let id = draft.local_id.clone();
+    drop(device.submit(draft).unwrap());
+    loop {
+        match soon(events.next()).await.unwrap() {
+            Event::NotSent(NotSent { local_id, error }) => {
+                assert_eq!(local_id, id);
+                return error;
+            }
+            _ => continue,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_was_not_sent_and_that_nobody_waits_for_is_an_event() {
+    let peer = Peer::start();
+    let (device, mut events) = options(&peer).outbox(Box::new(Kept::default())).connect().unwrap();
+    soon(device.connected()).await.unwrap();
+    assert_eq!(not_sent(&device, &mut events, "poison").await, SendError::Outbox("disk full".into()));
+    let invalid = not_sent(&device, &mut events, "").await;
+    assert!(matches!(invalid, SendError::Invalid(_)), "{invalid:?}");
+    peer.close_all(CloseCode::Replaced);
+    let stopped = state(&device, |state| matches!(state, State::Closed(_))).await;
+    let late = not_sent(&device, &mut events, "late").await;
+    assert!(matches!(&late, SendError::Closed(reason) if stopped == State::Closed(reason.clone())), "{late:?}");
+
+    // What the device has answered, and what it had not come to when it ended.
+    let ticket = device.submit(device.draft(&eid("bob@x"), Content::Text("answered".into()))).unwrap();
+    soon(device.network_changed()).await.unwrap();
+    drop(ticket);
+    assert!(matches!(soon(events.next()).await, Some(Event::NotSent(_))));
+    let mut closing = Box::pin(device.close());
+    assert!(std::future::poll_fn(|cx| Poll::Ready(closing.as_mut().poll(cx).is_pending())).await);
+    for _ in 0..2 * COMMANDS_PER_TURN {
+        drop(device.submit(device.draft(&eid("bob@x"), Content::Text("behind".into()))).unwrap());
+    }
+    soon(closing).await;
+    for _ in 0..2 * COMMANDS_PER_TURN {
+        let Some(Event::NotSent(behind)) = soon(events.next()).await else { panic!("one of them vanished") };
+        assert!(matches!(behind.error, SendError::Closed(_)), "{behind:?}");
+    }
+    assert_eq!(soon(events.next()).await, None);
+}
+
+#[tokio::test]
+async fn a_close_that_was_given_up_is_not_waited_for_once_the_last_handle_is_gone() {
+    let peer = Peer::start();
+    peer.state().change(|seen| seen.mute = true);
+    let (device, mut events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    drop(device.submit(device.draft(&eid("bob@x"), Content::Text("unanswered".into()))).unwrap());
+    soon(peer.until(|seen| seen.texts == 1)).await;
+    let mut closing = Box::pin(device.close());
+    assert!(std::future::poll_fn(|cx| Poll::Ready(closing.as_mut().poll(cx).is_pending())).await);
+    // The device takes this call behind `close`.
+    assert!(soon(device.path_rtt()).await.is_some());
+    drop(closing);
+    drop(device);
+    let ended = async { while events.next().await.is_some() {} };
+    tokio::time::timeout(CLOSE_WITHIN / 2, ended).await.expect("at once");
+}
+
+#[tokio::test]
+async fn a_refused_token_is_not_tried_again_after_an_attempt_that_came_to_nothing() {
+    let peer = Peer::start();
+    let (asks, mut asked) = watch::channel(0);
+    // The second call does not come back.
+    let source = move || {
+        let mut number = 0;
+        asks.send_modify(|asks| {
+            *asks += 1;
+            number = *asks;
+        });
+        async move {
+            if number == 2 {
+                std::future::pending::<()>().await;
+            }
+            Ok("bad".to_owned())
+        }
+    };
+    let (device, _events) = options(&peer).token(source).connect().unwrap();
+    soon(asked.wait_for(|asked| *asked == 2)).await.unwrap();
+    soon(device.network_changed()).await.unwrap();
+    let reason = soon(device.connected()).await.unwrap_err();
+    assert!(matches!(reason, CloseReason::Server { code: CloseCode::Unauthenticated, .. }), "{reason:?}");
+    assert_eq!((*asked.borrow(), peer.state().seen().opens.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn a_goodbye_that_nobody_asked_for_is_no_reason_to_stay_away() {
+    let peer = Peer::start();
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    peer.close_all(CloseCode::Goodbye);
+    soon(peer.until(|seen| seen.opens.len() == 2)).await;
+    soon(device.connected()).await.unwrap();
 }

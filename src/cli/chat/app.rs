@@ -332,6 +332,8 @@ impl App {
                 }
                 self.notice = Some(format!("refused: {}", refused.refusal));
             }
+            // Whoever submitted the message waits for its answer.
+            Event::NotSent(_) => {}
         }
     }
 
