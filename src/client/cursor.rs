@@ -187,9 +187,12 @@ impl Cursor {
     }
 
     /// The application says that everything up to here is safe. Entries that it has not taken do not count. Returns the
-    /// furthest position that it has confirmed so far, if any.
+    /// furthest position that it has confirmed so far, if any, or the one that the outbox has if that is further: this
+    /// one replaces it.
     pub(crate) fn say(&mut self, sequence: Sequence) -> Option<Sequence> {
-        self.said = self.said.max(sequence.min(self.safe()));
+        self.said = self.said.max(sequence.min(self.safe())).max(self.kept.up_to.unwrap_or_default());
+        self.said()?;
+        self.kept.up_to = Some(self.said);
         self.said()
     }
 
@@ -383,6 +386,20 @@ mod tests {
         assert_eq!(cursor.say(seq(3)), None, "it is not known yet where the tail starts");
         let mut cursor = Cursor::starting_at(Some(seq(10)));
         assert_eq!(cursor.say(seq(3)), Some(seq(10)), "an earlier process had said so");
+    }
+
+    #[test]
+    fn what_the_application_says_takes_nothing_back_of_what_the_outbox_has() {
+        let mut cursor = at(5);
+        for number in 6..=9 {
+            assert!(cursor.tailed(seq(number)));
+            cursor.handed_out();
+            cursor.taken(seq(number));
+        }
+        assert_eq!(cursor.keep(Some(seq(9))), Some(seq(8)));
+        assert_eq!(cursor.say(seq(6)), Some(seq(8)));
+        assert_eq!(cursor.say(seq(9)), Some(seq(9)));
+        assert_eq!(cursor.keep(Some(seq(9))), None, "it has nine");
     }
 
     #[test]
