@@ -2,6 +2,7 @@
 //! sockets, clock or randomness of its own. The task around it supplies them, and so can a simulation.
 
 mod families;
+mod lane;
 mod log;
 mod own_presence;
 mod sign_in;
@@ -16,8 +17,7 @@ use super::cursor::Cursor;
 use super::error::{CloseReason, Refusal, RequestError, SendError};
 use super::event::{Event, Refused, Session};
 use super::limits::{
-    ACCEPT_WITHIN, AHEAD_BYTES_MAX, ANSWERS_MAX, EVENTS_HELD_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, REQUEST_WITHIN,
-    UNREAD_WITHIN,
+    ACCEPT_WITHIN, AHEAD_BYTES_MAX, EVENTS_HELD_MAX, EVENTS_MAX, MOVED_FRAMES, MOVED_PADDING_BYTES, UNREAD_WITHIN,
 };
 use super::outbox::{Backlog, Draft};
 use super::payloads::{acknowledgment, acknowledgment_up_to, ping};
@@ -30,6 +30,7 @@ use crate::wire::{
     encode_frame, envelope, lane_of, open_envelope, payload_name,
 };
 
+use lane::LaneOut;
 use own_presence::OwnPresence;
 use sign_in::SignIn;
 
@@ -91,44 +92,6 @@ enum Link {
     Useless,
 }
 
-/// The outgoing direction of one lane.
-#[derive(Debug, Default)]
-struct LaneOut {
-    /// Frames that belong to this connection only; they go before requests.
-    answers: VecDeque<Bytes>,
-    /// The server put a request off: this lane's requests and messages wait until then.
-    hold: Option<Instant>,
-    /// No message goes out before this time.
-    sends_after: Option<Instant>,
-    /// Set while no message may go out until all that are in flight are answered, because they may be put off too.
-    /// Holds at most until this time.
-    settling: Option<Instant>,
-    /// Number of messages that may be in flight, since one was put off. Starts at one and grows by one with each
-    /// answer. Without it, a device over its rate would resend everything that waits each time.
-    window: Option<usize>,
-}
-
-impl LaneOut {
-    /// Ends the wait for messages in flight, once they are answered or overdue. If overdue, the window is lifted as
-    /// well.
-    fn settle(&mut self, on_the_way: usize, now: Instant) {
-        match self.settling {
-            Some(_) if on_the_way == 0 => self.settling = None,
-            Some(until) if until <= now => (self.settling, self.window) = (None, None),
-            _ => {}
-        }
-    }
-
-    /// Whether a message may go out.
-    fn sends(&mut self, on_the_way: usize, now: Instant) -> bool {
-        self.settle(on_the_way, now);
-        if self.window.is_some_and(|window| on_the_way >= window) {
-            self.settling.get_or_insert(now + REQUEST_WITHIN);
-        }
-        self.settling.is_none() && self.sends_after.is_none_or(|after| after <= now)
-    }
-}
-
 /// The state of one device.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -153,6 +116,10 @@ pub(crate) struct Core {
     accepted: Option<Session>,
     /// The server's last error about the session as a whole: the reason of the close that follows.
     refusal: Option<Refusal>,
+    /// How the server has broken the protocol on this connection; nothing more is taken on it.
+    broken: Option<String>,
+    /// This connection has carried a `Logout`.
+    leaves: bool,
     sign_in: SignIn,
     renew_at: Option<Instant>,
     presence: OwnPresence,
@@ -176,6 +143,8 @@ impl Core {
             done: Vec::new(),
             accepted: None,
             refusal: None,
+            broken: None,
+            leaves: false,
             sign_in: SignIn::default(),
             renew_at: None,
             presence: OwnPresence::default(),
@@ -244,7 +213,7 @@ impl Core {
         }
         match self.link {
             Link::Down => Err(RequestError::NotConnected),
-            _ if self.lanes[Lane::Presence.index()].answers.len() >= ANSWERS_MAX => Err(RequestError::Busy),
+            _ if !self.lanes[Lane::Presence.index()].has_room() => Err(RequestError::Busy),
             _ => {
                 self.put(Lane::Presence, Payload::AwarenessNotification(presence));
                 Ok(())
@@ -297,7 +266,7 @@ impl Core {
         for _ in 0..MOVED_FRAMES {
             let ping = envelope(Payload::PingpongMessage(ping(now.unix_ms)));
             let padded = MessageScheme { padding: Bytes::from_static(&[0; MOVED_PADDING_BYTES]), ..ping };
-            self.lanes[Lane::Control.index()].answers.push_back(encode_frame(&padded));
+            self.lanes[Lane::Control.index()].push(encode_frame(&padded));
         }
     }
 
@@ -318,6 +287,7 @@ impl Core {
         self.link = Link::Down;
         self.lanes = Default::default();
         self.renew_at = None;
+        self.broken = None;
         self.requests.link_down();
     }
 
@@ -345,7 +315,7 @@ impl Core {
             _ => {}
         }
         let out = &mut self.lanes[lane.index()];
-        if let Some(frame) = out.answers.pop_front() {
+        if let Some(frame) = out.pop() {
             return Some(frame);
         }
         if out.hold.is_some_and(|until| until > now.instant) {
@@ -356,22 +326,21 @@ impl Core {
     }
 
     /// Which lanes to read. Before the session is accepted, and while the application has untaken events in this queue:
-    /// only control, so that the server keeps the rest and pings are answered. The exception is while an answer is
-    /// owed: it may lie behind messages, and the application may be waiting for it, so reading continues up to a bound.
-    /// There, waiting calls fail ([`Core::tick`]).
+    /// only control, so that the server keeps the rest and pings are answered. The exception is while a caller waits for an
+    /// answer: it may lie behind messages, so reading continues up to a bound. There, waiting calls fail ([`Core::tick`]).
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
             _ => {
-                let ahead = self.requests.owed() && !self.is_far_ahead();
-                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead)
+                let ahead = || !self.is_far_ahead() && self.requests.is_awaited();
+                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead())
             }
         }
     }
 
     /// Handles a frame from the server.
     pub(crate) fn frame(&mut self, lane: Lane, frame: &[u8], now: Now) {
-        if self.is_useless() {
+        if self.is_useless() || self.broken.is_some() {
             return;
         }
         if !self.events.is_empty() {
@@ -386,6 +355,10 @@ impl Core {
         };
         let sequence = Sequence::from_wire(sequence);
         match payload {
+            // Control is always read, so there it could fill the memory; and an entry of the log must not be skipped.
+            Some(payload) if lane_of(&payload).is_some_and(|own| own != lane) => {
+                self.broken = Some(format!("{} on the lane {}", payload_name(&payload), lane.name()));
+            }
             Some(Payload::SessionAccept(accept)) => self.session_accept(accept, request_id, now.instant),
             Some(Payload::PingpongMessage(ping)) if ping.r#type == Exchange::Request.code() => self.pong(ping, now),
             Some(Payload::VersionUpdate(update)) => self.version_update(update, sequence, request_id, now),
@@ -399,7 +372,9 @@ impl Core {
             }
             Some(Payload::AwarenessResponse(own)) if self.presence.answered(request_id, own.status) => {}
             Some(Payload::ErrorMessage(error)) => self.refused(lane, error.into(), request_id, now.instant),
-            Some(Payload::SubscriberList(list)) if list.more => self.requests.part(request_id, list.entries),
+            Some(Payload::SubscriberList(list)) if list.more => {
+                self.requests.part(request_id, list.entries, frame.len());
+            }
             Some(payload) => {
                 let name = payload_name(&payload);
                 if !self.answered(request_id, payload, now.instant) {
@@ -444,7 +419,7 @@ impl Core {
             self.unread = true;
             self.requests.release_unread();
         }
-        self.requests.expire(now);
+        self.requests.expire(self.reading(Lane::Chat), now);
         for lane in Lane::ALL {
             let out = &mut self.lanes[lane.index()];
             out.hold = out.hold.filter(|until| *until > now);
@@ -455,6 +430,9 @@ impl Core {
             && let Some(reason) = self.put_off_reason()
         {
             return Err(reason);
+        }
+        if let Some(broken) = &self.broken {
+            return Err(CloseReason::Protocol(broken.clone()));
         }
         match self.link {
             Link::Opening { until, .. } if until <= now => {
@@ -476,6 +454,8 @@ impl Core {
         self.idle_since = None;
         if self.events.is_empty() {
             (self.ahead, self.unread) = (0, false);
+            // A backlog that was read ahead may have taken far more.
+            self.events.shrink_to(EVENTS_MAX);
         }
         Some(event)
     }
@@ -517,23 +497,25 @@ impl Core {
     }
 
     /// Queues an event about the connection. Such events arise whether or not the application reads; at the bound the
-    /// oldest is dropped.
+    /// oldest is dropped, a gap in the log last.
     pub(crate) fn announce(&mut self, event: Event) {
         if self.events.len() >= EVENTS_HELD_MAX {
-            let news = |held: &Outgoing| match &held.event {
-                Event::Connected(_) | Event::Disconnected(_) | Event::Presence(_) => true,
+            let is_gap = |held: &Outgoing| matches!(&held.event, Event::Connected(session) if session.gap);
+            let is_news = |held: &Outgoing| match &held.event {
+                Event::Connected(session) => !session.gap,
+                Event::Disconnected(_) | Event::Presence(_) => true,
                 Event::Refused(refused) => refused.local_id.is_none(),
                 _ => false,
             };
-            if let Some(oldest) = self.events.iter().position(news) {
-                self.events.remove(oldest);
+            let oldest = self.events.iter().position(is_news).or_else(|| self.events.iter().position(is_gap));
+            if let Some(dropped) = oldest.and_then(|oldest| self.events.remove(oldest)) {
+                tracing::debug!(event = ?dropped.event, "an event was dropped: the application takes none");
             }
         }
         self.events.push_back(Outgoing { event, taken: None });
     }
 
-    // --- Internals
-    // ------------------------------------------------------------------------------------------------------
+    // --- Internals --------------------------------------------------------------------------------------------------
 
     fn emit(&mut self, event: Event) {
         self.events.push_back(Outgoing { event, taken: None });
@@ -545,12 +527,12 @@ impl Core {
     }
 
     fn put(&mut self, lane: Lane, payload: Payload) {
-        self.lanes[lane.index()].answers.push_back(encode_frame(&envelope(payload)));
+        self.lanes[lane.index()].push(encode_frame(&envelope(payload)));
     }
 
     /// Queues a frame that the server can do without; dropped at the bound.
     fn answer_frame(&mut self, lane: Lane, payload: Payload) {
-        if self.lanes[lane.index()].answers.len() < ANSWERS_MAX {
+        if self.lanes[lane.index()].has_room() {
             self.put(lane, payload);
         }
     }

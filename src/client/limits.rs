@@ -31,6 +31,8 @@ pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// Entries of a subscriber list that arrives in several frames: three times the server's bound for subscribers
 /// (protocol.md §11), because the list also contains blocked users.
 pub const LIST_ENTRIES_MAX: usize = 15_000;
+/// Bytes of the frames of such a list: more than that many entries take with the longest identifier, name and group each.
+pub const LIST_BYTES_MAX: usize = 1024 * LIST_ENTRIES_MAX;
 /// Age at which the server forgets a location (protocol.md §12). The device does not repeat an older one after a
 /// reconnect.
 pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
@@ -55,6 +57,9 @@ pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 /// Dropping is harmless: the server pings again, and releases a message whose VersionUpdate was not answered
 /// (protocol.md §7).
 pub const ANSWERS_MAX: usize = 1024;
+/// Bytes that these frames may take on one lane before further ones are dropped: ten times what so many usual ones take. Some
+/// repeat what the server has sent, which may be as long as a frame.
+pub const ANSWERS_BYTES_MAX: usize = 1024 * 1024;
 /// Frames taken from the connection in one turn, before commands and events are handled.
 pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes read from a QUIC stream at once.
@@ -67,17 +72,19 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 /// Events that wait for the application, plus events that it took but whose acknowledgments the device has not handled
 /// yet. At the bound the device reads only the control lane, and the rest stays at the server.
 pub const EVENTS_MAX: usize = 256;
-/// Bytes that are read beyond [`EVENTS_MAX`] while the server owes an answer, because the answer may lie behind
-/// messages that the application has not taken. Without this the device would wait for an answer that it does not read.
-/// The count is reset only when the application has taken every event, so the bound has to hold a whole backlog: some
-/// 100,000 texts.
+/// Bytes of frames that are read beyond [`EVENTS_MAX`] while a call waits for an answer, because the answer may lie behind
+/// messages that the application has not taken. Without this the call would wait for an answer that the device does not
+/// read. The count is reset only when the application has taken every event, so the bound has to hold a whole backlog: some
+/// 100,000 texts. As events, short texts take about three times the bytes of their frames, until they are taken.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// If [`AHEAD_BYTES_MAX`] is reached and the application takes no event for this long, pending calls fail with an
 /// `Unread` error, and so do new ones until the application has taken all events. Calls that are answered on the
 /// control lane are not affected. This is longer than any write to a phone's storage should take.
 pub const UNREAD_WITHIN: Duration = Duration::from_secs(5);
-/// Bound of the device's own queue behind a full event queue, at which the oldest event about the connection is dropped
-/// for each new one. [`Device::state`](super::Device::state) is always exact.
+/// Bound of the device's own queue behind a full event queue. There, for each new event about the connection, the oldest
+/// `Connected`, `Disconnected` or `Presence`, or `Refused` that is about no message, is dropped; a `Connected` that tells of
+/// a gap in the log goes last. [`Device::state`](super::Device::state) is always exact. Beyond both queues together a
+/// `NotSent` is dropped: each is about a message whose caller has gone, and there can be any number.
 pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Log positions remembered from direct replies that arrived ahead of the log's tail. Beyond this bound a VersionUpdate
 /// may be reported a second time after a reconnect; a message never is.

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::error::{CloseReason, RequestError, SendError};
 use super::limits::{
-    LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX, REQUESTS_RESERVED,
+    LIST_BYTES_MAX, LIST_ENTRIES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, REQUEST_WITHIN, REQUESTS_MAX,
+    REQUESTS_RESERVED,
 };
 use super::outbox::Draft;
 use super::receipts::UpTo;
@@ -86,8 +87,9 @@ pub(crate) struct PendingRequest {
     /// Whether it acknowledges all messages up to a version. A server that was restored from a backup gives out versions
     /// again: there it would acknowledge messages that this device has not seen, and they would be skipped.
     by_version: bool,
-    /// Entries of a list whose last frame has not arrived.
+    /// Entries of a list whose last frame has not arrived, and the bytes of their frames.
     pub(crate) parts: Vec<Subscriber>,
+    parts_bytes: usize,
     sent: Option<Instant>,
     frame: Bytes,
     lane: Lane,
@@ -231,9 +233,10 @@ impl Requests {
     }
 
     /// Adds a list's frame that is not its last. A list over the bound is invalid, and its caller gets an error.
-    pub(crate) fn part(&mut self, request_id: i64, entries: Vec<Subscriber>) {
+    pub(crate) fn part(&mut self, request_id: i64, entries: Vec<Subscriber>, bytes: usize) {
         let Some(request) = self.requests.get_mut(&request_id).filter(|request| request.sent.is_some()) else { return };
-        if request.parts.len() + entries.len() <= LIST_ENTRIES_MAX {
+        request.parts_bytes += bytes;
+        if request.parts.len() + entries.len() <= LIST_ENTRIES_MAX && request.parts_bytes <= LIST_BYTES_MAX {
             request.parts.extend(entries);
         } else if let Some((request, _)) = self.take_request(request_id) {
             answer(request.reply, Err(RequestError::Unexpected));
@@ -279,7 +282,7 @@ impl Requests {
         }
         for (id, request) in &mut self.requests {
             request.sent = None;
-            request.parts.clear();
+            (request.parts, request.parts_bytes) = Default::default();
             self.unsent[request.lane.index()].insert(*id);
         }
         self.expiry = None;
@@ -335,14 +338,18 @@ impl Requests {
     }
 
     /// Fails requests whose answer is overdue. The device's own acknowledgments are sent again instead, as no caller
-    /// would repeat them.
-    pub(crate) fn expire(&mut self, now: Instant) {
+    /// would repeat them; but not while chat is not `read`, where their answers may lie.
+    pub(crate) fn expire(&mut self, read: bool, now: Instant) {
         if self.expiry.is_none_or(|expiry| expiry > now) {
             return;
         }
         let unsent = &mut self.unsent;
         self.requests.retain(|id, request| {
             if request.sent.is_none_or(|sent| sent + REQUEST_WITHIN > now) {
+                return true;
+            }
+            if request.delivers.is_some() && !read {
+                request.sent = Some(now);
                 return true;
             }
             answer(request.reply.take(), Err(RequestError::TimedOut));
@@ -356,6 +363,16 @@ impl Requests {
     pub(crate) fn owed(&self) -> bool {
         let unsent: usize = self.unsent.iter().map(BTreeSet::len).sum();
         self.sends.len() + self.requests.len() > unsent
+    }
+
+    /// Whether a caller waits for the answer to something that was sent on this connection.
+    pub(crate) fn is_awaited(&self) -> bool {
+        fn waits<T>(reply: &Option<oneshot::Sender<T>>) -> bool {
+            reply.as_ref().is_some_and(|reply| !reply.is_closed())
+        }
+        let is_sent = |id: &i64, send: &PendingSend| !self.unsent[send.lane.index()].contains(id);
+        self.requests.values().any(|request| request.sent.is_some() && waits(&request.reply))
+            || self.sends.iter().any(|(id, send)| waits(&send.reply) && is_sent(id, send))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -373,9 +390,21 @@ impl Requests {
         let by_version = matches!(&payload, Payload::AcknowledgmentRequest(ack) if ack.up_to_version != 0);
         let (id, frame) = self.enter(lane, payload);
         let (delivers, up_to) = delivers.unzip();
-        let (up_to, parts) = (up_to.flatten(), Vec::new());
-        let request =
-            PendingRequest { reply, lasting, up_to, delivers, by_version, parts, sent: None, frame, lane, put_off: 0 };
+        let (up_to, parts, parts_bytes) = (up_to.flatten(), Vec::new(), 0);
+        let (sent, put_off) = (None, 0);
+        let request = PendingRequest {
+            reply,
+            lasting,
+            up_to,
+            delivers,
+            by_version,
+            parts,
+            parts_bytes,
+            sent,
+            frame,
+            lane,
+            put_off,
+        };
         self.requests.insert(id, request);
     }
 

@@ -54,7 +54,7 @@ impl Core {
                 status: PingStatus::Ok.code(),
                 request_time: ping.request_time,
                 response_time: now.unix_ms,
-                rtt: (now.unix_ms - ping.request_time).max(0),
+                rtt: now.unix_ms.saturating_sub(ping.request_time).max(0),
             }),
         );
     }

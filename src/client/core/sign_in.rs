@@ -38,7 +38,7 @@ impl Core {
         self.sign_in.asked = Some((self.sign_in.last_id, open.token.clone()));
         let open = envelope(Payload::SessionOpen(open));
         let open = MessageScheme { request_id: self.sign_in.last_id, ..open };
-        self.lanes[Lane::Control.index()].answers.push_back(encode_frame(&open));
+        self.lanes[Lane::Control.index()].push(encode_frame(&open));
     }
 
     /// Signs in on a new connection. Nothing is known about its token yet.

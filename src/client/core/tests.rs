@@ -3,6 +3,7 @@
 mod families;
 mod receiving;
 mod sign_in;
+mod untaken;
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::client::event::Content;
 use crate::client::limits::{
-    BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, RENEW_RETRY, RENEW_SPREAD, REQUEST_WITHIN, REQUESTS_MAX,
-    REQUESTS_RESERVED, SYNC_WITHIN,
+    ANSWERS_MAX, BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, RENEW_RETRY, RENEW_SPREAD, REQUEST_WITHIN,
+    REQUESTS_MAX, REQUESTS_RESERVED, SYNC_WITHIN,
 };
 use crate::client::payloads::acknowledgment_up_to;
 use crate::client::requests::{Answer, Sent};
@@ -499,16 +500,20 @@ proptest::proptest! {
         let _one = bench.send("one");
         for (lane, bytes, kind, sequence, request_id) in frames {
             let lane = Lane::ALL[lane];
-            match kind {
-                0 => bench.core.frame(lane, &bytes, bench.now),
-                1 => bench.receive(lane, chat(3), sequence, request_id),
-                2 => bench.receive(lane, update("one", 1), sequence, request_id),
-                3 => bench.receive(lane, receipt(3, AckStatus::Read), sequence, request_id),
-                4 => bench.receive(lane, error(ErrorCode::Unavailable, "one"), sequence, request_id),
-                5 => bench.receive(lane, accept(sequence, 5), 0, 0),
-                6 => bench.receive(lane, ping_request(), sequence, request_id),
-                _ => bench.receive(lane, error(ErrorCode::NotFound, ""), sequence, request_id),
-            }
+            let payload = match kind {
+                0 => {
+                    bench.core.frame(lane, &bytes, bench.now);
+                    continue;
+                }
+                1 => chat(3),
+                2 => update("one", 1),
+                3 => receipt(3, AckStatus::Read),
+                4 => error(ErrorCode::Unavailable, "one"),
+                5 => accept(sequence, 5),
+                6 => ping_request(),
+                _ => error(ErrorCode::NotFound, ""),
+            };
+            bench.receive(lane_of(&payload).unwrap_or(lane), payload, sequence, request_id);
             proptest::prop_assert!(bench.core.events.len() <= 61 + EVENTS_HELD_MAX);
         }
     }

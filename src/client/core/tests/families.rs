@@ -1,7 +1,7 @@
 //! The presence that the device sends, lists that come in several frames, and the order of messages that were put off.
 
 use super::*;
-use crate::client::limits::{LIST_ENTRIES_MAX, LOCATION_KEPT};
+use crate::client::limits::{ANSWERS_BYTES_MAX, LIST_BYTES_MAX, LIST_ENTRIES_MAX, LOCATION_KEPT};
 use crate::wire::proto::{AwarenessResponse, Subscriber, SubscriberList, SubscriberListRequest};
 use crate::wire::{AwarenessIntention, AwarenessStatus};
 
@@ -207,6 +207,69 @@ fn a_list_in_several_frames_is_one_answer_and_a_bounded_one() {
         bench.receive(CONTROL, list(LIST_ENTRIES_MAX / 2 + 1, true), 0, id);
     }
     assert_eq!(failure(endless), RequestError::Unexpected);
+
+    // Few entries, with a group of 200 KB each.
+    let vast = bench.ask(request(), false);
+    let id = bench.out(CONTROL)[0].request_id;
+    let entry = Subscriber { group: "x".repeat(200_000), ..Default::default() };
+    let frame = Payload::SubscriberList(SubscriberList { owner: None, entries: vec![entry], more: true });
+    for _ in 0..=LIST_BYTES_MAX / 200_000 {
+        bench.receive(CONTROL, frame.clone(), 0, id);
+    }
+    assert_eq!(failure(vast), RequestError::Unexpected);
+
+    // The longest entries of a list that is full.
+    let long = |length| "x".repeat(length);
+    let entry = Subscriber {
+        subscriber: Some(Eid::parse(&format!("{}@x", long(252))).unwrap().identity()),
+        nickname: long(256),
+        group: long(256),
+        subscriber_resource_id: long(64),
+        share_location: true,
+        blocked: true,
+        added_at: i64::MAX,
+    };
+    assert!(prost::Message::encoded_len(&entry) <= LIST_BYTES_MAX / LIST_ENTRIES_MAX - 8);
+}
+
+#[test]
+fn what_repeats_the_servers_own_words_takes_no_more_than_its_bytes() {
+    let mut bench = Bench::new().open(0);
+    let to = Some(Identity { eid: "x".repeat(200_000), ..Identity::default() });
+    for _ in 0..ANSWERS_MAX {
+        bench.receive(CONTROL, Payload::PingpongMessage(PingPong { to: to.clone(), ..super::ping(5) }), 0, 0);
+    }
+    assert_eq!(bench.out(CONTROL).len(), ANSWERS_BYTES_MAX.div_ceil(200_000));
+    // There is room again, and a clock of the server that is far off is no harm.
+    let far = PingPong { request_time: i64::MIN, ..super::ping(5) };
+    bench.receive(CONTROL, Payload::PingpongMessage(far), 0, 0);
+    assert_eq!(bench.out(CONTROL).len(), 1);
+}
+
+#[test]
+fn what_comes_on_another_lane_than_its_own_ends_the_connection_and_nothing_is_skipped() {
+    for (lane, payload) in [
+        (CONTROL, chat(3)),
+        (PRESENCE, update("one", 1)),
+        (CHAT, Payload::AwarenessNotification(state(1))),
+        (Lane::Media, ping_request()),
+    ] {
+        let mut bench = Bench::new().open(0);
+        bench.receive(lane, payload, 1, 0);
+        bench.receive(CHAT, chat(4), 2, 0);
+        assert_eq!(bench.events(), []);
+        let broken = bench.core.tick(bench.now.instant);
+        assert!(matches!(broken, Err(CloseReason::Protocol(_))), "{broken:?}");
+        bench.core.link_down();
+        assert!(bench.core.tick(bench.now.instant).is_ok());
+        bench.connect(0, 1_000);
+        bench.receive(CHAT, chat(3), 1, 0);
+        assert_eq!(bench.events().len(), 1);
+    }
+    // An error comes on the lane of what caused it.
+    let mut bench = Bench::new().open(0);
+    Lane::ALL.into_iter().for_each(|lane| bench.receive(lane, error(ErrorCode::Malformed, ""), 0, 0));
+    assert!(bench.core.tick(bench.now.instant).is_ok());
 }
 
 /// Two messages were put off, a third is still in flight, and a fourth was sent after them.

@@ -1,0 +1,66 @@
+//! Events that the application does not take: what is read meanwhile, and what is kept.
+
+use super::*;
+
+#[test]
+fn only_a_caller_that_waits_makes_the_device_read_on() {
+    // Delivery is acknowledged automatically, and that is answered behind further messages.
+    let mut bench = Bench::new().open(0);
+    bench.receive(CHAT, chat(1), 1, 0);
+    bench.events();
+    assert_eq!(bench.out(CHAT).len(), 1);
+    assert!(bench.core.owed(), "silence is still noticed");
+    bench.receive(CHAT, chat(2), 2, 0);
+    assert!(!bench.core.reading(CHAT));
+    bench.pass(REQUEST_WITHIN);
+    assert!(bench.out(CHAT).is_empty(), "the answer may lie there unread");
+
+    let read =
+        |bench: &mut Bench| bench.ask(acknowledgment(alice().identity(), id(1), &bob(), AckStatus::Read, 0), true);
+    let answer = read(&mut bench);
+    assert!(!bench.core.reading(CHAT), "it was not sent");
+    bench.out(CHAT);
+    assert!(bench.core.reading(CHAT));
+    drop(answer);
+    assert!(!bench.core.reading(CHAT));
+
+    let ticket = bench.send("one");
+    assert!(!bench.core.reading(CHAT), "it was not sent");
+    bench.out(CHAT);
+    assert!(bench.core.reading(CHAT));
+    drop(ticket);
+    assert!(!bench.core.reading(CHAT));
+    assert!(bench.core.owed());
+}
+
+#[test]
+fn the_memory_of_a_backlog_that_was_read_ahead_is_given_back() {
+    let mut bench = Bench::new().open(0);
+    for number in 1..=100 * EVENTS_MAX as u64 {
+        bench.receive(CHAT, chat(1), number, 0);
+    }
+    assert!(bench.core.events.capacity() >= 100 * EVENTS_MAX);
+    bench.events();
+    assert!(bench.core.events.capacity() <= 2 * EVENTS_MAX);
+}
+
+#[test]
+fn a_gap_in_the_log_is_the_last_thing_of_which_an_application_that_does_not_read_is_not_told() {
+    let mut bench = Bench::new().open(0);
+    bench.core.link_down();
+    bench.core.link_up("token".into(), QUIC, bench.now.instant, bench.now.instant);
+    bench.receive(CONTROL, accept(7, 1_000), 0, 0);
+    for _ in 0..2 * EVENTS_HELD_MAX {
+        bench.core.announce(Event::Disconnected(CloseReason::Local));
+    }
+    let Some(Event::Connected(session)) = bench.core.next_event().map(|held| held.event) else {
+        panic!("it was dropped")
+    };
+    assert!(session.gap);
+    assert_eq!(bench.events().len(), EVENTS_HELD_MAX - 1);
+    // Gaps alone are bounded, too.
+    for _ in 0..2 * EVENTS_HELD_MAX {
+        bench.core.announce(Event::Connected(session.clone()));
+    }
+    assert_eq!(bench.events().len(), EVENTS_HELD_MAX);
+}
