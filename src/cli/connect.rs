@@ -251,6 +251,10 @@ impl Account {
             CloseReason::PutOff(_) => {
                 Failure::new(anyhow!("{server} was reached: {reason}"), "its /readyz, `bimip status` and log say why")
             }
+            CloseReason::Denied(refusal) => Failure::new(
+                anyhow!("{server} does not let {} sign in as device {device}: {refusal}", self.eid),
+                "give the --device of one that is no longer used, or revoke one",
+            ),
             CloseReason::Tls(why) => Failure::new(what, about_certificate(why, &self.ca)),
             CloseReason::Server { code: code @ (CloseCode::Unauthenticated | CloseCode::Revoked), reason } => {
                 Failure::new(

@@ -201,7 +201,10 @@ impl Core {
             Some(_) if !lasting && !connected => drop(answer(Some(reply), Err(RequestError::NotConnected))),
             Some(_) if !self.requests.has_reserved_room() => drop(answer(Some(reply), Err(RequestError::Busy))),
             Some(lane) if self.unread && lane != Lane::Control => drop(answer(Some(reply), Err(RequestError::Unread))),
-            Some(lane) => self.requests.request(lane, payload, lasting, Some(reply)),
+            Some(lane) => {
+                self.leaves |= matches!(payload, Payload::Logout(_));
+                self.requests.request(lane, payload, lasting, Some(reply));
+            }
         }
     }
 
@@ -276,6 +279,7 @@ impl Core {
     /// for the answer (protocol.md §5).
     pub(crate) fn link_up(&mut self, token: String, passage: Passage, dialed: Instant, now: Instant) {
         self.refusal = None;
+        self.leaves = false;
         self.sign_in_anew(token);
         self.presence.again();
         self.tails = self.settings.tails;
@@ -427,7 +431,7 @@ impl Core {
             out.settle(self.requests.sends_on_the_way(lane), now);
         }
         if matches!(self.link, Link::Opening { .. })
-            && let Some(reason) = self.put_off_reason()
+            && let Some(reason) = self.no_session()
         {
             return Err(reason);
         }
@@ -478,6 +482,11 @@ impl Core {
     /// Whether the session has to be replaced by another one, because it skips entries of the log.
     pub(crate) fn is_useless(&self) -> bool {
         matches!(self.link, Link::Useless)
+    }
+
+    /// Whether the application has signed out, or left, on the last connection.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves
     }
 
     /// Whether the server owes an answer, so that silence means that something is wrong.

@@ -160,11 +160,12 @@ pub enum RequestError {
 
 /// Why a connection, or an attempt to make one, ended.
 ///
-/// After most of these the device reconnects by itself. It stops, with [`super::State::Closed`], after [`Local`], after
-/// GOODBYE and REPLACED from the server, when the server refused a token and the token source returns the same token
-/// again, and when tokens were refused [`super::limits::REFUSALS_MAX`] times in a row.
+/// After most of these the device reconnects by itself. It stops, with [`super::State::Closed`], after [`Local`] and
+/// [`Denied`], after REPLACED from the server, after the GOODBYE that answers a `Logout`, when the server refused a token and
+/// the token source returns the same token again, and when tokens were refused [`super::limits::REFUSALS_MAX`] times in a row.
 ///
 /// [`Local`]: CloseReason::Local
+/// [`Denied`]: CloseReason::Denied
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
     /// The application closed the device, dropped its last handle, or ended the runtime that it was started in.
@@ -192,6 +193,10 @@ pub enum CloseReason {
     /// after the time that the server asked for and a backoff.
     #[error("the server takes no sign-in now ({0})")]
     PutOff(Refusal),
+    /// The server admits no session of this device, whatever its token: it would be the user's seventeenth device (403). The
+    /// device stops. Sign out or revoke another device, or take the id of one that is no longer used.
+    #[error("the server does not admit this device: {0}")]
+    Denied(Refusal),
     /// The network failed, the name could not be resolved, or the server did not answer. The device tries again after a
     /// backoff.
     #[error("{0}")]
@@ -227,9 +232,15 @@ impl CloseReason {
         matches!(self, CloseReason::Server { code: CloseCode::Replaced, .. })
     }
 
-    /// Whether the device stops and leaves it to the application to reconnect.
-    pub(crate) fn is_final(&self) -> bool {
-        matches!(self, CloseReason::Local | CloseReason::Server { code: CloseCode::Goodbye | CloseCode::Replaced, .. })
+    /// Whether the device stops and leaves it to the application to reconnect. `leaves`: whether the session carried a
+    /// `Logout`. Code 0 is also what QUIC says for a server that has dropped the connection without a word.
+    pub(crate) fn is_final(&self, leaves: bool) -> bool {
+        match self {
+            CloseReason::Local | CloseReason::Denied(_) => true,
+            CloseReason::Server { code: CloseCode::Replaced, .. } => true,
+            CloseReason::Server { code: CloseCode::Goodbye, .. } => leaves,
+            _ => false,
+        }
     }
 }
 

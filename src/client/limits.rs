@@ -113,8 +113,9 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(5);
 pub const WORKED_AFTER: Duration = Duration::from_secs(1);
 /// How long after an abandoned 0-RTT connection its data may still reach the server, for example from a modem's queue.
 /// The server takes such late data for a newer session of this device and closes the one in use with REPLACED; within
-/// this time the device reconnects instead of stopping.
-pub const EARLY_LINGERS: Duration = Duration::from_secs(30);
+/// this time the device reconnects instead of stopping. How late early data may be is the server's choice (RFC 8446, 8.3);
+/// rustls takes it for 60 s, and the handshake that it begins ends within [`HANDSHAKE_MAX`].
+pub const EARLY_LINGERS: Duration = Duration::from_secs(60 + HANDSHAKE_MAX.as_secs());
 /// Shortest wait after the server closed with ABUSE; a random time of up to as much again is added.
 pub const ABUSE_WAIT: Duration = BACKOFF_MAX;
 /// Sign-ins that may fail in a row because of the token; at this count the device stops. Without it, a token source
@@ -174,7 +175,8 @@ pub const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// all signed in within seconds, as after a restart of the server, then renew over minutes: one in a hundred every
 /// three seconds.
 pub const RENEW_SPREAD: Duration = Duration::from_secs(5 * 60);
-/// Wait before the token source is asked again when it failed or returned no new token.
+/// Wait before the token source is asked again when it failed or returned no new token, and the shortest time between two
+/// renewals on one session.
 pub const RENEW_RETRY: Duration = Duration::from_secs(10);
 
 /// How long QUIC runs alone before TCP joins the race. By then QUIC has repeated a lost first packet, so that one lost

@@ -263,6 +263,7 @@ impl Task {
         if let Some(session) = self.core.take_accepted() {
             self.accepted_at = Some(now.instant);
             self.refusals = 0;
+            self.refused = None;
             self.state.send_replace(State::Connected(session));
         }
         self.forget_done();

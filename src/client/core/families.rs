@@ -10,7 +10,9 @@ use crate::client::limits::{BACKOFF_MAX, BACKOFF_MIN, OUTBOX_MESSAGES_MAX, REQUE
 use crate::client::receipts::{Delivery, Receipts};
 use crate::client::requests::{Answer, PendingSend, Sent, answer};
 use crate::wire::proto::{AcknowledgmentResponse, ChatMessage, PingPong, SessionAccept, VersionUpdate};
-use crate::wire::{Author, ErrorCode, Exchange, Lane, Payload, PingStatus, Sequence, Version, VersionStatus};
+use crate::wire::{
+    Author, ErrorCode, Exchange, Lane, LogoutStatus, Payload, PingStatus, Sequence, Version, VersionStatus,
+};
 
 impl Core {
     /// protocol.md §5.
@@ -152,6 +154,8 @@ impl Core {
         let Some((mut request, sent)) = self.requests.take_request(request_id) else { return false };
         match (&mut payload, request.up_to) {
             (Payload::SubscriberList(list), _) => _ = list.entries.splice(..0, std::mem::take(&mut request.parts)),
+            // The device goes on.
+            (Payload::Logout(response), _) if response.status != LogoutStatus::Success.code() => self.leaves = false,
             // The server may stop early if there are very many messages (protocol.md §7).
             (Payload::AcknowledgmentResponse(receipt), Some(up_to)) => {
                 let left = up_to.after(Version::from_wire(receipt.up_to_version));
@@ -166,7 +170,8 @@ impl Core {
     /// Handles an error (protocol.md §15).
     pub(super) fn refused(&mut self, lane: Lane, refusal: Refusal, request_id: i64, now: Instant) {
         let kind = refusal.kind();
-        if lane == Lane::Control && self.sign_in_put_off(request_id, &refusal, now) {
+        let sign_in = lane == Lane::Control;
+        if sign_in && (self.sign_in_put_off(request_id, &refusal, now) || self.sign_in_denied(request_id, &refusal)) {
             return;
         }
         self.sign_in_refused(request_id);

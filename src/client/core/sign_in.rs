@@ -19,8 +19,12 @@ pub(super) struct SignIn {
     accepted: Option<String>,
     /// A token that the server checked and refused.
     refused: Option<String>,
+    /// When the token was last renewed.
+    renewed: Option<Instant>,
     /// The server did not check the token, and wants `SessionOpen` again later.
     put_off: Option<Refusal>,
+    /// The server does not admit this device, whatever its token.
+    denied: Option<Refusal>,
 }
 
 impl SignIn {
@@ -58,6 +62,7 @@ impl Core {
             return self.renew_later(now);
         }
         self.put_session_open(self.session_open(token));
+        self.sign_in.renewed = Some(now);
         // Replaced when the answer arrives.
         self.renew_at = Some(now + RENEW_RETRY);
     }
@@ -76,10 +81,12 @@ impl Core {
     }
 
     /// When to renew a token with this remaining life. The time is random, because devices that signed in at the same
-    /// time have tokens that expire at the same time.
+    /// time have tokens that expire at the same time. A server to which each new token is as good as expired is not asked
+    /// without a pause.
     pub(super) fn renewal_at(&mut self, lives: Duration, now: Instant) -> Instant {
         let before = RENEW_BEFORE.min(lives / 10) + self.jitter.up_to(RENEW_SPREAD.min(lives / 10));
-        now + (lives - before)
+        let at = now + (lives - before);
+        self.sign_in.renewed.map_or(at, |renewed| at.max(renewed + RENEW_RETRY))
     }
 
     /// An error that names the `SessionOpen` has refused its token, or has another cause that repeating the same token
@@ -116,14 +123,28 @@ impl Core {
         true
     }
 
-    /// Whether the server put the sign-in off; on another connection it would do the same.
-    pub(crate) fn is_put_off(&self) -> bool {
-        self.sign_in.put_off.is_some()
+    /// Handles an error that denies this device a session and says nothing about the token (403: the user has too many
+    /// devices). Returns whether it was one.
+    pub(super) fn sign_in_denied(&mut self, request_id: i64, refusal: &Refusal) -> bool {
+        let opening = matches!(self.link, Link::Opening { .. });
+        let denied =
+            opening && refusal.kind() == Some(ErrorCode::Forbidden) && self.sign_in.is_answer(request_id, opening);
+        if denied {
+            self.sign_in.asked = None;
+            self.sign_in.denied = Some(refusal.clone());
+        }
+        denied
     }
 
-    /// Why the link must be closed: its sign-in was put off.
-    pub(super) fn put_off_reason(&self) -> Option<CloseReason> {
-        self.sign_in.put_off.clone().map(CloseReason::PutOff)
+    /// Whether the server put the sign-in off or denied it; on another connection it would do the same.
+    pub(crate) fn has_no_session(&self) -> bool {
+        self.no_session().is_some()
+    }
+
+    /// Why the link must be closed: its sign-in was put off or denied.
+    pub(super) fn no_session(&self) -> Option<CloseReason> {
+        let SignIn { put_off, denied, .. } = &self.sign_in;
+        put_off.clone().map(CloseReason::PutOff).or_else(|| denied.clone().map(CloseReason::Denied))
     }
 
     /// How long the server put the sign-in off; returned once.

@@ -24,7 +24,7 @@ impl Task {
             bind: self.bind,
             number: self.backoff.attempts(),
             hinted: std::mem::take(&mut self.hinted),
-            refused: self.refused.take(),
+            refused: self.refused.clone(),
         };
         // A chosen port may still be in use by the previous socket; from now on the system chooses one.
         self.bind = self.bind.map(|bind| SocketAddr::new(bind.ip(), 0));
@@ -109,7 +109,7 @@ impl Task {
 
     pub(super) fn link_lost(&mut self, reason: CloseReason) {
         let reason = self.refined(reason);
-        let answered = self.core.is_put_off() || self.core.is_useless();
+        let answered = self.core.has_no_session() || self.core.is_useless();
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, perhaps over TCP.
@@ -168,14 +168,14 @@ impl Task {
     pub(super) fn retry(&mut self, reason: CloseReason, age: Option<Duration>) {
         tracing::debug!(%reason, attempts = self.backoff.attempts(), "not connected");
         let lost = self.open_lost.take_if(|_| reason.is_replaced());
-        if reason.is_final() && lost.is_none_or(|at| at.elapsed() >= EARLY_LINGERS) {
+        if reason.is_final(self.core.leaves()) && lost.is_none_or(|at| at.elapsed() >= EARLY_LINGERS) {
             return self.stop(reason);
         }
         if reason.wants_new_token() {
             self.refusals += 1;
-            self.refused = self.core.take_refused_token().map(|token| (token, reason.clone()));
-            if let Some((token, _)) = &self.refused {
-                self.dialer.tokens.refused(token);
+            if let Some(token) = self.core.take_refused_token() {
+                self.dialer.tokens.refused(&token);
+                self.refused = Some((token, reason.clone()));
             }
             if self.refusals >= REFUSALS_MAX {
                 return self.stop(reason);

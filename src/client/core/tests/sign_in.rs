@@ -1,6 +1,8 @@
 //! Signing in and renewal: what happens to the token when the server does not check it, refuses it, or ends it.
 
 use super::*;
+use crate::wire::proto::Logout;
+use crate::wire::{CloseCode, LogoutStatus};
 
 /// Connects and sends SessionOpen. Returns its request id.
 fn opening(bench: &mut Bench) -> i64 {
@@ -34,13 +36,13 @@ fn a_sign_in_that_is_put_off_ends_the_connection_and_not_the_token() {
             matches!(&gone, Err(CloseReason::PutOff(refusal)) if refusal.kind() == Some(code)),
             "{code:?}: {gone:?}"
         );
-        assert!(bench.core.is_put_off());
+        assert!(bench.core.has_no_session());
         bench.core.link_down();
         assert_eq!(bench.core.take_put_off(), Some(wait), "{code:?} {details}");
         assert_eq!(bench.core.take_put_off(), None);
         // The next connection is not affected, and nothing was lost.
         bench.connect(0, 1_000);
-        assert!(!bench.core.is_put_off());
+        assert!(!bench.core.has_no_session());
         assert_eq!(bench.names(), ["250"]);
     }
 }
@@ -67,7 +69,6 @@ fn the_token_not_to_come_back_with_is_the_one_that_was_refused_or_the_sessions()
     // Before a session is open.
     for (payload, named, refused) in [
         (unauthenticated(), true, Some("first")),
-        (error(ErrorCode::Forbidden, ""), true, Some("first")),
         // SessionOpen did not arrive in time.
         (unauthenticated(), false, None),
     ] {
@@ -140,4 +141,54 @@ fn a_fleet_that_signed_in_at_once_does_not_renew_at_once() {
     let early = Duration::from_millis(hour.unsigned_abs()) - Duration::from_secs(60) - RENEW_SPREAD / 2;
     let earlier = renewals.filter(|at| *at < early).count();
     assert!((30..70).contains(&earlier), "{earlier} of 100 in the first half");
+}
+
+#[test]
+fn a_device_that_is_one_too_many_stops_and_its_token_is_as_good_as_before() {
+    for named in [true, false] {
+        let mut bench = Bench::new();
+        let request_id = opening(&mut bench);
+        bench.receive(CONTROL, error(ErrorCode::Forbidden, ""), 0, if named { request_id } else { 0 });
+        let gone = bench.core.tick(bench.now.instant).unwrap_err();
+        assert!(matches!(&gone, CloseReason::Denied(refusal) if refusal.code == 403), "{gone:?}");
+        assert!(gone.is_final(false) && !gone.wants_new_token() && bench.core.has_no_session());
+        assert_eq!(bench.core.take_refused_token(), None);
+        bench.core.link_down();
+        bench.connect(0, 1_000);
+        assert!(!bench.core.has_no_session());
+    }
+}
+
+#[test]
+fn a_server_to_which_every_token_has_expired_is_not_asked_without_a_pause() {
+    let mut bench = Bench::new();
+    let expired =
+        || Payload::SessionAccept(SessionAccept { server_time: 7, token_expires_at: 7, ..Default::default() });
+    let request_id = opening(&mut bench);
+    bench.receive(CONTROL, expired(), 0, request_id);
+    assert_eq!(bench.core.renew_at(), Some(bench.now.instant), "the first new token may be better");
+    let second = renew(&mut bench, "second").unwrap();
+    bench.now.instant += Duration::from_millis(40);
+    bench.receive(CONTROL, expired(), 0, second);
+    assert_eq!(bench.core.renew_at(), Some(bench.now.instant + RENEW_RETRY - Duration::from_millis(40)));
+}
+
+#[test]
+fn a_close_with_code_0_is_final_for_who_signs_out() {
+    let goodbye = CloseReason::Server { code: CloseCode::Goodbye, reason: String::new() };
+    let logout = || Payload::Logout(Logout::default());
+    let mut bench = Bench::new();
+    assert_eq!(failure(bench.ask(logout(), false)), RequestError::NotConnected);
+    let mut bench = bench.open(0);
+    assert!(!goodbye.is_final(bench.core.leaves()), "QUIC says that for a server that says nothing");
+    let _answer = bench.ask(logout(), false);
+    bench.core.link_down();
+    assert!(goodbye.is_final(bench.core.leaves()));
+    bench.connect(0, 1_000);
+    assert!(!goodbye.is_final(bench.core.leaves()), "that was another session");
+    let _answer = bench.ask(logout(), false);
+    let request_id = bench.out(CONTROL)[0].request_id;
+    let failed = Logout { status: LogoutStatus::Fail.code(), ..Logout::default() };
+    bench.receive(CONTROL, Payload::Logout(failed), 0, request_id);
+    assert!(!goodbye.is_final(bench.core.leaves()), "the session goes on");
 }
