@@ -288,6 +288,54 @@ async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
 }
 
 #[tokio::test]
+async fn where_quic_is_cut_behind_its_handshake_a_phone_comes_over_tcp() {
+    let server = TestServer::start().await;
+    // Before the phone has signed in, and twice after it.
+    for datagrams in [0, 10] {
+        let road = Road::to(server.quic_address()).await;
+        road.cut_behind_handshake(datagrams);
+        let (alice, _alices) = options(&server, ALICE, road.address).connect().unwrap();
+        let speaking = async {
+            // Until the phone speaks, nobody notices that nothing comes back.
+            while alice.connected().await.unwrap().transport == Transport::Quic {
+                let _ = alice.ping().await;
+            }
+        };
+        within_bound("TCP", speaking).await;
+        within_bound("the answer", alice.send_text(&eid(BOB), "over TCP")).await.unwrap();
+        within_bound("alice to leave", alice.close()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_return_to_quic_that_is_cut_is_told_and_ends_on_tcp() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
+    let (alice, mut alices, first) = connect(phone).await;
+    assert_eq!(first.transport, Transport::Tcp);
+    road.lose_sign_ins(true);
+    road.drop_udp(false);
+    let told = async {
+        let (mut told, mut connected) = (Vec::new(), 0);
+        while connected < 2 {
+            match alices.next().await.unwrap() {
+                Event::Connected(session) => {
+                    connected += 1;
+                    told.push(Some(session.transport));
+                }
+                Event::Disconnected(_) => told.push(None),
+                _ => {}
+            }
+        }
+        told
+    };
+    assert_eq!(within_bound("TCP again", told).await, [Some(Transport::Tcp), None, Some(Transport::Tcp)]);
+    within_bound("the answer", alice.send_text(&eid(BOB), "over TCP")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_phone_that_goes_back_to_quic_is_not_called_connected_before_it_has_signed_in_there() {
     let server = TestServer::start().await;
     let road = Road::to(server.quic_address()).await;

@@ -167,7 +167,8 @@ impl Dialer {
         });
         if let Some(network) = network {
             match carrier {
-                Carrier::Quic { .. } => self.networks().quic_worked(network),
+                // A box on the way may let the handshake pass and cut the flow behind it: the session decides.
+                Carrier::Quic { .. } => {}
                 // TCP's own first packet had to be repeated, so nothing at all got through before.
                 Carrier::Tcp(_) if tried.load(Ordering::Relaxed) && waited.load(Ordering::Relaxed) => {
                     self.networks().quic_was_outrun(network, Instant::now());
@@ -192,11 +193,8 @@ impl Dialer {
         let addresses = self.addresses(bind).await?;
         let mut attempt = Attempt { bind, ..Attempt::default() };
         let carrier = self.try_quic(&mut attempt, &addresses, |_| ()).await;
-        if let Some(network) = network {
-            match &carrier {
-                Ok(_) => self.networks().quic_worked(network),
-                Err(_) => self.networks().quic_was_silent(network, Instant::now()),
-            }
+        if let (Some(network), Err(_)) = (network, &carrier) {
+            self.networks().quic_was_silent(network, Instant::now());
         }
         Ok(Dialed { carrier: carrier?, token, started, network })
     }
@@ -288,14 +286,16 @@ impl Dialer {
         give: &impl Fn(&Connection),
     ) -> Result<Carrier, CloseReason> {
         let fits = |endpoint: &Endpoint| endpoint.local_addr().is_ok_and(|local| local.is_ipv6() == address.is_ipv6());
-        let endpoint = match attempt.endpoint.take().filter(fits) {
-            Some(endpoint) => endpoint,
-            None => endpoint(attempt.bind.unwrap_or_else(|| unspecified(address)))
-                .map_err(|error| CloseReason::Network(format!("cannot open a UDP socket: {error}")))?,
+        let begin = |endpoint: Endpoint| {
+            endpoint.connect_with(self.config(), address, &self.server_name).map(|connecting| (endpoint, connecting))
         };
-        let connecting = endpoint
-            .connect_with(self.config(), address, &self.server_name)
-            .map_err(|error| CloseReason::Network(error.to_string()))?;
+        // What drives a socket may have ended: with its runtime, or because the system took the socket away.
+        let (endpoint, connecting) = match attempt.endpoint.take().filter(fits).map(begin) {
+            Some(Ok(begun)) => begun,
+            _ => endpoint(attempt.bind.unwrap_or_else(|| unspecified(address)))
+                .map_err(|error| CloseReason::Network(format!("cannot open a UDP socket: {error}")))
+                .and_then(|endpoint| begin(endpoint).map_err(|error| CloseReason::Network(error.to_string())))?,
+        };
         let silent = || CloseReason::Network(format!("no answer from {address}"));
         let within = handshake_within(attempt.number);
         let (connection, accepted) = match connecting.into_0rtt() {
@@ -474,6 +474,7 @@ fn handshake_within(attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tls;
 
     #[test]
     fn server_addresses_are_host_and_port() {
@@ -512,6 +513,53 @@ mod tests {
         let mut addresses = [unroutable, local];
         routed_first(&mut addresses, Some("192.0.2.1:0".parse().unwrap()));
         assert_eq!(addresses, [unroutable, local]);
+    }
+
+    #[test]
+    fn a_socket_that_nothing_drives_any_more_is_replaced_and_the_same_address_tried() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let gone = runtime();
+        let undriven = gone.block_on(async { endpoint(any) }).unwrap();
+        drop(gone);
+
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls_pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()).into();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut serves = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key)
+            .unwrap();
+        serves.alpn_protocols = vec![ALPN.to_vec()];
+        let serves = quinn::crypto::rustls::QuicServerConfig::try_from(serves).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        runtime().block_on(async {
+            let serving = Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(serves)), any).unwrap();
+            let tickets = Arc::new(Tickets::default());
+            let dialer = Dialer {
+                server: String::new(),
+                server_name: "localhost".to_owned(),
+                transports: Transports::Only(Transport::Quic),
+                quic: tls::quic_config(roots.clone(), tickets.clone(), None, HANDSHAKE_MAX).unwrap(),
+                tickets,
+                tcp: Arc::new(tls::tcp_config(roots).unwrap()),
+                tokens: Arc::new(String::new()),
+                networks: Mutex::new(Networks::new(HANDSHAKE_MAX)),
+                reached: Mutex::default(),
+                #[cfg(feature = "qlog")]
+                qlog: None,
+            };
+            let mut attempt = Attempt { endpoint: Some(undriven), ..Attempt::default() };
+            let addresses = [serving.local_addr().unwrap()];
+            let (dialed, served) = tokio::join!(dialer.try_quic(&mut attempt, &addresses, |_| ()), async {
+                // Nothing comes if no socket is left.
+                timeout(HANDSHAKE_MAX, serving.accept()).await.ok()??.await.ok()
+            });
+            assert!(dialed.is_ok() && served.is_some(), "{:?}", dialed.err());
+        });
     }
 
     #[test]

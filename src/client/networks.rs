@@ -1,4 +1,4 @@
-//! What is known about the networks that the device was in: whether QUIC gets through. Pure; time is an argument.
+//! What is known about the networks that the device was in: whether QUIC gets through, and stays. Pure; time is an argument.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ struct Silent {
     /// How often QUIC was silent in a row.
     times: u32,
     retry_at: Instant,
+    /// A young session over QUIC was cut.
+    cut: bool,
 }
 
 impl Networks {
@@ -39,7 +41,7 @@ impl Networks {
         self.silent.get(&network).map(|silent| silent.retry_at)
     }
 
-    /// QUIC connected.
+    /// A session over QUIC lasted.
     pub(crate) fn quic_worked(&mut self, network: IpAddr) {
         self.silent.remove(&network);
     }
@@ -58,12 +60,21 @@ impl Networks {
         silent.times = silent.times.saturating_add(1);
     }
 
+    /// A session over QUIC was cut while it was young. Once, that may have been a tunnel; twice in a row, or where QUIC was
+    /// silent before, a box on the way cuts the flow behind the handshake.
+    pub(crate) fn quic_was_cut(&mut self, network: IpAddr, now: Instant) {
+        let silent = self.entry(network, now);
+        if std::mem::replace(&mut silent.cut, true) || silent.times > 0 {
+            self.quic_was_silent(network, now);
+        }
+    }
+
     fn entry(&mut self, network: IpAddr, now: Instant) -> &mut Silent {
         if !self.silent.contains_key(&network) && self.silent.len() >= NETWORKS_MAX {
             let oldest = self.silent.iter().min_by_key(|(_, silent)| silent.retry_at).map(|(network, _)| *network);
             oldest.and_then(|network| self.silent.remove(&network));
         }
-        self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now })
+        self.silent.entry(network).or_insert(Silent { times: 0, retry_at: now, cut: false })
     }
 }
 
@@ -101,6 +112,26 @@ mod tests {
         assert_eq!(networks.retry_at(home), Some(now));
         networks.quic_was_silent(home, now);
         assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MIN));
+    }
+
+    #[test]
+    fn where_sessions_over_quic_are_cut_again_and_again_tcp_is_preferred() {
+        let (home, now) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
+        let mut networks = Networks::new(QUIC_RETRY_MIN);
+        networks.quic_was_cut(home, now);
+        assert!(!networks.prefers_tcp(home, now));
+        networks.quic_worked(home);
+        networks.quic_was_cut(home, now);
+        assert!(!networks.prefers_tcp(home, now), "not in a row");
+        networks.quic_was_cut(home, now);
+        assert_eq!(networks.retry_at(home), Some(now + QUIC_RETRY_MIN));
+        // At the next try once is enough.
+        networks.quic_was_cut(home, now);
+        assert_eq!(networks.retry_at(home), Some(now + 2 * QUIC_RETRY_MIN));
+        networks.quic_worked(home);
+        networks.quic_was_silent(home, now);
+        networks.quic_was_cut(home, now);
+        assert_eq!(networks.retry_at(home), Some(now + 2 * QUIC_RETRY_MIN));
     }
 
     #[test]

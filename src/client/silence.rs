@@ -67,6 +67,11 @@ impl Silence {
         self.watch.as_ref().is_some_and(|watch| in_doubt(watch) && watch.arrivals == arrivals)
     }
 
+    /// Since when nothing has arrived, if that is watched.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.watch.as_ref().map(|watch| watch.since)
+    }
+
     /// When to call `look` again.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.watch.as_ref().map(|watch| watch.since + watch.due())

@@ -7,7 +7,7 @@ mod upgrade;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -64,6 +64,10 @@ pub(crate) struct Task {
     /// the newest session and replaces a later one.
     open_lost: Option<Instant>,
     accepted_at: Option<Instant>,
+    /// The application was told that the device is connected, and not that this has ended.
+    connected: bool,
+    /// The device's own IP address towards the server, on the connection in use.
+    network: Option<IpAddr>,
     silence: Silence,
     idle: Idle,
     renewing: Option<Work<Result<String, CloseReason>>>,
@@ -135,6 +139,8 @@ impl Task {
             refused: None,
             open_lost: None,
             accepted_at: None,
+            connected: false,
+            network: None,
             silence: Silence::new(SILENCE_MAX),
             idle: Idle::new(IDLE_TIMEOUT),
             renewing: None,
@@ -262,6 +268,7 @@ impl Task {
         // the outbox and the session as they are then.
         if let Some(session) = self.core.take_accepted() {
             self.accepted_at = Some(now.instant);
+            self.connected = true;
             self.refusals = 0;
             self.refused = None;
             self.state.send_replace(State::Connected(session));

@@ -31,6 +31,9 @@ struct Inner {
     server: SocketAddr,
     dark: bool,
     sign_ins_lost: bool,
+    /// How many datagrams pass behind each handshake, if not all, and how many have.
+    behind_handshake: Option<usize>,
+    passed: usize,
     strays: Strays,
     /// For each device, the socket whose address the server sees.
     exits: HashMap<SocketAddr, Arc<UdpSocket>>,
@@ -61,6 +64,8 @@ impl Road {
             server,
             dark: false,
             sign_ins_lost: false,
+            behind_handshake: None,
+            passed: 0,
             strays: Strays::Nothing,
             exits: HashMap::new(),
             recorded: Vec::new(),
@@ -87,6 +92,12 @@ impl Road {
         self.state.inner.lock().unwrap().sign_ins_lost = lost;
     }
 
+    /// Drops UDP in both directions once so many of a device's datagrams have passed behind its handshake, whatever its port:
+    /// a box that has found out by then what they are.
+    pub fn cut_behind_handshake(&self, after: usize) {
+        self.state.inner.lock().unwrap().behind_handshake = Some(after);
+    }
+
     /// Makes the NAT forget its bindings: the next datagram leaves from another port, and answers to the old port are
     /// dropped.
     pub fn forget_bindings(&self) {
@@ -105,6 +116,12 @@ impl Road {
     }
 }
 
+impl Inner {
+    fn is_cut(&self) -> bool {
+        self.behind_handshake.is_some_and(|after| self.passed > after)
+    }
+}
+
 impl State {
     async fn run(self: Arc<Self>) {
         let mut returns = JoinSet::new();
@@ -115,7 +132,9 @@ impl State {
                 let mut inner = self.inner.lock().unwrap();
                 inner.recorded.push((device, datagram[..length].to_vec()));
                 let is_behind_handshake = datagram[0] & LONG_HEADER == 0;
-                if inner.dark || inner.strays == Strays::All || inner.sign_ins_lost && is_behind_handshake {
+                inner.passed = if is_behind_handshake { inner.passed + 1 } else { 0 };
+                let is_lost = inner.sign_ins_lost && is_behind_handshake;
+                if inner.dark || inner.is_cut() || inner.strays == Strays::All || is_lost {
                     continue;
                 }
                 let strays = inner.strays == Strays::Next;
@@ -161,7 +180,10 @@ impl State {
             let Ok((length, _)) = exit.recv_from(&mut datagram).await else { continue };
             {
                 let inner = self.inner.lock().unwrap();
-                if inner.dark || !inner.exits.get(&device).is_some_and(|current| Arc::ptr_eq(current, &exit)) {
+                if inner.dark
+                    || inner.is_cut()
+                    || !inner.exits.get(&device).is_some_and(|current| Arc::ptr_eq(current, &exit))
+                {
                     continue;
                 }
             }

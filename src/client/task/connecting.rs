@@ -12,7 +12,7 @@ use crate::client::device::State;
 use crate::client::dial::{Attempt, Carrier, Dialed, Early};
 use crate::client::error::CloseReason;
 use crate::client::event::Event;
-use crate::client::limits::{ABUSE_WAIT, ADDRESSES_MAX, DRAIN_JITTER, EARLY_LINGERS, REFUSALS_MAX};
+use crate::client::limits::{ABUSE_WAIT, ADDRESSES_MAX, DRAIN_JITTER, EARLY_LINGERS, REFUSALS_MAX, STABLE_AFTER};
 use crate::client::link::{Link, QuicLink, TcpLink};
 use crate::client::transport::Transport;
 use crate::wire::CloseCode;
@@ -50,6 +50,7 @@ impl Task {
     pub(super) fn dialed(&mut self, dialed: Dialed) {
         let Phase::Dialing(dialing) = &mut self.phase else { return };
         let mut link = dialing.link.take();
+        self.network = dialed.network;
         let taken = matches!(dialed.carrier, Carrier::Quic { early: true, .. });
         // A session that was accepted on the early connection stays in use, even if TCP connected at almost the same
         // time.
@@ -75,6 +76,7 @@ impl Task {
 
     pub(super) fn link_up(&mut self, dialed: Dialed) {
         let Dialed { carrier, token, started, network } = dialed;
+        self.network = network;
         self.upgrade = Upgrade::Off;
         let link: Box<dyn Link> = match carrier {
             Carrier::Quic { endpoint, connection, .. } => {
@@ -110,11 +112,33 @@ impl Task {
     pub(super) fn link_lost(&mut self, reason: CloseReason) {
         let reason = self.refined(reason);
         let answered = self.core.has_no_session() || self.core.is_useless();
+        if !answered {
+            self.judge_quic(&reason);
+        }
         let age = self.part(&reason);
         match &mut self.phase {
             // The attempt goes on, perhaps over TCP.
             Phase::Dialing(_) if !answered => {}
             _ => self.retry(reason, age),
+        }
+    }
+
+    /// Learns from the end of a connection whether QUIC works in this network: its handshake alone says little.
+    fn judge_quic(&mut self, reason: &CloseReason) {
+        let (Phase::Linked(link), Some(network)) = (&self.phase, self.network) else { return };
+        if link.transport() != Transport::Quic {
+            return;
+        }
+        let now = Instant::now();
+        let heard = self.silence.since().unwrap_or(now);
+        let lived = self.accepted_at.map(|at| heard.saturating_duration_since(at));
+        match (reason, lived) {
+            (CloseReason::Network(_), None) => self.dialer.networks().quic_was_silent(network, now),
+            (CloseReason::Network(_), Some(lived)) if lived < STABLE_AFTER => {
+                self.dialer.networks().quic_was_cut(network, now);
+            }
+            (_, Some(_)) => self.dialer.networks().quic_worked(network),
+            (_, None) => {}
         }
     }
 
@@ -147,11 +171,10 @@ impl Task {
         self.give_up_session();
         self.renewing = None;
         self.upgrade = Upgrade::Off;
-        let age = self.accepted_at.take().map(|at| at.elapsed());
-        if age.is_some() {
+        if std::mem::take(&mut self.connected) {
             self.core.announce(Event::Disconnected(reason.clone()));
         }
-        age
+        self.accepted_at.take().map(|at| at.elapsed())
     }
 
     /// The session of the link is over, whether it was accepted or not.

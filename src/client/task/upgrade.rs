@@ -7,7 +7,7 @@ use super::{Task, Work};
 use crate::client::device::State;
 use crate::client::dial::Dialed;
 use crate::client::error::CloseReason;
-use crate::client::limits::{QUIC_RETRY_MAX, RENEW_RETRY};
+use crate::client::limits::{QUIC_RETRY_MAX, RENEW_RETRY, STABLE_AFTER};
 
 /// Whether and when to return to QUIC.
 pub(super) enum Upgrade {
@@ -33,6 +33,10 @@ impl Task {
             Ok(dialed) => {
                 tracing::debug!("QUIC gets through again");
                 self.give_up_session();
+                // The age of the session before is no success of this connection, whose session is yet to be accepted.
+                if self.accepted_at.take().is_some_and(|at| at.elapsed() >= STABLE_AFTER) {
+                    self.backoff.reset();
+                }
                 self.renewing = None;
                 self.link_up(dialed);
                 // The session before is over: requests fail until the server has accepted the new one.
