@@ -25,7 +25,7 @@ mod render;
 mod sign_in;
 mod tail;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use crate::clock::Now;
 pub use call::{Asked, Call, Done, ListChange, Origin, Purpose};

@@ -22,15 +22,15 @@ use crate::wire::{
 };
 
 /// A server without a network. Its timeouts are an hour, so that none of them wakes a session during a test.
-pub(super) struct House {
-    pub(super) services: Arc<Services>,
+pub(crate) struct House {
+    pub(crate) services: Arc<Services>,
     pub(super) store: Arc<dyn Store>,
     signer: Signer,
     _files: tempfile::TempDir,
 }
 
 impl House {
-    pub(super) fn new(change: impl FnOnce(&mut Settings, &mut LimitsConfig)) -> House {
+    pub(crate) fn new(change: impl FnOnce(&mut Settings, &mut LimitsConfig)) -> House {
         let files = tempfile::tempdir().unwrap();
         let made = dev::ensure(files.path(), &[]).unwrap();
         let auth = AuthConfig { keys: vec![made.token_public], ..AuthConfig::default() };

@@ -307,6 +307,14 @@ impl Link for QuicLink {
     }
 }
 
+impl Drop for QuicLink {
+    /// A session that ends without a close, as by a panic, is not left to quinn, which closes with code 0: GOODBYE. Nothing
+    /// happens on a connection that is closed.
+    fn drop(&mut self) {
+        self.close(CloseCode::Internal, "");
+    }
+}
+
 impl LaneStreams {
     fn poll_frame(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<LinkEvent> {
         let Some(recv) = &mut self.recv else { return Poll::Pending };
@@ -361,5 +369,48 @@ fn close_reason(error: &ConnectionError, draining: bool) -> CloseReason {
         // Its handshake was not completed in time: nothing else closes a connection on this side while its session runs.
         ConnectionError::LocallyClosed => CloseReason::TimedOut,
         _ => CloseReason::Reset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use quinn::Endpoint;
+    use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+    use crate::session::testing::House;
+
+    #[tokio::test]
+    async fn a_session_that_is_dropped_without_a_close_is_the_servers_fault() {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let serves = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key)
+            .unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let dials = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let serves = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(serves).unwrap()));
+        let dials = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(dials).unwrap()));
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (serving, dialing) = (Endpoint::server(serves, any).unwrap(), Endpoint::client(any).unwrap());
+        let device = dialing.connect_with(dials, serving.local_addr().unwrap(), "localhost").unwrap();
+        let (device, served) = tokio::join!(device, async { serving.accept().await.unwrap().await });
+
+        let house = House::new(|_, _| ());
+        drop(QuicLink::new(served.unwrap(), house.services.clone()));
+        let ConnectionError::ApplicationClosed(close) = device.unwrap().closed().await else { panic!("no close") };
+        assert_eq!(CloseCode::from_quic(close.error_code.into_inner()), Some(CloseCode::Internal));
     }
 }
