@@ -202,8 +202,9 @@ impl Builder {
     /// not receive safe entries again. Default: `true`.
     ///
     /// Switch it off in an application that stores what it receives: store the entry first, then call [`Device::sync`].
-    /// Call [`Device::acknowledge`] only after storing, too, because it also marks the entry, and all before it, as
-    /// safe.
+    /// Call [`Device::acknowledge`] and [`Device::acknowledge_up_to`] only after storing, too: the server then counts the
+    /// entry, and all before it, as safe, whether or not the application has taken them. Where the outbox keeps the position
+    /// ([`super::FileOutbox`]), that one counts.
     ///
     /// ```no_run
     /// # use bimip::client::{Builder, Event, Message};

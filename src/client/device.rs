@@ -222,8 +222,10 @@ impl Device {
     /// Acknowledges a message of `sender`, another user, as delivered or read. Returns the status that the server now
     /// stores, which may be further than `status`.
     ///
-    /// It also tells the server that every entry of the log up to this message is safe on this device, as
-    /// [`Device::sync`] does.
+    /// It also moves the position in the log that the server keeps for this device to this message (protocol.md §9): unlike
+    /// [`Device::sync`], even beyond entries that the application has not taken. A later process that asks the server where
+    /// to go on would not get those. So acknowledge a message once everything before it is safe, or keep the position on
+    /// this side, in a [`super::FileOutbox`] or with [`Builder::resume_from`]: that one counts then.
     ///
     /// Without a connection the acknowledgment waits for one, in memory only: if the process ends before the answer,
     /// the application has to acknowledge again.
@@ -315,6 +317,8 @@ impl Device {
     /// # Errors
     /// The system's error if no socket can be opened at `to`, or an error if `to` is of another IP family than the
     /// connection; the old socket stays in use. Also an error if the application has closed the device.
+    ///
+    /// Dropping the future does not take the move back once the device's task has received it.
     pub async fn rebind(&self, to: SocketAddr) -> io::Result<Option<SocketAddr>> {
         self.move_to(Some(to)).await
     }
@@ -325,7 +329,8 @@ impl Device {
     /// A QUIC connection moves to a new socket, whose address the system chooses and which is returned. If the
     /// connection is over TCP, or nothing has arrived for a while although something is owed, the device makes a new
     /// connection at once, with 0-RTT where possible. The same happens if there is no connection; the result is `None`
-    /// then. A device that has stopped stays stopped: see [`Device::reconnect`].
+    /// then. A device that has stopped stays stopped: see [`Device::reconnect`]. Dropping the future is as with
+    /// [`Device::rebind`].
     ///
     /// # Errors
     /// The system's error if no new socket can be opened; the old one stays in use. Also an error if the application
@@ -336,7 +341,8 @@ impl Device {
 
     /// Tries to connect at once, if the device is waiting for its next attempt or has stopped. Does nothing while an
     /// attempt is under way or a session is open; use [`Device::network_changed`] if that session may be dead. When it
-    /// returns, the state is `Connecting`, or `Connected` if it was that before.
+    /// returns, the state is `Connecting`, or `Connected` if it was that before. Dropping the future does not keep the device
+    /// from connecting once its task has received the call.
     ///
     /// # Errors
     /// [`RequestError::Closed`] if the application has closed the device.
@@ -351,6 +357,8 @@ impl Device {
     /// Closes the device: waits up to 3 s for pending answers ([`super::limits::CLOSE_WITHIN`]), tells the server how
     /// far the application got in the log, and closes the connection with GOODBYE. Without a connection, it goes on
     /// trying to make one in that time if anything is pending. Messages that are still unanswered stay in the outbox.
+    ///
+    /// Dropping the future does not keep the device from closing once its task has received the call.
     pub async fn close(&self) {
         self.end(true).await;
     }

@@ -154,7 +154,9 @@ impl Device {
 
     /// Acknowledges every message of `sender` in a chat, up to and including a version, as delivered or read (5.9.3;
     /// protocol.md §7). Returns the status that all of them now have; the server may stop early if there are very many.
-    /// Without a connection it waits for one, in memory only; dropping the future is as with [`Device::acknowledge`].
+    /// Without a connection it waits for one, in memory only; dropping the future is as with [`Device::acknowledge`]. So is
+    /// the position in the log: the server moves it to the newest of these messages, also beyond entries of other chats that
+    /// the application has not taken.
     ///
     /// # Errors
     /// See [`RequestError`]. [`RequestError::Refused`] has code 404 if there is no such chat with this user. If the next
@@ -362,6 +364,10 @@ impl Device {
     /// Signs this device out (5.7; protocol.md §13): the server revokes its token and forgets the device and its
     /// position in the log. The device is then closed.
     ///
+    /// Dropping the future does not take the request back once it was sent. If the server carries it out, the device is not
+    /// closed but stopped ([`super::State::Closed`] with GOODBYE), and [`Device::reconnect`] would sign it in again: call
+    /// [`Device::close`].
+    ///
     /// # Errors
     /// See [`RequestError`]; [`RequestError::Failed`] if the server's store failed. After an error the device
     /// continues.
@@ -370,7 +376,8 @@ impl Device {
     }
 
     /// Disconnects for now (5.7): others see it at once, and the server forgets nothing. The device is then closed.
-    /// After [`Device::close`], others see this device as connected for 15 s more, as after a lost connection.
+    /// After [`Device::close`], others see this device as connected for 15 s more, as after a lost connection. Dropping the
+    /// future is as with [`Device::sign_out`].
     ///
     /// # Errors
     /// See [`RequestError`]; [`RequestError::Failed`] if the server's store failed. After an error the device

@@ -24,7 +24,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// Waits for the next event and takes it; `None` once the device is closed and all events were taken.
+    /// Waits for the next event and takes it; `None` once the application has closed the device (or its task has ended
+    /// otherwise) and all events were taken. The events of a device that has stopped by itself do not end, as
+    /// [`Device::reconnect`](super::Device::reconnect) starts it again: watch [`Device::state`](super::Device::state), too.
     ///
     /// With [`auto_sync`](super::Builder::auto_sync) or [`auto_deliver`](super::Builder::auto_deliver), a taken event
     /// counts as safe or delivered. Cancel safe: an event is either returned or stays in the stream.

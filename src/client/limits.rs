@@ -89,7 +89,9 @@ pub const EVENTS_HELD_MAX: usize = EVENTS_MAX;
 /// Log positions remembered from direct replies that arrived ahead of the log's tail. Beyond this bound a VersionUpdate
 /// may be reported a second time after a reconnect; a message never is.
 pub const AHEAD_MAX: usize = 1024;
-/// Log entries that the application may take before a SyncAck is sent. At most this many are repeated to a new process.
+/// Positions in the log by which what is safe may be ahead of what the server and the outbox were told, before they are told
+/// at once. A new process may get more again: what was told last may not have arrived, and with
+/// [`auto_deliver`](super::Builder::auto_deliver) everything comes again from the oldest unanswered acknowledgment on.
 pub const SYNC_EVERY: u64 = 32;
 /// Longest time until a SyncAck is sent for a taken entry, so that a quiet conversation is not repeated either.
 pub const SYNC_WITHIN: Duration = Duration::from_secs(1);
