@@ -238,6 +238,13 @@ pub const STORE_FREED_PAUSE: Duration = Duration::from_millis(2);
 /// the other merges (docs/decisions/0001).
 pub const STORE_WORKERS: usize = 1;
 
+/// Free bytes of the store's disk below which it takes no new messages. What goes on meanwhile (receipts, releases, revocations,
+/// the retention) writes little; most of this is for the engine: a merge of full memtables with the tables below them writes some
+/// 320 MiB before it frees them, and the journal takes up to twice [`STORE_JOURNAL_BYTES_MAX`].
+pub const STORE_DISK_RESERVE_BYTES: u64 = 512 * 1024 * 1024;
+/// The reserve is at most this part of the disk: a small one, as of a container, holds a small store.
+pub const STORE_DISK_RESERVE_SHARE: u64 = 8;
+
 /// Longest key or value in bytes that is read back from a backup: far above a frame, and a damaged length cannot take all
 /// memory.
 pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;

@@ -60,6 +60,7 @@ fn check(
 mod tests {
     use super::*;
     use crate::cli::doctor::finding::Grade;
+    use crate::store::Disk;
 
     #[test]
     fn a_certificate_that_clients_refuse_keeps_no_server_from_starting() {
@@ -103,10 +104,11 @@ mod tests {
         let data_dir = folder.path().to_owned();
         let config = Config { data_dir, dev: true, listen: any, metrics_listen: any, ..Config::default() };
         let mut report = Report::new(true);
-        check(&config, None, Some(|_: &_| Some(files::room(1024 * 1024))), &mut report).unwrap();
+        let nearly_full = Disk { free: 1024 * 1024, size: 1 << 40 };
+        check(&config, None, Some(|_: &_| Some(files::room(nearly_full))), &mut report).unwrap();
         let room = report.findings.iter().find(|finding| finding.found == "1 MiB free").unwrap();
         assert!(room.grade == Grade::Warn && room.advice.is_some());
         report.end().unwrap();
-        assert_eq!(files::room(1024 * 1024).grade, Grade::Fail, "to doctor it is one");
+        assert_eq!(files::room(nearly_full).grade, Grade::Fail, "to doctor it is one");
     }
 }

@@ -68,8 +68,6 @@ pub(super) const DISK_SYNC_SLOW: Duration = Duration::from_millis(10);
 pub(super) const DISK_SYNC_STALLED: Duration = Duration::from_millis(200);
 /// Space for the journal and one day of a busy server.
 pub(super) const DISK_WARN_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-/// Less space than the journal needs.
-pub(super) const DISK_FAIL_BYTES: u64 = 256 * 1024 * 1024;
 /// File descriptors for about ten thousand devices over TCP.
 pub(super) const FILES_WARN: u64 = 16 * 1024;
 /// The store alone needs a few hundred.

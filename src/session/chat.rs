@@ -186,6 +186,9 @@ impl Session {
             Ok(accepted) => accepted,
             Err(error) => {
                 forget_request(open, local, origin.request_id);
+                if error == StoreError::DiskFull {
+                    self.services.metrics.disk_refused.increment(1);
+                }
                 let fault = Fault::from(&error);
                 let wait = self.behind_wait();
                 if matches!(fault.code, ErrorCode::Unavailable | ErrorCode::TooFast) {

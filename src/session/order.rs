@@ -255,6 +255,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_message_for_which_the_disk_has_no_room_is_put_off_and_counted() {
+        let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;
+        assert_eq!(bench.send("one"), Taken);
+        let origin = Origin { lane: Lane::Chat, request_id: 1, payload: "text_payload_request" };
+        let done = Done::Accept(origin, LocalId::parse("one").unwrap(), Err(StoreError::DiskFull));
+        bench.bare.session.done(done, bench.now);
+        let Some(Output::Send(_, frame)) = bench.bare.outputs().pop() else { panic!("no answer") };
+        let Payload::ErrorMessage(error) = payload(&frame) else { panic!("it was refused") };
+        assert_eq!((error.code, error.details.as_str()), (ErrorCode::Unavailable.code(), "one"));
+        assert!(bench.bare.session.services.metrics.render().contains("bimip_disk_refused_messages_total 1\n"));
+        assert_eq!([bench.send("two"), bench.send("one"), bench.send("two")], [BEHIND, Taken, Taken]);
+    }
+
+    #[tokio::test]
     async fn what_is_behind_a_message_waits_for_two_round_trips_of_a_long_path_and_two_seconds_at_most() {
         for (round_trip, wait) in [(None, 250), (Some(20), 250), (Some(400), 800), (Some(60_000), 2_000)] {
             let mut bench = Bench::new(NO_LIMIT, NO_LIMIT).await;

@@ -13,7 +13,7 @@ use super::marker::{self, Found};
 use super::rotation::{self, Rotation};
 use super::seal::{self, Seal};
 use super::torn::{self, Outcome};
-use super::{Lookups, Size, StoreError};
+use super::{Disk, Lookups, Size, StoreError};
 use crate::limits;
 
 /// The space with the seals, which never has a row for them: each is the deletion of one.
@@ -202,6 +202,10 @@ impl Kv for Fjall {
             journal_bytes: self.database.journal_disk_space().map_err(failed)?,
             blocks,
         })
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        Disk::of(&self.dir).ok()
     }
 }
 

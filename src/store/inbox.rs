@@ -98,7 +98,7 @@ impl Inbox {
 }
 
 fn is_refusal(outcome: &Outcome) -> bool {
-    matches!(outcome, Err(StoreError::Overloaded | StoreError::ChatFull))
+    matches!(outcome, Err(StoreError::Overloaded | StoreError::DiskFull | StoreError::ChatFull))
 }
 
 /// The receiver of an operation's outcome.

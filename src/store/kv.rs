@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Size, StoreError};
+use super::{Disk, Size, StoreError};
 
 /// The ordered key spaces; [`super::record`] describes the rows in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,4 +113,7 @@ pub(crate) trait Kv: Send + Sync + 'static {
 
     /// The size on disk. May wait for a commit in progress.
     fn size(&self) -> Result<Size, StoreError>;
+
+    /// The file system that the commits go to; `None`: there is none, or the system does not tell.
+    fn disk(&self) -> Option<Disk>;
 }

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::kv::{Batch, Kv, Order, Row, Slice, Space, Span, View};
-use super::{Size, StoreError};
+use super::{Disk, Size, StoreError};
 
 type Spaces = [BTreeMap<Slice, Slice>; Space::COUNT];
 
@@ -32,6 +32,7 @@ struct State {
     fault: Option<(usize, Fault)>,
     failed: bool,
     commits: usize,
+    disk: Option<Disk>,
 }
 
 impl Memory {
@@ -44,6 +45,11 @@ impl Memory {
     /// first failed commit leaves behind.
     pub fn fail_after(&self, commits: usize, fault: Fault) {
         self.state().fault = Some((commits, fault));
+    }
+
+    /// Says how much space is left, as if the rows were on this disk; `None`, as at first: they are on none.
+    pub fn set_disk(&self, disk: Option<Disk>) {
+        self.state().disk = disk;
     }
 
     /// Cancels a planned failure that has not happened yet.
@@ -91,6 +97,10 @@ impl Kv for Memory {
 
     fn size(&self) -> Result<Size, StoreError> {
         Ok(Size::default())
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        self.state().disk
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {

@@ -21,6 +21,7 @@ mod memory;
 mod queue;
 mod read;
 mod record;
+mod reserve;
 mod retention;
 mod rotation;
 mod seal;
@@ -55,6 +56,7 @@ pub use figures::{Figures, Lookups, Size};
 pub use inbox::{Answer, Inbox, Promise, Unplaced, Write};
 pub use ledger::Reply;
 pub use memory::{Fault, Memory};
+pub use reserve::Disk;
 pub use types::{
     AcceptOutcome, Accepted, Access, AckTarget, Acknowledged, Acknowledgment, Bearer, Change, Contact, ContactsPage,
     Content, DeviceState, EntryBody, HistoryMessage, HistoryQuery, LogBounds, LogEntry, Message, NewMessage, Relation,
@@ -100,6 +102,9 @@ pub enum StoreError {
     /// The writer's queue is full, or too many messages wait for their release (503).
     #[error("the store is overloaded")]
     Overloaded,
+    /// The disk has come to its reserve, so no new messages are taken (503).
+    #[error("the disk is nearly full")]
+    DiskFull,
     /// The store is closed or closing (503).
     #[error("the store is closed")]
     Closed,
@@ -155,7 +160,8 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Conflict`] if the sender used the `message_id_local` for another message; [`StoreError::Blocked`]
     /// if the recipient has blocked the sender; [`StoreError::ChatFull`] if too many messages of the chat wait for their
-    /// release, [`StoreError::Overloaded`] also if too many of all do; and the common failures.
+    /// release, [`StoreError::Overloaded`] also if too many of all do; [`StoreError::DiskFull`] if the disk has come to its
+    /// reserve; and the common failures.
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError>;
 
     /// Releases an accepted message of `sender` to the recipient and the sender's other devices. Within a chat,

@@ -1,5 +1,7 @@
 //! Users, devices and messages for the store's tests.
 
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
@@ -49,6 +51,35 @@ pub(crate) fn take_places(store: &Embedded, places: usize) {
         let user = eid(&format!("user-{}", place / limits::STORE_OFFERED_MAX));
         store.advance_cursor(&user, &device("phone"), Sequence::from(1));
     }
+}
+
+/// Set where a test runs once more, on a disk of its own.
+#[cfg(target_os = "linux")]
+const SMALL_DISK: &str = "BIMIP_TEST_SMALL_DISK";
+
+/// Runs the test with this name once more, on a disk of its own with so many MiB. There it returns the disk's folder; `None`: it
+/// has passed there, or no disk can be mounted here.
+#[cfg(target_os = "linux")]
+pub(crate) fn small_disk(mib: u32, itself: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os(SMALL_DISK) {
+        return Some(folder.into());
+    }
+    let script = format!("mount -t tmpfs -o size={mib}m small \"$0\" && exec \"$@\"");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |program: &[&std::ffi::OsStr]| {
+        let mut shell = std::process::Command::new("unshare");
+        shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(folder.path()).args(program);
+        shell.env(SMALL_DISK, folder.path()).output()
+    };
+    if !run(&["true".as_ref()]).is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return None;
+    }
+    let this = std::env::current_exe().unwrap();
+    let output = run(&[this.as_ref(), itself.as_ref(), "--exact".as_ref(), "--nocapture".as_ref()]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    None
 }
 
 pub(crate) fn eid(name: &str) -> Eid {

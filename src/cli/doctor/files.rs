@@ -17,12 +17,11 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::finding::{Finding, Report, of_files, of_folder};
 use crate::auth::dev::DevFiles;
 use crate::auth::{AuthError, CertificateFacts, ChainFacts, Verifier, lb_key, load_tls};
-use crate::cli::limits::{
-    CERTIFICATE_WARN_BEFORE, DISK_FAIL_BYTES, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES,
-};
+use crate::cli::limits::{CERTIFICATE_WARN_BEFORE, DISK_SYNC_SLOW, DISK_SYNC_STALLED, DISK_SYNCS, DISK_WARN_BYTES};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::server::control::socket;
+use crate::store::Disk;
 
 const CERTIFICATE: &str = "certificate";
 const KEYS: &str = "token keys";
@@ -266,21 +265,25 @@ fn access(folder: &Path) -> Finding {
 /// Checks that there is enough free space on the data directory's disk.
 pub(in crate::cli) fn space(config: &Config) -> Option<Finding> {
     let data_dir = config.data_dir.clone();
-    let look = move || super::machine::free_bytes(&nearest(&data_dir));
+    let look = move || Disk::of(&nearest(&data_dir)).ok();
     match of_folder(DISK, "how much space is free", &config.data_dir, look) {
-        Ok(bytes) => bytes.map(room),
+        Ok(disk) => disk.map(room),
         Err(hangs) => Some(hangs),
     }
 }
 
 /// Checks that this is enough free space.
-pub(in crate::cli) fn room(bytes: u64) -> Finding {
-    let found = format!("{} MiB free", bytes / (1024 * 1024));
-    let advice =
-        "the store stops for good, until a restart, when the disk is full: make room, or shorten the retention";
-    match bytes {
-        bytes if bytes < DISK_FAIL_BYTES => Finding::fail(DISK, found, advice),
-        bytes if bytes < DISK_WARN_BYTES => Finding::warn(DISK, found, advice),
+pub(in crate::cli) fn room(disk: Disk) -> Finding {
+    let mib = |bytes| bytes / (1024 * 1024);
+    let found = format!("{} MiB free", mib(disk.free));
+    let advice = format!(
+        "below {} MiB the store takes no new messages, and on a full disk it stops until a restart: make room, or shorten \
+         the retention",
+        mib(disk.reserve())
+    );
+    match disk.free {
+        free if free < disk.reserve() => Finding::fail(DISK, found, advice),
+        free if free < DISK_WARN_BYTES => Finding::warn(DISK, found, advice),
         _ => Finding::ok(DISK, found),
     }
 }

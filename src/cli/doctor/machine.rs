@@ -137,12 +137,6 @@ fn synchronized() -> Option<bool> {
     None
 }
 
-/// Bytes on a folder's file system that this process may still use.
-pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
-    let figures = rustix::fs::statvfs(folder).ok()?;
-    Some(figures.f_bavail.saturating_mul(figures.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +147,6 @@ mod tests {
         let limits = "Limit       Soft Limit Hard Limit Units\nMax open files       1024      524288     files\n";
         assert_eq!([Limit::Soft, Limit::Hard].map(|of| open_files(limits, of)), [Some(1024), Some(524_288)]);
         assert_eq!(open_files("Max open files  unlimited unlimited files", Limit::Soft), None);
-        assert!(free_bytes(Path::new("/")).is_some() && free_bytes(Path::new("/no/such/folder")).is_none());
     }
 
     #[test]

@@ -139,6 +139,8 @@ metrics! {
         "Space left for this process on the data directory's file system.";
     disk_size: Family<Reading, ()>, Gauge, "bimip_disk_size_bytes",
         "Size of the data directory's file system.";
+    disk_refused: Family<Counter, ()>, Counter, "bimip_disk_refused_messages_total",
+        "Messages refused because the store's disk has come to its reserve.";
     cache: Family<Reading, (CacheKind, CacheResult)>, Counter, "bimip_cache_requests_total",
         "What was looked for in memory, by whether it was there.";
 

@@ -13,6 +13,7 @@ use crate::limits;
 use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
 use crate::store::record::{self, ChatRecord, FloorRecord, corrupt};
+use crate::store::reserve::Reserve;
 use crate::store::types::{EntryBody, LogBounds, LogEntry, Message};
 use crate::store::{StoreError, key};
 use crate::wire::{ChatId, DeviceId, Eid, MessageId, Sequence, Version};
@@ -26,6 +27,8 @@ pub(super) struct Books {
     pub(super) cursors: HashMap<(Eid, DeviceId), Sequence>,
     pub(super) lists: LruCache<Eid, ListLength>,
     pub(super) tally: Arc<Tally>,
+    /// As the disk was when the commit began.
+    pub(super) reserve: Reserve,
     logs: LruCache<Eid, LogBounds>,
     chats: LruCache<ChatId, ChatEnd>,
     messages: Newest,
@@ -61,6 +64,7 @@ impl Books {
             cursors: HashMap::new(),
             lists: LruCache::new(cache(ends.min(limits::STORE_LISTS_CACHED))),
             tally: Arc::default(),
+            reserve: Reserve::default(),
             logs: LruCache::new(cache(ends)),
             chats: LruCache::new(cache(ends)),
             messages: Newest::new(),

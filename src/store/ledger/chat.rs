@@ -29,6 +29,9 @@ impl Books {
         if block.is_some_and(|contact| contact.blocked) {
             return Err(StoreError::Blocked);
         }
+        if self.reserve.is_touched() {
+            return Err(StoreError::DiskFull);
+        }
         let chat = ChatId::between(&new.sender, &new.recipient);
         let now = release && !self.unreleased.waits_in(chat);
         if !now {

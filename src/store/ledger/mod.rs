@@ -230,8 +230,11 @@ impl Ledger {
     }
 
     fn perform(&mut self, op: Op) -> Outcome {
-        let txn = self.txn.get_or_insert_with(|| Txn::new(self.kv.view()));
         let books = &mut self.books;
+        let txn = self.txn.get_or_insert_with(|| {
+            books.reserve.look(self.kv.disk());
+            Txn::new(self.kv.view())
+        });
         txn.begin_operation();
         let outcome = match op {
             Op::Accept { message, release } => books.accept(txn, *message, release).map(Reply::Accepted),

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use super::*;
 use crate::store::fjall::Fjall;
 use crate::store::kv::{Batch, Kv, Slice, Space};
+#[cfg(target_os = "linux")]
+use crate::store::testing::small_disk;
 use crate::store::{StoreError, seal};
 
 const CACHE: u64 = 1024 * 1024;
@@ -203,37 +205,11 @@ fn a_store_whose_commit_failed_is_written_again_when_it_opens() {
     }
 }
 
-/// Set where the test below runs once more, on a disk of its own.
-#[cfg(target_os = "linux")]
-const SMALL_DISK: &str = "BIMIP_TEST_SMALL_DISK";
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_store_on_a_full_disk_opens_without_what_did_not_fit() {
-    const SCRIPT: &str = "mount -t tmpfs -o size=3m small \"$0\" && exec \"$@\"";
-    if let Some(dir) = std::env::var_os(SMALL_DISK) {
-        return full_disk(Path::new(&dir));
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let run = |program: &[&std::ffi::OsStr]| {
-        let mut shell = std::process::Command::new("unshare");
-        shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT]).arg(folder.path()).args(program);
-        shell.env(SMALL_DISK, folder.path()).output()
-    };
-    if !run(&["true".as_ref()]).is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: no file system can be mounted here");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
     let itself = "store::torn::tests::a_store_on_a_full_disk_opens_without_what_did_not_fit";
-    let output = run(&[this.as_ref(), itself.as_ref(), "--exact".as_ref(), "--nocapture".as_ref()]).unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// `dir` is on a disk of a few MiB.
-#[cfg(target_os = "linux")]
-fn full_disk(dir: &Path) {
+    let Some(dir) = small_disk(3, itself) else { return };
     let store = dir.join("store");
     let engine = Fjall::open(&store, CACHE).unwrap();
     let fits = (0..=u8::MAX).take_while(|key| engine.commit(batch(*key, &noise(u64::from(*key)))).is_ok()).count();

@@ -138,6 +138,31 @@ fn when_a_commit_fails_so_do_all_of_its_operations_and_all_later_ones() {
 }
 
 #[test]
+fn a_disk_at_its_reserve_takes_no_new_message_and_everything_else() {
+    let mut house = House::new();
+    let memory = house.memory.clone();
+    let disk = |free| memory.set_disk(Some(Disk { free, size: u64::MAX }));
+    disk(limits::STORE_DISK_RESERVE_BYTES);
+    let kept = house.accept(text("alice", "bob", 1), false).unwrap().message;
+    disk(limits::STORE_DISK_RESERVE_BYTES - 1);
+    for release in [false, true] {
+        assert_eq!(house.accept(text("alice", "bob", 2), release).unwrap_err(), StoreError::DiskFull);
+    }
+    let again = house.accept(text("alice", "bob", 1), false).unwrap();
+    assert_eq!((again.message.id, again.outcome), (kept.id, AcceptOutcome::Known), "it takes no space");
+    house.one(Op::Release(kept.id)).unwrap();
+    house.open("bob", "phone").unwrap();
+    assert!(house.ack(ack("bob", up_to(1), AckStatus::Read, 1)).unwrap().changed);
+    let revocation = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 };
+    house.one(Op::Revoke(revocation, Some(device("phone")))).unwrap();
+    assert!(house.flag(block("bob", "alice", true)).unwrap());
+    assert!(house.flag(block("bob", "alice", false)).unwrap());
+    house.one(Op::TrimLog { user: eid("bob"), from: Sequence::from(1), rows: vec![Sequence::from(1)] }).unwrap();
+    disk(2 * limits::STORE_DISK_RESERVE_BYTES);
+    assert_eq!(house.accept(text("alice", "bob", 2), true).unwrap().message.version, Version::from(2));
+}
+
+#[test]
 fn a_commit_takes_no_more_than_its_bound() {
     let mut house = House::new();
     for _ in 0..limits::COMMIT_OPERATIONS_MAX - 1 {

@@ -7,10 +7,10 @@ use crate::limits::{
 };
 use crate::store::kv::{Slice, Span};
 use crate::store::memory::{Fault, Memory};
-use crate::store::read;
 use crate::store::record::{ChatRecord, FloorRecord, LocalRecord, MarkRecord, MessageRecord};
 use crate::store::testing::{LATER, ack, contact, device, eid, kinds, sign_out, text, told};
 use crate::store::types::{AcceptOutcome, AckTarget, Content, EntryBody, HistoryQuery, Message, RevocationTarget};
+use crate::store::{Disk, read};
 use crate::wire::{AckStatus, ChatId, Version};
 
 mod acks;
