@@ -5,10 +5,12 @@
 //! for each row: space (u8, from 1)  length of key and of value (u32)  key  value
 //! 0 (u8)  number of rows (u64)  SHA-256 of everything before
 //! ```
-//! Numbers are little-endian. The checksum is at the end, so that an archive is written and read in one pass.
+//! The 1 is the number of the format ([`FORMAT`]). Numbers are little-endian. The checksum is at the end, so that an archive is
+//! written and read in one pass.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -17,11 +19,15 @@ use super::audit::{Audited, audit};
 use super::fjall::Fjall;
 use super::kv::{Batch, Kv, Order, Slice, Space, View};
 use super::marker::{self, Found};
+use super::record::FORMAT;
 use super::{StoreError, key, make_folder};
 use crate::limits::{ARCHIVE_COMMIT_BYTES, ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
 
-const MAGIC: &[u8; 16] = b"bimip archive 1\n";
+/// The first bytes of an archive. The number of its format and a line break follow.
+const MAGIC: &[u8; 14] = b"bimip archive ";
 const DIGEST_BYTES: usize = 32;
+/// Digits of the longest `u32`.
+const U32_DIGITS: usize = 10;
 
 /// Why a backup could not be made or restored.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +38,18 @@ pub enum ArchiveError {
     /// The store cannot be read or written, or its rows contradict each other.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The file is not an archive, or was truncated, changed, or made by a later version.
+    /// The file is not an archive, or was truncated or changed.
     #[error("not a whole archive: {0}")]
     Torn(&'static str),
+    /// The archive was made by a later version. Holds the number of its format.
+    #[error("the archive has format {0}, and this version reads up to {max}: use the version that has made it", max = FORMAT)]
+    Newer(u32),
+    /// The store that was made of the archive holds something else.
+    #[error("what was restored into {} has changed meanwhile: does another process use it?", .0.display())]
+    Changed(PathBuf),
+    /// Another process restores into the same directory.
+    #[error("another one restores into {}", .0.display())]
+    Busy(PathBuf),
     /// The target directory of a restore already exists.
     #[error("{} is there already: restore into an empty data directory, or move it away", .0.display())]
     NotEmpty(PathBuf),
@@ -52,6 +67,17 @@ pub struct Archived {
     pub rows: u64,
     /// Length in bytes.
     pub bytes: u64,
+    /// The checksum at its end.
+    pub sha256: [u8; DIGEST_BYTES],
+}
+
+/// What an archive begins with.
+#[derive(Debug)]
+struct Head {
+    format: u32,
+    taken_at_ms: i64,
+    /// A row names its space by its place here, from 1.
+    spaces: Vec<Space>,
 }
 
 /// Writes an archive of the store in `dir` to `out`. No process may have the store open. `now_ms` is Unix milliseconds.
@@ -73,16 +99,32 @@ pub fn archive(dir: &Path, now_ms: i64, out: &mut dyn Write) -> Result<Archived,
 /// name beside `dir` and renamed at the end, so that `dir` is complete whenever it exists.
 ///
 /// # Errors
-/// [`ArchiveError::NotEmpty`] if `dir` exists; [`ArchiveError::Torn`] if the archive is incomplete or damaged;
-/// [`ArchiveError::Store`] if its rows contradict each other or the engine fails; [`ArchiveError::Io`] if reading or
-/// writing fails. Nothing is left behind, unless the clean-up or the final rename and sync fail.
+/// [`ArchiveError::NotEmpty`] if `dir` exists; [`ArchiveError::Busy`] if another process restores into it, and
+/// [`ArchiveError::Changed`] if one has changed what was restored; [`ArchiveError::Torn`] if the archive is incomplete or
+/// damaged, and [`ArchiveError::Newer`] if a later version made it; [`ArchiveError::Store`] if its rows contradict each
+/// other or the engine fails; [`ArchiveError::Io`] if reading or writing fails. Nothing is left behind, unless the
+/// clean-up or the final rename and sync fail.
 pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
+    if let Some(parent) = parent(dir) {
+        make_folder(parent)?;
+    }
+    let lock = beside(dir, ".restore-lock");
+    let claimed = claim(&lock).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => ArchiveError::Busy(dir.to_owned()),
+        _ => error.into(),
+    })?;
+    let restored = restore_alone(from, dir);
+    // If it stays, the next restore takes it over.
+    let _ = fs::remove_file(&lock);
+    drop(claimed);
+    restored
+}
+
+fn restore_alone(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
     if dir.exists() {
         return Err(ArchiveError::NotEmpty(dir.to_owned()));
     }
-    let mut name = dir.as_os_str().to_owned();
-    name.push(".restoring");
-    let unfinished = PathBuf::from(name);
+    let unfinished = beside(dir, ".restoring");
     remove(&unfinished)?;
     make_folder(&unfinished)?;
     let restored = fill(from, &unfinished);
@@ -92,10 +134,36 @@ pub fn restore(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), A
         return restored;
     }
     fs::rename(&unfinished, dir)?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = parent(dir) {
         File::open(parent)?.sync_all()?;
     }
     restored
+}
+
+fn parent(dir: &Path) -> Option<&Path> {
+    dir.parent().filter(|parent| !parent.as_os_str().is_empty())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Creates a file that only this process's user may read, or takes over one that another process has left, and locks it until it
+/// is closed.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] if another process has it; else as the system gives them.
+pub fn claim(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let ours = id(file.metadata()?);
+    // The other one may also have finished meanwhile, and removed or renamed it.
+    if file.try_lock().is_err() || !fs::metadata(path).is_ok_and(|named| id(named) == ours) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(file)
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -106,25 +174,39 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 fn fill(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveError> {
-    let archived = read(from, &Fjall::open(dir, STORE_CACHE_BYTES)?)?;
+    let (head, archived) = read(from, &Fjall::open(dir, STORE_CACHE_BYTES)?)?;
+    let changed = || ArchiveError::Changed(dir.to_owned());
+    // Where the folder is gone, the engine would make an empty store.
+    if marker::check(dir) != Ok(Found::Whole) {
+        return Err(changed());
+    }
     // Opened anew, as the server will open it.
     let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;
-    let audited = audit(&*engine.view())?;
-    Ok((archived, audited))
+    let view = engine.view();
+    if write_as(&head, &*view, &mut io::sink())? != archived {
+        return Err(changed());
+    }
+    Ok((archived, audit(&*view)?))
 }
 
 /// Writes all rows of a view.
 pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
+    let head = Head { format: FORMAT, taken_at_ms: now_ms, spaces: Space::ALL.to_vec() };
+    write_as(&head, view, out)
+}
+
+fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
     let mut out = BufWriter::new(Summing { inner: out, sum: Sha256::new(), bytes: 0 });
     out.write_all(MAGIC)?;
-    out.write_all(&now_ms.to_le_bytes())?;
-    out.write_all(&[Space::COUNT as u8])?;
-    for space in Space::ALL {
+    writeln!(out, "{}", head.format)?;
+    out.write_all(&head.taken_at_ms.to_le_bytes())?;
+    out.write_all(&[head.spaces.len() as u8])?;
+    for space in &head.spaces {
         out.write_all(&[space.name().len() as u8])?;
         out.write_all(space.name().as_bytes())?;
     }
     let mut rows = 0u64;
-    for (number, space) in (1u8..).zip(Space::ALL) {
+    for (number, space) in (1u8..).zip(head.spaces.iter().copied()) {
         let mut span = key::all();
         loop {
             let page = view.range(space, &span, Order::Ascending, STORE_PAGE_ROWS)?;
@@ -145,28 +227,37 @@ pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result
     out.write_all(&[0])?;
     out.write_all(&rows.to_le_bytes())?;
     let Summing { inner, sum, bytes } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    inner.write_all(&sum.finalize())?;
+    let sha256: [u8; DIGEST_BYTES] = sum.finalize().into();
+    inner.write_all(&sha256)?;
     inner.flush()?;
-    Ok(Archived { taken_at_ms: now_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
+    Ok(Archived { taken_at_ms: head.taken_at_ms, rows, bytes: bytes + DIGEST_BYTES as u64, sha256 })
 }
 
 /// Reads an archive to its end and checks that it is complete and unchanged.
 ///
 /// # Errors
-/// [`ArchiveError::Torn`] if the archive is incomplete or damaged; [`ArchiveError::Io`] if it cannot be read.
+/// [`ArchiveError::Torn`] if the archive is incomplete or damaged; [`ArchiveError::Newer`] if a later version made it;
+/// [`ArchiveError::Io`] if it cannot be read.
 pub fn verify(from: &mut dyn Read) -> Result<Archived, ArchiveError> {
-    scan(from, |_| Ok(()))
+    scan(from, |_| Ok(())).map(|(_, archived)| archived)
 }
 
 /// Reads all rows into an empty engine. After an error the engine holds some of the rows.
-fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<Archived, ArchiveError> {
+fn read(from: &mut dyn Read, engine: &dyn Kv) -> Result<(Head, Archived), ArchiveError> {
     scan(from, |batch| engine.commit(batch))
 }
 
-fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreError>) -> Result<Archived, ArchiveError> {
+fn scan(
+    from: &mut dyn Read,
+    mut take: impl FnMut(Batch) -> Result<(), StoreError>,
+) -> Result<(Head, Archived), ArchiveError> {
     let mut from = Summing { inner: from, sum: Sha256::new(), bytes: 0 };
-    if &from.array::<16>()? != MAGIC {
-        return Err(ArchiveError::Torn("it does not begin like one of this version"));
+    if &from.array()? != MAGIC {
+        return Err(ArchiveError::Torn("it does not begin like one"));
+    }
+    let format = from.number()?;
+    if format > FORMAT {
+        return Err(ArchiveError::Newer(format));
     }
     let taken_at_ms = i64::from_le_bytes(from.array()?);
     let mut spaces = Vec::new();
@@ -201,14 +292,16 @@ fn scan(from: &mut dyn Read, mut take: impl FnMut(Batch) -> Result<(), StoreErro
     let Summing { inner, sum, bytes } = from;
     let mut digest = [0; DIGEST_BYTES];
     inner.read_exact(&mut digest).map_err(cut_off)?;
-    if digest != *sum.finalize() {
+    let sha256: [u8; DIGEST_BYTES] = sum.finalize().into();
+    if digest != sha256 {
         return Err(ArchiveError::Torn("its checksum is another"));
     }
     if inner.read(&mut [0])? != 0 {
         return Err(ArchiveError::Torn("it goes on after its end"));
     }
     take(batch)?;
-    Ok(Archived { taken_at_ms, rows, bytes: bytes + DIGEST_BYTES as u64 })
+    let archived = Archived { taken_at_ms, rows, bytes: bytes + DIGEST_BYTES as u64, sha256 };
+    Ok((Head { format, taken_at_ms, spaces }, archived))
 }
 
 fn cut_off(error: io::Error) -> ArchiveError {
@@ -243,6 +336,19 @@ impl Summing<&mut dyn Read> {
         let mut array = [0; N];
         self.fill(&mut array)?;
         Ok(array)
+    }
+
+    /// A number in decimal, up to a line break.
+    fn number(&mut self) -> Result<u32, ArchiveError> {
+        let torn = || ArchiveError::Torn("it does not begin like one");
+        let mut digits = String::new();
+        while digits.len() <= U32_DIGITS {
+            match char::from(self.array::<1>()?[0]) {
+                '\n' => return digits.parse().map_err(|_| torn()),
+                digit => digits.push(digit),
+            }
+        }
+        Err(torn())
     }
 
     fn bytes(&mut self, length: usize) -> Result<Vec<u8>, ArchiveError> {

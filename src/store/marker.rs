@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::record::FORMAT;
 use super::torn::{self, JOURNAL};
 
 /// The file that lists the folders, one name per line.
@@ -26,6 +27,9 @@ const VERSION_BYTES: usize = 4;
 /// The file that names the newest journal.
 const NEWEST: &str = "journal";
 
+/// The file with the number of the rows' format; a store without it has the first one.
+const FORMAT_FILE: &str = "format";
+
 /// What a store's directory holds before the engine opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -44,8 +48,15 @@ pub(super) enum Found {
 /// in the folders.
 ///
 /// # Errors
-/// Names the first one that is missing, or says why the list cannot be read.
+/// Names the first one that is missing, or says why the list cannot be read, or that a later version has written the store.
 pub(super) fn check(dir: &Path) -> Result<Found, String> {
+    let format = format(dir).map_err(|error| error.to_string())?;
+    if format > FORMAT {
+        return Err(format!(
+            "the store has format {format}, and this version reads up to {FORMAT}: run the version that has written it, or \
+             restore a backup from before"
+        ));
+    }
     let marker = dir.join(MARKER);
     let listed = match fs::read_to_string(&marker) {
         Ok(listed) => listed,
@@ -75,6 +86,18 @@ pub(super) fn check(dir: &Path) -> Result<Found, String> {
         "{missing} is missing: bring it back, or restore a backup. Without {} what is left is served, and what was in it is lost",
         marker.display()
     ))
+}
+
+/// The number of the rows' format.
+///
+/// # Errors
+/// As the system gives them; [`io::ErrorKind::InvalidData`] if the file is damaged.
+fn format(dir: &Path) -> io::Result<u32> {
+    let Some(written) = if_there(fs::read_to_string(dir.join(FORMAT_FILE)))? else { return Ok(1) };
+    written.strip_suffix('\n').and_then(|number| number.parse().ok()).ok_or_else(|| {
+        let why = format!("{} holds no number: bring it back, or restore a backup", dir.join(FORMAT_FILE).display());
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    })
 }
 
 fn missing_journal(dir: &Path) -> io::Result<Option<PathBuf>> {
@@ -169,11 +192,14 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Lists the folders that the store has now, if that is not what the list says.
+/// Lists the folders that the store has now, and the format of what will be written, if that is not what its files say.
 ///
 /// # Errors
 /// As the system gives them.
 pub(super) fn write(dir: &Path) -> io::Result<()> {
+    if !dir.join(FORMAT_FILE).exists() || format(dir)? != FORMAT {
+        replace(dir, FORMAT_FILE, format!("{FORMAT}\n").as_bytes())?;
+    }
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir.join(SPACES))? {
         let entry = entry?;

@@ -48,7 +48,7 @@ pub(crate) use {
     retention::Pass,
 };
 
-pub use archive::{ArchiveError, Archived, archive, restore, verify};
+pub use archive::{ArchiveError, Archived, archive, claim, restore, verify};
 pub use audit::Audited;
 pub use embedded::{Commit, Embedded, OnCommit, OnTrimmed, Options};
 pub(crate) use figures::Counted;

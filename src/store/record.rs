@@ -28,6 +28,10 @@ use super::types::{
 };
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
+/// The number of the rows' format, in each store and in each archive; a version refuses what has a greater one. Raise it with a
+/// change after which an earlier version would misread rows or take a part of them for all, and not for fields that it may pass over.
+pub(crate) const FORMAT: u32 = 1;
+
 /// Why a row cannot be interpreted.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -151,3 +151,87 @@ async fn a_row_that_is_missing_or_says_something_else_is_found() {
         assert!(found.contains("corrupt row in "), "{found}");
     }
 }
+
+/// An archive at whose end something happens.
+struct AtEnd<'a, F> {
+    bytes: &'a [u8],
+    then: F,
+}
+
+impl<F: FnMut()> Read for AtEnd<'_, F> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.bytes.read(into)?;
+        if read == 0 && !into.is_empty() {
+            (self.then)();
+        }
+        Ok(read)
+    }
+}
+
+#[tokio::test]
+async fn a_restore_whose_folder_is_taken_away_meanwhile_fails() {
+    let memory = Memory::new();
+    let _store = lived_in(&memory).await;
+    let bytes = bytes_of(&memory);
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, restoring) = (folder.path().join("store"), folder.path().join("store.restoring"));
+    let (empty, away) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let empty = empty.path().join("store");
+    Fjall::open(&empty, 1 << 20).unwrap();
+    let gone = || fs::remove_dir_all(&restoring).unwrap();
+    let another = || {
+        fs::rename(&restoring, away.path().join("store")).unwrap();
+        fs::rename(&empty, &restoring).unwrap();
+    };
+    let happens: [&dyn Fn(); 2] = [&gone, &another];
+    for then in happens {
+        let refused = restore(&mut AtEnd { bytes: &bytes, then }, &dir).unwrap_err();
+        assert!(matches!(refused, ArchiveError::Changed(_)), "{refused}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    }
+}
+
+#[tokio::test]
+async fn two_restores_do_not_meet() {
+    let memory = Memory::new();
+    let _store = lived_in(&memory).await;
+    let bytes = bytes_of(&memory);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let mut second = None;
+    let then = || second = Some(restore(&mut &bytes[..], &dir));
+    restore(&mut AtEnd { bytes: &bytes, then }, &dir).unwrap();
+    assert!(matches!(second, Some(Err(ArchiveError::Busy(_)))), "{second:?}");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["store"]);
+}
+
+#[test]
+fn what_a_later_version_has_made_is_refused_by_its_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    Fjall::open(&dir, 1 << 20).unwrap();
+    let (number, later) = (dir.join("format"), FORMAT + 1);
+    assert_eq!(fs::read_to_string(&number).unwrap(), format!("{FORMAT}\n"));
+    let refusals = |written: &str| {
+        fs::write(&number, written).unwrap();
+        let Err(error) = Fjall::open(&dir, 1 << 20) else { panic!("it opens") };
+        [error.to_string(), archive(&dir, 0, &mut io::sink()).unwrap_err().to_string()]
+    };
+    let named = format!("the store has format {later}, and this version reads up to {FORMAT}");
+    assert!(refusals(&format!("{later}\n")).iter().all(|refusal| refusal.contains(&named)));
+    assert!(refusals("a word\n").iter().all(|refusal| refusal.contains("holds no number")));
+    // Those of before have none.
+    fs::remove_file(&number).unwrap();
+    let mut bytes = Vec::new();
+    archive(&dir, 0, &mut bytes).unwrap();
+    assert_eq!(fs::read_to_string(&number).unwrap(), format!("{FORMAT}\n"));
+
+    let rest = bytes.strip_prefix(format!("bimip archive {FORMAT}\n").as_bytes()).unwrap();
+    let made = |number: u64| [format!("bimip archive {number}\n").as_bytes(), rest].concat();
+    let other = folder.path().join("other");
+    let refused = restore(&mut &made(later.into())[..], &other).unwrap_err();
+    assert!(matches!(refused, ArchiveError::Newer(number) if number == later), "{refused}");
+    let refused = restore(&mut &made(u64::MAX)[..], &other).unwrap_err();
+    assert!(matches!(refused, ArchiveError::Torn(_)) && !other.exists(), "{refused}");
+}
