@@ -1,12 +1,17 @@
 //! `bimip backup`: archives a whole store in one file, whether or not the server runs.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+#[cfg(target_os = "linux")]
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use super::control::{Running, ask};
 use super::{Failure, owner, say};
@@ -32,12 +37,12 @@ impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.running.config()?;
         let file = &self.file;
-        if file.exists() {
-            return Err(anyhow!("{} exists: give another name, or remove it", file.display()).into());
-        }
+        is_free(file)?;
         // The file gets its final name only when it is complete.
         let partial = beside(file, ".partial");
         let writing = lock(&partial)?;
+        // Until then another one may have written it.
+        is_free(file).inspect_err(|_| _ = fs::remove_file(&partial))?;
         let made = make(&config, &partial, &writing, self.verify.then(|| beside(file, ".verifying")));
         let archived = match made {
             Ok(archived) => archived,
@@ -46,7 +51,8 @@ impl Args {
                 return Err(failure);
             }
         };
-        fs::rename(&partial, file).with_context(|| format!("cannot rename {}", partial.display()))?;
+        give_name(&partial, file)
+            .with_context(|| format!("cannot rename {} to {}", partial.display(), file.display()))?;
         sync_folder(file)?;
         drop(writing);
         let verified = if self.verify { ", restored and found whole" } else { "" };
@@ -55,17 +61,37 @@ impl Args {
     }
 }
 
+fn is_free(file: &Path) -> Result<(), Failure> {
+    if file.exists() {
+        return Err(anyhow!("{} exists: give another name, or remove it", file.display()).into());
+    }
+    Ok(())
+}
+
+/// Renames a file to a name that is free.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] if it is not; else as the system gives them.
+fn give_name(partial: &Path, file: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    match renameat_with(CWD, partial, CWD, file, RenameFlags::NOREPLACE) {
+        // The file system cannot, as NFS.
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        renamed => return renamed.map_err(io::Error::from),
+    }
+    // Another backup does not have the lock.
+    fs::rename(partial, file)
+}
+
 /// Opens the unfinished file and empties what an interrupted backup has left of it, unless another one writes it now.
 fn lock(partial: &Path) -> Result<File, Failure> {
     let cannot = || format!("cannot write {}", partial.display());
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(partial).with_context(cannot)?;
-    // Another one may also have finished meanwhile, and given the file its name.
-    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let ours = file.metadata().with_context(cannot).map(id)?;
-    if file.try_lock().is_err() || !fs::metadata(partial).is_ok_and(|named| id(named) == ours) {
-        return Err(anyhow!("another backup is writing {}", partial.display()).into());
-    }
+    let file = match store::claim(partial) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(anyhow!("another backup is writing {}", partial.display()).into());
+        }
+        claimed => claimed.with_context(cannot)?,
+    };
     file.set_len(0).with_context(cannot)?;
     // What an interrupted backup has left may have others.
     file.set_permissions(Permissions::from_mode(0o600)).with_context(cannot)?;
@@ -75,23 +101,28 @@ fn lock(partial: &Path) -> Result<File, Failure> {
 fn make(config: &Config, partial: &Path, writing: &File, verify: Option<PathBuf>) -> Result<Archived, Failure> {
     let cannot = |what: &str| format!("cannot {what} {}", partial.display());
     let mut file = BufWriter::new(writing);
-    match ask(config, &Request::Backup)? {
+    let served = match ask(config, &Request::Backup)? {
         Some((Answer::Archive, mut archive)) => {
             io::copy(&mut archive, &mut file).with_context(|| cannot("take the backup into"))?;
+            true
         }
         Some(_) => return Err(anyhow!("the server answered something else").into()),
         None => {
             let store = config.data_dir.join("store");
             owner::not_as_root_in(&store)?;
             store::archive(&store, Now::system().unix_ms, &mut file)?;
+            false
         }
-    }
+    };
     file.flush().with_context(|| cannot("write"))?;
     file.get_ref().sync_all().with_context(|| cannot("write"))?;
     drop(file);
     // Verify what is on the disk: the server may have been cut off in the middle.
     let read = || File::open(partial).map(BufReader::new).with_context(|| cannot("read"));
-    let archived = store::verify(&mut read()?)?;
+    let archived = store::verify(&mut read()?).map_err(|error| match served {
+        true => Failure::new(error, "if the server has cut it off, its log says why"),
+        false => error.into(),
+    })?;
     if let Some(folder) = verify {
         // An interrupted backup may have left it.
         if let Err(error) = fs::remove_dir_all(&folder)
@@ -117,4 +148,24 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
 fn sync_folder(file: &Path) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_taken_is_not_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let (partial, file) = (folder.path().join("backup.partial"), folder.path().join("backup"));
+        fs::write(&partial, "second").unwrap();
+        fs::write(&file, "first").unwrap();
+        if cfg!(target_os = "linux") {
+            assert_eq!(give_name(&partial, &file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!([&partial, &file].map(|path| fs::read_to_string(path).unwrap()), ["second", "first"]);
+        }
+        fs::remove_file(&file).unwrap();
+        give_name(&partial, &file).unwrap();
+        assert!(!partial.exists() && fs::read_to_string(&file).unwrap() == "second");
+    }
 }
