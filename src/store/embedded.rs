@@ -374,8 +374,62 @@ impl Store for Embedded {
         self.jobs.close();
         // `changed` fails once the writer has ended.
         while self.ended.clone().changed().await.is_ok() {}
-        let _ = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;
-        self.readers.close();
+        // Held to the end: a read that waits for its turn is refused, and gets none in between.
+        let _turns = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;
         *self.engine() = None;
+        self.readers.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Disk;
+    use crate::store::kv::Batch;
+    use crate::store::testing::Nobody;
+
+    /// An engine that notes how many turns are free when it goes.
+    #[derive(Default)]
+    struct Goes {
+        rows: Memory,
+        turns: Mutex<Option<Arc<Semaphore>>>,
+        free: Arc<Mutex<Option<usize>>>,
+    }
+
+    impl Kv for Goes {
+        fn view(&self) -> Box<dyn View> {
+            self.rows.view()
+        }
+
+        fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+            self.rows.commit(batch)
+        }
+
+        fn size(&self) -> Result<Size, StoreError> {
+            self.rows.size()
+        }
+
+        fn disk(&self) -> Option<Disk> {
+            self.rows.disk()
+        }
+    }
+
+    impl Drop for Goes {
+        fn drop(&mut self) {
+            *self.free.lock().unwrap() = self.turns.lock().unwrap().as_ref().map(|turns| turns.available_permits());
+        }
+    }
+
+    #[tokio::test]
+    async fn no_read_gets_its_turn_while_the_engine_goes() {
+        let engine = Arc::new(Goes::default());
+        let free = engine.free.clone();
+        let store = Embedded::start(engine.clone(), Options::default(), Arc::new(Nobody)).unwrap();
+        *engine.turns.lock().unwrap() = Some(store.readers.clone());
+        drop(engine);
+        assert!(store.revocations(0).await.unwrap().is_empty());
+        store.close().await;
+        assert_eq!(*free.lock().unwrap(), Some(0));
+        assert_eq!(store.revocations(0).await.unwrap_err(), StoreError::Closed);
     }
 }

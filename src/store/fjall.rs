@@ -23,11 +23,12 @@ const SEALS: Space = Space::Probe;
 const TABLES_FOLDER: &str = "tables";
 
 pub(crate) struct Fjall {
+    /// Dropped first: what it gives the engine once the database is gone is never done, and keeps the engine's lock for ever.
+    rotation: Rotation,
     dir: PathBuf,
     database: Database,
     /// In the order of [`Space::ALL`].
     spaces: Arc<[Keyspace]>,
-    rotation: Rotation,
     #[cfg(target_os = "linux")]
     _files: Option<Files>,
     seal: Seal,
@@ -92,9 +93,9 @@ impl Fjall {
             Rotation::start(dir, &spaces).map_err(|error| StoreError::Engine(format!("rotation: {error}")))?;
         let newest = Mutex::new(database.snapshot());
         Ok(Fjall {
+            rotation,
             dir: dir.to_owned(),
             database,
-            rotation,
             #[cfg(target_os = "linux")]
             _files: Files::watch(dir, spaces.iter().map(|space| space.path().join(TABLES_FOLDER))),
             spaces,
