@@ -248,6 +248,9 @@ pub const STORE_DISK_RESERVE_SHARE: u64 = 8;
 /// Longest key or value in bytes that is read back from a backup: far above a frame, and a damaged length cannot take all
 /// memory.
 pub const ARCHIVE_ROW_BYTES_MAX: u32 = 4 * 1024 * 1024;
+/// Bytes by which the engine's memtables may grow during a backup: it keeps all that were closed since the backup's view began.
+/// Half a minute of the fastest writing, and some ten minutes of a thousand messages a second.
+pub const ARCHIVE_MEMORY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Bytes of a backup that are restored with one commit, and one row more.
 pub const ARCHIVE_COMMIT_BYTES: u64 = 1024 * 1024;
 
@@ -398,6 +401,8 @@ pub const CONTROL_REQUEST_BYTES_MAX: u64 = 4 * 1024;
 /// How long a request may take to arrive, and each piece of an answer to be taken: a backup is written to a disk that may
 /// stall.
 pub const CONTROL_WITHIN: Duration = Duration::from_secs(30);
+/// How long a backup may take, also if its client takes each piece in time: meanwhile the engine keeps the files that it has merged.
+pub const BACKUP_WITHIN: Duration = Duration::from_secs(4 * 3600);
 /// Bytes of a backup that are handed over at once.
 pub const CONTROL_CHUNK_BYTES: usize = 64 * 1024;
 /// Pieces of a backup that wait for the client that takes it.

@@ -22,7 +22,8 @@ use super::readiness::Readiness;
 use super::reload::Reload;
 use crate::clock::Now;
 use crate::limits::{
-    CONTROL_CHUNK_BYTES, CONTROL_CHUNKS_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX, CONTROL_WITHIN,
+    BACKUP_WITHIN, CONTROL_CHUNK_BYTES, CONTROL_CHUNKS_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX,
+    CONTROL_WITHIN,
 };
 use crate::observe;
 use crate::session::Services;
@@ -192,7 +193,7 @@ impl Control {
                 // A client that takes the backup slowly must not hold up the shutdown.
                 let sent = tokio::select! {
                     () = self.stop.cancelled() => Err(io::Error::other("the server is draining")),
-                    sent = self.backup(&mut write) => sent,
+                    sent = within(BACKUP_WITHIN, self.backup(&mut write)) => sent,
                 };
                 if let Err(error) = sent {
                     tracing::error!(%error, "a backup was cut off");
@@ -295,5 +296,16 @@ impl io::Write for Chunks {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_longer_than_it_may_is_cut_off() {
+        let cut_off = within(Duration::ZERO, std::future::pending::<io::Result<()>>()).await;
+        assert_eq!(cut_off.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -21,7 +21,9 @@ use super::kv::{Batch, Kv, Order, Slice, Space, View};
 use super::marker::{self, Found};
 use super::record::FORMAT;
 use super::{StoreError, key, make_folder};
-use crate::limits::{ARCHIVE_COMMIT_BYTES, ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS};
+use crate::limits::{
+    ARCHIVE_COMMIT_BYTES, ARCHIVE_MEMORY_BYTES_MAX, ARCHIVE_ROW_BYTES_MAX, STORE_CACHE_BYTES, STORE_PAGE_ROWS,
+};
 
 /// The first bytes of an archive. The number of its format and a line break follow.
 const MAGIC: &[u8; 14] = b"bimip archive ";
@@ -44,6 +46,12 @@ pub enum ArchiveError {
     /// The archive was made by a later version. Holds the number of its format.
     #[error("the archive has format {0}, and this version reads up to {max}: use the version that has made it", max = FORMAT)]
     Newer(u32),
+    /// Too much was written while the archive was.
+    #[error(
+        "{} MiB of memory hold what was written since the backup began: begin it again when less is written, or onto a faster disk",
+        ARCHIVE_MEMORY_BYTES_MAX / (1024 * 1024)
+    )]
+    TooSlow,
     /// The store that was made of the archive holds something else.
     #[error("what was restored into {} has changed meanwhile: does another process use it?", .0.display())]
     Changed(PathBuf),
@@ -183,7 +191,7 @@ fn fill(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveE
     // Opened anew, as the server will open it.
     let engine = Fjall::open(dir, STORE_CACHE_BYTES)?;
     let view = engine.view();
-    if write_as(&head, &*view, &mut io::sink())? != archived {
+    if write_as(&head, &*view, &mut io::sink(), ARCHIVE_MEMORY_BYTES_MAX)? != archived {
         return Err(changed());
     }
     Ok((archived, audit(&*view)?))
@@ -192,10 +200,11 @@ fn fill(from: &mut dyn Read, dir: &Path) -> Result<(Archived, Audited), ArchiveE
 /// Writes all rows of a view.
 pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
     let head = Head { format: FORMAT, taken_at_ms: now_ms, spaces: Space::ALL.to_vec() };
-    write_as(&head, view, out)
+    write_as(&head, view, out, ARCHIVE_MEMORY_BYTES_MAX)
 }
 
-fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write) -> Result<Archived, ArchiveError> {
+/// `memory_max`: bytes by which the engine's memtables may grow meanwhile. It frees none that were closed since the view began.
+fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write, memory_max: u64) -> Result<Archived, ArchiveError> {
     let mut out = BufWriter::new(Summing { inner: out, sum: Sha256::new(), bytes: 0 });
     out.write_all(MAGIC)?;
     writeln!(out, "{}", head.format)?;
@@ -205,10 +214,13 @@ fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write) -> Result<Archive
         out.write_all(&[space.name().len() as u8])?;
         out.write_all(space.name().as_bytes())?;
     }
-    let mut rows = 0u64;
+    let (mut rows, memory_before) = (0u64, view.memory());
     for (number, space) in (1u8..).zip(head.spaces.iter().copied()) {
         let mut span = key::all();
         loop {
+            if view.memory().saturating_sub(memory_before) > memory_max {
+                return Err(ArchiveError::TooSlow);
+            }
             let page = view.range(space, &span, Order::Ascending, STORE_PAGE_ROWS)?;
             for (key, value) in &page {
                 // Rows are far shorter than `u32::MAX`: none is longer than a frame.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
+use ::fjall::{
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
+};
 
 use super::background;
 #[cfg(target_os = "linux")]
@@ -240,14 +242,16 @@ impl View for FjallView {
         }
         Ok(taken)
     }
+
+    fn memory(&self) -> u64 {
+        self.spaces.iter().map(|space| space.tree.version_memtable_size_sum()).sum()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
-
-    use ::fjall::AbstractTree;
 
     use super::*;
 
@@ -259,6 +263,13 @@ mod tests {
         pub(crate) fn close_memtables(&self) {
             for space in &*self.spaces {
                 space.rotate_memtable().unwrap();
+            }
+        }
+
+        /// Closes all memtables, and waits until they are files.
+        pub(crate) fn write_files(&self) {
+            for space in &*self.spaces {
+                space.rotate_memtable_and_wait().unwrap();
             }
         }
     }

@@ -97,6 +97,12 @@ pub(crate) trait View: Send {
 
     /// The first `limit` rows of the span in the given order.
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError>;
+
+    /// Bytes of the engine's memtables now: of those that it fills or writes to files, and of those that it keeps for this view or
+    /// another one. May wait for a commit. Zero for an engine without files.
+    fn memory(&self) -> u64 {
+        0
+    }
 }
 
 /// The writes of one commit: `None` deletes the row. No key appears twice.

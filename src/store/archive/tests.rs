@@ -235,3 +235,48 @@ fn what_a_later_version_has_made_is_refused_by_its_number() {
     let refused = restore(&mut &made(u64::MAX)[..], &other).unwrap_err();
     assert!(matches!(refused, ArchiveError::Torn(_)) && !other.exists(), "{refused}");
 }
+
+/// A place for a backup. Whenever it takes something, a row of 64 KiB is written to the store, and a file with it.
+struct Meanwhile<'a> {
+    engine: &'a Fjall,
+    rows: u32,
+}
+
+impl Meanwhile<'_> {
+    fn write_row(&mut self) {
+        self.rows += 1;
+        let row = (Space::Contacts, Slice::from(self.rows.to_be_bytes()), Some(Slice::from(vec![0; 64 * 1024])));
+        self.engine.commit(vec![row]).unwrap();
+        self.engine.write_files();
+    }
+}
+
+impl Write for Meanwhile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_row();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_backup_for_which_too_much_is_kept_in_memory_ends() {
+    const MEMORY_MAX: u64 = 256 * 1024;
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Fjall::open(folder.path(), 1 << 20).unwrap();
+    let row = |n: usize| (Space::Messages, Slice::from((n as u32).to_be_bytes()), Some(Slice::from(vec![0; 64])));
+    engine.commit((0..4 * STORE_PAGE_ROWS).map(row).collect()).unwrap();
+    let head = || Head { format: FORMAT, taken_at_ms: 0, spaces: Space::ALL.to_vec() };
+    let mut meanwhile = Meanwhile { engine: &engine, rows: 0 };
+    let view = engine.view();
+    let ended = write_as(&head(), &*view, &mut meanwhile, MEMORY_MAX).unwrap_err();
+    assert!(matches!(ended, ArchiveError::TooSlow), "{ended}");
+    assert!(view.memory() > MEMORY_MAX, "all of it is in files, and is kept for the view");
+    drop(view);
+    (0..2).for_each(|_| meanwhile.write_row());
+    assert!(engine.view().memory() < MEMORY_MAX, "without it the engine lets it go");
+    write_as(&head(), &*engine.view(), &mut meanwhile, u64::MAX).unwrap();
+}
