@@ -147,6 +147,9 @@ pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
 pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
 /// Users whose notifications to one user alone wait for one presence lane: of each the newest one.
 pub const DIRECTED_MAX: usize = 64;
+/// Notices of one session to one user alone that wait for the store, which is asked about one after the other; at the bound
+/// presence is not read. It answers from memory nearly always, so few suffice.
+pub const DIRECTED_ASKED_MAX: usize = 16;
 /// Users without a connection whose choice and last time are remembered: some 30 MB.
 pub const PRESENCE_KEPT_MAX: usize = 100_000;
 /// Watches that are marked before the task yields to others.

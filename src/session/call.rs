@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::hub::presence::Update;
 use crate::store::{
     Accepted, Access, Acknowledged, Bearer, Contact, ContactsPage, DeviceState, HistoryMessage, HistoryQuery, LogEntry,
     Relation, Reply, Revocation, RevocationTarget, Store, StoreError,
@@ -38,7 +37,7 @@ pub enum Purpose {
     /// To relay a ping.
     Ping(Option<DeviceId>, Box<PingPong>),
     /// To send one user a notification about another.
-    Direct(Update),
+    Direct,
 }
 
 /// Which chat operation a [`Write`](crate::store::Write) is.

@@ -264,7 +264,7 @@ impl Session {
                 if open.listing.is_none() {
                     wanted = wanted.with(Lane::Control);
                 }
-                if open.watching.as_ref().is_some_and(Watching::is_ready) {
+                if open.watching.as_ref().is_some_and(Watching::is_read) {
                     wanted = wanted.with(Lane::Presence);
                 }
                 // Without the chat lane nothing is answered, and they are refused instead.
@@ -363,12 +363,10 @@ impl Session {
             Done::History(origin, query, page) => self.history_page(origin, &query, page),
             Done::ReadLog(entries) => self.log_read(entries),
             Done::Owners(owners) => self.owners_read(owners),
-            Done::Relation(origin, owner, other, purpose, relation) => match (relation, purpose) {
-                (Err(error), _) => self.refuse(origin, Fault::from(&error)),
-                (Ok(relation), Purpose::Ping(device, ping)) => {
-                    self.relay_if_allowed(origin, (&owner, device.as_ref()), *ping, &relation, now);
-                }
-                (Ok(relation), Purpose::Direct(update)) => self.direct(&other, &update, &relation, now),
+            Done::Relation(_, _, _, Purpose::Direct, relation) => self.directed(relation, now),
+            Done::Relation(origin, owner, _, Purpose::Ping(device, ping), relation) => match relation {
+                Ok(relation) => self.relay_if_allowed(origin, (&owner, device.as_ref()), *ping, &relation, now),
+                Err(error) => self.refuse(origin, Fault::from(&error)),
             },
             Done::ChangeList(origin, answer, changed) => self.list_changed(origin, *answer, changed),
             Done::List(origin, page) => self.list_read(origin, page),

@@ -1,7 +1,9 @@
 //! The presence family: awareness requests, responses and notifications (BIMip-Foundation 4.1 and 5.2; protocol.md §12).
 
+use std::collections::VecDeque;
+
 use crate::hub::presence::{Location, Shown, Told, Update, WatchPlace};
-use crate::limits::LANE_QUEUE_BYTES;
+use crate::limits::{DIRECTED_ASKED_MAX, LANE_QUEUE_BYTES};
 use crate::observe::PresenceResult;
 use crate::store::{Access, Relation, StoreError};
 use crate::wire::proto::{AwarenessNotification, AwarenessRequest, AwarenessResponse};
@@ -17,11 +19,15 @@ pub(super) struct Watching {
     ready: bool,
     /// The lane is full, so nothing is due until it has room.
     held: bool,
+    /// The device's notices to one user alone. The store is asked about the first; the others wait, so that they are told in
+    /// their order. Bounded: at the bound the lane is not read.
+    directed: VecDeque<(Origin, Eid, Update)>,
 }
 
 impl Watching {
-    pub(super) fn is_ready(&self) -> bool {
-        self.ready
+    /// Whether the lane is read.
+    pub(super) fn is_read(&self) -> bool {
+        self.ready && self.directed.len() < DIRECTED_ASKED_MAX
     }
 
     pub(super) fn has_more(&self) -> bool {
@@ -40,7 +46,7 @@ impl Session {
         let Phase::Open(open) = &mut self.phase else { return };
         if self.lanes.contains(Lane::Presence) && open.watching.is_none() {
             let place = self.services.hub.presence().watch(&open.user, &open.device, self.signal.clone());
-            open.watching = Some(Watching { place, ready: false, held: false });
+            open.watching = Some(Watching { place, ready: false, held: false, directed: VecDeque::new() });
             let user = open.user.clone();
             self.call(Call::Owners(user));
         }
@@ -109,6 +115,7 @@ impl Session {
         notification: &AwarenessNotification,
     ) -> Result<(), Fault> {
         let Phase::Open(open) = &mut self.phase else { return Ok(()) };
+        let Some(watching) = &mut open.watching else { return Ok(()) };
         require_own(notification.from.as_ref(), &open.user, open.device.as_str())?;
         let update = parse(notification)?;
         let to = notification.to.as_ref().filter(|to| !to.eid.is_empty() || !to.connection_resource_id.is_empty());
@@ -118,15 +125,38 @@ impl Session {
                 Ok(())
             }
             Some(to) => {
-                let (from, to) = (open.user.clone(), Eid::parse(&to.eid)?);
-                self.call(Call::Relation(origin, from, to, Purpose::Direct(update)));
+                watching.directed.push_back((origin, Eid::parse(&to.eid)?, update));
+                if watching.directed.len() == 1 {
+                    self.ask_directed();
+                }
                 Ok(())
             }
         }
     }
 
+    /// Asks the store whether the first of the notices to one user alone may be told.
+    fn ask_directed(&mut self) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        if let Some((origin, to, _)) = open.watching.as_ref().and_then(|watching| watching.directed.front()) {
+            let call = Call::Relation(*origin, open.user.clone(), to.clone(), Purpose::Direct);
+            self.call(call);
+        }
+    }
+
+    /// The store has answered whether the first of the notices to one user alone may be told.
+    pub(super) fn directed(&mut self, relation: Result<Relation, StoreError>, now: Now) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let first = open.watching.as_mut().and_then(|watching| watching.directed.pop_front());
+        let Some((origin, to, update)) = first else { return };
+        match relation {
+            Ok(relation) => self.direct(&to, &update, &relation, now),
+            Err(error) => self.refuse(origin, Fault::from(&error)),
+        }
+        self.ask_directed();
+    }
+
     /// Sends a notification to one user alone. It is not stored, and is dropped if either user has blocked the other.
-    pub(super) fn direct(&mut self, to: &Eid, update: &Update, relation: &Relation, now: Now) {
+    fn direct(&mut self, to: &Eid, update: &Update, relation: &Relation, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         if relation.blocked {
             return;
@@ -192,8 +222,80 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::testing::House;
+    use crate::session::testing::{Bare, House, payload};
+    use crate::session::{Done, Output};
     use crate::store::testing::{device, eid};
+
+    fn say_to_bob(phone: &mut Bare, status: AwarenessStatus) {
+        let word = AwarenessNotification {
+            from: Some(eid("alice").identity()),
+            to: Some(eid("bob").identity()),
+            status: status.code(),
+            ..AwarenessNotification::default()
+        };
+        phone.hear(Lane::Presence, Payload::AwarenessNotification(word));
+    }
+
+    fn calls(phone: &mut Bare) -> Vec<Call> {
+        let calls = phone.outputs().into_iter().map(|output| match output {
+            Output::Call(call) => call,
+            other => panic!("{other:?}"),
+        });
+        calls.collect()
+    }
+
+    /// What the presence lane is told once every interval is over.
+    fn told(phone: &mut Bare) -> Vec<i32> {
+        let now = Now::system();
+        phone.session.pump(|_| 0, Now { at: now.at + Duration::from_secs(60), ..now });
+        let statuses = phone.outputs().into_iter().map(|output| match output {
+            Output::Send(Lane::Presence, frame) => match payload(&frame) {
+                Payload::AwarenessNotification(told) => told.status,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        });
+        statuses.collect()
+    }
+
+    #[tokio::test]
+    async fn of_notices_to_one_user_the_newest_is_told_whichever_the_store_answers_first() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let mut bob = house.bare(&eid("bob"), &device("phone")).await;
+        say_to_bob(&mut phone, AwarenessStatus::Busy);
+        say_to_bob(&mut phone, AwarenessStatus::Away);
+        loop {
+            let under_way = calls(&mut phone);
+            if under_way.is_empty() {
+                break;
+            }
+            for call in under_way.into_iter().rev() {
+                phone.answer(call).await;
+            }
+        }
+        assert_eq!(told(&mut bob), [AwarenessStatus::Away.code()]);
+    }
+
+    #[tokio::test]
+    async fn a_device_with_many_notices_to_single_users_is_not_read_until_the_store_answers() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let mut bob = house.bare(&eid("bob"), &device("phone")).await;
+        for _ in 0..DIRECTED_ASKED_MAX {
+            assert!(phone.session.wanted().contains(Lane::Presence));
+            say_to_bob(&mut phone, AwarenessStatus::Busy);
+        }
+        assert!(!phone.session.wanted().contains(Lane::Presence));
+        let [call] = <[Call; 1]>::try_from(calls(&mut phone)).unwrap();
+        let Call::Relation(origin, alice, bobs, purpose) = call else { panic!("{call:?}") };
+        let failed = Done::Relation(origin, alice, bobs, purpose, Err(StoreError::Overloaded));
+        phone.session.done(failed, Now::system());
+        assert!(phone.session.wanted().contains(Lane::Presence));
+        let (sent, _) = phone.settle().await;
+        assert!(matches!(&sent[..], [(Lane::Presence, Payload::ErrorMessage(_))]), "{sent:?}");
+        assert_eq!(told(&mut bob), [AwarenessStatus::Busy.code()], "the others are told");
+    }
 
     #[tokio::test]
     async fn a_stranger_is_not_heard_any_more_once_either_has_blocked_the_other() {
