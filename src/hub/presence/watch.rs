@@ -220,6 +220,11 @@ impl Queue {
         self.directed.remove(place).map(|directed| directed.told)
     }
 
+    /// Whether the owner shares the location with the watch's user.
+    fn shares_location(&self, owner: &Eid) -> bool {
+        self.owners.get(owner).and_then(|standing| standing.access).is_some_and(|access| access.share_location)
+    }
+
     /// The next owner to look at.
     fn next(&mut self, interval: Duration) -> Option<Eid> {
         loop {
@@ -282,7 +287,11 @@ impl WatchPlace {
                 // Many may become due together, and the lane may have room for some of them only.
                 self.watch.marked.store(true, Ordering::Release);
                 queue.advance(self.watch.interval, now.at);
-                if let Some(told) = queue.next_directed() {
+                if let Some(mut told) = queue.next_directed() {
+                    if !queue.shares_location(&told.owner) {
+                        // As the list is now, whatever it was when the notice was said.
+                        told.shown.location = None;
+                    }
                     queue.was_told(&told.owner, now.at);
                     return Some(told);
                 }
@@ -474,6 +483,32 @@ mod tests {
             let told: Vec<_> = bench.told_at(0).into_iter().map(|told| told.owner).collect();
             assert_eq!((told, bench.due()), (vec![eid("carol")], None));
         }
+    }
+
+    #[test]
+    fn a_location_that_is_no_longer_shared_is_not_told_by_a_notice_from_before() {
+        let (bench, alice) = (Bench::new(), eid("alice"));
+        let shares = |share_location| {
+            bench.presence.access_changed(&alice, &eid("bob"), Some(Access { share_location }));
+        };
+        let says = |status| {
+            let location = Some(super::super::Location { latitude: 1.0, longitude: 2.0 });
+            let shown = Shown { status, last_seen: 0, location, silent: false };
+            bench.presence.direct(&eid("bob"), &Told { owner: alice.clone(), shown });
+        };
+        let told_at = |ms| {
+            let told = bench.told_at(ms).into_iter().map(|told| (told.shown.status, told.shown.location.is_some()));
+            told.collect::<Vec<_>>()
+        };
+        shares(true);
+        says(Busy);
+        assert_eq!(told_at(0), [(Busy, true)]);
+        says(Away);
+        shares(false);
+        assert_eq!(told_at(500), [(Away, false)]);
+        // Nor by one that was on its way here when the list changed.
+        says(Busy);
+        assert_eq!(told_at(1_000), [(Busy, false)]);
     }
 
     #[test]
