@@ -231,7 +231,8 @@ impl Session {
         let mut scheme = render::version_update(&accepted.message, accepted.sequence);
         scheme.request_id = origin.request_id;
         let frame = encode_frame(&scheme);
-        if passed {
+        // A frame for a lane that is not open would be dropped.
+        if passed && self.lanes.contains(Lane::Chat) {
             self.send_frame(Lane::Chat, frame);
         } else {
             open.chat.owed.push_back((accepted.sequence, frame));

@@ -105,6 +105,30 @@ async fn a_media_request_that_cannot_be_is_refused_on_media() {
 }
 
 #[tokio::test]
+async fn a_picture_that_is_sent_again_before_chat_is_open_is_answered_once_it_is() {
+    let server = TestServer::start().await;
+    let mut alice = alice(&server).await;
+    let mut bob = server.sign_in(BOB, "phone").await;
+    let media = picture(&alice, "local-1");
+    alice.send(Lane::Media, Payload::MediaPayloadRequest(media.clone())).await;
+    let first = alice.expect::<VersionUpdate>(Lane::Chat).await;
+    bob.hear().await;
+    alice.leave();
+
+    let lanes = [Lane::Control, Lane::Media];
+    let mut alice = server.session(ALICE, "phone").pipelined().resume_from(first.sequence).lanes(&lanes).open().await;
+    let again = alice.send(Lane::Media, Payload::MediaPayloadRequest(media)).await;
+    let next = alice.send(Lane::Media, Payload::MediaPayloadRequest(picture(&alice, "local-2"))).await;
+    // Once bob hears the second one, both are answered by the store; and with the pong, by the session.
+    assert_eq!(bob.hear().await.version, 2);
+    alice.ping().await;
+    alice.open(Lane::Chat).await;
+    let repeated = alice.expect::<VersionUpdate>(Lane::Chat).await;
+    assert_eq!((repeated.request_id, repeated.sequence, &*repeated), (again, first.sequence, &*first));
+    assert_eq!(alice.expect::<VersionUpdate>(Lane::Chat).await.request_id, next);
+}
+
+#[tokio::test]
 async fn a_media_id_is_resolved_against_the_configured_base() {
     let server = TestServer::with(|config| config.media.cdn_base = Some("https://cdn.example/m/".into())).await;
     let mut alice = alice(&server).await;
