@@ -506,6 +506,11 @@ impl Session {
                 self.session_open(origin, open, now);
                 Ok(())
             }
+            // Never answered: the peer's answer could be another error, without end.
+            (_, Payload::ErrorMessage(_)) => {
+                self.strike_before_sign_in();
+                Ok(())
+            }
             (Phase::Waiting { .. }, _) => {
                 self.services.metrics.opens[(self.transport, OpenResult::BadRequest)].increment(1);
                 self.refuse(origin, Fault::new(ErrorCode::Unauthenticated, "the first frame is SessionOpen"));
@@ -528,8 +533,6 @@ impl Session {
                 Payload::BlockSubscriber(block) => self.block_subscriber(origin, block, now),
                 Payload::TokenRevokeRequest(request) => self.token_revoke(origin, request, now),
                 Payload::Logout(logout) => self.logout(origin, &logout, now),
-                // Never answered: the peer's answer could be another error, without end.
-                Payload::ErrorMessage(_) => Ok(()),
                 _ => Err(Fault::new(ErrorCode::Unsupported, "this payload is not served")),
             },
         }
@@ -545,7 +548,7 @@ impl Session {
         }
     }
 
-    /// Counts a refusal before sign-in. There is no frame rate yet, so this is what bounds the answers.
+    /// Counts a frame before sign-in that is refused or ignored. There is no frame rate yet, so this is what bounds them.
     fn strike_before_sign_in(&mut self) {
         if matches!(self.phase, Phase::Waiting { .. }) {
             self.strike();

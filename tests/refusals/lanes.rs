@@ -2,7 +2,7 @@
 
 use bimip::limits::STRIKES_MAX;
 use bimip::wire::proto::{MediaPayloadRequest, PingPong, SessionAccept};
-use bimip::wire::{CloseCode, ErrorMessage, Lane, Payload, payload_name};
+use bimip::wire::{CloseCode, ErrorMessage, Lane, MessageScheme, Payload, payload_name};
 
 use super::common::{Bystanders, TestServer, Transport, identity};
 use super::payloads;
@@ -80,6 +80,24 @@ async fn a_first_frame_that_is_not_session_open_is_refused_and_closes() {
         stranger.expect_close(CloseCode::Unauthenticated).await;
     }
     bystanders.assert_unharmed().await;
+}
+
+#[tokio::test]
+async fn what_no_server_takes_does_not_end_a_sign_in() {
+    let server = TestServer::start().await;
+    let mut stranger = server.connect().await;
+    stranger.open(Lane::Control).await;
+    let unknown = stranger.request_id();
+    stranger.send_scheme(Lane::Control, &MessageScheme { request_id: unknown, ..MessageScheme::default() }).await;
+    stranger.expect_error(Lane::Control, 501, unknown).await;
+    let text = stranger.text("bob@localhost", "wrong-lane", "on control");
+    let misplaced = stranger.send(Lane::Control, Payload::TextPayloadRequest(text)).await;
+    stranger.expect_error(Lane::Control, 421, misplaced).await;
+    // An error from a client gets no answer.
+    stranger.send(Lane::Control, Payload::ErrorMessage(ErrorMessage { code: 500, ..ErrorMessage::default() })).await;
+    let open = server.session("alice@localhost", "phone").open;
+    let request_id = stranger.send(Lane::Control, Payload::SessionOpen(open)).await;
+    assert_eq!(stranger.expect::<SessionAccept>(Lane::Control).await.request_id, request_id);
 }
 
 #[tokio::test]
