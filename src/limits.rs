@@ -57,8 +57,11 @@ pub const MOVE_LOOKED_AT_EVERY: Duration = Duration::from_millis(100);
 /// How many times it is looked at then: together longer than QUIC waits for the answer (three probe timeouts, 1.9 s if nothing
 /// was measured yet).
 pub const MOVE_LOOKED_AT_TIMES: u32 = 50;
-/// Pings that one device may leave unanswered before the oldest is forgotten.
+/// Pings that one device may leave unanswered before the oldest is forgotten, and with it who asked for it.
 pub const PINGS_ASKED_MAX: usize = 16;
+/// Pings of other devices that wait for the answer to one ping on the wire: as many as a session may be told of at once. One
+/// more is another ping.
+pub const PING_ASKERS_MAX: usize = SESSION_NOTICES_MAX;
 /// Pings to other devices that one session may have under way.
 pub const PINGS_RELAYED_MAX: usize = 16;
 /// How long a relayed ping waits for its answer before it is answered TIMEOUT (protocol.md §6).

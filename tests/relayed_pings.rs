@@ -40,6 +40,24 @@ async fn asked(raw: &mut Raw) -> Got<PingPong> {
     ping
 }
 
+/// The server's pings to this device so far.
+async fn asked_so_far(raw: &mut Raw) -> Vec<PingPong> {
+    let mut pings = Vec::new();
+    // The first answer may go out before pings that were to go at the same time, the second one does not.
+    for _ in 0..2 {
+        let own = raw.identity();
+        let request_id = ask(raw, own).await;
+        loop {
+            let ping = raw.expect::<PingPong>(Lane::Control).await;
+            if ping.request_id == request_id {
+                break;
+            }
+            pings.push(ping.into_body());
+        }
+    }
+    pings
+}
+
 async fn answer(raw: &mut Raw, ping: &PingPong) {
     let pong = PingPong { r#type: 2, status: 2, response_time: now_ms(), rtt: 77_777, ..ping.clone() };
     raw.send(Lane::Control, Payload::PingpongMessage(pong)).await;
@@ -204,22 +222,47 @@ async fn only_so_many_are_under_way() {
     for _ in 0..UNDER_WAY {
         requests.push(ask(&mut alice, device(ALICE, "desk")).await);
     }
-    let mut pings = Vec::new();
-    for _ in 0..UNDER_WAY {
-        pings.push(asked(&mut desk).await);
-    }
     let request_id = ask(&mut alice, device(ALICE, "desk")).await;
     let error = alice.expect_error(Lane::Control, 429, request_id).await;
     assert!(error.details.parse::<u64>().is_ok_and(|wait| wait > 0), "{error:?}");
-    // Answers are matched to their requests in any order.
-    for (ping, request_id) in pings.iter().zip(&requests).rev() {
-        answer(&mut desk, ping).await;
-        assert_eq!(outcome(&mut alice, *request_id, device(ALICE, "desk")).await.status, OK);
+    for ping in asked_so_far(&mut desk).await {
+        answer(&mut desk, &ping).await;
     }
+    let mut answered = Vec::new();
+    for _ in 0..UNDER_WAY {
+        let pong = alice.expect::<PingPong>(Lane::Control).await;
+        assert_eq!(pong.status, OK);
+        answered.push(pong.request_id);
+    }
+    answered.sort();
+    assert_eq!(answered, requests);
     let request_id = ask(&mut alice, device(ALICE, "desk")).await;
     let ping = asked(&mut desk).await;
     answer(&mut desk, &ping).await;
     outcome(&mut alice, request_id, device(ALICE, "desk")).await;
+}
+
+#[tokio::test]
+async fn all_who_ask_before_a_device_answers_get_its_answer() {
+    const EACH: usize = 10;
+    let server = TestServer::start().await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    let mut askers = [server.sign_in(ALICE, "desk").await, server.sign_in(ALICE, "tablet").await];
+    let mut requests = Vec::new();
+    for asker in &mut askers {
+        for _ in 0..EACH {
+            requests.push(ask(asker, device(ALICE, "phone")).await);
+        }
+        asker.ping().await;
+    }
+    for ping in asked_so_far(&mut alice).await {
+        answer(&mut alice, &ping).await;
+    }
+    for (asker, requests) in askers.iter_mut().zip(requests.chunks(EACH)) {
+        for request_id in requests {
+            assert_eq!(outcome(asker, *request_id, device(ALICE, "phone")).await.status, OK);
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::hub::Relay;
-use crate::limits::{LANE_QUEUE_BYTES, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
+use crate::limits::{LANE_QUEUE_BYTES, PING_ASKERS_MAX, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
 use crate::observe::LimitKind;
 use crate::store::Relation;
 use crate::wire::proto::PingPong;
@@ -27,11 +27,12 @@ pub(super) struct Pings {
     numbers: u64,
 }
 
-/// A ping to this session's device.
+/// A ping to this session's device, and who is waiting for its answer.
 struct Asked {
     request_time: i64,
     at: Instant,
-    relay: Option<Relay>,
+    /// At most [`PING_ASKERS_MAX`].
+    relays: Vec<Relay>,
 }
 
 /// A ping that this session's device asked to be relayed to another device.
@@ -110,17 +111,26 @@ impl Session {
         }
     }
 
-    /// Sends a ping. At the bound on unanswered pings the oldest is forgotten.
+    /// Sends a ping. Who asks for one while the last is not answered waits for that answer, which comes no later, as long as
+    /// the ping is not so old that its own asker was answered TIMEOUT. At the bound on unanswered pings the oldest is forgotten.
     fn ask(&mut self, relay: Option<Relay>, now: Now) {
         let Phase::Open(open) = &mut self.phase else { return };
         let asked = &mut open.pings.asked;
+        let is_shared = |last: &&mut Asked| {
+            last.relays.len() < PING_ASKERS_MAX && now.at.saturating_duration_since(last.at) < PING_RELAY_WITHIN
+        };
+        if relay.is_some()
+            && let Some(last) = asked.last_mut().filter(is_shared)
+        {
+            return last.relays.extend(relay);
+        }
         if asked.len() >= PINGS_ASKED_MAX {
             asked.remove(0);
         }
         // `request_time` names the ping, so it must be unique.
         let latest = asked.iter().map(|ping| ping.request_time + 1).max().unwrap_or(0);
         let request_time = now.unix_ms.max(latest);
-        asked.push(Asked { request_time, at: now.at, relay });
+        asked.push(Asked { request_time, at: now.at, relays: Vec::from_iter(relay) });
         let ping = PingPong {
             to: Some(open.user.device_identity(&open.device)),
             r#type: Exchange::Request.code(),
@@ -148,12 +158,10 @@ impl Session {
         let Some(index) = open.pings.asked.iter().position(|asked| asked.request_time == ping.request_time) else {
             return;
         };
-        let Asked { at, relay, .. } = open.pings.asked.remove(index);
+        let Asked { at, relays, .. } = open.pings.asked.remove(index);
         let rtt = now.at.duration_since(at);
         self.services.metrics.ping_rtt.record(rtt);
-        if let Some(relay) = relay
-            && !relay.answered.swap(true, Ordering::Relaxed)
-        {
+        for relay in relays.into_iter().filter(|relay| !relay.answered.swap(true, Ordering::Relaxed)) {
             relay.asker.notify(crate::hub::Notice::Pong(relay.number, rtt));
         }
     }
@@ -253,31 +261,87 @@ mod tests {
     use std::sync::Arc;
 
     use crate::hub::{Notice, Relay, Signal};
-    use crate::limits::{LANE_QUEUE_BYTES, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
-    use crate::session::testing::{House, payload};
+    use crate::limits::{LANE_QUEUE_BYTES, PING_ASKERS_MAX, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
+    use crate::session::testing::{Bare, House, payload};
     use crate::session::{Now, Output};
     use crate::store::testing::{device, eid};
     use crate::wire::proto::PingPong;
     use crate::wire::{ErrorCode, Lane, Payload};
 
+    fn relay(number: u64, asker: &Arc<Signal>) -> Relay {
+        Relay { number, asker: asker.clone(), answered: Arc::default() }
+    }
+
+    fn pings(sent: Vec<(Lane, Payload)>) -> Vec<PingPong> {
+        let pings = sent.into_iter().map(|(_, ping)| match ping {
+            Payload::PingpongMessage(ping) => ping,
+            other => panic!("{other:?}"),
+        });
+        pings.collect()
+    }
+
+    fn answer(phone: &mut Bare, ping: &PingPong) {
+        let pong = PingPong { r#type: 2, status: 2, ..ping.clone() };
+        phone.hear(Lane::Control, Payload::PingpongMessage(pong));
+    }
+
+    fn answered(asker: &Signal) -> Vec<u64> {
+        let numbers = std::iter::from_fn(|| asker.take_notice()).map(|notice| match notice {
+            Notice::Pong(number, _) => number,
+            other => panic!("{other:?}"),
+        });
+        numbers.collect()
+    }
+
+    #[tokio::test]
+    async fn who_asks_before_the_device_has_answered_gets_the_same_answer() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let (asker, other, now) = (Arc::new(Signal::default()), Arc::new(Signal::default()), Now::system());
+        let numbers = (1..=PINGS_RELAYED_MAX as u64).collect::<Vec<_>>();
+        for asker in [&asker, &other] {
+            numbers.iter().for_each(|number| phone.session.notice(Notice::Ping(relay(*number, asker)), now));
+        }
+        let asked = pings(phone.settle().await.0);
+        assert_eq!(asked.len(), 1);
+        answer(&mut phone, &asked[0]);
+        assert_eq!((answered(&asker), answered(&other)), (numbers.clone(), numbers));
+        // The next one is asked for its own answer.
+        phone.session.notice(Notice::Ping(relay(99, &asker)), now);
+        assert_eq!(pings(phone.settle().await.0).len(), 1);
+    }
+
     #[tokio::test]
     async fn of_more_pings_than_a_device_may_leave_unanswered_the_oldest_is_forgotten() {
         let house = House::new(|_, _| ());
         let mut phone = house.bare(&eid("alice"), &device("phone")).await;
-        let (now, asker) = (Now::system(), Arc::new(Signal::default()));
-        for number in 0..=PINGS_ASKED_MAX as u64 {
-            let relay = Relay { number, asker: asker.clone(), answered: Arc::default() };
-            phone.session.notice(Notice::Ping(relay), now);
+        let now = Now::system();
+        let askers: Vec<Arc<Signal>> = (0..=PINGS_ASKED_MAX).map(|_| Arc::default()).collect();
+        for asker in &askers {
+            let full = 0..PING_ASKERS_MAX as u64;
+            full.for_each(|number| phone.session.notice(Notice::Ping(relay(number, asker)), now));
         }
-        for (_, ping) in phone.settle().await.0 {
-            let Payload::PingpongMessage(ping) = ping else { panic!("{ping:?}") };
-            phone.hear(Lane::Control, Payload::PingpongMessage(PingPong { r#type: 2, status: 2, ..ping }));
-        }
-        let answered = std::iter::from_fn(|| asker.take_notice()).map(|notice| match notice {
-            Notice::Pong(number, _) => number,
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(answered.collect::<Vec<_>>(), (1..=PINGS_ASKED_MAX as u64).collect::<Vec<_>>());
+        let asked = pings(phone.settle().await.0);
+        assert_eq!(asked.len(), PINGS_ASKED_MAX + 1, "a ping has room for so many askers");
+        asked.iter().for_each(|ping| answer(&mut phone, ping));
+        let heard: Vec<_> = askers.iter().map(|asker| answered(asker).len()).collect();
+        assert_eq!((heard[0], &heard[1..]), (0, &[PING_ASKERS_MAX; PINGS_ASKED_MAX][..]));
+    }
+
+    #[tokio::test]
+    async fn a_ping_that_timed_out_is_not_waited_for_again() {
+        let house = House::new(|_, _| ());
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let (asker, now) = (Arc::new(Signal::default()), Now::system());
+        phone.session.notice(Notice::Ping(relay(1, &asker)), now);
+        assert_eq!(pings(phone.settle().await.0).len(), 1);
+        phone.session.notice(Notice::Ping(relay(2, &asker)), now);
+        let later = Now::system();
+        phone.session.pump(|_| 0, Now { at: later.at + PING_RELAY_WITHIN, ..later });
+        let [Output::Send(_, frame)] = &phone.outputs()[..] else { panic!("it is pinged again") };
+        let Payload::PingpongMessage(ping) = payload(frame) else { panic!() };
+        answer(&mut phone, &ping);
+        assert_eq!(answered(&asker), [2]);
     }
 
     #[tokio::test]
@@ -301,10 +365,9 @@ mod tests {
     async fn a_device_that_does_not_read_control_is_pinged_no_more_until_it_does() {
         let house = House::new(|settings, _| settings.ping_interval = std::time::Duration::ZERO);
         let mut phone = house.bare(&eid("alice"), &device("phone")).await;
-        let relay = || Notice::Ping(Relay { number: 1, asker: Arc::new(Signal::default()), answered: Arc::default() });
         let mut pings = |queued: usize| {
             let now = Now::system();
-            (0..3).for_each(|_| phone.session.notice(relay(), now));
+            (0..3).for_each(|number| phone.session.notice(Notice::Ping(relay(number, &Arc::default())), now));
             // And one of the server's own.
             phone.session.tick(now);
             phone.session.pump(|_| queued, now);
@@ -315,8 +378,8 @@ mod tests {
             });
             pings.count()
         };
-        assert_eq!(pings(LANE_QUEUE_BYTES - 1), 4);
+        assert_eq!(pings(LANE_QUEUE_BYTES - 1), 2, "one for those who ask, and one of its own");
         assert_eq!(pings(LANE_QUEUE_BYTES), 0);
-        assert_eq!(pings(0), 4, "what it was not asked then is not asked later");
+        assert_eq!(pings(0), 1, "what it was not asked then is not asked later");
     }
 }
