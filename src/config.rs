@@ -530,3 +530,30 @@ impl Default for TokenConfig {
 const fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_the_numbers_of_the_protocol() {
+        let Config { listen, session, presence, limits: rates, retention, .. } = Config::default();
+        // protocol.md §1, §2, §5, §6, §7.
+        assert_eq!((listen.port(), session.max_frame_bytes), (4433, 64 * 1024));
+        let times = (session.open_within_ms, session.ping_interval_ms, session.release_within_ms);
+        assert_eq!(times, (10_000, 30_000, 1_000));
+        assert_eq!(limits::LOCAL_IDS_KEPT, Duration::from_secs(7 * 24 * 3600));
+        // protocol.md §9, §12.
+        assert_eq!((retention.days, retention.entries_per_user), (30, 200_000));
+        let times = (presence.offline_grace_ms, presence.interval_ms, presence.location_kept_ms);
+        assert_eq!(times, (15_000, 500, 600_000));
+        // protocol.md §16.
+        let rates = [rates.frames, rates.messages, rates.awareness, rates.sign_ins];
+        assert_eq!(rates.map(|rate| rate.per_second), [5_000, 500, 50, 500]);
+        assert_eq!(rates.map(|rate| rate.burst), [50_000, 20_000, 5_000, 10_000]);
+        assert_eq!((limits::DEVICES_PER_USER_MAX, limits::SUBSCRIBERS_PER_USER_MAX), (16, 5_000));
+        assert_eq!((limits::HISTORY_PAGE_MAX, limits::HISTORY_PAGE_DEFAULT), (200, 50));
+        assert_eq!(limits::PING_RELAY_WITHIN, Duration::from_secs(5));
+        assert_eq!(limits::TOKEN_LEEWAY, Duration::from_secs(30));
+    }
+}

@@ -184,8 +184,8 @@ fn encode_into(scheme: &MessageScheme, frame: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::TextPayloadRequest;
-    use crate::wire::{Payload, envelope, open_envelope};
+    use crate::wire::proto::{self, TextPayloadRequest};
+    use crate::wire::{Identity, Payload, envelope, open_envelope};
     use proptest::prelude::*;
 
     fn text(content: &str) -> MessageScheme {
@@ -274,6 +274,43 @@ mod tests {
         #[test]
         fn any_bytes_as_an_envelope_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let _ = open_envelope(&bytes);
+        }
+    }
+
+    #[test]
+    fn frames_are_the_bytes_of_the_worked_example() {
+        // protocol.md §2, without the lane byte.
+        let open = proto::SessionOpen {
+            identity: Some(Identity { eid: "alice@example.org".into(), connection_resource_id: "phone".into() }),
+            token: "abc".into(),
+            client: "demo/1".into(),
+            pipelined: true,
+            ..Default::default()
+        };
+        let sent = 1_767_225_600_000;
+        let ping = proto::PingPong { r#type: 1, status: 1, request_time: sent, ..Default::default() };
+        let pong = proto::PingPong { r#type: 2, status: 2, response_time: sent + 23, rtt: 23, ..ping.clone() };
+        let example = [
+            (
+                MessageScheme { request_id: 1, ..envelope(Payload::SessionOpen(open)) },
+                "33 08 13 9a 01 2b 0a 1a 0a 11 61 6c 69 63 65 40 65 78 61 6d 70 6c 65 2e 6f 72 67 12 05 70 68 6f 6e 65 \
+                 12 03 61 62 63 22 06 64 65 6d 6f 2f 31 28 01 a8 06 01",
+            ),
+            (
+                MessageScheme { request_id: 2, ..envelope(Payload::PingpongMessage(ping)) },
+                "12 08 06 32 0b 10 01 18 01 20 80 d0 ea b6 b7 33 a8 06 02",
+            ),
+            (
+                MessageScheme { request_id: 2, ..envelope(Payload::PingpongMessage(pong)) },
+                "1b 08 06 32 14 10 02 18 02 20 80 d0 ea b6 b7 33 28 97 d0 ea b6 b7 33 30 17 a8 06 02",
+            ),
+        ];
+        for (scheme, hex) in example {
+            let bytes: Vec<u8> = hex.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+            assert_eq!(encode_frame(&scheme), bytes);
+            let frames = &mut Vec::new();
+            cut(&mut FrameDecoder::new(64 * 1024), &bytes, frames).unwrap();
+            assert_eq!(open_envelope(&frames[0]).unwrap(), scheme);
         }
     }
 

@@ -346,6 +346,11 @@ mod tests {
         let (alice, bob) = (Eid::parse("alice@x").unwrap(), Eid::parse("bob@x").unwrap());
         let chat = ChatId::between(&alice, &bob);
         assert_eq!(chat, ChatId::between(&bob, &alice));
+        let (alice, bob) = (Eid::parse("Alice@example.org").unwrap(), Eid::parse("bob@EXAMPLE.org").unwrap());
+        for (one, other) in [(&alice, &bob), (&bob, &alice)] {
+            // The example in protocol.md §4. Chats in stores and on devices have such names.
+            assert_eq!(ChatId::between(one, other).to_string(), "9ca8280031c89e6d5ff6c8a394b04ae6");
+        }
         assert_eq!(ChatId::parse(&chat.to_string()).unwrap(), chat);
         assert!(ChatId::parse("+0000000000000000000000000000001").is_err());
         let plain = "00ff0a000000000000000000000000b1";
