@@ -1,15 +1,23 @@
-//! QUIC handshakes that are not completed (protocol.md §1), and key updates after a handshake.
+//! What is special to QUIC: handshakes that are not completed or not taken, key updates, and lanes of which a device ends one
+//! side (protocol.md §1).
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use bimip::wire::ALPN;
+use bimip::wire::{ALPN, CloseCode, Lane, TEXT_BYTES_MAX};
 
-use common::{Link, QuicLink, TestServer, client_endpoint, client_tls, half_open, within_bound};
+use common::{Link, QuicLink, Raw, TestServer, client_endpoint, client_tls, half_open, text_of, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
+
+fn quic(raw: &mut Raw) -> &mut QuicLink {
+    match raw.link() {
+        Link::Quic(link) => link,
+        Link::Tcp(_) => panic!("these tests are about QUIC"),
+    }
+}
 
 #[tokio::test]
 async fn who_finishes_no_handshake_does_not_keep_others_out() {
@@ -39,12 +47,56 @@ async fn who_finishes_no_handshake_does_not_keep_others_out() {
 }
 
 #[tokio::test]
+async fn another_protocol_is_not_taken() {
+    let server = TestServer::start().await;
+    for (alpn, taken) in [(ALPN, true), (&b"h3"[..], false), (b"bimip/2", false)] {
+        let endpoint = client_endpoint(client_tls(&server.files().ca, alpn));
+        let dialed = within_bound("a handshake", QuicLink::dial(&endpoint, server.quic_address())).await;
+        assert_eq!(dialed.is_ok(), taken, "{}", alpn.escape_ascii());
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_goes_on_to_new_keys_goes_on() {
     let server = TestServer::start().await;
     let mut phone = server.sign_in(ALICE, "phone").await;
     for _ in 0..3 {
-        let Link::Quic(link) = phone.link() else { panic!("it signed in over QUIC") };
-        link.update_keys();
+        quic(&mut phone).update_keys();
         phone.ping().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lane_on_which_a_device_says_no_more_still_brings_it_everything_and_does_not_open_again() {
+    let server = TestServer::start().await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    let mut bob = server.sign_in(BOB, "phone").await;
+    quic(&mut bob).finish(Lane::Chat);
+    bob.ping().await;
+    alice.say(BOB, "local-1", "you may listen").await;
+    assert_eq!(text_of(&*bob.hear().await), "you may listen");
+    bob.open(Lane::Chat).await;
+    bob.expect_close(CloseCode::ProtocolViolation).await;
+    alice.ping().await;
+}
+
+#[tokio::test]
+async fn a_lane_that_a_device_stops_reading_for_good_costs_it_nothing_else() {
+    let server = TestServer::start().await;
+    let mut alice = server.session(ALICE, "phone").pipelined().open().await;
+    let mut bob = server.session(BOB, "phone").pipelined().open().await;
+    quic(&mut bob).stop(Lane::Chat);
+    bob.ping().await;
+    // Each of these is for a lane that takes nothing any more: more than the lane's queue holds.
+    let long = "x".repeat(TEXT_BYTES_MAX);
+    for number in 0..8 {
+        alice.say(BOB, &format!("local-{number}"), &long).await;
+    }
+    bob.post(ALICE, "local-1", "I do not listen").await;
+    assert_eq!(text_of(&*alice.hear().await), "I do not listen");
+    bob.ping().await;
+    let mut bob = server.session(BOB, "phone").open().await;
+    for version in 1..=8 {
+        assert_eq!(bob.hear().await.version, version, "he missed nothing");
     }
 }

@@ -86,6 +86,18 @@ impl QuicLink {
         }
     }
 
+    /// Ends the sending side of an open lane.
+    pub fn finish(&mut self, lane: Lane) {
+        let (send, _) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
+        send.finish().expect("it has not ended yet");
+    }
+
+    /// Stops the receiving side of an open lane: QUIC's STOP_SENDING.
+    pub fn stop(&mut self, lane: Lane) {
+        let (_, recv) = self.lanes[lane.index()].as_mut().unwrap_or_else(|| panic!("{lane:?} is not open"));
+        recv.stop(0u8.into()).expect("it has not ended yet");
+    }
+
     /// Waits for the server's close and returns its code.
     pub async fn closed(&self) -> CloseCode {
         match self.connection.closed().await {

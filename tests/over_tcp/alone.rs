@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bimip::wire::proto::{ErrorMessage, MediaPayloadRequest, PingPong, VersionUpdate};
 use bimip::wire::{ALPN, CloseCode, Lane, Payload};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::common::{
@@ -49,6 +50,45 @@ async fn another_protocol_is_not_taken() {
     for (alpn, taken) in [(ALPN, true), (&b"h2"[..], false), (b"bimip/2", false)] {
         let tls = Arc::new(client_tls(&server.files().ca, alpn));
         assert_eq!(TcpLink::dial(tls, server.tcp_address()).await.is_ok(), taken);
+    }
+}
+
+/// The first record of a client that speaks this one version of TLS.
+fn client_hello(version: [u8; 2]) -> Vec<u8> {
+    let extensions = [
+        // supported_groups: x25519. signature_algorithms: ECDSA on P-256, Ed25519.
+        &[0, 10, 0, 4, 0, 2, 0, 29, 0, 13, 0, 6, 0, 4, 4, 3, 8, 7][..],
+        // application_layer_protocol_negotiation.
+        &[&[0, 16, 0, 10, 0, 8, 7][..], ALPN].concat(),
+        // supported_versions. key_share: none yet, which TLS 1.3 asks for next.
+        &[0, 43, 0, 3, 2, version[0], version[1], 0, 51, 0, 2, 0, 0],
+    ]
+    .concat();
+    let body = [
+        // The version before TLS 1.3, random bytes, no session, a suite of TLS 1.3 and one of TLS 1.2, no compression.
+        &[&[3, 3][..], &[7; 32], &[0, 0, 4, 0x13, 1, 0xc0, 0x2b, 1, 0]].concat()[..],
+        &(extensions.len() as u16).to_be_bytes(),
+        &extensions,
+    ]
+    .concat();
+    let length = body.len() as u16;
+    [&[22, 3, 1][..], &(length + 4).to_be_bytes(), &[1, 0], &length.to_be_bytes(), &body].concat()
+}
+
+#[tokio::test]
+async fn an_older_tls_is_not_spoken() {
+    let server = TestServer::start().await;
+    const HANDSHAKE: u8 = 22;
+    const ALERT: u8 = 21;
+    // RFC 8446, 6.2: fatal, protocol_version.
+    let refused = [2, 70];
+    for (version, is_spoken) in [([3, 4], true), ([3, 3], false), ([3, 2], false)] {
+        let mut stream = TcpStream::connect(server.tcp_address()).await.unwrap();
+        stream.write_all(&client_hello(version)).await.unwrap();
+        let mut answer = [0; 7];
+        within_bound("an answer", stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(answer[0], if is_spoken { HANDSHAKE } else { ALERT }, "{version:?}");
+        assert_eq!(answer[5..] == refused, !is_spoken);
     }
 }
 
