@@ -93,15 +93,17 @@ async fn a_media_request_that_cannot_be_is_refused_on_media() {
             "the name, or the reason"
         );
     }
+    let chat_id = alice.say(BOB, "local-0", "before it").await.chat_id.clone();
     let largest = MediaPayloadRequest {
         r#type: 4,
+        chat_id,
         caption: "x".repeat(1024),
         thumbnail_url: String::new(),
         media_size_bytes: 4 * 1024 * 1024 * 1024,
         ..right
     };
     alice.send(Lane::Media, Payload::MediaPayloadRequest(largest)).await;
-    assert_eq!(alice.expect::<VersionUpdate>(Lane::Chat).await.version, 1);
+    assert_eq!(alice.expect::<VersionUpdate>(Lane::Chat).await.version, 2);
 }
 
 #[tokio::test]

@@ -177,3 +177,49 @@ async fn one_acknowledgment_may_be_for_all_up_to_a_version() {
     let receipt = alice.expect::<AcknowledgmentResponse>(Lane::Chat).await;
     assert_eq!((receipt.status, &receipt.message_id), (2, &fourth.message_id));
 }
+
+#[tokio::test]
+async fn a_message_that_is_named_is_the_one_whatever_else_is_given() {
+    let server = TestServer::start().await;
+    let (mut alice, mut bob, first) = delivered(&server).await;
+    alice.say(BOB, "local-2", "more").await;
+    let second = bob.hear().await;
+    for chat_id in [first.chat_id.clone(), "0".repeat(32)] {
+        let request = AcknowledgmentRequest {
+            from: Some(bob.identity()),
+            to: Some(identity(ALICE)),
+            message_id: first.message_id.clone(),
+            status: 3,
+            timestamp: now_ms(),
+            chat_id,
+            up_to_version: 2,
+        };
+        bob.send(Lane::Chat, Payload::AcknowledgmentRequest(request)).await;
+        let reply = bob.expect::<AcknowledgmentResponse>(Lane::Chat).await;
+        assert_eq!((&reply.message_id, reply.status, reply.up_to_version), (&first.message_id, 3, 0));
+    }
+    assert_eq!(acknowledge(&mut bob, &second, DELIVERED).await.status, 2, "it was not read");
+}
+
+#[tokio::test]
+async fn without_a_time_or_with_one_to_come_an_acknowledgment_counts_from_now() {
+    let server = TestServer::start().await;
+    let (mut alice, mut bob, mut message) = delivered(&server).await;
+    for timestamp in [0, now_ms() + 3_600_000] {
+        let request = AcknowledgmentRequest {
+            from: Some(bob.identity()),
+            to: Some(identity(ALICE)),
+            message_id: message.message_id.clone(),
+            status: 3,
+            timestamp,
+            ..AcknowledgmentRequest::default()
+        };
+        let before = now_ms();
+        bob.send(Lane::Chat, Payload::AcknowledgmentRequest(request)).await;
+        let reply = bob.expect::<AcknowledgmentResponse>(Lane::Chat).await;
+        assert!((before..=now_ms()).contains(&reply.timestamp), "{reply:?}");
+        assert_eq!(alice.expect::<AcknowledgmentResponse>(Lane::Chat).await.timestamp, reply.timestamp);
+        alice.say(BOB, &format!("local-{timestamp}"), "more").await;
+        message = bob.hear().await;
+    }
+}

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod domains;
 mod framing;
 mod lanes;
 mod payloads;
