@@ -45,4 +45,6 @@ mod random;
 #[cfg(feature = "server")]
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod skip;
 pub mod wire;

@@ -28,8 +28,8 @@ const FLOORS: [(&str, u8); 15] = [
     ("main", 8),
 ];
 /// Modules outside the floors: every floor of the server may use them, and they use at most `wire` and each other. `planted`
-/// is for tests only.
-const CELLAR: [&str; 4] = ["limits", "clock", "config", "planted"];
+/// and `skip` are for tests only.
+const CELLAR: [&str; 5] = ["limits", "clock", "config", "planted", "skip"];
 
 /// A Rust file of the crate.
 struct Source {

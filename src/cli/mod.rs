@@ -150,7 +150,7 @@ impl Failure {
 
     fn code(&self) -> u8 {
         #[cfg(target_os = "linux")]
-        if self.reason.is::<crate::link::Missing>() {
+        if matches!(self.reason.downcast_ref(), Some(crate::link::Error::Missing(_))) {
             return MISSING;
         }
         if self.reason.is::<ConfigError>() || self.reason.is::<Usage>() { USAGE } else { FAILURE }

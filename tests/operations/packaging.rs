@@ -1,10 +1,11 @@
 //! The packages: the systemd unit and the container image use only commands and options that exist.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::scratch;
+use crate::common::{scratch, skip};
 
 const BIMIP: &str = env!("CARGO_BIN_EXE_bimip");
 const INSTALLED: &str = "/usr/local/bin/bimip";
@@ -52,14 +53,14 @@ fn systemd_takes_the_unit_as_it_is() {
     // systemd-analyze wants the program to exist at the unit's path, and it is not installed here.
     fs::write(&unit, text("packaging/systemd/bimip.service").replace(INSTALLED, BIMIP)).unwrap();
     let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
-    match verify {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let about_it: Vec<_> = said.lines().filter(|line| line.contains("bimip")).collect();
-            assert!(about_it.is_empty() && output.status.success(), "{said}");
-        }
-        Err(error) => eprintln!("NOT CHECKED: the unit, for want of systemd-analyze: {error}"),
-    }
+    let output = match verify {
+        // A container has no systemd.
+        Err(error) if error.kind() == ErrorKind::NotFound => return skip("there is no systemd-analyze"),
+        verified => verified.unwrap(),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let about_it: Vec<_> = said.lines().filter(|line| line.contains("bimip")).collect();
+    assert!(about_it.is_empty() && output.status.success(), "{said}");
 }
 
 #[test]
