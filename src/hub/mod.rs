@@ -535,4 +535,18 @@ mod tests {
         let desk = hub.presence.watch(user, &DeviceId::parse("desk").unwrap(), Arc::default());
         desk.ask(user, Now::system()).unwrap().status
     }
+
+    #[test]
+    fn a_revoked_device_seems_to_be_there_only_with_a_token_that_is_good() {
+        for (issued_at, status) in [(100, AwarenessStatus::Offline), (101, AwarenessStatus::Online)] {
+            let (hub, alice, phone) = (Arc::new(Hub::default()), eid("alice@x"), DeviceId::parse("phone").unwrap());
+            let with = Claims { issued_at: Some(issued_at), ..claims(&alice) };
+            let place = hub.join(&phone, with, Arc::default());
+            place.appear();
+            let desk = hub.presence().watch(&alice, &DeviceId::parse("desk").unwrap(), Arc::default());
+            let target = RevocationTarget::Device(alice.clone(), phone);
+            hub.changed(&Change::Revoked(Revocation { target, issued_until: 100, expires_at: i64::MAX }));
+            assert_eq!(desk.ask(&alice, Now::system()).unwrap().status, status, "issued at {issued_at}");
+        }
+    }
 }

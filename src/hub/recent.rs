@@ -81,3 +81,51 @@ fn weight(entry: &LogEntry) -> usize {
     // The content counts twice: in the message and in its encoded frame.
     2 * entry.content_bytes() + ENTRY_OVERHEAD_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Content, EntryBody, Message};
+    use crate::wire::{ChatId, MessageId, Version};
+
+    #[test]
+    fn long_messages_are_kept_up_to_their_bytes_and_the_oldest_go_first() {
+        const BYTES: usize = 16 * 1024;
+        const LAST: u64 = 20;
+        let (bob, alice) = (crate::store::testing::eid("bob"), crate::store::testing::eid("alice"));
+        let entry = |sequence: u64| {
+            let message = Message {
+                id: MessageId::new(sequence as i64, [0; 10]),
+                chat: ChatId::between(&alice, &bob),
+                version: Version::from(sequence),
+                sender: bob.clone(),
+                device: crate::store::testing::device("phone"),
+                recipient: alice.clone(),
+                local_id: crate::wire::LocalId::parse("local").unwrap(),
+                content: Content::Text("x".repeat(BYTES)),
+                created_at: 0,
+                received_at: 0,
+            };
+            LogEntry {
+                sequence: Sequence::from(sequence),
+                origin: None,
+                at: 0,
+                body: EntryBody::Received(Arc::new(message)),
+                committed: None,
+                received: None,
+                frame: std::sync::OnceLock::new(),
+            }
+        };
+        let mut recent = RecentEntries::default();
+        (1..=LAST).for_each(|sequence| recent.push(Arc::new(entry(sequence))));
+        // As many as fit: each once as a message, and once as a frame.
+        let kept = (RECENT_BYTES_MAX / (2 * BYTES + ENTRY_OVERHEAD_BYTES)) as u64;
+        assert!((1..LAST).contains(&kept));
+        let oldest = LAST - kept;
+        let Recent::Entries(entries) = recent.after(Sequence::from(oldest), usize::MAX) else {
+            panic!("too few are kept")
+        };
+        assert_eq!(entries.len() as u64, kept);
+        assert!(matches!(recent.after(Sequence::from(oldest - 1), usize::MAX), Recent::Behind(_)), "too many are kept");
+    }
+}

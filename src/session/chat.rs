@@ -393,6 +393,28 @@ mod tests {
         assert_eq!(bare.session.wanted(), before, "a store that stalls does not keep it from pinging or leaving");
     }
 
+    #[tokio::test]
+    async fn nothing_was_read_later_than_the_server_hears_of_it() {
+        let house = House::new(|_, _| ());
+        let (alice, now) = (eid("alice"), Now::system());
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        for (says, at) in [(now.unix_ms + 3_600_000, now.unix_ms), (now.unix_ms - 5, now.unix_ms - 5), (0, now.unix_ms)]
+        {
+            let request = AcknowledgmentRequest {
+                from: Some(alice.identity()),
+                to: Some(eid("bob").identity()),
+                message_id: MessageId::new(1, [0; 10]).to_string(),
+                status: AckStatus::Read.code(),
+                timestamp: says,
+                ..AcknowledgmentRequest::default()
+            };
+            phone.hear_at(Lane::Chat, Payload::AcknowledgmentRequest(request), now);
+            let outputs = phone.outputs();
+            let [Output::Write(_, Write::Acknowledge(acknowledgment))] = &outputs[..] else { panic!("{outputs:?}") };
+            assert_eq!(acknowledgment.at, at, "{says}");
+        }
+    }
+
     #[test]
     fn text_sizes_are_plausible_or_refused() {
         for good in ["", "0", "8", "08"] {

@@ -259,13 +259,14 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use crate::hub::{Notice, Relay, Signal};
     use crate::limits::{LANE_QUEUE_BYTES, PING_ASKERS_MAX, PING_RELAY_WITHIN, PINGS_ASKED_MAX, PINGS_RELAYED_MAX};
     use crate::session::testing::{Bare, House, payload};
     use crate::session::{Now, Output};
     use crate::store::testing::{device, eid};
-    use crate::wire::proto::PingPong;
+    use crate::wire::proto::{PingPong, SyncAck};
     use crate::wire::{ErrorCode, Lane, Payload};
 
     fn relay(number: u64, asker: &Arc<Signal>) -> Relay {
@@ -363,7 +364,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_device_that_does_not_read_control_is_pinged_no_more_until_it_does() {
-        let house = House::new(|settings, _| settings.ping_interval = std::time::Duration::ZERO);
+        let house = House::new(|settings, _| settings.ping_interval = Duration::ZERO);
         let mut phone = house.bare(&eid("alice"), &device("phone")).await;
         let mut pings = |queued: usize| {
             let now = Now::system();
@@ -381,5 +382,22 @@ mod tests {
         assert_eq!(pings(LANE_QUEUE_BYTES - 1), 2, "one for those who ask, and one of its own");
         assert_eq!(pings(LANE_QUEUE_BYTES), 0);
         assert_eq!(pings(0), 1, "what it was not asked then is not asked later");
+    }
+
+    #[tokio::test]
+    async fn a_device_is_pinged_an_interval_after_its_last_frame() {
+        let interval = Duration::from_secs(30);
+        let house = House::new(|settings, _| settings.ping_interval = interval);
+        let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+        let opened = Now::system();
+        let after = |time: Duration| Now { at: opened.at + time, ..opened };
+        phone.hear_at(Lane::Chat, Payload::SyncAck(SyncAck::default()), after(interval / 2));
+        phone.outputs();
+        let mut pings = |now| {
+            phone.session.tick(now);
+            phone.session.pump(|_| 0, now);
+            phone.outputs().len()
+        };
+        assert_eq!((pings(after(interval)), pings(after(interval * 3 / 2))), (0, 1));
     }
 }

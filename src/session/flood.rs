@@ -225,7 +225,7 @@ mod tests {
     use crate::session::testing::House;
     use crate::session::{LaneSet, Output};
     use crate::store::testing::{device, eid};
-    use crate::wire::proto::Logout;
+    use crate::wire::proto::{AwarenessRequest, Logout, SyncAck, TextPayloadRequest};
     use crate::wire::{Lane, Payload};
 
     #[test]
@@ -273,6 +273,18 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+
+    #[test]
+    fn an_ipv6_network_has_one_burst_of_sign_ins() {
+        let limits = LimitsConfig { sign_ins: Rate { per_second: 1, burst: 100 }, ..LimitsConfig::default() };
+        let flood = Flood::new(limits);
+        let household = |host: u16| IpAddr::from([0x2001, 0xdb8, 1, 2, 0, 0, 0, host]);
+        // More than come back while the test runs.
+        let taken = (0..1000).filter(|host| flood.sign_in(household(*host)).is_ok()).count();
+        assert!((100..1000).contains(&taken), "{taken}");
+        assert!(flood.sign_in(household(2000)).is_err());
+        assert!(flood.sign_in(IpAddr::from([0x2001, 0xdb8, 1, 3, 0, 0, 0, 1])).is_ok());
     }
 
     #[tokio::test]
@@ -338,5 +350,26 @@ mod tests {
         let refused = (0..3 * USER_SIGN_INS_RATE.1).filter(|_| waits(&alice)).count();
         assert!(refused >= USER_SIGN_INS_RATE.1 as usize, "{refused}");
         assert!(!waits(&eid("bob")));
+    }
+
+    #[tokio::test]
+    async fn each_request_within_a_narrower_rate_takes_off_a_strike_and_a_mere_frame_takes_off_none() {
+        let house = House::new(|_, limits| {
+            (limits.frames, limits.messages) = (Rate::default(), Rate::default());
+            limits.awareness = Rate { per_second: 1, burst: 1 };
+        });
+        let too_fast = || Payload::AwarenessRequest(AwarenessRequest::default());
+        let message = Payload::TextPayloadRequest(TextPayloadRequest::default());
+        for (between, closes) in [(message, false), (Payload::SyncAck(SyncAck::default()), true)] {
+            let mut phone = house.bare(&eid("alice"), &device("phone")).await;
+            let mut closed = false;
+            // Some of the first are within their rate.
+            for _ in 0..2 * STRIKES_MAX {
+                phone.hear(Lane::Presence, too_fast());
+                phone.hear(Lane::Chat, between.clone());
+                closed |= phone.outputs().iter().any(|output| matches!(output, Output::Close(CloseCode::Abuse, _)));
+            }
+            assert_eq!(closed, closes, "{between:?}");
+        }
     }
 }

@@ -180,10 +180,11 @@ fn expiry_ms(expires_at: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::hub::Notice;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use crate::config::Rate;
+    use crate::hub::Notice;
     use crate::limits::TOKENS_RATE;
     use crate::session::testing::{House, payload};
     use crate::session::{Call, Done, LaneSet, Now, Output};
@@ -304,5 +305,30 @@ mod tests {
         phone.session.event(crate::session::LinkEvent::Oversized(Lane::Chat), Now::system());
         let outputs = phone.outputs();
         assert!(matches!(outputs[..], [Output::Close(CloseCode::Revoked, _)]), "{outputs:?}");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_only_the_leeway_lets_in_is_refused_once_it_is_revoked() {
+        let house = House::new(|_, _| ());
+        let (alice, minute) = (eid("alice"), Duration::from_secs(60));
+        // It ended five seconds ago.
+        let token = house.token(&alice, Now::system().unix_ms / 1000 - 65, minute);
+        let opens = async |name: &str| {
+            let mut visitor = house.visitor();
+            visitor.hear(Lane::Control, house.open_with(&alice, &device(name), token.clone()));
+            let (sent, _) = visitor.settle().await;
+            (visitor, sent)
+        };
+        let (phone, sent) = opens("phone").await;
+        assert!(matches!(sent[..], [(_, Payload::SessionAccept(_))]), "{sent:?}");
+        let mut desk = house.bare(&alice, &device("desk")).await;
+        let (to, token) = (Some(alice.identity()), token.clone());
+        let revoke = TokenRevokeRequest { to, token, r#type: 1, ..TokenRevokeRequest::default() };
+        desk.hear(Lane::Control, Payload::TokenRevokeRequest(revoke));
+        let (sent, _) = desk.settle().await;
+        assert!(matches!(&sent[..], [(_, Payload::TokenRevokeResponse(done))] if done.status == 1), "{sent:?}");
+        assert_eq!(phone.session.signal().take_notice(), Some(Notice::Close(CloseCode::Revoked)));
+        let (_, sent) = opens("another").await;
+        assert!(matches!(&sent[..], [(_, Payload::ErrorMessage(error))] if error.code == 401), "{sent:?}");
     }
 }

@@ -80,6 +80,11 @@ fn is_https(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Output;
+    use crate::session::testing::{House, payload};
+    use crate::store::Write;
+    use crate::store::testing::{device, eid};
+    use crate::wire::{Lane, Payload};
 
     #[test]
     fn addresses_stay_and_ids_are_resolved() {
@@ -93,5 +98,41 @@ mod tests {
             assert!(resolve(bad, base).is_err(), "{bad}");
         }
         assert!(resolve("cat.png", None).is_err());
+    }
+
+    #[tokio::test]
+    async fn addresses_and_ids_have_2048_bytes_at_most() {
+        let house = House::new(|settings, _| settings.media_base = Some("https://cdn.example".into()));
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let long = |start: &str, bytes: usize| format!("{start}{}", "x".repeat(bytes - start.len()));
+        let (address, id) = (|bytes| long("https://x.example/", bytes), |bytes| long("", bytes));
+        let media = [
+            (address(2048), String::new(), true),
+            (address(2049), String::new(), false),
+            (id(2048), String::new(), true),
+            (id(2049), String::new(), false),
+            ("cat".into(), address(2048), true),
+            ("cat".into(), address(2049), false),
+        ];
+        for (number, (cdn_url_id, thumbnail_url, taken)) in media.into_iter().enumerate() {
+            let media = MediaPayloadRequest {
+                from: Some(alice.identity()),
+                to: vec![eid("bob").identity()],
+                message_id_local: format!("local-{number}"),
+                r#type: 1,
+                cdn_url_id,
+                thumbnail_url,
+                ..MediaPayloadRequest::default()
+            };
+            phone.hear(Lane::Media, Payload::MediaPayloadRequest(media));
+            match &phone.outputs()[..] {
+                [Output::Write(_, Write::Accept(..))] if taken => {}
+                [Output::Send(Lane::Media, frame)] if !taken => {
+                    assert!(matches!(payload(frame), Payload::ErrorMessage(error) if error.code == 400));
+                }
+                other => panic!("{number}: {other:?}"),
+            }
+        }
     }
 }

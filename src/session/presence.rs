@@ -320,4 +320,31 @@ mod tests {
             assert!(outputs.is_empty(), "{outputs:?}");
         }
     }
+
+    #[tokio::test]
+    async fn who_has_no_room_is_notified_of_the_rest_later() {
+        const NOTICES: usize = 20;
+        let house = House::new(|_, _| ());
+        let alice = eid("alice");
+        let mut phone = house.bare(&alice, &device("phone")).await;
+        let shown = Shown { status: AwarenessStatus::Busy, last_seen: 1, location: None, silent: false };
+        for number in 0..NOTICES {
+            let owner = eid(&format!("user{number}"));
+            house.services.hub.presence().direct(&alice, &Told { owner, shown });
+        }
+        let mut told = |queued: usize| {
+            phone.session.pump(|_| queued, Now::system());
+            let sent = |output| match output {
+                Output::Send(Lane::Presence, frame) => {
+                    assert!(matches!(payload(&frame), Payload::AwarenessNotification(_)))
+                }
+                other => panic!("{other:?}"),
+            };
+            let frames = phone.outputs().into_iter().map(sent);
+            frames.count()
+        };
+        assert_eq!(told(LANE_QUEUE_BYTES), 0);
+        assert_eq!(told(LANE_QUEUE_BYTES - 1), 1, "it takes all the room that there is");
+        assert_eq!(told(0), NOTICES - 1);
+    }
 }

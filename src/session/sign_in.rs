@@ -308,4 +308,23 @@ mod tests {
             assert_eq!(live.session.signal().take_notice(), told);
         }
     }
+
+    #[tokio::test]
+    async fn a_token_lasts_ten_years_at_most() {
+        let house = House::new(|_, _| ());
+        let (alice, phone) = (eid("alice"), device("phone"));
+        for (ttl, taken) in [(TOKEN_LIFETIME_MAX, true), (TOKEN_LIFETIME_MAX + Duration::from_secs(3600), false)] {
+            let mut visitor = house.visitor();
+            let token = house.token(&alice, Now::system().unix_ms / 1000, ttl);
+            visitor.hear(Lane::Control, house.open_with(&alice, &phone, token));
+            match &visitor.settle().await {
+                (sent, None) if taken => assert!(matches!(sent[..], [(_, Payload::SessionAccept(_))]), "{sent:?}"),
+                (sent, Some(CloseCode::Unauthenticated)) if !taken => {
+                    let [(_, Payload::ErrorMessage(error))] = &sent[..] else { panic!("{sent:?}") };
+                    assert_eq!((error.code, error.message.contains("ten years")), (401, true), "{error:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }

@@ -24,7 +24,7 @@ use crate::wire::{
 /// A server without a network. Its timeouts are an hour, so that none of them wakes a session during a test.
 pub(crate) struct House {
     pub(crate) services: Arc<Services>,
-    pub(super) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
     signer: Signer,
     _files: tempfile::TempDir,
 }
@@ -64,9 +64,16 @@ impl House {
         }
     }
 
+    /// A token of the user's; `at`: Unix seconds.
+    pub(super) fn token(&self, user: &Eid, at: i64, ttl: Duration) -> String {
+        self.signer.sign(&Grant { eid: user.clone(), device: None, ttl, scope: None }, at).unwrap()
+    }
+
     pub(super) fn open(&self, user: &Eid, device: &DeviceId) -> Payload {
-        let grant = Grant { eid: user.clone(), device: None, ttl: Duration::from_secs(3600), scope: None };
-        let token = self.signer.sign(&grant, Now::system().unix_ms / 1000).unwrap();
+        self.open_with(user, device, self.token(user, Now::system().unix_ms / 1000, Duration::from_secs(3600)))
+    }
+
+    pub(super) fn open_with(&self, user: &Eid, device: &DeviceId, token: String) -> Payload {
         Payload::SessionOpen(SessionOpen {
             identity: Some(user.device_identity(device)),
             token,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bimip::client::limits::EVENTS_MAX;
+use bimip::client::limits::{ABUSE_WAIT, EVENTS_MAX};
 use bimip::client::{
     Backlog, BuildError, Builder, CloseReason, Content, Device, Draft, Event, Events, Media, Message, Outbox,
     RequestError, SendError, State,
@@ -536,4 +536,15 @@ async fn a_server_that_nobody_vouches_for_is_not_talked_to() {
     let waiting = state(&device, |state| matches!(state, State::Waiting { .. })).await;
     assert!(matches!(waiting, State::Waiting { reason: CloseReason::Tls(_), .. }), "{waiting:?}");
     assert_eq!(peer.state().seen().opens.len(), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_has_closed_for_abuse_is_left_alone_for_a_while() {
+    let peer = Peer::start();
+    let (device, _events) = device(&peer);
+    soon(device.connected()).await.unwrap();
+    peer.close_all(CloseCode::Abuse);
+    let waiting = state(&device, |state| matches!(state, State::Waiting { .. })).await;
+    let State::Waiting { retry_in, .. } = waiting else { unreachable!("waited for it") };
+    assert!((ABUSE_WAIT..=2 * ABUSE_WAIT).contains(&retry_in), "{retry_in:?}");
 }

@@ -3,10 +3,10 @@
 use bimip::wire::Lane;
 use bimip::wire::proto::AwarenessNotification;
 
-use super::common::{Raw, TestServer, identity};
+use super::common::{Raw, TestServer, identity, now_ms};
 use super::{
-    ALICE, AWAY, BOB, BUSY, CAROL, Canary, DO_NOT_BROADCAST, INVISIBLE, OFFLINE, ONLINE, UNKNOWN, admit, ask, block,
-    device_of, notification, notify, patient, sign_in, told,
+    ALICE, AWAY, BOB, BUSY, CAROL, Canary, DO_NOT_BROADCAST, INVISIBLE, OFFLINE, ONLINE, UNKNOWN, admit, ask, be,
+    block, device_of, notification, notify, patient, scene, sign_in, told,
 };
 
 #[tokio::test]
@@ -80,23 +80,35 @@ async fn it_is_dropped_where_one_has_blocked_the_other() {
 
 #[tokio::test]
 async fn who_hides_from_somebody_seems_to_go() {
-    let server = TestServer::with(patient).await;
-    let mut alice = sign_in(&server, ALICE, "phone").await;
-    let mut bob = sign_in(&server, BOB, "phone").await;
-    for (status, awareness_intention) in [(INVISIBLE, 0), (BUSY, DO_NOT_BROADCAST)] {
-        let word = AwarenessNotification {
-            to: Some(identity(BOB)),
-            awareness_intention,
-            latitude: Some(1.0),
-            longitude: Some(1.0),
-            ..notification(&alice, status)
-        };
-        notify(&mut alice, word).await;
-        let word = told(&mut bob, ALICE, OFFLINE).await;
-        assert_eq!((word.latitude, word.awareness_intention), (None, 2));
+    // Bob is on alice's list, which shares her location with him.
+    let (_server, mut alice, _desk, mut bob) = scene().await;
+    let hides = [(INVISIBLE, 0), (BUSY, DO_NOT_BROADCAST)];
+    let word = |alice: &Raw, (status, awareness_intention)| AwarenessNotification {
+        to: Some(identity(BOB)),
+        awareness_intention,
+        latitude: Some(1.0),
+        longitude: Some(1.0),
+        ..notification(alice, status)
+    };
+    for how in hides {
+        let hidden = word(&alice, how);
+        notify(&mut alice, hidden).await;
+        let told = told(&mut bob, ALICE, OFFLINE).await;
+        assert_eq!((told.latitude, told.longitude, told.awareness_intention), (None, None, 2));
     }
     // Alice's own state has not changed.
     assert_eq!(ask(&mut alice, ALICE).await.status, ONLINE);
+    // Who hides from everybody was seen last when that began.
+    be(&mut alice, INVISIBLE).await;
+    let gone = told(&mut bob, ALICE, OFFLINE).await.last_seen;
+    while now_ms() <= gone {
+        tokio::task::yield_now().await;
+    }
+    for how in hides {
+        let hidden = word(&alice, how);
+        notify(&mut alice, hidden).await;
+        assert_eq!(told(&mut bob, ALICE, OFFLINE).await.last_seen, gone);
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::client::event::Content;
 use crate::client::limits::{
-    ANSWERS_MAX, BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_MESSAGES_MAX, RENEW_RETRY, RENEW_SPREAD, REQUEST_WITHIN,
-    REQUESTS_MAX, REQUESTS_RESERVED, SYNC_WITHIN,
+    ANSWERS_MAX, BACKOFF_MAX, HELD_CHATS_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, RENEW_RETRY, RENEW_SPREAD,
+    REQUEST_WITHIN, REQUESTS_MAX, REQUESTS_RESERVED, SYNC_WITHIN,
 };
 use crate::client::payloads::acknowledgment_up_to;
 use crate::client::requests::{Answer, Sent};
@@ -279,6 +279,28 @@ fn a_full_outbox_refuses_and_takes_again_once_there_is_room() {
     bench.receive(CHAT, update("m0", 1), 1, 1);
     let mut over = bench.send("over");
     assert_eq!(over.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+}
+
+#[test]
+fn long_messages_fill_the_outbox_by_their_bytes() {
+    const LONG: usize = 16 * 1024;
+    let mut bench = Bench::new().open(0);
+    let (mut taken, mut answers) = (0, Vec::new());
+    let full = loop {
+        let draft = Draft { content: Content::Text("x".repeat(LONG)), ..draft(&format!("m{taken}")) };
+        if let Err(error) = bench.core.admit(&draft) {
+            break error;
+        }
+        let (reply, answer) = oneshot::channel();
+        bench.core.send(&draft, reply, bench.now.instant);
+        answers.push(answer);
+        taken += 1;
+        assert!(taken * LONG <= OUTBOX_BYTES_MAX, "{taken} messages");
+    };
+    assert_eq!(full, SendError::OutboxFull);
+    assert!((taken + 1) * (LONG + 1024) > OUTBOX_BYTES_MAX, "{taken} messages");
+    bench.receive(CHAT, update("m0", 1), 1, 1);
+    assert!(bench.core.admit(&draft("short")).is_ok(), "the answer made room");
 }
 
 #[test]

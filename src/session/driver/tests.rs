@@ -10,7 +10,9 @@ use crate::planted;
 use crate::session::testing::{House, Peer};
 use crate::store::testing::{Gate, contact, device, eid, text};
 use crate::store::{Contact, Content, Embedded, Memory, NewMessage, Options};
-use crate::wire::proto::{Logout, MediaPayloadRequest, PingPong, SubscriberListRequest, TextPayloadRequest};
+use crate::wire::proto::{
+    AwarenessRequest, Logout, MediaPayloadRequest, PingPong, SubscriberListRequest, TextPayloadRequest,
+};
 use crate::wire::{AwarenessStatus, ChatId, CloseCode, ErrorCode, Lane, Payload, Version};
 
 #[tokio::test]
@@ -216,4 +218,26 @@ fn text_of(from: &str, to: &str, number: u64) -> Payload {
     let (from, to) = (Some(eid(from).identity()), vec![eid(to).identity()]);
     let (content, message_id_local) = ("hello".to_owned(), format!("local-{number}"));
     Payload::TextPayloadRequest(TextPayloadRequest { from, to, content, message_id_local, ..Default::default() })
+}
+
+#[tokio::test]
+async fn a_lane_whose_answers_nobody_reads_is_not_read_on() {
+    let house = House::new(|_, limits| limits.frames = Rate::default());
+    let alice = house.device(&eid("alice"), &device("phone")).await;
+    alice.play(|played| played.unread[Lane::Media.index()] = true);
+    // On the wrong lane, so that a refusal answers each.
+    let ping = || Payload::PingpongMessage(PingPong { r#type: 1, ..PingPong::default() });
+    for _ in 0..LANE_QUEUE_BYTES / 10 {
+        alice.say(Lane::Media, ping());
+    }
+    while alice.untaken(Lane::Media) < LANE_QUEUE_BYTES {
+        tokio::task::yield_now().await;
+    }
+    // Presence is read after media would have been.
+    let ask =
+        AwarenessRequest { from: Some(eid("alice").identity()), to: Some(eid("bob").identity()), ..Default::default() };
+    alice.say(Lane::Presence, Payload::AwarenessRequest(ask));
+    alice.next(Lane::Presence).await;
+    let kept = alice.untaken(Lane::Media);
+    assert!(kept < LANE_QUEUE_BYTES + 1024, "{kept} bytes are kept for who does not read");
 }

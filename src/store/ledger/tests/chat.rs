@@ -134,17 +134,19 @@ fn the_same_message_again_is_known_and_another_under_its_name_a_conflict() {
 
 #[test]
 fn every_part_of_the_content_tells_messages_apart() {
-    let media = |kind, url: &str, caption: &str, size_bytes| {
-        let content =
-            Content::Media { kind, url: url.into(), caption: caption.into(), thumbnail_url: String::new(), size_bytes };
+    let media = |kind, [url, caption, thumbnail_url]: [&str; 3], size_bytes| {
+        let [url, caption, thumbnail_url] = [url, caption, thumbnail_url].map(str::to_owned);
+        let content = Content::Media { kind, url, caption, thumbnail_url, size_bytes };
         record::digest(&NewMessage { content, ..text("alice", "bob", 1) })
     };
     use crate::wire::MediaType::{Audio, Image};
     let all = [
-        media(Image, "ab", "c", 1),
-        media(Audio, "ab", "c", 1),
-        media(Image, "a", "bc", 1),
-        media(Image, "ab", "c", 2),
+        media(Image, ["ab", "c", ""], 1),
+        media(Audio, ["ab", "c", ""], 1),
+        media(Image, ["a", "bc", ""], 1),
+        media(Image, ["ab", "", "c"], 1),
+        media(Image, ["ab", "c", "d"], 1),
+        media(Image, ["ab", "c", ""], 2),
         record::digest(&text("alice", "bob", 1)),
         record::digest(&text("alice", "carol", 1)),
         record::digest(&text("alice", "bob", 2)),
