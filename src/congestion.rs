@@ -26,7 +26,7 @@ impl ControllerFactory for FlooredCubic {
 }
 
 #[derive(Clone, Debug)]
-struct Floored {
+pub(crate) struct Floored {
     cubic: Cubic,
     mtu: u16,
     /// When persistent congestion was declared (all packets of a long period were lost). Until a packet that was sent later is

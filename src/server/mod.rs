@@ -27,7 +27,7 @@ use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
-use crate::limits::{DESCRIPTORS_RESERVED, DRAIN_WITHIN};
+use crate::limits::{DESCRIPTORS_RESERVED, DRAIN_WITHIN, HANDSHAKE_WITHIN};
 use crate::observe::Metrics;
 use crate::session::{Flood, Services, Settings};
 use crate::store::{Embedded, Options, Store, StoreError, make_folder};
@@ -171,6 +171,7 @@ impl Server {
             per_address: config.limits.connections_per_address,
             sockets: sockets_max(config.quic.max_connections),
             handshakes: config.quic.handshakes_max,
+            handshake_within: HANDSHAKE_WITHIN,
         }));
         let accepting = server.accept_devices(&config.quic, accept_with, tcp, &crowd);
         let (store, metrics) = (server.store.clone(), server.services.metrics.clone());

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::observe::{LimitKind, Metrics, RefusedFor, TransportKind};
 use crate::session::network_of;
@@ -12,9 +13,10 @@ pub struct Crowd {
     connections: Arc<Places>,
     sockets: Arc<Places>,
     handshakes: [Arc<Places>; 2],
+    handshake_within: Duration,
 }
 
-/// How many at once.
+/// How many at once, and for how long.
 pub struct CrowdLimits {
     /// Connections over both transports.
     pub connections: usize,
@@ -24,6 +26,8 @@ pub struct CrowdLimits {
     pub sockets: usize,
     /// Handshakes under way over each transport.
     pub handshakes: usize,
+    /// How long each of these may take.
+    pub handshake_within: Duration,
 }
 
 /// Why a connection is refused.
@@ -56,6 +60,7 @@ impl Crowd {
             connections: Places::new(share, limits.connections),
             sockets: Places::new(Share::All, limits.sockets),
             handshakes: [shaking(), shaking()],
+            handshake_within: limits.handshake_within,
         }
     }
 
@@ -73,6 +78,11 @@ impl Crowd {
     pub fn handshakes(&self, transport: TransportKind) -> (usize, usize) {
         let handshakes = &self.handshakes[transport as usize];
         (handshakes.counts().total, handshakes.total)
+    }
+
+    /// How long a handshake may take.
+    pub(super) fn handshake_within(&self) -> Duration {
+        self.handshake_within
     }
 
     /// Counts a connection and its handshake if there is room for both.
@@ -172,6 +182,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::HANDSHAKE_WITHIN;
 
     const ONE: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 1);
     const OTHER: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2)), 1);
@@ -181,7 +192,13 @@ mod tests {
     }
 
     fn crowd(per_address: usize, connections: usize, handshakes: usize) -> Crowd {
-        Crowd::new(&CrowdLimits { connections, per_address, sockets: 1, handshakes })
+        Crowd::new(&CrowdLimits {
+            connections,
+            per_address,
+            sockets: 1,
+            handshakes,
+            handshake_within: HANDSHAKE_WITHIN,
+        })
     }
 
     #[test]
@@ -227,7 +244,13 @@ mod tests {
 
     #[test]
     fn a_few_addresses_that_take_all_handshakes_they_get_leave_places_for_others() {
-        let crowd = Crowd::new(&CrowdLimits { connections: 10_000, per_address: 0, sockets: 10_000, handshakes: 512 });
+        let crowd = Crowd::new(&CrowdLimits {
+            connections: 10_000,
+            per_address: 0,
+            sockets: 10_000,
+            handshakes: 512,
+            handshake_within: HANDSHAKE_WITHIN,
+        });
         let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 1));
         let mut taken = Vec::new();
         for attacker in 1..=5 {
@@ -238,5 +261,15 @@ mod tests {
         }
         assert_eq!(taken.len(), 256 + 128 + 64 + 32 + 16);
         assert_eq!(refusal(&crowd, address(200)), None);
+    }
+
+    #[test]
+    fn an_ipv6_network_has_the_places_of_one_address() {
+        let crowd = crowd(2, 100, 100);
+        let host = |network: u16, host: u16| SocketAddr::from(([0x2001, 0xdb8, 1, network, 0, 0, 0, host], 1));
+        let _first = crowd.admit(TransportKind::Quic, host(2, 1)).unwrap();
+        let _second = crowd.admit(TransportKind::Quic, host(2, 2)).unwrap();
+        assert_eq!(refusal(&crowd, host(2, 3)), Some(Refusal::Address));
+        assert_eq!(refusal(&crowd, host(3, 1)), None);
     }
 }

@@ -8,6 +8,8 @@ pub mod qlog;
 pub mod quic;
 pub mod quic_lb;
 mod tcp_info;
+#[cfg(test)]
+mod testing;
 mod tickets;
 pub mod tls_tcp;
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::QuicConfig;
-use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, HANDSHAKE_WITHIN, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
+use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
 use crate::observe::{CloseReason, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -82,11 +82,12 @@ pub async fn serve(
         }
         let (acceptor, stop) = (TlsAcceptor::from(tls.borrow().clone()), stop.clone());
         let (services, store) = (services.clone(), store.clone());
+        let within = crowd.handshake_within();
         tasks.spawn(async move {
             let began = Instant::now();
             let shaken = tokio::select! {
                 shaken = handshake(&acceptor, stream) => shaken,
-                () = sleep(HANDSHAKE_WITHIN) => Some(Err(io::ErrorKind::TimedOut.into())),
+                () = sleep(within) => Some(Err(io::ErrorKind::TimedOut.into())),
                 // A client whose handshake is almost complete is still told why the server closes; a shutdown does not wait for
                 // others.
                 () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => None,
@@ -399,27 +400,17 @@ impl Link for TcpLink {
 mod tests {
     use std::future::poll_fn;
 
-    use rustls_pki_types::{PrivateKeyDer, ServerName};
+    use rustls_pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_rustls::TlsConnector;
 
     use super::*;
     use crate::limits::{CONNECTION_RECEIVE_WINDOW, SEND_WINDOW};
+    use crate::session::testing::House;
+    use crate::transport::testing::{PATIENCE, hasty_crowd, tls, until_nobody_is_there};
 
     fn ends() -> (TlsAcceptor, TlsConnector) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let (certificate, key) = (made.cert.der().clone(), PrivateKeyDer::try_from(made.signing_key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let server =
-            rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let server = server.unwrap().with_no_client_auth();
-        let mut server = server.with_single_cert(vec![certificate.clone()], key.unwrap()).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certificate).unwrap();
-        let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let mut client = client.unwrap().with_root_certificates(roots).with_no_client_auth();
-        server.alpn_protocols = vec![ALPN.to_vec()];
-        client.alpn_protocols = vec![ALPN.to_vec()];
+        let (server, client) = tls();
         (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)))
     }
 
@@ -454,6 +445,24 @@ mod tests {
     async fn event(link: &mut TcpLink) -> LinkEvent {
         let every = Lane::ALL.into_iter().fold(LaneSet::NONE, LaneSet::with);
         poll_fn(|cx| link.poll_event(cx, every)).await
+    }
+
+    #[tokio::test]
+    async fn who_connects_and_says_nothing_is_cut_off_and_its_places_are_free() {
+        let (house, crowd, stop) = (House::new(|_, _| ()), hasty_crowd(), CancellationToken::new());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_newest, tls) = watch::channel(Arc::new(tls().0));
+        let (services, tasks) = ((house.services.clone(), house.store.clone()), TaskTracker::new());
+        let (config, places) = (QuicConfig::default(), crowd.clone());
+        let serving = tokio::spawn(serve((listener, tls), config, places, services, tasks, stop.clone()));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let end = tokio::time::timeout(PATIENCE, silent.read(&mut [0])).await.expect("it is cut off");
+        assert!(matches!(end, Ok(0)), "{end:?}");
+        until_nobody_is_there(&crowd, TransportKind::Tcp).await;
+        assert_eq!(crowd.sockets().0, 0);
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[tokio::test]

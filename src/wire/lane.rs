@@ -51,3 +51,15 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quic_serves_the_lanes_in_the_same_order() {
+        let priorities = Lane::BY_PRIORITY.map(Lane::priority);
+        assert!(priorities.is_sorted_by(|first, then| first > then), "{priorities:?}");
+        assert_eq!(Lane::BY_PRIORITY.map(Lane::name), ["control", "chat", "presence", "media"]);
+    }
+}

@@ -374,43 +374,33 @@ fn close_reason(error: &ConnectionError, draining: bool) -> CloseReason {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use quinn::Endpoint;
-    use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-
     use super::*;
+    use crate::config::QuicConfig;
     use crate::session::testing::House;
+    use crate::transport::testing::Pair;
+
+    #[tokio::test]
+    async fn each_lane_is_sent_with_its_priority() {
+        let (house, pair) = (House::new(|_, _| ()), Pair::connect(&QuicConfig::default()).await);
+        let mut link = QuicLink::new(pair.server.clone(), house.services.clone());
+        let mut streams = Vec::new();
+        for lane in Lane::ALL {
+            let mut stream = pair.client.open_bi().await.unwrap();
+            stream.0.write_all(&[lane.byte()]).await.unwrap();
+            streams.push(stream);
+            let opened = std::future::poll_fn(|cx| link.poll_event(cx, LaneSet::NONE)).await;
+            assert!(matches!(opened, LinkEvent::Opened(opened) if opened == lane), "{opened:?}");
+            let sending = &link.lanes[lane.index()].as_ref().unwrap().send;
+            assert_eq!(sending.priority().unwrap(), lane.priority());
+        }
+    }
 
     #[tokio::test]
     async fn a_session_that_is_dropped_without_a_close_is_the_servers_fault() {
-        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let serves = rustls::ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![own.cert.der().clone()], key)
-            .unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(own.cert.der().clone()).unwrap();
-        let dials = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let serves = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(serves).unwrap()));
-        let dials = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(dials).unwrap()));
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (serving, dialing) = (Endpoint::server(serves, any).unwrap(), Endpoint::client(any).unwrap());
-        let device = dialing.connect_with(dials, serving.local_addr().unwrap(), "localhost").unwrap();
-        let (device, served) = tokio::join!(device, async { serving.accept().await.unwrap().await });
-
-        let house = House::new(|_, _| ());
-        drop(QuicLink::new(served.unwrap(), house.services.clone()));
-        let ConnectionError::ApplicationClosed(close) = device.unwrap().closed().await else { panic!("no close") };
+        let (house, pair) = (House::new(|_, _| ()), Pair::connect(&QuicConfig::default()).await);
+        let Pair { server, client, .. } = pair;
+        drop(QuicLink::new(server, house.services.clone()));
+        let ConnectionError::ApplicationClosed(close) = client.closed().await else { panic!("no close") };
         assert_eq!(CloseCode::from_quic(close.error_code.into_inner()), Some(CloseCode::Internal));
     }
 }
