@@ -220,21 +220,14 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::store::testing::{Pages, beside_the_build};
 
     const PATIENCE: Duration = Duration::from_secs(60);
     const PIECE: usize = 64 * 1024;
     const PIECES: usize = 64;
 
-    /// Dirty pages of a file (cachestat(2), Linux 6.5).
-    #[allow(unsafe_code)]
     fn dirty_pages(file: &File) -> Option<u64> {
-        const CACHESTAT: libc::c_long = 451;
-        let range = [0u64; 2];
-        // Cached, dirty, under write-back, evicted, recently evicted.
-        let mut figures = [0u64; 5];
-        // SAFETY: both arrays have the layout that the call expects, and live through it.
-        let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), figures.as_mut_ptr(), 0) };
-        (done == 0).then(|| figures[1])
+        Pages::of(file).map(|pages| pages.dirty)
     }
 
     fn written(folder: &Path) -> File {
@@ -249,10 +242,10 @@ mod tests {
     fn a_file_that_grows_in_a_watched_folder_is_written_without_being_synced() {
         let began = Instant::now();
         loop {
-            let [watched, beside] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let [watched, beside] = [beside_the_build(), beside_the_build()];
             let control = written(beside.path());
             let Some(pages) = dirty_pages(&control).filter(|pages| *pages > 1) else {
-                return eprintln!("NOT RUN: this kernel or file system does not tell what is in memory alone");
+                return crate::skip::skip("this kernel or file system does not tell what is in memory alone");
             };
             let _files = Files::watch(beside.path(), [watched.path().to_owned()]).unwrap();
             let file = written(watched.path());

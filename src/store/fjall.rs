@@ -254,6 +254,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    #[cfg(target_os = "linux")]
+    use crate::store::testing::{Pages, beside_the_build};
 
     /// Far longer than it takes to write some tens of MiB.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -310,6 +312,27 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_committed_is_on_the_disk() {
+        let folder = beside_the_build();
+        let dir = folder.path().join("store");
+        let engine = Fjall::open(&dir, 1024 * 1024).unwrap();
+        let journal = std::fs::File::open(torn::journals(&dir).unwrap().pop_last().unwrap().1).unwrap();
+        let control = folder.path().join("control");
+        for n in 0..50u32 {
+            let row = (Space::Logs, Slice::from(n.to_be_bytes()), Some(Slice::from(vec![7; 16 * 1024])));
+            engine.commit(vec![row]).unwrap();
+            let left = Pages::of(&journal).map(|pages| pages.dirty);
+            std::fs::write(&control, [7; 16 * 1024]).unwrap();
+            let unsynced = Pages::of(&std::fs::File::open(&control).unwrap()).map_or(0, |pages| pages.dirty);
+            if unsynced == 0 {
+                return crate::skip::skip("this kernel or file system does not tell what is in memory alone");
+            }
+            assert_eq!(left, Some(0), "pages of the journal are in memory alone");
+        }
     }
 
     #[test]

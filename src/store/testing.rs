@@ -1,6 +1,8 @@
 //! Users, devices and messages for the store's tests.
 
 #[cfg(target_os = "linux")]
+use std::fs::File;
+#[cfg(target_os = "linux")]
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
@@ -11,6 +13,38 @@ use super::types::{
 use super::{Embedded, LogObserver, Op, Store};
 use crate::limits;
 use crate::wire::{AckStatus, DeviceId, Eid, LocalId, Sequence};
+
+/// A temporary folder among the build's files, because the system's own is often in memory.
+#[cfg(target_os = "linux")]
+pub(crate) fn beside_the_build() -> tempfile::TempDir {
+    let program = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(program.parent().unwrap()).unwrap()
+}
+
+/// Pages of a file.
+#[cfg(target_os = "linux")]
+pub(crate) struct Pages {
+    /// Those in memory.
+    pub(crate) cached: u64,
+    /// Those in memory alone: a power failure would lose them.
+    pub(crate) dirty: u64,
+}
+
+#[cfg(target_os = "linux")]
+impl Pages {
+    /// `None` if the kernel cannot tell (cachestat(2), Linux 6.5).
+    #[allow(unsafe_code)]
+    pub(crate) fn of(file: &File) -> Option<Pages> {
+        use std::os::fd::AsRawFd;
+        const CACHESTAT: libc::c_long = 451;
+        let range = [0u64; 2];
+        // Cached, dirty, under write-back, evicted, recently evicted.
+        let mut figures = [0u64; 5];
+        // SAFETY: both arrays have the layout that the call expects, and live through it.
+        let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), figures.as_mut_ptr(), 0) };
+        (done == 0).then_some(Pages { cached: figures[0], dirty: figures[1] + figures[2] })
+    }
+}
 
 /// An observer that ignores everything.
 pub(crate) struct Nobody;
