@@ -1,20 +1,38 @@
 //! The load generator: each kind of load for a moment, and its report. Nothing here checks how fast anything is.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
+#[cfg(target_os = "linux")]
+#[path = "../src/skip.rs"]
+mod skip;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
+
+/// Far longer than any measurement here takes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Runs a program to its end. One that does not end is killed, and its server with it.
+fn run(program: Command) -> Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut program = tokio::process::Command::from(program);
+    let output = async { tokio::time::timeout(PATIENCE, program.kill_on_drop(true).output()).await };
+    runtime.block_on(output).expect("it ends").unwrap()
+}
+
+/// `bimip bench` in its own folder.
+fn measurement(arguments: &[&str], folder: &Path) -> Command {
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
+    bench.arg("bench").args(arguments).current_dir(folder).env_clear();
+    bench
+}
 
 /// The JSON output of `bimip bench`, run in its own folder with its own server.
 fn bench(arguments: &[&str]) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_bimip"))
-        .args(["bench", arguments[0], "--json"])
-        .args(&arguments[1..])
-        .current_dir(folder.path())
-        .env_clear()
-        .output()
-        .unwrap();
+    let output = run(measurement(&[&[arguments[0], "--json"][..], &arguments[1..]].concat(), folder.path()));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{arguments:?}: {err}");
     // Without a terminal it shows no progress. Other tests may make the kernel drop datagrams, of which it warns.
@@ -122,9 +140,7 @@ fn refused_sign_ins_are_part_of_the_same_document() {
 #[test]
 fn a_backlog_that_cannot_be_made_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
-    bench.args(["bench", "backlog", "--messages", "10", "--size", "20000"]).current_dir(folder.path()).env_clear();
-    let output = bench.output().unwrap();
+    let output = run(measurement(&["backlog", "--messages", "10", "--size", "20000"], folder.path()));
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(err.contains("refused: 413 "), "{err}");
@@ -160,9 +176,7 @@ fn what_a_flood_was_acknowledged_arrives() {
 #[test]
 fn others_are_looked_at_while_a_device_comes_back() {
     let folder = tempfile::tempdir().unwrap();
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
-    bench.args(["bench", "backlog", "--messages", "100", "--returns", "3"]).current_dir(folder.path()).env_clear();
-    let output = bench.output().unwrap();
+    let output = run(measurement(&["backlog", "--messages", "100", "--returns", "3"], folder.path()));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{err}");
     assert!(out.contains(" messages a second in 3 returns, "), "{out}");
@@ -199,12 +213,41 @@ fn all_peers_do_the_same_job() {
 #[test]
 fn each_change_of_a_presence_is_told_to_all() {
     let folder = tempfile::tempdir().unwrap();
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_bimip"));
-    bench.args(["bench", "fan-out", "--subscribers", "3", "--changes", "2"]).current_dir(folder.path()).env_clear();
-    let output = bench.output().unwrap();
+    let output = run(measurement(&["fan-out", "--subscribers", "3", "--changes", "2"], folder.path()));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{err}");
     assert!(out.contains("3 subscribers added") && out.contains("each told after "), "{out}");
+}
+
+#[test]
+fn others_are_looked_at_beside_a_device_that_does_not_read_and_one_that_sends_much() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(measurement(&["neighbours", "--for", "1"], folder.path()));
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{err}");
+    let begins = ["others alone ", "beside a device that reads ", "beside one that does not ", "pings alone "];
+    for begin in begins.into_iter().chain(["media, albums: ", "media, flat out: "]) {
+        assert!(out.lines().any(|line| line.starts_with(begin)), "{begin} in {out}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_link_is_checked_and_the_exit_code_says_whether_it_holds() {
+    /// Its exit code where there can be no link.
+    const NO_LINK: i32 = 77;
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(measurement(&["link", "--profile", "clean", "--probes", "100", "--json"], folder.path()));
+    let err = String::from_utf8(output.stderr).unwrap();
+    if output.status.code() == Some(NO_LINK) {
+        return skip::skip_outside_ci(err);
+    }
+    let reports: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {err}"));
+    assert_eq!((reports[0]["profile"].as_str(), reports.as_array().unwrap().len()), (Some("clean"), 1), "{reports}");
+    assert!(!reports[0]["report"]["rows"].as_array().unwrap().is_empty(), "{reports}");
+    // On a busy machine a figure may not hold.
+    let code = if reports[0]["holds"].as_bool().unwrap() { 0 } else { 1 };
+    assert_eq!(output.status.code(), Some(code), "{reports}");
 }
 
 #[test]
@@ -224,11 +267,12 @@ fn options_of_which_no_figure_could_come_are_refused() {
         &["storm", "--devices", "0"],
         &["fan-out", "--changes", "0"],
     ];
+    let folder = tempfile::tempdir().unwrap();
     for arguments in refused {
-        let output = Command::new(env!("CARGO_BIN_EXE_bimip")).arg("bench").args(arguments).output().unwrap();
+        let output = run(measurement(arguments, folder.path()));
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_bimip")).args(["bench", "load", "--nothing", "1"]).output().unwrap();
+    let output = run(measurement(&["load", "--nothing", "1"], folder.path()));
     let err = String::from_utf8(output.stderr).unwrap();
     assert!(err.ends_with("hint: see bimip bench load --help\n"), "{err}");
 }
@@ -239,16 +283,17 @@ mod ended {
     use std::fs;
     use std::os::unix::process::CommandExt;
     use std::path::Path;
-    use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+    use std::process::{Child, Command, ExitStatus, Stdio};
     use std::time::{Duration, Instant};
 
     use libc::{SIG_DFL, SIG_IGN, SIGHUP, SIGINT, SIGKILL, SIGTERM};
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    use super::{PATIENCE, measurement};
+
     /// The processes that are waited for need the processors.
     const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-    fn until<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
         loop {
             match look() {
@@ -259,10 +304,33 @@ mod ended {
         }
     }
 
-    #[allow(unsafe_code)]
-    fn signal(child: &Child, signal: i32) {
-        // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    /// A measurement, killed at the end of the test at the latest: some would load the machine for an hour.
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            // Fails if it has ended.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl Running {
+        fn start(mut command: Command) -> Running {
+            Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+        }
+
+        #[allow(unsafe_code)]
+        fn signal(&self, signal: i32) {
+            // SAFETY: no memory is involved; the child has not been waited for, so the id is still its own.
+            assert_eq!(unsafe { libc::kill(self.0.id() as i32, signal) }, 0);
+        }
+
+        /// Its end, and what it said on standard error, which is less than a pipe holds.
+        fn ended(mut self) -> (ExitStatus, String) {
+            let status = until("it ends", || self.0.try_wait().unwrap());
+            (status, std::io::read_to_string(self.0.stderr.take().unwrap()).unwrap())
+        }
     }
 
     /// Processes that work in this folder, and have not ended: a measurement and those that it has started.
@@ -272,9 +340,8 @@ mod ended {
     }
 
     /// A measurement, started with this disposition of SIGHUP, whose server has begun to write.
-    fn start(arguments: &[&str], folder: &Path, hang_up: libc::sighandler_t) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
-        command.arg("bench").args(arguments).current_dir(folder).env_clear();
+    fn start(arguments: &[&str], folder: &Path, hang_up: libc::sighandler_t) -> Running {
+        let mut command = measurement(arguments, folder);
         #[allow(unsafe_code)]
         // SAFETY: between fork and exec only system calls are made. A shell may have had the tests ignore signals.
         unsafe {
@@ -284,7 +351,7 @@ mod ended {
                 Ok(())
             });
         }
-        let bench = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let bench = Running::start(command);
         until("a store", || {
             let mut folders = fs::read_dir(folder).unwrap().filter_map(Result::ok);
             folders.any(|folder| folder.path().join("store").exists()).then_some(())
@@ -294,30 +361,14 @@ mod ended {
 
     const LONG: [&str; 5] = ["load", "--pairs", "1", "--for", "3600"];
 
-    fn ended(mut bench: Child) -> (ExitStatus, ChildStderr) {
-        let err = bench.stderr.take().unwrap();
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match bench.try_wait().unwrap() {
-                Some(status) => return (status, err),
-                None if Instant::now() > end => {
-                    bench.kill().unwrap();
-                    panic!("it does not end");
-                }
-                None => std::thread::sleep(LOOK_EVERY),
-            }
-        }
-    }
-
     #[test]
     fn a_measurement_that_is_told_to_end_leaves_neither_its_server_nor_its_data() {
         for (number, name) in [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")] {
             let folder = tempfile::tempdir().unwrap();
             let bench = start(&LONG, folder.path(), SIG_DFL);
             assert_eq!(processes_in(folder.path()), 2);
-            signal(&bench, number);
-            let (status, err) = ended(bench);
-            let err = std::io::read_to_string(err).unwrap();
+            bench.signal(number);
+            let (status, err) = bench.ended();
             assert_eq!(status.code(), Some(1), "{err}");
             assert!(err.contains(&format!("stopped by {name}")), "{err}");
             assert_eq!(processes_in(folder.path()), 0, "the server has ended");
@@ -331,9 +382,8 @@ mod ended {
         // Its folder has a store once it measures bimip, which is another measurement with a server of its own.
         let short = ["peers", "--pairs", "1", "--for", "1", "--warm-up", "0", "--rates", "100", "--one-way"];
         let bench = start(&short, folder.path(), SIG_DFL);
-        signal(&bench, SIGTERM);
-        let (status, err) = ended(bench);
-        let err = std::io::read_to_string(err).unwrap();
+        bench.signal(SIGTERM);
+        let (status, err) = bench.ended();
         assert_eq!(status.code(), Some(1), "{err}");
         assert_eq!(processes_in(folder.path()), 0, "{err}");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{err}");
@@ -343,12 +393,12 @@ mod ended {
     fn a_measurement_under_nohup_goes_on_when_the_terminal_goes() {
         let folder = tempfile::tempdir().unwrap();
         let bench = start(&LONG, folder.path(), SIG_IGN);
-        let status = fs::read_to_string(format!("/proc/{}/status", bench.id())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", bench.0.id())).unwrap();
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
         assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & 1, 1, "SIGHUP is ignored");
-        signal(&bench, SIGHUP);
-        signal(&bench, SIGTERM);
-        let err = std::io::read_to_string(ended(bench).1).unwrap();
+        bench.signal(SIGHUP);
+        bench.signal(SIGTERM);
+        let (_, err) = bench.ended();
         assert!(err.contains("stopped by SIGTERM"), "{err}");
     }
 
@@ -357,8 +407,8 @@ mod ended {
         let folder = tempfile::tempdir().unwrap();
         let bench = start(&LONG, folder.path(), SIG_DFL);
         assert_eq!(processes_in(folder.path()), 2);
-        signal(&bench, SIGKILL);
-        ended(bench);
+        bench.signal(SIGKILL);
+        bench.ended();
         until("the server has ended", || (processes_in(folder.path()) == 0).then_some(()));
     }
 
@@ -383,14 +433,13 @@ mod ended {
             (0..1_000).for_each(|_| _ = flood.send_to(&[7; 1_200], address));
         }
         let before = drops(address.port());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bimip"));
-        command.args(["bench", "idle", "--sessions", "1", "--server", &address.to_string(), "--ca"]).arg(&files.ca);
-        command.arg("--token-key").arg(&files.token_key).env_clear();
-        let bench = command.stderr(Stdio::piped()).spawn().unwrap();
+        let address_text = address.to_string();
+        let mut command = measurement(&["idle", "--sessions", "1", "--server", &address_text, "--ca"], folder.path());
+        command.arg(&files.ca).arg("--token-key").arg(&files.token_key);
+        let bench = Running::start(command);
         until("a datagram of the measurement", || (drops(address.port()) > before).then_some(()));
-        signal(&bench, SIGTERM);
-        let (status, err) = ended(bench);
-        let err = std::io::read_to_string(err).unwrap();
+        bench.signal(SIGTERM);
+        let (status, err) = bench.ended();
         assert_eq!(status.code(), Some(1), "{err}");
         assert!(err.contains("stopped by SIGTERM") && err.contains("dropped meanwhile"), "{err}");
     }
