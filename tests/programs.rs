@@ -1,10 +1,12 @@
 //! The program's commands together, as processes: a server, senders and listeners.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::FromRawFd;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -332,6 +334,62 @@ fn both_sides_of_a_connection_are_traced_if_that_is_asked_for() {
     // Both traces of a connection carry the connection id to which the client sent its first packet.
     let first = ours[1]["group_id"].as_str().unwrap();
     assert!(server.ends_with(&format!("-{first}")), "{server} and {first}");
+}
+
+/// A terminal: the side of the one who sits before it, and the programs' side.
+#[allow(unsafe_code)]
+fn terminal() -> [File; 2] {
+    let (mut ours, mut theirs) = (-1, -1);
+    let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let (no_name, no_settings) = (std::ptr::null_mut(), std::ptr::null());
+    // SAFETY: the call writes the two descriptors, and reads the size.
+    let made = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, no_name, no_settings, &raw const size) };
+    assert_eq!(made, 0);
+    [ours, theirs].map(|side| {
+        // SAFETY: it was opened a moment ago, and nobody else has it. Other tests' programs must not keep it open.
+        unsafe {
+            libc::fcntl(side, libc::F_SETFD, libc::FD_CLOEXEC);
+            File::from_raw_fd(side)
+        }
+    })
+}
+
+#[test]
+fn a_chat_on_a_terminal_sends_what_is_typed_shows_what_comes_and_ends_at_ctrl_c() {
+    let place = Place::new();
+    let bob = place.start(&["listen", "--as", "bob@localhost", "--json"]);
+    bob.event("connected");
+    let [mut keyboard, programs] = terminal();
+    let chat = {
+        let mut chat =
+            program(&place.arguments(&["chat", "--as", "alice@localhost", "--to", "bob@localhost"]), &place.folder);
+        chat.env("TERM", "xterm").stdin(programs.try_clone().unwrap()).stdout(programs).stderr(Stdio::null());
+        chat.spawn().unwrap()
+    };
+    let (mut screen, (sender, lines)) = (keyboard.try_clone().unwrap(), channel());
+    // Reading fails once the program has ended.
+    std::thread::spawn(move || {
+        let mut drawn = [0; 4096];
+        while let Ok(bytes @ 1..) = screen.read(&mut drawn) {
+            let _ = sender.send(String::from_utf8_lossy(&drawn[..bytes]).into_owned());
+        }
+    });
+    let chat = Running { child: chat, lines };
+    let shows = |text: &str| {
+        let (began, mut drawn) = (Instant::now(), String::new());
+        while !drawn.contains(text) {
+            assert!(began.elapsed() < WITHIN, "no {text} in {drawn}");
+            drawn += &chat.line();
+        }
+    };
+    shows("bob@localhost");
+    keyboard.write_all(b"Hey-from-Alice\r").unwrap();
+    assert_eq!(bob.event("message")["text"], "Hey-from-Alice");
+    place.send("bob@localhost", "alice@localhost", "Hey-from-Bob");
+    shows("Hey-from-Bob");
+    const CTRL_C: u8 = 3;
+    keyboard.write_all(&[CTRL_C]).unwrap();
+    assert!(chat.end().success());
 }
 
 #[test]
