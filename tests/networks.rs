@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
+/// Silence that is no end of a path: on a busy machine an answer may take its time. For tests in which a session has to last.
+const PATIENT: Duration = Duration::from_secs(15);
 
 fn eid(text: &str) -> Eid {
     Eid::parse(text).unwrap()
@@ -212,8 +214,8 @@ async fn a_nat_that_forgets_in_mid_conversation_costs_neither_session_nor_messag
     const MESSAGES: usize = 60;
     let server = TestServer::start().await;
     let road = Road::to(server.quic_address()).await;
-    let (bob, mut bobs, _) = connect(options(&server, BOB, road.address)).await;
-    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address)).await;
+    let (bob, mut bobs, _) = connect(options(&server, BOB, road.address).silence(PATIENT)).await;
+    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address).silence(PATIENT)).await;
     let (alice_eid, bob_eid) = (eid(ALICE), eid(BOB));
     for number in 0..MESSAGES {
         if number % 20 == 10 {
@@ -233,8 +235,8 @@ async fn a_nat_that_forgets_in_mid_conversation_costs_neither_session_nor_messag
 async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_session_nor_message() {
     let server = TestServer::start().await;
     let road = Road::to(server.quic_address()).await;
-    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
-    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address)).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address()).silence(PATIENT)).await;
+    let (alice, mut alices, session) = connect(options(&server, ALICE, road.address).silence(PATIENT)).await;
     let pinging = tokio::spawn({
         let alice = alice.clone();
         async move { alice.ping().await }

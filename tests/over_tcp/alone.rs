@@ -143,7 +143,8 @@ async fn media_before_the_chat_lane_do_not_keep_it_from_opening() {
 
 #[tokio::test]
 async fn a_frame_before_session_open_holds_it_up_until_the_time_is_out() {
-    let server = TestServer::with(|config| config.session.open_within_ms = 100).await;
+    // Bob signs in within this time on a busy machine, too.
+    let server = TestServer::with(|config| config.session.open_within_ms = 4000).await;
     let mut alice = server.connect().await;
     alice.open(Lane::Chat).await;
     alice.open(Lane::Control).await;

@@ -118,15 +118,14 @@ async fn who_is_not_signed_in_is_not_answered_for_ever() {
 
 #[tokio::test]
 async fn a_connection_without_session_open_is_closed_in_time() {
-    let server = TestServer::with(|config| config.session.open_within_ms = 100).await;
+    // Honest devices sign in within this time on a busy machine, too.
+    let server = TestServer::with(|config| config.session.open_within_ms = 4000).await;
+    let mut bystanders = Bystanders::join(&server).await;
 
     let mut mute = server.connect().await;
-    mute.expect_close(CloseCode::Unauthenticated).await;
 
     let mut silent = server.connect().await;
     silent.open(Lane::Control).await;
-    silent.expect_error(Lane::Control, 401, 0).await;
-    silent.expect_close(CloseCode::Unauthenticated).await;
 
     // Neither half a frame nor frames on other lanes count as SessionOpen.
     let mut halting = server.connect().await;
@@ -137,11 +136,14 @@ async fn a_connection_without_session_open_is_closed_in_time() {
         halting.send(Lane::Chat, Payload::PingpongMessage(PingPong::default())).await;
     }
     halting.write(Lane::Control, &[20, 0x9a]).await;
-    halting.expect_error(Lane::Control, 401, 0).await;
-    halting.expect_close(CloseCode::Unauthenticated).await;
 
+    mute.expect_close(CloseCode::Unauthenticated).await;
+    for mut stranger in [silent, halting] {
+        stranger.expect_error(Lane::Control, 401, 0).await;
+        stranger.expect_close(CloseCode::Unauthenticated).await;
+    }
     // The timeout does not affect signed-in devices.
-    Bystanders::join(&server).await.assert_unharmed().await;
+    bystanders.assert_unharmed().await;
 }
 
 #[tokio::test]
