@@ -113,8 +113,8 @@ pub struct QuicConfig {
     pub send_window: u32,
     /// Connections at once; further ones are refused.
     pub max_connections: usize,
-    /// Handshakes under way at once, over QUIC and over TCP each; further ones are refused. One address may have half of them,
-    /// over either.
+    /// Handshakes under way at once, over QUIC and over TCP each; a further one takes the place of one of the network with the
+    /// most, or is refused.
     pub handshakes_max: usize,
     /// Number of handshakes under way from which on a new client must prove its address first; 0: always.
     pub handshakes_before_retry: usize,

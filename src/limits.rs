@@ -281,9 +281,12 @@ pub const TCP_WRITE_BYTES: usize = 16 * 1024;
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Ports that are tried, if any port will do, until one is free for both UDP and TCP.
 pub const PORT_TRIES: usize = 32;
-/// Handshakes under way at once over each transport, of which an address may have as many as it leaves free; further connection
-/// attempts are refused until one is done.
+/// Handshakes under way at once over each transport. With all places taken, a newcomer has that of the network with the most.
 pub const HANDSHAKES_MAX: usize = 512;
+/// How long a handshake keeps its place also from newcomers whose network has no fewer than its own: four round trips of a
+/// mobile network. With less, a fleet that comes back would finish none; with more, many networks that begin handshakes
+/// and finish none would keep others out with fewer of them.
+pub const HANDSHAKE_SPARED: Duration = Duration::from_secs(1);
 /// File descriptors that connections over TCP leave to the rest: the store's ([`STORE_TABLES_OPEN_MAX`], [`STORE_FILES_OPEN_MAX`]), the
 /// metrics listener's ([`PAGES_CONNECTIONS_MAX`]), and whatever is opened for a moment. Where the system allows few, TCP has a quarter all the same.
 pub const DESCRIPTORS_RESERVED: usize = 1024;

@@ -32,7 +32,7 @@ use crate::wire::CloseCode;
 
 use super::Tickets;
 use super::bursts::ShortBursts;
-use super::crowd::{Admitted, Crowd, Place};
+use super::crowd::{Admitted, Crowd, Handshake};
 use super::quic_lb::Issuer;
 use link::QuicLink;
 use tls::QuicTls;
@@ -199,14 +199,6 @@ pub async fn serve(
         };
         let Some(incoming) = incoming else { return };
         let (shaking, _) = crowd.handshakes(TransportKind::Quic);
-        let admitted = match crowd.admit(TransportKind::Quic, incoming.remote_address()) {
-            Ok(admitted) => admitted,
-            Err(refusal) => {
-                refusal.count(&services.metrics);
-                incoming.refuse();
-                continue;
-            }
-        };
         if shaking >= config.handshakes_before_retry && incoming.may_retry() && !incoming.remote_address_validated() {
             // An address that does not answer costs only this packet and no state.
             services.metrics.handshakes_retried.increment(1);
@@ -215,6 +207,15 @@ pub async fn serve(
             }
             continue;
         }
+        // Only now: nobody gives way to an address that does not answer.
+        let admitted = match crowd.admit(TransportKind::Quic, incoming.remote_address(), Instant::now()) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                refusal.count(&services.metrics);
+                incoming.refuse();
+                continue;
+            }
+        };
         let accept_with = accept_with(&incoming);
         let shared = (services.clone(), store.clone());
         let within = crowd.handshake_within();
@@ -268,7 +269,7 @@ enum Begun {
 async fn begin(
     incoming: Incoming,
     accept_with: Option<Arc<ServerConfig>>,
-    (shaking, within): (Place, Duration),
+    (shaking, within): (Handshake, Duration),
     services: Arc<Services>,
     stop: CancellationToken,
 ) -> Option<Begun> {
@@ -289,13 +290,23 @@ async fn begin(
     let (shaken, metrics) = (connection.clone(), services.metrics.clone());
     let (completed, complete) = oneshot::channel();
     let mut handshake = Box::pin(async move {
-        if tokio::time::timeout(within, proof).await.is_err() {
-            tracing::debug!(%remote, "handshake took too long");
-            metrics.handshakes_failed[TransportKind::Quic].increment(1);
-            return shaken
-                .close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), b"handshake took too long");
-        }
+        let given_up = tokio::select! {
+            biased;
+            _ = proof => None,
+            () = shaking.evicted() => {
+                metrics.handshakes_evicted.increment(1);
+                Some("others need the handshake's place")
+            }
+            () = sleep(within) => {
+                metrics.handshakes_failed[TransportKind::Quic].increment(1);
+                Some("handshake took too long")
+            }
+        };
         drop(shaking);
+        if let Some(reason) = given_up {
+            tracing::debug!(%remote, reason, "handshake given up");
+            return shaken.close(VarInt::from_u32(CloseCode::Internal.code().unsigned_abs()), reason.as_bytes());
+        }
         match shaken.close_reason() {
             // The server ends what it answered early, or a client what it had established.
             Some(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => {}

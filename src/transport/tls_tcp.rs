@@ -69,13 +69,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let Admitted { connection, handshake: shaking, socket } = match crowd.admit(TransportKind::Tcp, remote) {
-            Ok(admitted) => admitted,
-            Err(refusal) => {
-                refusal.count(&services.metrics);
-                continue;
-            }
-        };
+        let Admitted { connection, handshake: shaking, socket } =
+            match crowd.admit(TransportKind::Tcp, remote, Instant::now()) {
+                Ok(admitted) => admitted,
+                Err(refusal) => {
+                    refusal.count(&services.metrics);
+                    continue;
+                }
+            };
         if let Err(error) = prepare(&stream, &config) {
             tracing::debug!(%remote, %error, "a TCP connection was gone before its handshake");
             continue;
@@ -88,6 +89,10 @@ pub async fn serve(
             let shaken = tokio::select! {
                 shaken = handshake(&acceptor, stream) => shaken,
                 () = sleep(within) => Some(Err(io::ErrorKind::TimedOut.into())),
+                () = shaking.evicted() => {
+                    services.metrics.handshakes_evicted.increment(1);
+                    None
+                }
                 // A client whose handshake is almost complete is still told why the server closes; a shutdown does not wait for
                 // others.
                 () = async { stop.cancelled().await; sleep(CLOSE_LINGER).await } => None,

@@ -30,12 +30,13 @@ impl Process {
         Process::run(program, data_dir).await
     }
 
-    /// Starts it as a process that may open so many files.
+    /// Starts it as a process that may open so many files. One address may have all connections.
     pub async fn with_open_files(data_dir: &Path, open_files: usize) -> Process {
         let program = program(data_dir);
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!("ulimit -n {open_files} && exec \"$0\" \"$@\""));
         shell.arg(program.as_std().get_program()).args(program.as_std().get_args());
+        shell.env("BIMIP_LIMITS__CONNECTIONS_PER_ADDRESS", "0");
         Process::run(shell, data_dir).await
     }
 

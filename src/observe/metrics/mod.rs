@@ -70,7 +70,9 @@ metrics! {
     handshake: Family<Histogram, TransportKind>, Histogram, "bimip_handshake_seconds",
         "First packet to established connection.";
     handshakes_refused: Family<Counter, RefusedFor>, Counter, "bimip_handshakes_refused_total",
-        "Connection attempts refused for load, or because their address had its part of the handshakes.";
+        "Connection attempts refused for load, or because their address had its part.";
+    handshakes_evicted: Family<Counter, ()>, Counter, "bimip_handshakes_evicted_total",
+        "Handshakes whose place was given to a newcomer.";
     handshakes_retried: Family<Counter, ()>, Counter, "bimip_handshakes_retried_total",
         "Newcomers told to prove their address.";
     handshakes_failed: Family<Counter, TransportKind>, Counter, "bimip_handshakes_failed_total",

@@ -366,7 +366,7 @@ fn close_reason(error: &ConnectionError, draining: bool) -> CloseReason {
         ConnectionError::ApplicationClosed(_) | ConnectionError::ConnectionClosed(_) => CloseReason::ClosedByPeer,
         ConnectionError::TimedOut => CloseReason::TimedOut,
         ConnectionError::LocallyClosed if draining => CloseReason::Draining,
-        // Its handshake was not completed in time: nothing else closes a connection on this side while its session runs.
+        // Its handshake was given up: nothing else closes a connection on this side while its session runs.
         ConnectionError::LocallyClosed => CloseReason::TimedOut,
         _ => CloseReason::Reset,
     }

@@ -61,11 +61,16 @@ pub(super) fn dashboard() -> Value {
         .query(rate_by("limit", "bimip_rate_limited_total", ""), "{{limit}}"),
         Panel::stack("Errors by code and payload", "ops", "The ten most frequent: bugs of clients show here first.")
             .query(format!("topk(10, {})", rate_by("code, payload", "bimip_errors_total", "")), "{{code}} {{payload}}"),
-        Panel::lines("Handshakes", "ops", "Refused, newcomers told to prove their address, and those that failed.")
-            .query(rate_by("transport", "bimip_handshakes_failed_total", ""), "failed, {{transport}}")
-            .query(rate_by("reason", "bimip_handshakes_refused_total", ""), "refused, {{reason}}")
-            .query(total("bimip_handshakes_retried_total", ""), "retried")
-            .runbook("handshakes-fail"),
+        Panel::lines(
+            "Handshakes",
+            "ops",
+            "Refused, ended for a newcomer's sake, told to prove their address, and those that failed.",
+        )
+        .query(rate_by("transport", "bimip_handshakes_failed_total", ""), "failed, {{transport}}")
+        .query(rate_by("reason", "bimip_handshakes_refused_total", ""), "refused, {{reason}}")
+        .query(total("bimip_handshakes_evicted_total", ""), "evicted")
+        .query(total("bimip_handshakes_retried_total", ""), "retried")
+        .runbook("handshakes-fail"),
         Panel::lines("Connections and handshakes", "short", "Under way now.")
             .query(
                 format!(
