@@ -118,6 +118,8 @@ pub struct QuicConfig {
     pub handshakes_max: usize,
     /// Number of handshakes under way from which on a new client must prove its address first; 0: always.
     pub handshakes_before_retry: usize,
+    /// Handshakes a second with clients that have not proved their address; further ones must prove it first.
+    pub handshakes_unproven_per_second: u32,
     /// Milliseconds of round-trip time assumed before the first measurement.
     pub initial_rtt_ms: u64,
     /// Congestion control towards devices.
@@ -456,6 +458,7 @@ impl Default for QuicConfig {
             max_connections: limits::CONNECTIONS_MAX,
             handshakes_max: limits::HANDSHAKES_MAX,
             handshakes_before_retry: limits::HANDSHAKES_BEFORE_RETRY,
+            handshakes_unproven_per_second: limits::HANDSHAKES_UNPROVEN_PER_SECOND,
             initial_rtt_ms: millis(limits::INITIAL_RTT),
             congestion: Congestion::default(),
             qlog_dir: None,

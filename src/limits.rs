@@ -292,6 +292,10 @@ pub const HANDSHAKE_SPARED: Duration = Duration::from_secs(1);
 pub const DESCRIPTORS_RESERVED: usize = 1024;
 /// Number of handshakes under way from which on a new client must prove its address first (stateless retry).
 pub const HANDSHAKES_BEFORE_RETRY: usize = 128;
+/// Handshakes a second with clients that have not proved their address; further ones must prove it first. They take a
+/// quarter of a core. Without this bound, forged packets that begin a handshake and end it at once would cost the server all of
+/// its time; with it, the devices of a fleet that comes back at once pay one more round trip.
+pub const HANDSHAKES_UNPROVEN_PER_SECOND: u32 = 500;
 /// TLS sessions that devices may resume over each transport, for each connection that the server may have at once
 /// (`quic.max_connections`): as many as a handshake gives out. Some 350 bytes each.
 pub const TICKETS_PER_CONNECTION: usize = 2;

@@ -62,6 +62,22 @@ async fn another_protocol_is_not_taken() {
 }
 
 #[tokio::test]
+async fn who_comes_behind_many_newcomers_proves_its_address_although_few_handshakes_are_under_way() {
+    let server = TestServer::with(|config| {
+        config.quic.handshakes_unproven_per_second = 1;
+        config.quic.handshakes_before_retry = config.quic.handshakes_max;
+    })
+    .await;
+    let told = async {
+        while server.metric("bimip_handshakes_retried_total").await == 0.0 {
+            tokio::join!(server.connect(), server.connect(), server.connect());
+        }
+    };
+    within_bound("a newcomer that proves its address", told).await;
+    server.sign_in(ALICE, "phone").await.ping().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_goes_on_to_new_keys_goes_on() {
     let server = TestServer::start().await;
     let mut phone = server.sign_in(ALICE, "phone").await;

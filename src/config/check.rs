@@ -92,6 +92,7 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     if quic.handshakes_before_retry > quic.handshakes_max {
         return wrong("quic.handshakes_before_retry", "must be at most quic.handshakes_max".to_owned());
     }
+    within("quic.handshakes_unproven_per_second", quic.handshakes_unproven_per_second, 1..=u32::MAX)?;
     within("quic.initial_rtt_ms", quic.initial_rtt_ms, INITIAL_RTT_MS)?;
     balanced(&quic.lb)?;
 
@@ -262,6 +263,10 @@ mod tests {
             "quic.connection_receive_window must be at least 524288: quic.stream_receive_window for each lane"
         );
         assert!(refused(|c| c.quic.handshakes_before_retry = 1000).starts_with("quic.handshakes_before_retry"));
+        assert!(
+            refused(|c| c.quic.handshakes_unproven_per_second = 0)
+                .starts_with("quic.handshakes_unproven_per_second is 0, must be 1 to")
+        );
         assert!(refused(|c| c.session.max_frame_bytes = 16 * 1024).starts_with("session.max_frame_bytes is 16384"));
         assert_eq!(
             refused(|c| c.presence.location_kept_ms = 600_001),

@@ -6,11 +6,13 @@ mod tls;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
+use governor::{Quota, RateLimiter};
 use quinn::congestion::{BbrConfig, NewRenoConfig};
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
@@ -192,6 +194,8 @@ pub async fn serve(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
+    let unproven = Quota::per_second(NonZeroU32::new(config.handshakes_unproven_per_second).unwrap_or(NonZeroU32::MIN));
+    let unproven = RateLimiter::direct(unproven);
     loop {
         let incoming = tokio::select! {
             () = stop.cancelled() => return,
@@ -199,7 +203,8 @@ pub async fn serve(
         };
         let Some(incoming) = incoming else { return };
         let (shaking, _) = crowd.handshakes(TransportKind::Quic);
-        if shaking >= config.handshakes_before_retry && incoming.may_retry() && !incoming.remote_address_validated() {
+        let is_proven = incoming.remote_address_validated() || !incoming.may_retry();
+        if !is_proven && (shaking >= config.handshakes_before_retry || unproven.check().is_err()) {
             // An address that does not answer costs only this packet and no state.
             services.metrics.handshakes_retried.increment(1);
             if let Err(error) = incoming.retry() {
