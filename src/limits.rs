@@ -303,9 +303,16 @@ pub const TICKETS_PER_CONNECTION: usize = 2;
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Least time between two packets that tell a device that the server does not know its connection, as after a crash: 10,000 of
-/// these a second cost a tenth of a core. They are smaller than what they answer, and only ids that this server made are answered,
-/// so they amplify nothing. quinn's own 20 ms would leave most of a fleet waiting for its idle timeout.
+/// these a second cost a tenth of a core. They are smaller than what they answer, so they amplify nothing. Nobody can collect the
+/// tokens of ids that others will get: an id is answered only if it bears the server's mark ([`CID_MARK_BYTES`]). quinn's own 20 ms
+/// would leave most of a fleet waiting for its idle timeout.
 pub const RESET_INTERVAL: Duration = Duration::from_micros(100);
+/// Bytes of the encrypted mark by which a server of no pool recognises its connection ids: one of 2^32 ids that somebody makes up
+/// bears it by chance.
+pub const CID_MARK_BYTES: usize = 4;
+/// Bytes that distinguish these ids from each other, counted up from a random start. Who wants the reset tokens of all 2^48 would
+/// find one an hour with a million packets a second. With more bytes each packet from a device would be longer.
+pub const CID_NONCE_BYTES: usize = 6;
 
 /// Traces of QUIC connections in their folder (`quic.qlog_dir`): the newest few hundred show what is going on.
 pub const QLOG_FILES_MAX: usize = 512;

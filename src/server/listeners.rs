@@ -37,8 +37,12 @@ async fn for_devices(config: &Config, quic: &quinn::ServerConfig) -> Result<ForD
     let reset_key = auth::reset_key(&config.data_dir)?;
     let lb = &config.quic.lb;
     let lb_key = lb.key_file.as_deref().map(auth::lb_key).transpose()?;
-    let ids = Issuer::from_config(lb, lb_key.as_ref(), fill_random);
-    let ids = ids.map_err(|error| QuicError::Settings(error.to_string()))?.map(Arc::new);
+    let ids = match Issuer::from_config(lb, lb_key.as_ref(), fill_random) {
+        Ok(None) => Issuer::unbalanced(&reset_key, fill_random),
+        Ok(Some(ids)) => Ok(ids),
+        Err(error) => Err(error),
+    };
+    let ids = Arc::new(ids.map_err(|error| QuicError::Settings(error.to_string()))?);
     let mut tries = PORT_TRIES;
     loop {
         tries -= 1;

@@ -18,7 +18,6 @@ use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Incoming, RecvStream, SendStream,
     ServerConfig, TransportConfig, VarInt,
 };
-use quinn_proto::HashedConnectionIdGenerator;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -100,8 +99,7 @@ fn crypto(mut tls: rustls::ServerConfig, tickets: Arc<Tickets>) -> Result<Arc<Qu
 /// Opens the server's endpoint.
 ///
 /// `reset_key` must be the same after a restart: with it, a restarted server tells a client at once that it no longer knows the
-/// connection (RFC 9000, 10.3); else the client would only see silence. `ids` makes connection ids by which a load balancer
-/// finds the server.
+/// connection (RFC 9000, 10.3); else the client would only see silence. `ids` makes the connection ids.
 ///
 /// # Errors
 /// [`QuicError::Bind`] if the address cannot be bound, or outside of a tokio runtime.
@@ -109,7 +107,7 @@ pub fn bind(
     address: SocketAddr,
     server: ServerConfig,
     reset_key: &[u8; 32],
-    ids: Option<Arc<Issuer>>,
+    ids: Arc<Issuer>,
 ) -> Result<Endpoint, QuicError> {
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
     let endpoint = endpoint(reset_key, ids);
@@ -135,26 +133,13 @@ pub(crate) fn roomy_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 /// The version number of RFC 9000, section 15.
 const QUIC_V1: u32 = 1;
 
-/// Makes connection ids that this server recognises after a restart, too: only those are answered with a reset.
-fn endpoint(reset_key: hmac::Key, ids: Option<Arc<Issuer>>) -> EndpointConfig {
-    let unbalanced = unbalanced_ids(&reset_key);
+fn endpoint(reset_key: hmac::Key, ids: Arc<Issuer>) -> EndpointConfig {
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     // quinn would accept drafts, too.
     endpoint.supported_versions(vec![QUIC_V1]);
     endpoint.min_reset_interval(RESET_INTERVAL);
-    match ids {
-        Some(ids) => endpoint.cid_generator(move || Box::new(ids.generator())),
-        None => endpoint.cid_generator(move || Box::new(unbalanced())),
-    };
+    endpoint.cid_generator(move || Box::new(ids.generator()));
     endpoint
-}
-
-/// Makes generators of ids without a server id.
-fn unbalanced_ids(reset_key: &hmac::Key) -> impl Fn() -> HashedConnectionIdGenerator + Send + Sync + 'static {
-    // The input is longer than a connection id, so that the tag is not the reset token of one.
-    let tag = hmac::sign(reset_key, b"bimip: key of connection ids without a server id");
-    let key = tag.as_ref().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
-    move || HashedConnectionIdGenerator::from_key(key)
 }
 
 pub(super) fn transport(config: &QuicConfig) -> Result<TransportConfig, QuicError> {

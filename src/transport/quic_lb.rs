@@ -12,10 +12,12 @@ use std::sync::Arc;
 
 use aws_lc_rs::cipher::{AES_128, DecryptingKey, DecryptionContext, EncryptingKey, UnboundCipherKey};
 use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::hmac;
 use quinn::{ConnectionId, ConnectionIdGenerator};
 use quinn_proto::InvalidCid;
 
 use crate::config::{LbConfig, ServerId};
+use crate::limits::{CID_MARK_BYTES, CID_NONCE_BYTES};
 
 /// Longest connection id (RFC 9000, 17.2).
 const CID_BYTES_MAX: usize = 20;
@@ -245,6 +247,27 @@ impl Issuer {
         let Some(server_id) = config.server_id else { return Ok(None) };
         let layout = Arc::new(Layout::new(config.config_id, server_id.len(), config.nonce_bytes, key)?);
         Ok(Some(Issuer { layout, server_id, random }))
+    }
+
+    /// For a server of no pool. Its ids carry a mark instead of a server id, and are encrypted with a key derived from `reset_key`:
+    /// only who has that can make another id that the server takes for its own, and answers with a reset. `random` as above.
+    ///
+    /// # Errors
+    /// [`LayoutError::Cipher`].
+    pub fn unbalanced(reset_key: &[u8; 32], random: fn(&mut [u8])) -> Result<Issuer, LayoutError> {
+        // The input is longer than a connection id, so that the tag is not the reset token of one.
+        let text = b"bimip: key of connection ids without a server id";
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, reset_key), text);
+        let mut key = [0; BLOCK_BYTES];
+        key.copy_from_slice(&tag.as_ref()[..BLOCK_BYTES]);
+        let layout = Layout {
+            config_id: UNROUTABLE,
+            server_id_bytes: CID_MARK_BYTES,
+            nonce_bytes: CID_NONCE_BYTES,
+            cipher: Some(Cipher::new(&key).map_err(|Unspecified| LayoutError::Cipher)?),
+        };
+        let mark = ServerId::new(&[0; CID_MARK_BYTES]).expect("within the bounds of a server id");
+        Ok(Issuer { layout: Arc::new(layout), server_id: mark, random })
     }
 
     /// The generator of one endpoint. Each starts at a random nonce of its own, so that no two make the same ids.

@@ -8,6 +8,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, Endpoint};
 use rustls_pki_types::PrivateKeyDer;
 
+use super::quic_lb::Issuer;
 use super::{Crowd, CrowdLimits, quic};
 use crate::config::QuicConfig;
 use crate::observe::{Metrics, TransportKind};
@@ -15,6 +16,14 @@ use crate::wire::ALPN;
 
 /// Far longer than any event here takes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) const RESET_KEY: [u8; 32] = [7; 32];
+
+/// Makes ids as a server does that is behind no balancer.
+pub(super) fn unbalanced_ids() -> Arc<Issuer> {
+    let random = |bytes: &mut [u8]| aws_lc_rs::rand::fill(bytes).unwrap();
+    Arc::new(Issuer::unbalanced(&RESET_KEY, random).unwrap())
+}
 
 /// A server's settings, and those of a client that trusts it, under the name `localhost`.
 pub(super) fn tls() -> (rustls::ServerConfig, rustls::ClientConfig) {
@@ -82,7 +91,7 @@ impl Pair {
         let (server, client) = tls();
         let tickets = quic::tickets(config.max_connections, &Arc::new(Metrics::new()));
         let server = quic::server_config(config, server, tickets).unwrap();
-        let server = quic::bind((Ipv4Addr::LOCALHOST, 0).into(), server, &[7; 32], None).unwrap();
+        let server = quic::bind((Ipv4Addr::LOCALHOST, 0).into(), server, &RESET_KEY, unbalanced_ids()).unwrap();
         let crypto = QuicClientConfig::try_from(client).unwrap();
         let mut client = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         client.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));

@@ -12,13 +12,12 @@ use super::*;
 use crate::congestion::Floored;
 use crate::limits::{CONNECTION_RECEIVE_WINDOW, SEND_WINDOW, STREAM_RECEIVE_WINDOW};
 use crate::session::testing::House;
-use crate::transport::testing::{PATIENCE, Pair, hasty_crowd, until_nobody_is_there};
+use crate::transport::testing::{PATIENCE, Pair, RESET_KEY, hasty_crowd, unbalanced_ids, until_nobody_is_there};
 
 #[test]
 fn a_fleet_that_lost_its_server_learns_of_it_within_the_first_packets() {
-    let key = || hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
-    let config = endpoint(key(), None);
-    let mut before = unbalanced_ids(&key())();
+    let config = endpoint(hmac::Key::new(hmac::HMAC_SHA256, &RESET_KEY), unbalanced_ids());
+    let mut before = unbalanced_ids().generator();
     let mut restarted = quinn_proto::Endpoint::new(Arc::new(config), None, true, None);
     let (mut now, mut answers) = (Instant::now(), 0);
     for device in 1..=1000u16 {

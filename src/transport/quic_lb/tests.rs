@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::random::Random;
 
 /// The key of the draft's appendix B.2.
 const KEY: &str = "8f95f09245765f80256934e50c66207f";
@@ -179,6 +180,27 @@ fn a_server_knows_its_own_ids_after_a_restart_and_no_others() {
             assert!(!knows(&own, Some("00000000000000000000000000000000")), "another key's");
         }
     }
+}
+
+#[test]
+fn ids_of_a_server_of_no_pool_are_known_after_a_restart_and_none_that_others_make_up() {
+    const MANY: usize = 50_000;
+    // Drawn, so that a run in which one of 2^32 is guessed does not come at random.
+    let (mut drawn, start) = (Random::new(1), |bytes: &mut [u8]| bytes.fill(7));
+    let ids = |key: u8| Issuer::unbalanced(&[key; 32], start).unwrap().generator();
+    let (mut own, restarted, other) = (ids(1), ids(1), ids(2));
+    let mut seen = HashSet::new();
+    for _ in 0..MANY {
+        let cid = own.generate_cid();
+        assert_eq!(cid.len(), own.cid_len());
+        assert!(own.validate(&cid).is_ok() && restarted.validate(&cid).is_ok() && other.validate(&cid).is_err());
+        seen.insert(cid);
+        // One that somebody makes up, knowing this one.
+        let mut made_up = cid.to_vec();
+        drawn.fill(&mut made_up[1..]);
+        assert!(own.validate(&ConnectionId::new(&made_up)).is_err());
+    }
+    assert_eq!(seen.len(), MANY);
 }
 
 #[test]
