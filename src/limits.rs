@@ -146,6 +146,9 @@ pub const RECENT_BYTES_MAX: usize = 128 * 1024;
 pub const OFFLINE_GRACE: Duration = Duration::from_secs(15);
 /// A device is told about a contact's changes at most once in this time, and only of the newest state.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(500);
+/// Notifications a second of one owner's changes, to all who watch. Where more than a thousand do, changes wait longer than
+/// [`PRESENCE_INTERVAL`]: 2.5 s if everybody on the longest list watches. So many take a sixteenth of a core.
+pub const PRESENCE_TOLD_PER_SECOND: u32 = 2_000;
 /// How long a location is held.
 pub const LOCATION_KEPT: Duration = Duration::from_secs(10 * 60);
 /// Users whose notifications to one user alone wait for one presence lane: of each the newest one.

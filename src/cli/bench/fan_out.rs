@@ -11,7 +11,7 @@ use super::connection::Target;
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
-use crate::limits::PRESENCE_INTERVAL;
+use crate::limits::{PRESENCE_INTERVAL, PRESENCE_TOLD_PER_SECOND};
 use crate::wire::proto::{AwarenessNotification, SubscriberAddRequest};
 use crate::wire::{AwarenessStatus, Eid, Lane, Payload, encode_frame, envelope};
 
@@ -19,9 +19,8 @@ use crate::wire::{AwarenessStatus, Eid, Lane, Payload, encode_frame, envelope};
 const CONCURRENT: usize = 64;
 /// Timeout for one change to reach all subscribers.
 const WITHIN: Duration = Duration::from_secs(30);
-/// Pause between the last telling and the next change. A server holds a subscriber's next notification back until this
-/// interval is over since it told the one before: that is a setting and not a cost, so it is not measured.
-const REST: Duration = PRESENCE_INTERVAL.saturating_add(Duration::from_millis(100));
+/// Time to spare after the server's interval and before the next change.
+const SPARE: Duration = Duration::from_millis(100);
 
 /// Presence changes of one user, sent to many subscribers
 #[derive(clap::Args)]
@@ -85,7 +84,7 @@ impl Args {
         }
         drop(joining);
         // The snapshot: each subscriber sees the owner online.
-        let mut quiet = Quiet::new();
+        let mut quiet = Quiet::new(self.subscribers);
         for _ in 0..self.subscribers {
             let (_, at) = tokio::time::timeout(WITHIN, tellings.recv()).await?.context("a snapshot")?;
             quiet.told(at);
@@ -134,11 +133,14 @@ impl Args {
 /// When the server may tell everybody of a change at once.
 struct Quiet {
     last_told: Instant,
+    /// For so long after a change a server holds the next one back: that is a setting and not a cost, so it is not measured.
+    interval: Duration,
 }
 
 impl Quiet {
-    fn new() -> Quiet {
-        Quiet { last_told: Instant::now() }
+    fn new(subscribers: usize) -> Quiet {
+        let of_all = Duration::from_secs_f64(subscribers as f64 / f64::from(PRESENCE_TOLD_PER_SECOND));
+        Quiet { last_told: Instant::now(), interval: PRESENCE_INTERVAL.max(of_all) }
     }
 
     /// Somebody was told, maybe after others who were told later: each says so over its own task.
@@ -147,7 +149,7 @@ impl Quiet {
     }
 
     fn until(&self) -> Instant {
-        self.last_told + REST
+        self.last_told + self.interval + SPARE
     }
 }
 
@@ -157,9 +159,11 @@ mod tests {
 
     #[test]
     fn a_change_waits_until_the_interval_of_the_subscriber_who_was_told_last_is_over() {
-        let mut quiet = Quiet::new();
-        let told = [4, 9, 2].map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        told.iter().for_each(|at| quiet.told(*at));
-        assert!(told.iter().all(|at| quiet.until() > *at + PRESENCE_INTERVAL));
+        for (subscribers, interval) in [(10, PRESENCE_INTERVAL), (5_000, Duration::from_millis(2_500))] {
+            let mut quiet = Quiet::new(subscribers);
+            let told = [4, 9, 2].map(|seconds| Instant::now() + Duration::from_secs(seconds));
+            told.iter().for_each(|at| quiet.told(*at));
+            assert!(told.iter().all(|at| quiet.until() > *at + interval));
+        }
     }
 }

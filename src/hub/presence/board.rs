@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Now};
 use crate::hub::Signal;
-use crate::limits::{FAN_OUT_CHUNK, PRESENCE_KEPT_MAX};
+use crate::limits::{FAN_OUT_CHUNK, PRESENCE_KEPT_MAX, PRESENCE_TOLD_PER_SECOND};
 use crate::store::Access;
 use crate::wire::{AwarenessStatus, DeviceId, Eid};
 
@@ -75,9 +75,16 @@ impl Board {
         self.latest = Some(shown);
     }
 
+    /// Time between two fan-outs, at least `least`: the longer, the more watch.
+    fn interval(&self, least: Duration) -> Duration {
+        let watchers = u32::try_from(self.watchers.len()).unwrap_or(u32::MAX);
+        least.max(Duration::from_secs(1) * watchers / PRESENCE_TOLD_PER_SECOND)
+    }
+
     /// When there is something to fan out or to expire.
-    fn due(&self, interval: Duration, now: Now) -> Option<Instant> {
-        let fan_out = self.changed.then(|| self.fanned_out.map_or(now.at, |last| (last + interval).max(now.at)));
+    fn due(&self, least: Duration, now: Now) -> Option<Instant> {
+        let next = |last| now.at.max(last + self.interval(least));
+        let fan_out = self.changed.then(|| self.fanned_out.map_or(now.at, next));
         fan_out.into_iter().chain(self.user.due()).min()
     }
 }
@@ -237,7 +244,7 @@ impl Presence {
     }
 
     /// Does what is due: ends graces, and returns the watches of each user whose state has changed, a user at most once
-    /// in an interval. The caller marks them in chunks, so that a user with many watches does not delay all others.
+    /// in its interval. The caller marks them in chunks, so that a user with many watches does not delay all others.
     pub fn run_due(&self) -> impl Iterator<Item = (Eid, Vec<Arc<Watch>>)> + '_ {
         std::iter::from_fn(move || {
             loop {
@@ -252,7 +259,8 @@ impl Presence {
                     if !board.changed {
                         return Vec::new();
                     }
-                    if board.fanned_out.is_some_and(|last| last + self.timing.interval > now.at) {
+                    let interval = board.interval(self.timing.interval);
+                    if board.fanned_out.is_some_and(|last| last + interval > now.at) {
                         return Vec::new(); // Scheduled again in `change`.
                     }
                     (board.changed, board.fanned_out) = (false, Some(now.at));
@@ -391,6 +399,44 @@ mod tests {
 
     fn phone() -> DeviceId {
         DeviceId::parse("phone").unwrap()
+    }
+
+    #[test]
+    fn a_flapping_owner_whom_many_watch_costs_so_many_notifications_a_second_and_the_newest_is_told() {
+        const WATCHERS: usize = 3_000;
+        const SECONDS: usize = 10;
+        let (start, ms) = (Now::system(), Arc::new(AtomicU64::new(0)));
+        let at = move |ms: u64| Now { at: start.at + Duration::from_millis(ms), ..start };
+        let clock = ms.clone();
+        let clock: Clock = Box::new(move || at(clock.load(Ordering::Relaxed)));
+        let (presence, owner) = (Arc::new(Presence::new(Timing::default(), clock)), user(0));
+        presence.connected(&owner, &phone(), 1);
+        let watch = |number| {
+            let lane = presence.watch(&user(number), &phone(), Arc::default());
+            lane.install(vec![(owner.clone(), Access { share_location: true })]);
+            lane
+        };
+        let lanes: Vec<_> = (1..=WATCHERS).map(watch).collect();
+        let mut told = vec![Vec::new(); WATCHERS];
+        // It changes ten times a second, and then no more.
+        for tenth in 0..10 * (SECONDS + 5) {
+            ms.store(100 * tenth as u64, Ordering::Relaxed);
+            let status = if tenth % 2 == 0 { AwarenessStatus::Away } else { AwarenessStatus::Online };
+            if tenth < 10 * SECONDS {
+                presence.update(&owner, &phone(), &Update { status, silent: false, location: None });
+            }
+            for (owner, watches) in presence.run_due() {
+                watches.iter().for_each(|watch| watch.mark(&owner));
+            }
+            for (lane, told) in lanes.iter().zip(&mut told) {
+                told.extend(std::iter::from_fn(|| lane.next(at(100 * tenth as u64))).map(|told| told.shown.status));
+            }
+        }
+        // All are told when the lanes open, and once more in the end.
+        let most = 2 * WATCHERS + SECONDS * PRESENCE_TOLD_PER_SECOND as usize;
+        let sum = told.iter().map(Vec::len).sum::<usize>();
+        assert!(sum <= most, "{sum} notifications");
+        assert!(told.iter().all(|told| told.last() == Some(&AwarenessStatus::Online)));
     }
 
     #[test]
