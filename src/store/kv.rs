@@ -69,6 +69,7 @@ pub(crate) struct Span {
     pub(crate) to: Key,
 }
 
+#[cfg(test)]
 impl Span {
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         self.from.as_slice() <= key && key < self.to.as_slice()

@@ -7,7 +7,7 @@ use super::record::{self, ChatRecord, ContactRecord, LogRecord, OwnerRecord, Rev
 use super::types::{Access, ContactsPage, HistoryMessage, HistoryQuery, LogEntry, Relation, Revocation};
 use super::{StoreError, key};
 use crate::limits;
-use crate::wire::{ChatId, Eid, Sequence, Version};
+use crate::wire::{ChatId, Eid, Sequence};
 
 /// At most `limit` entries after `after`. Stops early once the entries hold `bytes_max` bytes of messages.
 pub(crate) fn log(
@@ -17,6 +17,7 @@ pub(crate) fn log(
     limit: usize,
     bytes_max: usize,
 ) -> Result<Vec<Arc<LogEntry>>, StoreError> {
+    let after = after.max(record::log_floor(view, user)?);
     let (mut entries, mut span, mut read) = (Vec::new(), key::entries(user, after), 0);
     let mut bytes = 0;
     while entries.len() < limit {
@@ -60,7 +61,8 @@ pub(crate) fn history(view: &dyn View, query: &HistoryQuery) -> Result<Vec<Histo
         (Some(_), None) => Order::Ascending,
         _ => Order::Descending,
     };
-    let (mut after, mut before) = (query.after.unwrap_or(Version::ZERO), query.before);
+    let (floor, mut before) = (record::chat_floor(view, chat)?, query.before);
+    let mut after = query.after.map_or(floor, |after| after.max(floor));
     let (mut page, mut bytes) = (Vec::new(), 0);
     let is_full = |page: &Vec<_>, bytes: usize| page.len() >= query.limit || page.len() >= 2 && bytes > query.bytes_max;
     while !is_full(&page, bytes) {

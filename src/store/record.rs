@@ -21,11 +21,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::StoreError;
 use super::kv::{Key, Space, View};
 use super::types::{
     AckTarget, Acknowledged, Contact, Content, EntryBody, LogEntry, Message, NewMessage, Revocation, RevocationTarget,
 };
+use super::{StoreError, key};
 use crate::wire::{AckStatus, ChatId, DeviceId, Eid, LocalId, MediaType, MessageId, Sequence, Version};
 
 /// The number of the rows' format, in each store and in each archive; a version refuses what has a greater one. Raise it with a
@@ -442,6 +442,21 @@ impl LogRecord {
         };
         Ok(entry(sequence, origin, self.at, body))
     }
+}
+
+/// The newest entry of a user's log that trimming has removed, zero if none. The rows up to there are not to be looked for:
+/// the engine walks over each deleted one.
+pub(crate) fn log_floor(view: &dyn View, user: &Eid) -> Result<Sequence, StoreError> {
+    floor(view, &key::log_floor(user)).map(Sequence::from)
+}
+
+/// The newest version of a chat that trimming has removed, zero if none; see [`log_floor`].
+pub(crate) fn chat_floor(view: &dyn View, chat: ChatId) -> Result<Version, StoreError> {
+    floor(view, &key::chat_floor(chat)).map(Version::from)
+}
+
+fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
+    Ok(read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
 }
 
 /// A new entry that is neither committed nor encoded yet.

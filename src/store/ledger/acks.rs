@@ -69,15 +69,16 @@ impl Books {
         if last == Version::ZERO {
             return Err(StoreError::NoSuchMessage);
         }
-        let forward = self.go_forward(txn, ack, chat, from_high, last)?;
+        let floor = record::chat_floor(txn, chat)?;
+        let forward = self.go_forward(txn, ack, chat, from_high, floor, last)?;
         let newest = match forward.newest {
             Some(row) => Some(row),
-            None => newest_for_reader(txn, chat, from_high, forward.covered)?,
+            None => newest_for_reader(txn, chat, from_high, floor, forward.covered)?,
         };
         // The state that all of the messages have: the newest may be further than the others.
         let (status, at) = match &newest {
             Some((_, row)) if !forward.changed => {
-                let read = all_read(txn, &ack.reader, chat, from_high, forward.covered)?;
+                let read = all_read(txn, &ack.reader, chat, from_high, floor, forward.covered)?;
                 let status = if read { AckStatus::Read } else { ack.status };
                 (status, row.reached(status))
             }
@@ -90,13 +91,15 @@ impl Books {
         Ok((acknowledged, Sequence::from(sequence)))
     }
 
-    /// Moves the rows up to `last`, all of them released, forward. Starts where an earlier bulk acknowledgment ended.
+    /// Moves the rows up to `last`, all of them released, forward. Starts where an earlier bulk acknowledgment or the
+    /// trimming ended.
     fn go_forward(
         &mut self,
         txn: &mut Txn,
         ack: &Acknowledgment,
         chat: ChatId,
         from_high: bool,
+        floor: Version,
         last: Version,
     ) -> Result<Forward, StoreError> {
         let mark_key = key::mark(chat, &ack.reader);
@@ -105,7 +108,7 @@ impl Books {
         let mut forward = Forward { covered: done.min(last), changed: false, newest: None };
         let mut looked_at = 0;
         while forward.covered < last && looked_at < limits::ACKNOWLEDGED_ROWS_MAX {
-            let span = key::versions(chat, forward.covered, Some(last.next()));
+            let span = key::versions(chat, forward.covered.max(floor), Some(last.next()));
             let page = limits::STORE_PAGE_ROWS.min(limits::ACKNOWLEDGED_ROWS_MAX - looked_at);
             let rows = txn.range(Space::Chats, &span, Order::Ascending, page)?;
             looked_at += rows.len();
@@ -149,9 +152,16 @@ struct Forward {
 
 /// Whether every message for the reader up to `last` is known to be read. Reads at most
 /// [`limits::ACKNOWLEDGED_LOOK_MAX`] rows to find out.
-fn all_read(txn: &Txn, reader: &Eid, chat: ChatId, from_high: bool, last: Version) -> Result<bool, StoreError> {
+fn all_read(
+    txn: &Txn,
+    reader: &Eid,
+    chat: ChatId,
+    from_high: bool,
+    floor: Version,
+    last: Version,
+) -> Result<bool, StoreError> {
     let mark = record::read::<MarkRecord>(txn, &key::mark(chat, reader))?.unwrap_or_default();
-    let span = key::versions(chat, Version::from(mark.read), Some(last.next()));
+    let span = key::versions(chat, Version::from(mark.read).max(floor), Some(last.next()));
     let rows = txn.range(Space::Chats, &span, Order::Ascending, limits::ACKNOWLEDGED_LOOK_MAX)?;
     for (key, value) in &rows {
         let row = record::decode::<ChatRecord>(key, value)?;
@@ -167,9 +177,10 @@ fn newest_for_reader(
     txn: &Txn,
     chat: ChatId,
     from_high: bool,
+    floor: Version,
     last: Version,
 ) -> Result<Option<(Slice, ChatRecord)>, StoreError> {
-    let span = key::versions(chat, Version::ZERO, Some(last.next()));
+    let span = key::versions(chat, floor, Some(last.next()));
     // It is usually among the first rows.
     for page in [8, limits::ACKNOWLEDGED_LOOK_MAX] {
         for (key, value) in txn.range(Space::Chats, &span, Order::Descending, page)? {

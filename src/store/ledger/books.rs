@@ -12,7 +12,7 @@ use super::txn::Txn;
 use crate::limits;
 use crate::store::figures::Tally;
 use crate::store::kv::{Order, Space, View};
-use crate::store::record::{self, ChatRecord, FloorRecord, corrupt};
+use crate::store::record::{self, ChatRecord, corrupt};
 use crate::store::reserve::Reserve;
 use crate::store::types::{EntryBody, LogBounds, LogEntry, Message};
 use crate::store::{StoreError, key};
@@ -119,15 +119,15 @@ impl Books {
         if let Some(bounds) = known {
             return Ok(*bounds);
         }
-        let newest = match txn.newest_entry(user) {
+        let trimmed = record::log_floor(txn, user)?;
+        let head = match txn.newest_entry(user) {
             Some(appended) => appended,
-            None => match txn.range(Space::Logs, &key::all_of(user), Order::Descending, 1)?.first() {
+            None => match txn.range(Space::Logs, &key::entries(user, trimmed), Order::Descending, 1)?.first() {
                 Some((key, _)) => key::sequence_of(key).map_err(|why| corrupt(Space::Logs, key, why))?,
-                None => Sequence::ZERO,
+                None => trimmed,
             },
         };
-        let trimmed = Sequence::from(floor(txn, &key::log_floor(user))?);
-        let bounds = LogBounds { trimmed, head: newest.max(trimmed) };
+        let bounds = LogBounds { trimmed, head };
         self.logs.put(user.clone(), bounds);
         Ok(bounds)
     }
@@ -219,7 +219,7 @@ impl Books {
         if let Some(end) = known {
             return Ok(Some(end.clone()));
         }
-        let span = key::versions(chat, Version::ZERO, None);
+        let span = key::versions(chat, record::chat_floor(view, chat)?, None);
         let newest = view.range(Space::Chats, &span, Order::Descending, 1)?;
         let Some((key, value)) = newest.first() else { return Ok(None) };
         let wrong = |why| corrupt(Space::Chats, key, why);
@@ -227,7 +227,7 @@ impl Books {
         let message = record::message_named(view, id)?;
         let (one, other) = (message.sender.clone(), message.recipient.clone());
         let end = ChatEnd {
-            version: chat_version(view, chat)?,
+            version: key::version_of(key).map_err(wrong)?,
             parties: if one <= other { (one, other) } else { (other, one) },
         };
         self.chats.put(chat, end.clone());
@@ -237,17 +237,11 @@ impl Books {
 
 /// The newest version of a chat: that of its newest row, or its floor if trimming has deleted that row.
 pub(crate) fn chat_version(view: &dyn View, chat: ChatId) -> Result<Version, StoreError> {
-    let span = key::versions(chat, Version::ZERO, None);
-    let newest = view.range(Space::Chats, &span, Order::Descending, 1)?;
-    let newest = match newest.first() {
-        Some((key, _)) => key::version_of(key).map_err(|why| corrupt(Space::Chats, key, why))?,
-        None => Version::ZERO,
-    };
-    Ok(newest.max(Version::from(floor(view, &key::chat_floor(chat))?)))
-}
-
-fn floor(view: &dyn View, key: &[u8]) -> Result<u64, StoreError> {
-    Ok(record::read::<FloorRecord>(view, key)?.map_or(0, |floor| floor.last))
+    let floor = record::chat_floor(view, chat)?;
+    match view.range(Space::Chats, &key::versions(chat, floor, None), Order::Descending, 1)?.first() {
+        Some((key, _)) => key::version_of(key).map_err(|why| corrupt(Space::Chats, key, why)),
+        None => Ok(floor),
+    }
 }
 
 /// The newest messages, at most [`limits::STORE_NEWEST_BYTES`] of them. Nearly every release and acknowledgment is
@@ -379,10 +373,15 @@ impl Unreleased {
         }
     }
 
-    /// Up to `limit` messages; those of one chat in version order.
-    pub(super) fn in_order(&self, limit: usize) -> Vec<MessageId> {
+    /// Marks all messages of a chat as ready: the next release in it releases them, too.
+    pub(super) fn make_all_ready(&mut self, chat: ChatId) {
+        self.chats.get_mut(&chat).into_iter().flat_map(BTreeMap::values_mut).for_each(|message| message.ready = true);
+    }
+
+    /// All messages, chat by chat; those of one chat in version order.
+    pub(super) fn in_order(&self) -> Vec<(ChatId, MessageId)> {
         let mut chats: Vec<_> = self.chats.iter().collect();
         chats.sort_unstable_by_key(|(chat, _)| **chat);
-        chats.into_iter().flat_map(|(_, waiting)| waiting.values().map(|message| message.id)).take(limit).collect()
+        chats.into_iter().flat_map(|(chat, waiting)| waiting.values().map(|message| (*chat, message.id))).collect()
     }
 }

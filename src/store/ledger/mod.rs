@@ -158,7 +158,9 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Takes over an engine's rows, and releases the messages that were accepted but not released, in version order
-    /// within each chat. `committed` is called with the result of each commit.
+    /// within each chat. `committed` is called with the result of each commit. A message that cannot be released, as one
+    /// whose recipient's log has a corrupt row, waits with those behind it for the next release in its chat or the next
+    /// start: one user's row must not keep the server from all others.
     pub(crate) fn open(kv: Arc<dyn Kv>, now: Instant, committed: impl FnMut(Committed)) -> Result<Ledger, StoreError> {
         Ledger::open_caching(kv, now, limits::STORE_ENDS_CACHED, committed)
     }
@@ -172,17 +174,25 @@ impl Ledger {
     ) -> Result<Ledger, StoreError> {
         let mut ledger = Ledger { kv, books: Books::new(ends), txn: None, outcomes: Vec::new(), failed: None };
         ledger.load_unreleased()?;
-        loop {
-            let waiting = ledger.books.unreleased.in_order(limits::COMMIT_OPERATIONS_MAX);
-            if waiting.is_empty() {
-                return Ok(ledger);
+        let mut waiting = ledger.books.unreleased.in_order().into_iter().peekable();
+        let mut held = None;
+        while waiting.peek().is_some() {
+            while let Some((chat, id)) = waiting.next_if(|_| !ledger.is_full()) {
+                if held != Some(chat)
+                    && let Err(error) = ledger.apply(Op::Release(id))
+                {
+                    tracing::error!(%chat, message = %id, %error, "a message was not released, nor those behind it");
+                    ledger.books.unreleased.make_all_ready(chat);
+                    held = Some(chat);
+                }
             }
-            let step = ledger.run(waiting.into_iter().map(Op::Release).collect(), now);
-            if let Some(error) = step.outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-                return Err(error.clone());
+            let step = ledger.commit(|| now);
+            if let Some(error) = ledger.failed {
+                return Err(error);
             }
             committed(step);
         }
+        Ok(ledger)
     }
 
     fn load_unreleased(&mut self) -> Result<(), StoreError> {
@@ -202,6 +212,7 @@ impl Ledger {
     }
 
     /// Applies operations and commits them together.
+    #[cfg(test)]
     pub(crate) fn run(&mut self, ops: Vec<Op>, now: Instant) -> Committed {
         for op in ops {
             self.apply(op);
@@ -269,7 +280,7 @@ impl Ledger {
     /// Whether the commit has reached its bound of operations or rows.
     pub(crate) fn is_full(&self) -> bool {
         self.outcomes.len() >= limits::COMMIT_OPERATIONS_MAX
-            || self.txn.as_ref().is_some_and(|txn| txn.rows() >= limits::COMMIT_ROWS_MAX)
+            || self.txn.as_ref().is_some_and(|txn| txn.rows().max(txn.rows_read()) >= limits::COMMIT_ROWS_MAX)
     }
 
     /// The ledger's counters.

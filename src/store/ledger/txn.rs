@@ -1,14 +1,15 @@
 //! A commit under construction: its operations see each other's writes, nobody else does.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::limits::LOG_ROW_ENTRIES_MAX;
-use crate::store::StoreError;
-use crate::store::kv::{Batch, Order, Row, Slice, Space, Span, View};
+use crate::store::kv::{Batch, Key, Order, Row, Slice, Space, Span, View};
 use crate::store::record::{LogRecord, Record};
 use crate::store::types::{Change, LogEntry};
+use crate::store::{StoreError, key};
 use crate::wire::{Eid, Sequence};
 
 /// `None`: deleted.
@@ -16,12 +17,12 @@ type Value = Option<Slice>;
 
 pub(crate) struct Txn {
     base: Box<dyn View>,
-    /// Writes of the completed operations.
+    /// The writes so far, also those of the running operation.
     writes: [BTreeMap<Slice, Value>; Space::COUNT],
-    /// Writes of the running operation, in order. A list suffices: an operation makes few writes, or does not read them
-    /// itself.
-    running: Vec<(Space, Slice, Value)>,
+    /// What each write of the running operation has replaced in `writes`, in order; `None`: there was no write.
+    replaced: Vec<(Space, Slice, Option<Value>)>,
     rows: usize,
+    rows_read: Cell<usize>,
     appended: Vec<(Eid, Arc<LogEntry>)>,
     changes: Vec<Change>,
     before: Before,
@@ -49,8 +50,9 @@ impl Txn {
         Txn {
             base,
             writes: Default::default(),
-            running: Vec::new(),
+            replaced: Vec::new(),
             rows: 0,
+            rows_read: Cell::new(0),
             appended: Vec::new(),
             changes: Vec::new(),
             before: Before::default(),
@@ -61,6 +63,11 @@ impl Txn {
     /// Number of writes so far; several to one row count each.
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Number of rows that ranges have read so far; the reads of an operation that failed count as well.
+    pub(crate) fn rows_read(&self) -> usize {
+        self.rows_read.get()
     }
 
     pub(crate) fn put<R: Record>(&mut self, key: &[u8], record: &R) {
@@ -89,27 +96,29 @@ impl Txn {
     }
 
     fn write(&mut self, space: Space, key: &[u8], value: Value) {
-        self.running.push((space, Slice::new(key), value));
+        let key = Slice::new(key);
+        let before = self.writes[space.index()].insert(key.clone(), value);
+        self.replaced.push((space, key, before));
         self.rows += 1;
     }
 
     /// Begins the next operation: the writes of the former ones are kept.
     pub(crate) fn begin_operation(&mut self) {
-        self.keep();
+        self.replaced.clear();
         self.before = Before { rows: self.rows, appended: self.appended.len(), changes: self.changes.len() };
-    }
-
-    fn keep(&mut self) {
-        for (space, key, value) in self.running.drain(..) {
-            self.writes[space.index()].insert(key, value);
-        }
     }
 
     /// Takes back what the running operation wrote; `false` if it wrote nothing.
     pub(crate) fn roll_back(&mut self) -> bool {
         let Before { rows, appended, changes } = self.before;
         let wrote = self.rows > rows;
-        self.running.clear();
+        for (space, key, before) in self.replaced.drain(..).rev() {
+            let writes = &mut self.writes[space.index()];
+            match before {
+                Some(value) => writes.insert(key, value),
+                None => writes.remove(&key),
+            };
+        }
         self.rows = rows;
         self.appended.truncate(appended);
         self.changes.truncate(changes);
@@ -118,7 +127,6 @@ impl Txn {
 
     /// Ends the transaction and drops its view.
     pub(crate) fn finish(mut self) -> Written {
-        self.keep();
         // An upper bound: several writes to one row become one, and entries of one log share rows.
         let mut batch = Vec::with_capacity(self.rows);
         for (space, writes) in Space::ALL.into_iter().zip(self.writes) {
@@ -151,39 +159,58 @@ fn encoded<R: Record>(buffer: &mut Vec<u8>, record: &R) -> Slice {
 
 impl View for Txn {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        let running = self.running.iter().rev().find(|(its, name, _)| *its == space && **name == *key);
-        match running.map(|(_, _, value)| value).or_else(|| self.writes[space.index()].get(key)) {
+        match self.writes[space.index()].get(key) {
             Some(value) => Ok(value.clone()),
             None => self.base.get(space, key),
         }
     }
 
+    /// Merges the writes with the rows of the base, and looks at no more of either than it takes to meet the limit: a
+    /// commit may hold very many writes, and each of its operations may read among them.
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
         if span.from >= span.to {
             return Ok(Vec::new());
         }
         let bounds = (Bound::Included(span.from.as_slice()), Bound::Excluded(span.to.as_slice()));
         let writes = self.writes[space.index()].range::<[u8], _>(bounds);
-        let running = self.running.iter().filter(|(its, key, _)| *its == space && span.contains(key));
-        // Each write hides at most one row of the base, so that many more rows are enough to meet the limit.
-        let mut hidden: HashMap<&Slice, &Value> = writes.chain(running.map(|(_, key, value)| (key, value))).collect();
-        let base = self.base.range(space, span, order, limit.saturating_add(hidden.len()))?;
-        let mut rows = Vec::with_capacity(base.len());
-        for row in base {
-            if !hidden.contains_key(&row.0) {
-                rows.push(row);
+        let writes: Box<dyn Iterator<Item = _>> = match order {
+            Order::Ascending => Box::new(writes),
+            Order::Descending => Box::new(writes.rev()),
+        };
+        let (mut writes, mut base) = (writes.peekable(), Vec::new().into_iter().peekable());
+        let (mut rows, mut rest, mut read, mut is_read) = (Vec::new(), span.clone(), 0, false);
+        while rows.len() < limit {
+            if base.peek().is_none() && !is_read {
+                // As many more as were read so far: they may all be deleted here.
+                let wanted = (limit - rows.len()).max(read);
+                let page = self.base.range(space, &rest, order, wanted)?;
+                (read, is_read) = (read + page.len(), page.len() < wanted);
+                if let Some((last, _)) = page.last() {
+                    rest = match order {
+                        Order::Ascending => key::following(rest, last),
+                        Order::Descending => Span { from: rest.from, to: Key::from_slice(last) },
+                    };
+                }
+                base = page.into_iter().peekable();
+            }
+            let write = writes.next_if(|(key, _)| match (base.peek(), order) {
+                (None, _) => true,
+                (Some((next, _)), Order::Ascending) => *key <= next,
+                (Some((next, _)), Order::Descending) => *key >= next,
+            });
+            match write {
+                Some((key, value)) => {
+                    // It hides the base's row.
+                    base.next_if(|(next, _)| next == key);
+                    rows.extend(value.clone().map(|value| (key.clone(), value)));
+                }
+                None => match base.next() {
+                    Some(row) => rows.push(row),
+                    None => break,
+                },
             }
         }
-        let new = hidden.drain().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
-        let before = rows.len();
-        rows.extend(new);
-        if rows.len() > before {
-            match order {
-                Order::Ascending => rows.sort_unstable_by(|one, other| one.0.cmp(&other.0)),
-                Order::Descending => rows.sort_unstable_by(|one, other| other.0.cmp(&one.0)),
-            }
-        }
-        rows.truncate(limit);
+        self.rows_read.set(self.rows_read.get() + read.max(rows.len()));
         Ok(rows)
     }
 }

@@ -122,6 +122,22 @@ fn a_bulk_acknowledgment_says_how_far_it_came() {
 }
 
 #[test]
+fn one_repeated_in_the_same_commit_reads_few_rows_of_what_the_first_changed() {
+    let mut house = House::new();
+    let count = ACKNOWLEDGED_ROWS_MAX as u64;
+    for first in (1..=count).step_by(1000) {
+        house.run((first..first + 1000).map(|number| accept(text("alice", "bob", number), true)).collect());
+    }
+    let read = || Op::Acknowledge(ack("bob", up_to(count), AckStatus::Read, 1));
+    house.ledger.apply(read());
+    house.watched.ranges();
+    let Ok(Reply::Acknowledged(again)) = house.ledger.apply(read()) else { panic!("no answer") };
+    assert_eq!((&again.target, again.status, again.changed), (&up_to(count), AckStatus::Read, false));
+    let rows: usize = house.watched.ranges().iter().map(|(_, _, rows)| rows).sum();
+    assert!(rows <= 4 * ACKNOWLEDGED_LOOK_MAX, "{rows}");
+}
+
+#[test]
 fn one_that_changes_nothing_looks_at_few_rows_however_often_it_comes() {
     let mut house = House::new();
     house.sent("alice", "bob", 1);

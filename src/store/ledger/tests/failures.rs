@@ -1,5 +1,7 @@
 //! Tests with corrupt rows, a failing engine, and full bounds.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::wire::MessageId;
 
@@ -107,6 +109,38 @@ fn a_release_that_fails_half_way_leaves_nothing_and_can_be_repeated() {
 }
 
 #[test]
+fn what_cannot_be_released_at_the_start_holds_its_chat_and_nobody_else() {
+    let mut house = House::new();
+    for (number, sender, recipient) in [(1, "alice", "bob"), (2, "alice", "bob"), (3, "carol", "dave")] {
+        house.accept(text(sender, recipient, number), false).unwrap();
+    }
+    let set_floor = |house: &House, value: Option<Slice>| {
+        house.memory.commit(vec![(Space::Floors, Slice::new(&key::log_floor(&eid("bob"))), value)]).unwrap();
+    };
+    set_floor(&house, Some(vec![0xff].into()));
+    house.memory.fail_after(0, Fault::Before);
+    let failed = Ledger::open(Arc::new(house.memory.clone()), Instant::now(), drop);
+    assert!(matches!(failed, Err(StoreError::Engine(_))), "an engine that takes nothing is another matter");
+
+    let (mut house, recovered) = house.restart();
+    let told: HashSet<_> = recovered.appended.iter().map(|(user, _)| user.clone()).collect();
+    assert_eq!(told, HashSet::from([eid("carol"), eid("dave")]));
+    assert_eq!((house.kinds("carol"), house.kinds("dave")), (vec!["accepted", "copy"], vec!["received"]));
+    assert_eq!(house.rows(Space::Pending), 2);
+    // The next release in the chat tries again, and brings all of them, in order.
+    let next = house.accept(text("alice", "bob", 4), false).unwrap().message;
+    house.one(Op::Release(next.id)).unwrap_err();
+    assert_eq!(house.rows(Space::Pending), 3);
+    set_floor(&house, None);
+    house.one(Op::Release(next.id)).unwrap();
+    let versions = house.log("bob").into_iter().map(|entry| match &entry.body {
+        EntryBody::Received(message) => message.version.get(),
+        other => panic!("{other:?}"),
+    });
+    assert!(versions.eq(1..=3));
+}
+
+#[test]
 fn when_a_commit_fails_so_do_all_of_its_operations_and_all_later_ones() {
     for (fault, kept) in [(Fault::Before, 1), (Fault::After, 3)] {
         let mut house = House::new();
@@ -196,6 +230,24 @@ fn a_commit_with_very_many_rows_takes_no_further_operation() {
     assert!(house.ledger.is_full());
     let committed = house.ledger.commit(Instant::now);
     assert!(committed.outcomes.iter().all(Result::is_ok) && !house.ledger.is_full());
+}
+
+#[test]
+fn a_commit_that_has_read_very_many_rows_takes_no_further_operation() {
+    let mut house = House::new();
+    house.sent("alice", "bob", 1);
+    house.ack(ack("bob", up_to(1), AckStatus::Read, 1)).unwrap();
+    let last = ACKNOWLEDGED_LOOK_MAX as u64 + 1;
+    house.run((2..=last).map(|number| accept(text("bob", "alice", number), true)).collect());
+    house.ack(ack("bob", up_to(last), AckStatus::Read, 2)).unwrap();
+    // Each looks for a message to bob among as many of his own.
+    let applied = (1..limits::COMMIT_OPERATIONS_MAX).find(|_| {
+        house.ledger.apply(Op::Acknowledge(ack("bob", up_to(last), AckStatus::Read, 3))).as_ref().unwrap();
+        house.ledger.is_full()
+    });
+    let enough = limits::COMMIT_ROWS_MAX / ACKNOWLEDGED_LOOK_MAX;
+    assert!(applied.is_some_and(|applied| (enough / 2..=enough).contains(&applied)), "{applied:?}");
+    assert!(!house.ledger.commit(Instant::now).written && !house.ledger.is_full());
 }
 
 #[test]

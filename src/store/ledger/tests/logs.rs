@@ -1,14 +1,12 @@
 //! Tests of log rows: entries that one commit appends to a log share rows.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use super::*;
 use crate::limits::LOG_ROW_ENTRIES_MAX;
-use crate::store::kv::{Order, Row, View};
 use crate::store::record::LogRecord;
 use crate::store::retention::Pass;
-use crate::store::types::Retention;
+use crate::store::types::{LogBounds, Retention};
 
 const MANY: u64 = 2 * LOG_ROW_ENTRIES_MAX as u64 + 3;
 
@@ -67,30 +65,13 @@ fn a_page_goes_over_many_rows_of_one_entry() {
     assert_eq!(read_after(&house, 10, 1000), (11..=150).collect::<Vec<_>>());
 }
 
-/// A view that records how many rows each range read of a log returned.
-struct Counted(Box<dyn View>, RefCell<Vec<usize>>);
-
-impl View for Counted {
-    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
-        self.0.get(space, key)
-    }
-
-    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
-        let rows = self.0.range(space, span, order, limit)?;
-        if space == Space::Logs {
-            self.1.borrow_mut().push(rows.len());
-        }
-        Ok(rows)
-    }
-}
-
 #[test]
 fn a_page_reads_the_rows_that_it_needs_and_not_one_by_one() {
     const PAGE: usize = 8 * LOG_ROW_ENTRIES_MAX;
     let ranges = |house: &House| {
-        let view = Counted(house.memory.view(), RefCell::default());
-        assert_eq!(read::log(&view, &eid("bob"), Sequence::ZERO, PAGE, usize::MAX).unwrap().len(), PAGE);
-        view.1.into_inner()
+        let (view, _) = (house.watched.view(), house.watched.ranges());
+        assert_eq!(read::log(&*view, &eid("bob"), Sequence::ZERO, PAGE, usize::MAX).unwrap().len(), PAGE);
+        house.watched.ranges().into_iter().map(|(_, _, rows)| rows).collect::<Vec<_>>()
     };
     let (mut full, mut single) = (House::new(), House::new());
     full.run(texts(1..=3 * PAGE as u64));
@@ -159,6 +140,59 @@ fn a_row_goes_once_all_of_it_may() {
     trim(&mut house, Retention { older_than_ms: 9, entries_max_per_user: u64::MAX });
     assert_eq!(read_after(&house, 0, 99), Vec::<u64>::new());
     assert_eq!(house.rows(Space::Logs), 0);
+}
+
+#[test]
+fn nothing_is_looked_for_among_what_was_trimmed() {
+    let mut house = House::new();
+    for number in 1..=3 {
+        house.sent("carol", "dave", number);
+    }
+    for number in 4..=23 {
+        house.sent("alice", "bob", number);
+    }
+    let keys = |house: &House| {
+        let all = |space| house.memory.view().range(space, &key::all(), Order::Ascending, usize::MAX).unwrap();
+        [Space::Logs, Space::Chats].map(|space| all(space).into_iter().map(|(key, _)| key).collect::<Vec<_>>())
+    };
+    let before = keys(&house);
+    // Both messages and entries: all of carol's, and the first ten of alice's.
+    trim(&mut house, Retention { older_than_ms: 14, entries_max_per_user: u64::MAX });
+    let kept = keys(&house);
+    // The caches are empty.
+    let (mut house, _) = house.restart();
+
+    assert_eq!(house.open("bob", "phone").unwrap().log, LogBounds { trimmed: 10.into(), head: 20.into() });
+    assert_eq!(house.open("dave", "phone").unwrap().log, LogBounds { trimmed: 3.into(), head: 3.into() });
+    // Repeated as often as a client likes, and never read.
+    for version in [5, 5, 10, 15, 15, 10] {
+        let done = house.ack(ack("bob", up_to(version), AckStatus::Delivered, 30)).unwrap();
+        assert_eq!((done.target, done.status), (up_to(version), AckStatus::Delivered));
+    }
+    let emptied = ChatId::between(&eid("carol"), &eid("dave"));
+    let target = AckTarget::UpTo(emptied, Version::from(3));
+    let refused = house.ack(ack("dave", target, AckStatus::Read, 30)).unwrap_err();
+    assert_eq!(refused, StoreError::NoSuchMessage);
+    assert_eq!(house.sent("carol", "dave", 31).version, Version::from(4));
+    let view = house.watched.view();
+    assert_eq!(chat_version(&*view, ChatId::between(&eid("alice"), &eid("bob"))).unwrap(), Version::from(20));
+    let log = read::log(&*view, &eid("bob"), Sequence::ZERO, 99, usize::MAX).unwrap();
+    assert_eq!(sequences(&log)[..10], (11..=20).collect::<Vec<_>>());
+    for (after, before, versions) in [(None, Some(13), 11..13), (Some(1), None, 11..21), (Some(1), Some(9), 11..11)] {
+        let (after, before) = (after.map(Version::from), before.map(Version::from));
+        let (reader, peer) = (eid("bob"), eid("alice"));
+        let query = HistoryQuery { reader, peer, before, after, limit: 50, bytes_max: usize::MAX };
+        let page = read::history(&*view, &query).unwrap();
+        assert!(page.iter().map(|message| message.message.version.get()).eq(versions));
+    }
+
+    let gone = |space: usize| before[space].iter().filter(|key| !kept[space].contains(key)).collect::<Vec<_>>();
+    let gone = [(Space::Logs, gone(0)), (Space::Chats, gone(1))];
+    assert_eq!(gone.iter().map(|(_, keys)| keys.len()).collect::<Vec<_>>(), [2 * 13, 13]);
+    for (space, span, _) in house.watched.ranges() {
+        let over = gone.iter().filter(|(its, _)| *its == space).flat_map(|(_, keys)| keys);
+        assert_eq!(over.filter(|key| span.contains(key)).count(), 0, "{space:?} {span:?}");
+    }
 }
 
 #[test]

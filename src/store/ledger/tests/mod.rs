@@ -1,11 +1,14 @@
 //! Tests of the ledger's guarantees, one commit at a time.
 
+use std::sync::Mutex;
+
 use super::*;
 use crate::limits::{
     ACKNOWLEDGED_LOOK_MAX, ACKNOWLEDGED_ROWS_MAX, DEVICES_PER_USER_MAX, REVOKED_DEVICES_PER_USER_MAX,
     SUBSCRIBERS_PER_USER_MAX,
 };
-use crate::store::kv::{Slice, Span};
+use crate::store::Size;
+use crate::store::kv::{Batch, Row, Slice, Span, View};
 use crate::store::memory::{Fault, Memory};
 use crate::store::record::{ChatRecord, FloorRecord, LocalRecord, MarkRecord, MessageRecord};
 use crate::store::testing::{LATER, ack, contact, device, eid, kinds, sign_out, text, told};
@@ -22,7 +25,54 @@ mod logs;
 
 struct House {
     memory: Memory,
+    watched: Watched,
     ledger: Ledger,
+}
+
+/// An engine that records the ranges read from its views: their spans, and how many rows they gave.
+#[derive(Clone, Default)]
+struct Watched {
+    memory: Memory,
+    ranges: Arc<Mutex<Vec<(Space, Span, usize)>>>,
+}
+
+impl Watched {
+    /// What was read since the last call.
+    fn ranges(&self) -> Vec<(Space, Span, usize)> {
+        std::mem::take(&mut *self.ranges.lock().unwrap())
+    }
+}
+
+impl Kv for Watched {
+    fn view(&self) -> Box<dyn View> {
+        Box::new(WatchedView(self.memory.view(), self.clone()))
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.memory.commit(batch)
+    }
+
+    fn size(&self) -> Result<Size, StoreError> {
+        self.memory.size()
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        self.memory.disk()
+    }
+}
+
+struct WatchedView(Box<dyn View>, Watched);
+
+impl View for WatchedView {
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+        self.0.get(space, key)
+    }
+
+    fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let rows = self.0.range(space, span, order, limit)?;
+        self.1.ranges.lock().unwrap().push((space, span.clone(), rows.len()));
+        Ok(rows)
+    }
 }
 
 impl House {
@@ -32,10 +82,11 @@ impl House {
 
     fn over(memory: Memory) -> (House, Committed) {
         let mut recovered = Committed::default();
-        let ledger = Ledger::open(Arc::new(memory.clone()), Instant::now(), |committed| {
+        let watched = Watched { memory: memory.clone(), ..Watched::default() };
+        let ledger = Ledger::open(Arc::new(watched.clone()), Instant::now(), |committed| {
             recovered.appended.extend(committed.appended);
         });
-        (House { memory, ledger: ledger.unwrap() }, recovered)
+        (House { memory, watched, ledger: ledger.unwrap() }, recovered)
     }
 
     /// Restarts the ledger after a power loss.
