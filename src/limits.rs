@@ -70,6 +70,9 @@ pub const PING_RELAY_WITHIN: Duration = Duration::from_secs(5);
 pub const LIST_TEXT_BYTES_MAX: usize = 256;
 /// Longest lifetime of a token. After it, every token of a revoked device or user has expired, and so has the revocation.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long a revocation is kept after every token that it refuses has expired: a clock that is ahead for so long does not bring
+/// one of them back when it is set right.
+pub const REVOCATIONS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Frames taken from one connection before the session writes its answers.
 pub const FRAMES_PER_TURN: usize = 64;
 /// Turns of one session before its thread serves others: up to four times [`FRAMES_PER_TURN`] frames.

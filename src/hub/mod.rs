@@ -43,7 +43,6 @@ pub struct Hub {
     /// Changed only while `visitors` is locked, so that no session can join unnoticed in between.
     draining: AtomicBool,
     connected: AtomicUsize,
-    clock: Clock,
     presence: Arc<Presence>,
     revocations: Revocations,
     /// Devices whose log has advanced with the commit that is being announced; at most the devices of its entries'
@@ -82,13 +81,13 @@ impl User {
 }
 
 impl Hub {
-    /// An empty hub on the system's clocks.
+    /// An empty hub on the system's clock.
     pub fn new(presence: Timing) -> Hub {
-        Hub::with_clock(presence, || Box::new(Now::system))
+        Hub::with_clock(presence, Box::new(Now::system))
     }
 
-    /// An empty hub; `clock` makes the clocks that it uses.
-    pub fn with_clock(presence: Timing, clock: impl Fn() -> Clock) -> Hub {
+    /// An empty hub; `clock` is that of its presence.
+    pub fn with_clock(presence: Timing, clock: Clock) -> Hub {
         Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
@@ -96,8 +95,7 @@ impl Hub {
             visitors: Mutex::default(),
             draining: AtomicBool::new(false),
             connected: AtomicUsize::new(0),
-            clock: clock(),
-            presence: Arc::new(Presence::new(presence, clock())),
+            presence: Arc::new(Presence::new(presence, clock)),
             revocations: Revocations::new(),
             advanced: Mutex::default(),
             looks: Counted::default(),
@@ -154,14 +152,13 @@ impl Hub {
 
     /// Loads revocations that were recorded before the server started.
     pub fn recall(&self, revocations: &[Revocation]) {
-        let now = (self.clock)();
-        revocations.iter().for_each(|revocation| self.revocations.insert(revocation, now));
+        revocations.iter().for_each(|revocation| self.revocations.insert(revocation));
     }
 
     /// Whether a token has been revoked. Call this after joining: then a concurrent revocation either is found here, or
     /// finds the session among those that it closes.
     pub fn refuses(&self, claims: &Claims, device: &DeviceId) -> bool {
-        self.revocations.refuse(claims, device, (self.clock)())
+        self.revocations.refuse(claims, device)
     }
 
     /// Asks one connected device of a user, or all of them, to answer a ping; `false` if none is connected.
@@ -232,9 +229,8 @@ impl Hub {
     /// A device was signed out or revoked: it counts for presence no longer, unless it has signed in with a token that is
     /// good, and its DO_NOT_BROADCAST ends.
     pub fn forgotten(&self, user: &Eid, device: &DeviceId) {
-        let now = (self.clock)();
         let stays = self.shard(user).get(user).is_some_and(|user| {
-            let good = |member: &Member| !self.revocations.refuse(&member.claims, &member.device, now);
+            let good = |member: &Member| !self.revocations.refuse(&member.claims, &member.device);
             user.members.iter().any(|member| member.device == *device && good(member))
         });
         self.presence.forgotten(user, device, stays);
@@ -244,11 +240,10 @@ impl Hub {
     fn close_revoked(&self, target: &RevocationTarget) {
         let (RevocationTarget::Token(user, _) | RevocationTarget::Device(user, _) | RevocationTarget::User(user)) =
             target;
-        let now = (self.clock)();
         let signals: Vec<_> = {
             let shard = self.shard(user);
             let members = shard.get(user).map_or(&[][..], |user| &user.members);
-            let refused = members.iter().filter(|m| self.revocations.refuse(&m.claims, &m.device, now));
+            let refused = members.iter().filter(|m| self.revocations.refuse(&m.claims, &m.device));
             refused.map(|member| member.signal.clone()).collect()
         };
         signals.iter().for_each(|signal| signal.notify(Notice::Close(CloseCode::Revoked)));
@@ -292,13 +287,13 @@ impl LogObserver for Hub {
             Change::Access { owner, subscriber, access } => self.presence.access_changed(owner, subscriber, *access),
             Change::Blocked(one, other) => self.presence.blocked(one, other),
             Change::Revoked(revocation) => {
-                self.revocations.insert(revocation, (self.clock)());
+                self.revocations.insert(revocation);
                 self.close_revoked(&revocation.target);
                 if let RevocationTarget::Device(user, device) = &revocation.target {
                     self.forgotten(user, device);
                 }
             }
-            Change::Covered(target) => self.revocations.remove(target),
+            Change::Lapsed(target) => self.revocations.remove(target),
         }
     }
 }
@@ -462,8 +457,10 @@ mod tests {
         assert!(hub.refuses(&claims(&alice), &phone) && !hub.refuses(&claims(&alice), &desk));
         let later = Claims { issued_at: Some(101), ..claims(&alice) };
         assert!(!hub.refuses(&later, &phone));
-        hub.changed(&Change::Covered(RevocationTarget::Device(alice.clone(), phone.clone())));
+        hub.changed(&Change::Lapsed(RevocationTarget::Device(alice.clone(), phone.clone())));
         assert!(!hub.refuses(&claims(&alice), &phone), "it is for the one that covers it to refuse");
+        hub.recall(&[Revocation { target: RevocationTarget::User(alice.clone()), issued_until: 100, expires_at: 1 }]);
+        assert!(hub.refuses(&claims(&alice), &phone), "a clock that is ahead makes nothing valid again");
         revoke(RevocationTarget::Token(alice.clone(), [0; 32]), 0);
         assert_eq!(on_desk.take_notice(), Some(Notice::Close(CloseCode::Revoked)));
         assert!(hub.refuses(&later, &phone));

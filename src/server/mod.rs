@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, AuthError, Credentials, dev};
-use crate::clock::Now;
 use crate::config::{Config, QuicConfig};
 use crate::hub::Hub;
 use crate::hub::presence::Timing;
@@ -374,7 +373,7 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>, hub: &Arc<Hub>) -> 
     let opened = opened.unwrap_or_else(|error| Err(StoreError::Engine(error.to_string())));
     let failed = |source| StartError::Store { directory: shown.clone(), source };
     let store = opened.map_err(failed)?;
-    hub.recall(&store.revocations(Now::system().unix_ms).await.map_err(failed)?);
+    hub.recall(&store.revocations().await.map_err(failed)?);
     Ok(Arc::new(store))
 }
 

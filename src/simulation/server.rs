@@ -142,10 +142,8 @@ impl Server {
     pub(super) fn start(memory: &Memory, time: &Time, seed: u64) -> Result<Server, StoreError> {
         let ledger = Ledger::open(Arc::new(memory.clone()), time.now().at, |_| ())?;
         let entropy = Mutex::new(Random::new(seed));
-        let hub = Hub::with_clock(Timing::default(), || {
-            let time = time.clone();
-            Box::new(move || time.now())
-        });
+        let clock = time.clone();
+        let hub = Hub::with_clock(Timing::default(), Box::new(move || clock.now()));
         let unlimited = Rate { per_second: 0, burst: 0 };
         let services = Services {
             flood: Flood::new(LimitsConfig {

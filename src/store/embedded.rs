@@ -316,8 +316,8 @@ impl Store for Embedded {
         self.write(turn, Op::Revoke(revocation, forget)).await.map(drop)
     }
 
-    async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
-        self.read(move |view| read::revocations(view, now_ms)).await
+    async fn revocations(&self) -> Result<Vec<Revocation>, StoreError> {
+        self.read(read::revocations).await
     }
 
     async fn trim(&self, retention: Retention, now_ms: i64) -> Result<Trimmed, StoreError> {
@@ -427,9 +427,9 @@ mod tests {
         let store = Embedded::start(engine.clone(), Options::default(), Arc::new(Nobody)).unwrap();
         *engine.turns.lock().unwrap() = Some(store.readers.clone());
         drop(engine);
-        assert!(store.revocations(0).await.unwrap().is_empty());
+        assert!(store.revocations().await.unwrap().is_empty());
         store.close().await;
         assert_eq!(*free.lock().unwrap(), Some(0));
-        assert_eq!(store.revocations(0).await.unwrap_err(), StoreError::Closed);
+        assert_eq!(store.revocations().await.unwrap_err(), StoreError::Closed);
     }
 }

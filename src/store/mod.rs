@@ -212,8 +212,8 @@ pub trait Store: Send + Sync + 'static {
     /// Registers the device if it is new. Returns its cursor and the bounds of its user's log.
     ///
     /// # Errors
-    /// [`StoreError::Revoked`] if the device is new and its token is revoked: a sign-in that races with the revocation must
-    /// not register the device again that the revocation has forgotten. [`StoreError::TooManyDevices`] if the device is new
+    /// [`StoreError::Revoked`] if its token is revoked: a sign-in that races with the revocation must not register the device
+    /// again that the revocation has forgotten. [`StoreError::TooManyDevices`] if the device is new
     /// and the user already has the maximum number. And the common failures.
     async fn open_device(&self, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<DeviceState, StoreError>;
 
@@ -271,12 +271,12 @@ pub trait Store: Send + Sync + 'static {
     /// number of revoked devices; and the common failures.
     async fn revoke(&self, revocation: Revocation, forget: Option<DeviceId>) -> Result<(), StoreError>;
 
-    /// All revocations that still refuse something at `now_ms` (Unix milliseconds). The server reads them once, at
-    /// start-up; [`Store::trim`] deletes the expired ones.
+    /// All revocations. The server reads them once, at start-up; [`Store::trim`] deletes them
+    /// [`REVOCATIONS_KEPT`](crate::limits::REVOCATIONS_KEPT) after they have expired.
     ///
     /// # Errors
     /// The common failures only.
-    async fn revocations(&self, now_ms: i64) -> Result<Vec<Revocation>, StoreError>;
+    async fn revocations(&self) -> Result<Vec<Revocation>, StoreError>;
 
     // --- Retention, state and shutdown ---
 

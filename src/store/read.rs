@@ -153,19 +153,16 @@ pub(crate) fn relation(view: &dyn View, owner: &Eid, other: &Eid) -> Result<Rela
     Ok(Relation { access, blocked: there || here })
 }
 
-/// The revocations that refuse something at `now_ms` (Unix milliseconds).
-pub(crate) fn revocations(view: &dyn View, now_ms: i64) -> Result<Vec<Revocation>, StoreError> {
-    let (mut valid, mut span) = (Vec::new(), key::all());
+/// All revocations, whatever the time: a clock that is ahead must not bring back a token that was revoked.
+pub(crate) fn revocations(view: &dyn View) -> Result<Vec<Revocation>, StoreError> {
+    let (mut all, mut span) = (Vec::new(), key::all());
     loop {
         let rows = view.range(Space::Revocations, &span, Order::Ascending, limits::STORE_PAGE_ROWS)?;
-        let Some((last, _)) = rows.last() else { return Ok(valid) };
+        let Some((last, _)) = rows.last() else { return Ok(all) };
         span = key::following(span, last);
         for (key, value) in &rows {
             let record = record::decode::<RevocationRecord>(key, value)?;
-            if record.expires_at > now_ms {
-                let wrong = |why| corrupt(Space::Revocations, key, why);
-                valid.push(Revocation::try_from(record).map_err(wrong)?);
-            }
+            all.push(Revocation::try_from(record).map_err(|why| corrupt(Space::Revocations, key, why))?);
         }
     }
 }

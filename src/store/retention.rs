@@ -7,6 +7,7 @@
 //! otherwise let everything behind it grow without end.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use super::kv::{Key, Order, Space, Span, View};
 use super::ledger::Op;
@@ -31,7 +32,8 @@ pub(crate) struct Pass {
     /// Messages received from this time on (Unix milliseconds) are kept, because a repeat of their `message_id_local`
     /// is answered with them.
     locals_from_ms: i64,
-    now_ms: i64,
+    /// Revocations that expired until then (Unix milliseconds) are deleted.
+    revocations_to_ms: i64,
     stage: Stage,
     /// Messages that perhaps nothing refers to any more: their entries were trimmed, or their `message_id_local` need
     /// not be remembered any longer.
@@ -55,11 +57,11 @@ enum Stage {
 impl Pass {
     /// `now_ms` is Unix milliseconds. `swept` is where the previous pass ended; empty: there was none in this process.
     pub(crate) fn new(retention: Retention, now_ms: i64, swept: Key) -> Pass {
-        let kept = i64::try_from(limits::LOCAL_IDS_KEPT.as_millis()).unwrap_or(i64::MAX);
+        let before = |kept: Duration| now_ms.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
         Pass {
             retention,
-            locals_from_ms: now_ms.saturating_sub(kept),
-            now_ms,
+            locals_from_ms: before(limits::LOCAL_IDS_KEPT),
+            revocations_to_ms: before(limits::REVOCATIONS_KEPT),
             stage: Stage::Logs(Key::new()),
             candidates: VecDeque::new(),
             swept,
@@ -240,12 +242,12 @@ impl Pass {
         let mut rows = Vec::new();
         for (key, value) in page {
             match record::decode::<RevocationRecord>(&key, &value) {
-                Ok(revocation) if revocation.expires_at <= self.now_ms => rows.push(Key::from_slice(&key)),
+                Ok(revocation) if revocation.expires_at <= self.revocations_to_ms => rows.push(Key::from_slice(&key)),
                 Ok(_) => {}
                 Err(error) => self.pass_over(&error),
             }
         }
-        let op = (!rows.is_empty()).then_some(Op::DropRevocations { rows, expired_at: self.now_ms });
+        let op = (!rows.is_empty()).then_some(Op::DropRevocations { rows, expired_at: self.revocations_to_ms });
         Ok(op.into_iter().collect())
     }
 

@@ -335,8 +335,8 @@ pub enum Change {
     Blocked(Eid, Eid),
     /// Tokens are refused from now on.
     Revoked(Revocation),
-    /// A revocation is no longer kept, because another one refuses as much.
-    Covered(RevocationTarget),
+    /// A revocation is no longer kept, because another one refuses as much, or no token that it could refuse is valid.
+    Lapsed(RevocationTarget),
 }
 
 /// What revocations look at in the token of a sign-in.

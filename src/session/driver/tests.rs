@@ -106,7 +106,7 @@ async fn what_is_behind_a_list_that_nobody_reads_counts_when_the_connection_ends
         peer.say(Lane::Control, Payload::Logout(Logout { entity, r#type: 1, status: 3, ..Logout::default() }));
         peer.play(|played| played.closed = Some(CloseCode::Goodbye));
         let signed_out = async {
-            while house.store.revocations(0).await.unwrap().is_empty() {
+            while house.store.revocations().await.unwrap().is_empty() {
                 tokio::task::yield_now().await;
             }
         };

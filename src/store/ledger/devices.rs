@@ -18,12 +18,12 @@ impl Books {
         device: &DeviceId,
         bearer: Bearer,
     ) -> Result<DeviceState, StoreError> {
+        if revocations::refuse(txn, user, device, bearer)? {
+            return Err(StoreError::Revoked);
+        }
         let log = self.log(txn, user)?;
         if let Some(cursor) = self.cursor(txn, user, device)? {
             return Ok(DeviceState { cursor, log });
-        }
-        if revocations::refuse(txn, user, device, bearer)? {
-            return Err(StoreError::Revoked);
         }
         let bound = limits::DEVICES_PER_USER_MAX;
         let known = txn.range(Space::Devices, &key::all_of(user), Order::Ascending, bound)?;

@@ -35,9 +35,7 @@ impl Books {
                 for (name, value) in devices {
                     let old = record::decode::<RevocationRecord>(&name, &value)?;
                     if old.issued_until <= all.issued_until && old.expires_at <= all.expires_at {
-                        txn.delete(Space::Revocations, &name);
-                        let old = Revocation::try_from(old).map_err(|why| corrupt(Space::Revocations, &name, why))?;
-                        txn.changed(Change::Covered(old.target));
+                        lapse(txn, &name, old)?;
                         left -= 1;
                     }
                 }
@@ -72,9 +70,17 @@ pub(super) fn refuse(txn: &Txn, user: &Eid, device: &DeviceId, bearer: Bearer) -
 /// selected.
 pub(super) fn drop_expired(txn: &mut Txn, rows: &[Key], now_ms: i64) -> Result<(), StoreError> {
     for row in rows {
-        if record::read::<RevocationRecord>(txn, row)?.is_some_and(|record| record.expires_at <= now_ms) {
-            txn.delete(Space::Revocations, row);
+        if let Some(record) = record::read::<RevocationRecord>(txn, row)?.filter(|record| record.expires_at <= now_ms) {
+            lapse(txn, row, record)?;
         }
     }
+    Ok(())
+}
+
+/// Deletes a revocation, and tells those who remember it.
+fn lapse(txn: &mut Txn, row: &[u8], record: RevocationRecord) -> Result<(), StoreError> {
+    txn.delete(Space::Revocations, row);
+    let revocation = Revocation::try_from(record).map_err(|why| corrupt(Space::Revocations, row, why))?;
+    txn.changed(Change::Lapsed(revocation.target));
     Ok(())
 }

@@ -54,7 +54,7 @@ fn no_row_of_garbage_makes_anything_panic() {
                 let _ = read::contacts(&*view, &eid(user), None, usize::MAX);
                 let _ = read::owners(&*view, &eid(user));
             }
-            let _ = read::revocations(&*view, 0);
+            let _ = read::revocations(&*view);
             let query = HistoryQuery {
                 reader: eid("bob"),
                 peer: eid("alice"),
