@@ -182,7 +182,10 @@ pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(2);
 pub const COMMIT_OPERATIONS_MAX: usize = 1024;
 /// Reads of the store that run at once; others wait. Reads are short, and mostly served from memory.
 pub const STORE_READERS_MAX: usize = 4;
-/// Rows at which a commit takes no further operation: a bulk acknowledgment may touch very many.
+/// Of these for one user, whose further reads wait: half, so that a user's devices that come back together are served side by
+/// side, and never all of them.
+pub const STORE_READS_PER_USER_MAX: usize = STORE_READERS_MAX / 2;
+/// Rows, written or read in ranges, at which a commit takes no further operation: a bulk acknowledgment may touch very many.
 pub const COMMIT_ROWS_MAX: usize = 16 * 1024;
 /// Rows that one bulk acknowledgment looks at; its answer says how far it came. This takes the writer a few tens of
 /// milliseconds.

@@ -150,7 +150,11 @@ pub(super) async fn run(store: Arc<dyn Store>, call: Call) -> Done {
         Call::ReadLog(user, after, limit) => Done::ReadLog(store.read_log(&user, after, limit).await),
         Call::Owners(user) => Done::Owners(store.owners_of(&user).await),
         Call::Relation(origin, owner, other, purpose) => {
-            let relation = store.relation(&owner, &other).await;
+            let asker = match purpose {
+                Purpose::Ping(..) => &other,
+                Purpose::Direct => &owner,
+            };
+            let relation = store.relation(asker, &owner, &other).await;
             Done::Relation(origin, owner, other, purpose, relation)
         }
         Call::ChangeList(origin, owner, change, answer) => {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::sync::{SemaphorePermit, oneshot, watch};
 
 use super::archive::{self, ArchiveError, Archived};
 use super::figures::{Figures, Tally};
@@ -16,6 +16,7 @@ use super::kv::{Key, Kv, View};
 use super::ledger::{Ledger, Op, Reply, chat_version};
 use super::memory::Memory;
 use super::queue::{Job, Queue, Turn, queue};
+use super::readers::Readers;
 use super::retention::Pass;
 use super::types::{
     Accepted, Access, Acknowledged, Acknowledgment, Bearer, Contact, ContactsPage, DeviceState, HistoryMessage,
@@ -76,7 +77,7 @@ pub struct Embedded {
     engine: Mutex<Option<Arc<dyn Kv>>>,
     queue_wait: Duration,
     tally: Arc<Tally>,
-    readers: Arc<Semaphore>,
+    readers: Readers,
     /// The message key up to which the retention has come in this process.
     swept: Mutex<Key>,
     on_trimmed: OnTrimmed,
@@ -128,13 +129,12 @@ impl Embedded {
             drop(ending);
         };
         std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(failed)?;
-        let readers = Arc::new(Semaphore::new(limits::STORE_READERS_MAX));
         Ok(Embedded {
             jobs,
             engine: Mutex::new(Some(engine)),
             queue_wait: options.queue_wait,
             tally,
-            readers,
+            readers: Readers::new(),
             swept: Mutex::default(),
             on_trimmed: options.on_trimmed,
             ended,
@@ -190,26 +190,36 @@ impl Embedded {
         Ok(())
     }
 
-    /// Reads beside the writer, on a blocking thread: the read may wait for the disk.
+    /// Reads beside the writer for the server itself, on a blocking thread: the read may wait for the disk.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.ask(move |engine| read(&*engine.view())).await
+        self.ask(None, move |engine| read(&*engine.view())).await
     }
 
-    /// As [`Embedded::read`], with the engine instead of a view.
+    /// As [`Embedded::read`], for the user who asked for it.
+    async fn read_for<T: Send + 'static>(
+        &self,
+        user: &Eid,
+        read: impl FnOnce(&dyn View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.ask(Some(user), move |engine| read(&*engine.view())).await
+    }
+
+    /// As [`Embedded::read`] or [`Embedded::read_for`], with the engine instead of a view.
     async fn ask<T: Send + 'static>(
         &self,
+        user: Option<&Eid>,
         ask: impl FnOnce(&dyn Kv) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let turn = self.readers.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let place = self.readers.place(user).await?;
         let engine = self.engine().clone().ok_or(StoreError::Closed)?;
         let task = tokio::task::spawn_blocking(move || {
             let result = ask(&*engine);
-            // In this order: once `close` has all permits, no reader holds the engine.
+            // In this order: once `close` has all places, no reader holds the engine.
             drop(engine);
-            drop(turn);
+            drop(place);
             result
         });
         task.await.unwrap_or_else(|error| Err(StoreError::Engine(format!("reading: {error}"))))
@@ -262,12 +272,13 @@ impl Store for Embedded {
     }
 
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {
-        self.read(move |view| read::history(view, &query)).await
+        let reader = query.reader.clone();
+        self.read_for(&reader, move |view| read::history(view, &query)).await
     }
 
     async fn read_log(&self, user: &Eid, after: Sequence, limit: usize) -> Result<Vec<Arc<LogEntry>>, StoreError> {
-        let user = user.clone();
-        self.read(move |view| read::log(view, &user, after, limit, limits::TAIL_READ_BYTES)).await
+        let reader = user.clone();
+        self.read_for(user, move |view| read::log(view, &reader, after, limit, limits::TAIL_READ_BYTES)).await
     }
 
     async fn open_device(&self, user: &Eid, device: &DeviceId, bearer: Bearer) -> Result<DeviceState, StoreError> {
@@ -297,18 +308,18 @@ impl Store for Embedded {
     }
 
     async fn contacts(&self, owner: &Eid, after: Option<&Eid>, bytes: usize) -> Result<ContactsPage, StoreError> {
-        let (owner, after) = (owner.clone(), after.cloned());
-        self.read(move |view| read::contacts(view, &owner, after.as_ref(), bytes)).await
+        let (reader, after) = (owner.clone(), after.cloned());
+        self.read_for(owner, move |view| read::contacts(view, &reader, after.as_ref(), bytes)).await
     }
 
     async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError> {
-        let subscriber = subscriber.clone();
-        self.read(move |view| read::owners(view, &subscriber)).await
+        let reader = subscriber.clone();
+        self.read_for(subscriber, move |view| read::owners(view, &reader)).await
     }
 
-    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
+    async fn relation(&self, asker: &Eid, owner: &Eid, other: &Eid) -> Result<Relation, StoreError> {
         let (owner, other) = (owner.clone(), other.clone());
-        self.read(move |view| read::relation(view, &owner, &other)).await
+        self.read_for(asker, move |view| read::relation(view, &owner, &other)).await
     }
 
     async fn revoke(&self, revocation: Revocation, forget: Option<DeviceId>) -> Result<(), StoreError> {
@@ -354,10 +365,9 @@ impl Store for Embedded {
     }
 
     fn figures(&self) -> Figures {
-        let reads = limits::STORE_READERS_MAX - self.readers.available_permits().min(limits::STORE_READERS_MAX);
         Figures {
             writes_waiting: self.jobs.len(),
-            reads,
+            reads: self.readers.asked(),
             unreleased: self.tally.unreleased.load(Ordering::Relaxed),
             log_ends: self.tally.log_ends.lookups(),
             chat_ends: self.tally.chat_ends.lookups(),
@@ -367,15 +377,15 @@ impl Store for Embedded {
     }
 
     async fn size(&self) -> Result<Size, StoreError> {
-        self.ask(|engine| engine.size()).await
+        self.ask(None, |engine| engine.size()).await
     }
 
     async fn close(&self) {
         self.jobs.close();
         // `changed` fails once the writer has ended.
         while self.ended.clone().changed().await.is_ok() {}
-        // Held to the end: a read that waits for its turn is refused, and gets none in between.
-        let _turns = self.readers.acquire_many(limits::STORE_READERS_MAX as u32).await;
+        // Held to the end: a read that waits for its place is refused, and gets none in between.
+        let _places = self.readers.all().await;
         *self.engine() = None;
         self.readers.close();
     }
@@ -383,16 +393,18 @@ impl Store for Embedded {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
     use crate::store::Disk;
     use crate::store::kv::Batch;
     use crate::store::testing::Nobody;
 
-    /// An engine that notes how many turns are free when it goes.
+    /// An engine that notes how many places are free when it goes.
     #[derive(Default)]
     struct Goes {
         rows: Memory,
-        turns: Mutex<Option<Arc<Semaphore>>>,
+        places: Mutex<Option<Arc<Semaphore>>>,
         free: Arc<Mutex<Option<usize>>>,
     }
 
@@ -416,16 +428,16 @@ mod tests {
 
     impl Drop for Goes {
         fn drop(&mut self) {
-            *self.free.lock().unwrap() = self.turns.lock().unwrap().as_ref().map(|turns| turns.available_permits());
+            *self.free.lock().unwrap() = self.places.lock().unwrap().as_ref().map(|places| places.available_permits());
         }
     }
 
     #[tokio::test]
-    async fn no_read_gets_its_turn_while_the_engine_goes() {
+    async fn no_read_gets_a_place_while_the_engine_goes() {
         let engine = Arc::new(Goes::default());
         let free = engine.free.clone();
         let store = Embedded::start(engine.clone(), Options::default(), Arc::new(Nobody)).unwrap();
-        *engine.turns.lock().unwrap() = Some(store.readers.clone());
+        *engine.places.lock().unwrap() = Some(store.readers.places());
         drop(engine);
         assert!(store.revocations().await.unwrap().is_empty());
         store.close().await;

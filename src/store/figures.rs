@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub struct Figures {
     /// Operations that wait for the writer.
     pub writes_waiting: usize,
-    /// Reads in progress.
+    /// Reads in progress, and those that wait for a place.
     pub reads: usize,
     /// Messages that wait for their release.
     pub unreleased: usize,

@@ -20,6 +20,7 @@ mod marker;
 mod memory;
 mod queue;
 mod read;
+mod readers;
 mod record;
 mod reserve;
 mod retention;
@@ -146,7 +147,8 @@ pub trait LogObserver: Send + Sync + 'static {
 ///
 /// Failures common to all calls: [`StoreError::Closed`] once the store is closing, and [`StoreError::Engine`] if the
 /// engine fails or a row is corrupt. A write also fails with [`StoreError::Overloaded`] if the writer's queue has no
-/// place for it in time.
+/// place for it in time. Of one user's reads, [`STORE_READS_PER_USER_MAX`](crate::limits::STORE_READS_PER_USER_MAX) run
+/// at once.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + 'static {
     // --- Chat (protocol.md §7; history §10) ---
@@ -256,11 +258,12 @@ pub trait Store: Send + Sync + 'static {
     /// The common failures only.
     async fn owners_of(&self, subscriber: &Eid) -> Result<Vec<(Eid, Access)>, StoreError>;
 
-    /// What `other` may see of `owner`, and whether either has blocked the other.
+    /// What `other` may see of `owner`, and whether either has blocked the other. The read is one of `asker`'s, who is
+    /// either of the two.
     ///
     /// # Errors
     /// The common failures only.
-    async fn relation(&self, owner: &Eid, other: &Eid) -> Result<Relation, StoreError>;
+    async fn relation(&self, asker: &Eid, owner: &Eid, other: &Eid) -> Result<Relation, StoreError>;
 
     // --- Revocations (protocol.md §13) ---
 
