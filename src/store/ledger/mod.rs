@@ -181,7 +181,7 @@ impl Ledger {
                 if held != Some(chat)
                     && let Err(error) = ledger.apply(Op::Release(id))
                 {
-                    tracing::error!(%chat, message = %id, %error, "a message was not released, nor those behind it");
+                    tracing::error!(%chat, message = %id, %error, "a message was not released");
                     ledger.books.unreleased.make_all_ready(chat);
                     held = Some(chat);
                 }
