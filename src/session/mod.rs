@@ -357,7 +357,7 @@ impl Session {
         match done {
             Done::OpenDevice(state) => self.opened(state, now),
             Done::Accept(origin, local_id, accepted) => self.accepted(origin, &local_id, accepted, now),
-            // One that was not released is durable, and is released at the next start.
+            // One that was not released is durable, and is released with the next one of its chat or at the next start.
             Done::Release(..) => {}
             Done::Acknowledge(origin, acknowledged) => self.acknowledged(origin, acknowledged, now),
             Done::History(origin, query, page) => self.history_page(origin, &query, page),
