@@ -330,14 +330,15 @@ impl Core {
     }
 
     /// Which lanes to read. Before the session is accepted, and while the application has untaken events in this queue:
-    /// only control, so that the server keeps the rest and pings are answered. The exception is while a caller waits for an
-    /// answer: it may lie behind messages, so reading continues up to a bound. There, waiting calls fail ([`Core::tick`]).
+    /// only control, so that the server keeps the rest and pings are answered. The exception is while an answer is owed: it
+    /// may lie behind messages, so reading continues up to a bound. There, waiting calls fail ([`Core::tick`]). The answers to
+    /// the device's own acknowledgments count, too: while they are not read, the application cannot take further events.
     pub(crate) fn reading(&self, lane: Lane) -> bool {
         match lane {
             Lane::Control => !matches!(self.link, Link::Down),
             _ => {
-                let ahead = || !self.is_far_ahead() && self.requests.is_awaited();
-                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead())
+                let ahead = self.requests.owed() && !self.is_far_ahead();
+                matches!(self.link, Link::Open) && (self.events.is_empty() || ahead)
             }
         }
     }
@@ -423,7 +424,7 @@ impl Core {
             self.unread = true;
             self.requests.release_unread();
         }
-        self.requests.expire(self.reading(Lane::Chat), now);
+        self.requests.expire(now);
         for lane in Lane::ALL {
             let out = &mut self.lanes[lane.index()];
             out.hold = out.hold.filter(|until| *until > now);

@@ -13,8 +13,8 @@ use super::limits::{EVENTS_HELD_MAX, EVENTS_MAX};
 /// The stream of events of one device.
 ///
 /// Read it in a task of its own, or concurrently with calls that wait for the device. While [`EVENTS_MAX`] events lie
-/// here untaken, the device reads only the control lane, and the server keeps the rest. The exception is while a call
-/// waits for an answer: the device then reads up to [`super::limits::AHEAD_BYTES_MAX`] further, because the answer
+/// here untaken, the device reads only the control lane, and the server keeps the rest. The exception is while the
+/// server owes an answer: the device then reads up to [`super::limits::AHEAD_BYTES_MAX`] further, because the answer
 /// may lie behind events. If it does not come within that, the waiting calls fail with an `Unread` error.
 ///
 /// Dropping it discards all further events; they are not acknowledged automatically.

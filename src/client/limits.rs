@@ -72,8 +72,8 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 /// Events that wait for the application, plus events that it took but whose acknowledgments the device has not handled
 /// yet. At the bound the device reads only the control lane, and the rest stays at the server.
 pub const EVENTS_MAX: usize = 256;
-/// Bytes of frames that are read beyond [`EVENTS_MAX`] while a call waits for an answer, because the answer may lie behind
-/// messages that the application has not taken. Without this the call would wait for an answer that the device does not
+/// Bytes of frames that are read beyond [`EVENTS_MAX`] while the server owes an answer, because the answer may lie behind
+/// messages that the application has not taken. Without this the device would wait for an answer that it does not
 /// read. The count is reset only when the application has taken every event, so the bound has to hold a whole backlog: some
 /// 100,000 texts. As events, short texts take about three times the bytes of their frames, until they are taken.
 pub const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -338,18 +338,14 @@ impl Requests {
     }
 
     /// Fails requests whose answer is overdue. The device's own acknowledgments are sent again instead, as no caller
-    /// would repeat them; but not while chat is not `read`, where their answers may lie.
-    pub(crate) fn expire(&mut self, read: bool, now: Instant) {
+    /// would repeat them.
+    pub(crate) fn expire(&mut self, now: Instant) {
         if self.expiry.is_none_or(|expiry| expiry > now) {
             return;
         }
         let unsent = &mut self.unsent;
         self.requests.retain(|id, request| {
             if request.sent.is_none_or(|sent| sent + REQUEST_WITHIN > now) {
-                return true;
-            }
-            if request.delivers.is_some() && !read {
-                request.sent = Some(now);
                 return true;
             }
             answer(request.reply.take(), Err(RequestError::TimedOut));
@@ -363,16 +359,6 @@ impl Requests {
     pub(crate) fn owed(&self) -> bool {
         let unsent: usize = self.unsent.iter().map(BTreeSet::len).sum();
         self.sends.len() + self.requests.len() > unsent
-    }
-
-    /// Whether a caller waits for the answer to something that was sent on this connection.
-    pub(crate) fn is_awaited(&self) -> bool {
-        fn waits<T>(reply: &Option<oneshot::Sender<T>>) -> bool {
-            reply.as_ref().is_some_and(|reply| !reply.is_closed())
-        }
-        let is_sent = |id: &i64, send: &PendingSend| !self.unsent[send.lane.index()].contains(id);
-        self.requests.values().any(|request| request.sent.is_some() && waits(&request.reply))
-            || self.sends.iter().any(|(id, send)| waits(&send.reply) && is_sent(id, send))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -67,9 +67,10 @@ impl Silence {
         self.watch.as_ref().is_some_and(|watch| in_doubt(watch) && watch.arrivals == arrivals)
     }
 
-    /// Since when nothing has arrived, if that is watched.
-    pub(crate) fn since(&self) -> Option<Instant> {
-        self.watch.as_ref().map(|watch| watch.since)
+    /// Since when nothing has arrived, if that was asked for in vain, so that the path itself is cut.
+    pub(crate) fn in_vain_since(&self, arrivals: u64) -> Option<Instant> {
+        let in_vain = |watch: &&Watch| watch.knocks >= KNOCKS_BEFORE_DOUBT && watch.arrivals == arrivals;
+        self.watch.as_ref().filter(in_vain).map(|watch| watch.since)
     }
 
     /// When to call `look` again.

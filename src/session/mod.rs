@@ -289,7 +289,9 @@ impl Session {
                 let due = open.expires.min(open.pings.due(self.services.settings.ping_interval));
                 // While calls are under way the session waits for them, whatever the time.
                 let draining = self.draining.filter(|_| !self.is_waiting());
-                let others = [open.chat.release_due(), open.watching.as_ref().and_then(Watching::due), draining];
+                // Nobody reads any more what is pumped, and only that would take what is due from the watch.
+                let watching = open.watching.as_ref().filter(|_| !self.unread).and_then(Watching::due);
+                let others = [open.chat.release_due(), watching, draining];
                 others.into_iter().flatten().chain([due]).min()
             }
         }

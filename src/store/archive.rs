@@ -203,7 +203,7 @@ pub(crate) fn write(view: &dyn View, now_ms: i64, out: &mut dyn Write) -> Result
     write_as(&head, view, out, ARCHIVE_MEMORY_BYTES_MAX)
 }
 
-/// `memory_max`: bytes by which the engine's memtables may grow meanwhile. It frees none that were closed since the view began.
+/// `memory_max`: bytes of rows that may be written meanwhile. The engine frees no memtable that was closed since the view began.
 fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write, memory_max: u64) -> Result<Archived, ArchiveError> {
     let mut out = BufWriter::new(Summing { inner: out, sum: Sha256::new(), bytes: 0 });
     out.write_all(MAGIC)?;
@@ -214,11 +214,11 @@ fn write_as(head: &Head, view: &dyn View, out: &mut dyn Write, memory_max: u64) 
         out.write_all(&[space.name().len() as u8])?;
         out.write_all(space.name().as_bytes())?;
     }
-    let (mut rows, memory_before) = (0u64, view.memory());
+    let (mut rows, written_before) = (0u64, view.written());
     for (number, space) in (1u8..).zip(head.spaces.iter().copied()) {
         let mut span = key::all();
         loop {
-            if view.memory().saturating_sub(memory_before) > memory_max {
+            if view.written().saturating_sub(written_before) > memory_max {
                 return Err(ArchiveError::TooSlow);
             }
             let page = view.range(space, &span, Order::Ascending, STORE_PAGE_ROWS)?;

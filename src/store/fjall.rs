@@ -1,11 +1,10 @@
 //! The engine on disk: fjall 3, a log-structured tree with one journal for all spaces.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ::fjall::{
-    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot,
-};
+use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 
 use super::background;
 #[cfg(target_os = "linux")]
@@ -20,6 +19,8 @@ use crate::limits;
 
 /// The space with the seals, which never has a row for them: each is the deletion of one.
 const SEALS: Space = Space::Probe;
+/// Estimated memory of a row in a memtable besides its key and value, in bytes.
+const ROW_OVERHEAD_BYTES: usize = 64;
 /// The folder of the table files within a space's own folder.
 #[cfg(target_os = "linux")]
 const TABLES_FOLDER: &str = "tables";
@@ -37,6 +38,8 @@ pub(crate) struct Fjall {
     /// The snapshot of the last complete commit. A snapshot taken while a commit is being applied could show parts of
     /// it: when the engine has written a file, it makes everything visible that has a sequence number by then.
     newest: Mutex<Snapshot>,
+    /// Bytes of all rows that were written since it was opened.
+    written: Arc<AtomicU64>,
 }
 
 impl Fjall {
@@ -103,6 +106,7 @@ impl Fjall {
             spaces,
             seal,
             newest,
+            written: Arc::default(),
         })
     }
 
@@ -127,7 +131,9 @@ impl Fjall {
         writes.remove(&self.spaces[SEALS.index()], self.seal);
         let mut written = [false; Space::COUNT];
         written[SEALS.index()] = true;
+        let mut bytes = 0;
         for (space, key, value) in batch {
+            bytes += ROW_OVERHEAD_BYTES + key.len() + value.as_ref().map_or(0, |value| value.len());
             written[space.index()] = true;
             let keyspace = &self.spaces[space.index()];
             match value {
@@ -137,6 +143,7 @@ impl Fjall {
         }
         self.wait_for_files(&written)?;
         writes.commit().map_err(failed)?;
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
         // Drops the former snapshot outside the lock.
         let snapshot = self.database.snapshot();
         let former = std::mem::replace(&mut *self.newest(), snapshot);
@@ -187,7 +194,11 @@ fn failed(error: ::fjall::Error) -> StoreError {
 
 impl Kv for Fjall {
     fn view(&self) -> Box<dyn View> {
-        Box::new(FjallView { snapshot: self.newest().clone(), spaces: self.spaces.clone() })
+        Box::new(FjallView {
+            snapshot: self.newest().clone(),
+            spaces: self.spaces.clone(),
+            written: self.written.clone(),
+        })
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
@@ -219,6 +230,7 @@ impl Kv for Fjall {
 struct FjallView {
     snapshot: Snapshot,
     spaces: Arc<[Keyspace]>,
+    written: Arc<AtomicU64>,
 }
 
 impl View for FjallView {
@@ -243,15 +255,17 @@ impl View for FjallView {
         Ok(taken)
     }
 
-    fn memory(&self) -> u64 {
-        self.spaces.iter().map(|space| space.tree.version_memtable_size_sum()).sum()
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use std::time::{Duration, Instant};
+
+    use ::fjall::AbstractTree;
 
     use super::*;
     #[cfg(target_os = "linux")]

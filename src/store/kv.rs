@@ -99,9 +99,9 @@ pub(crate) trait View: Send {
     /// The first `limit` rows of the span in the given order.
     fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError>;
 
-    /// Bytes of the engine's memtables now: of those that it fills or writes to files, and of those that it keeps for this view or
-    /// another one. May wait for a commit. Zero for an engine without files.
-    fn memory(&self) -> u64 {
+    /// Bytes of rows that were written since the engine was opened, which grows behind the view's back. The engine keeps in memory
+    /// what is written while a view exists. Zero for an engine without files.
+    fn written(&self) -> u64 {
         0
     }
 }

@@ -197,8 +197,12 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// # Errors
 /// As the system gives them.
 pub(super) fn write(dir: &Path) -> io::Result<()> {
-    if !dir.join(FORMAT_FILE).exists() || format(dir)? != FORMAT {
-        replace(dir, FORMAT_FILE, format!("{FORMAT}\n").as_bytes())?;
+    let number = || replace(dir, FORMAT_FILE, format!("{FORMAT}\n").as_bytes());
+    if format(dir)? != FORMAT {
+        number()?;
+    } else if !dir.join(FORMAT_FILE).exists() {
+        // Without it the store has the first format, which is this one, so it can also be written later.
+        let _ = number().inspect_err(|error| tracing::warn!(%error, "the store's format was not noted"));
     }
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir.join(SPACES))? {

@@ -31,7 +31,8 @@ pub(super) struct Place {
 /// A read's claim to one of its user's places.
 struct Own {
     user: Eid,
-    places: Arc<Semaphore>,
+    /// Until it is dropped.
+    places: Option<Arc<Semaphore>>,
     place: Option<OwnedSemaphorePermit>,
     users: Arc<Users>,
 }
@@ -52,8 +53,10 @@ impl Readers {
     pub(super) async fn place(&self, user: Option<&Eid>) -> Result<Place, StoreError> {
         let asked = self.asked.clone();
         let mut own = user.map(|user| Own::new(user, &self.users));
-        if let Some(own) = &mut own {
-            own.place = own.places.clone().acquire_owned().await.ok();
+        if let Some(own) = &mut own
+            && let Some(places) = own.places.clone()
+        {
+            own.place = places.acquire_owned().await.ok();
         }
         let place = self.places.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         Ok(Place { _place: place, _own: own, _asked: asked })
@@ -91,7 +94,7 @@ impl Own {
     fn new(user: &Eid, users: &Arc<Users>) -> Own {
         let new = || Arc::new(Semaphore::new(limits::STORE_READS_PER_USER_MAX));
         let places = users.lock().entry(user.clone()).or_insert_with(new).clone();
-        Own { user: user.clone(), places, place: None, users: users.clone() }
+        Own { user: user.clone(), places: Some(places), place: None, users: users.clone() }
     }
 }
 
@@ -99,8 +102,9 @@ impl Drop for Own {
     fn drop(&mut self) {
         self.place = None;
         let mut users = self.users.lock();
-        // The map's and this one's: places are claimed under the lock only.
-        if Arc::strong_count(&self.places) == 2 {
+        // Given back under the lock, as they are claimed: of two that go together, the second sees that it is the last.
+        self.places = None;
+        if users.get(&self.user).is_some_and(|places| Arc::strong_count(places) == 1) {
             users.remove(&self.user);
         }
     }

@@ -196,6 +196,8 @@ impl Core {
         }
         let Some(mut send) = send.and_then(|id| self.take_send(id)) else {
             if let Some((request, _)) = self.requests.take_request(request_id) {
+                // If it was the `Logout`, the device goes on.
+                self.leaves &= lane != Lane::Control;
                 answer(request.reply, Err(RequestError::Refused(refusal)));
             } else {
                 if lane == Lane::Control {

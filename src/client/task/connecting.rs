@@ -130,15 +130,17 @@ impl Task {
             return;
         }
         let now = Instant::now();
-        let heard = self.silence.since().unwrap_or(now);
-        let lived = self.accepted_at.map(|at| heard.saturating_duration_since(at));
-        match (reason, lived) {
-            (CloseReason::Network(_), None) => self.dialer.networks().quic_was_silent(network, now),
-            (CloseReason::Network(_), Some(lived)) if lived < STABLE_AFTER => {
-                self.dialer.networks().quic_was_cut(network, now);
-            }
-            (_, Some(_)) => self.dialer.networks().quic_worked(network),
-            (_, None) => {}
+        let lived = |until: Instant| self.accepted_at.map(|at| until.saturating_duration_since(at));
+        match (reason, self.silence.in_vain_since(link.arrivals())) {
+            (CloseReason::Network(_), Some(heard)) => match lived(heard) {
+                None => self.dialer.networks().quic_was_silent(network, now),
+                Some(lived) if lived < STABLE_AFTER => self.dialer.networks().quic_was_cut(network, now),
+                Some(_) => self.dialer.networks().quic_worked(network),
+            },
+            // Nobody asked, or the server was heard and has trouble of its own: nothing is known of the network.
+            (CloseReason::Network(_), None) => {}
+            _ if self.accepted_at.is_some() => self.dialer.networks().quic_worked(network),
+            _ => {}
         }
     }
 

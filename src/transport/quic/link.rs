@@ -308,10 +308,12 @@ impl Link for QuicLink {
 }
 
 impl Drop for QuicLink {
-    /// A session that ends without a close, as by a panic, is not left to quinn, which closes with code 0: GOODBYE. Nothing
-    /// happens on a connection that is closed.
+    /// A session that ends without a close, as by a panic, is not left to quinn, which closes with code 0: GOODBYE. On a
+    /// connection that is closed, this would take the place of the reason.
     fn drop(&mut self) {
-        self.close(CloseCode::Internal, "");
+        if self.connection.close_reason().is_none() {
+            self.close(CloseCode::Internal, "");
+        }
     }
 }
 
