@@ -12,8 +12,8 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 pub const MEDIA_BYTES_MAX: i64 = 4 * 1024 * 1024 * 1024;
 /// Devices of one user (protocol.md §5).
 pub const DEVICES_PER_USER_MAX: usize = 16;
-/// Individually revoked devices of one user (protocol.md §13). Each is remembered for ten years, which allows a new phone a
-/// month. At the bound only a revocation of all of the user's tokens makes room.
+/// Individually revoked devices of one user (protocol.md §13). Each is remembered for ten years and [`REVOCATIONS_KEPT`], which
+/// allows a new phone a month. At the bound only a revocation of all of the user's tokens makes room.
 pub const REVOKED_DEVICES_PER_USER_MAX: usize = 128;
 /// Entries of one user's subscriber list (protocol.md §11); blocks are counted separately.
 pub const SUBSCRIBERS_PER_USER_MAX: usize = 5_000;
@@ -68,7 +68,8 @@ pub const PINGS_RELAYED_MAX: usize = 16;
 pub const PING_RELAY_WITHIN: Duration = Duration::from_secs(5);
 /// Longest nickname and group of a list's entry, in bytes each.
 pub const LIST_TEXT_BYTES_MAX: usize = 256;
-/// Longest lifetime of a token. After it, every token of a revoked device or user has expired, and so has the revocation.
+/// Longest lifetime of a token. After it, every token of a revoked device or user has expired, and the revocation is kept for
+/// [`REVOCATIONS_KEPT`] more.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a revocation is kept after every token that it refuses has expired: a clock that is ahead for so long does not bring
 /// one of them back when it is set right.

@@ -56,7 +56,7 @@ pub(super) fn dashboard() -> Value {
         Panel::stack(
             "Rate limited by limit",
             "ops",
-            "frames, awareness and pings: one session. messages: a user. The rest: an address.",
+            "frames, awareness, pings: one session. messages: a user. connections: an address. sign_ins: any of these.",
         )
         .query(rate_by("limit", "bimip_rate_limited_total", ""), "{{limit}}"),
         Panel::stack("Errors by code and payload", "ops", "The ten most frequent: bugs of clients show here first.")

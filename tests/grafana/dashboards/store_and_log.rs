@@ -6,6 +6,8 @@ use super::{Panel, Row, dashboard as make, quantile, quantiles, rate, rate_by, r
 
 pub(super) fn dashboard() -> Value {
     let free = ratio(&select("bimip_disk_free_bytes", ""), &select("bimip_disk_size_bytes", ""));
+    let reserve = format!("clamp_max({} / 8, 512 * 1024^2)", select("bimip_disk_size_bytes", ""));
+    let passes = format!("sum by (result) (increase({}[1h]))", select("bimip_retention_passes_total", ""));
     let hits = ratio(
         &rate_by("cache", "bimip_cache_requests_total", r#"result="hit""#),
         &rate_by("cache", "bimip_cache_requests_total", ""),
@@ -91,12 +93,21 @@ pub(super) fn dashboard() -> Value {
         Panel::lines("Store on disk", "bytes", "Grows until the retention takes as much as comes.")
             .query(select("bimip_store_disk_bytes", ""), "{{instance}}")
             .query(select("bimip_store_journal_bytes", ""), "{{instance}}, journal"),
-        Panel::lines("Disk free", "percentunit", "A full disk stops the store until a restart.")
-            .query(free, "{{instance}}")
+        Panel::lines("Disk free", "bytes", "Below the reserve no new messages are taken. A full disk stops the store.")
+            .query(select("bimip_disk_free_bytes", ""), "{{instance}}")
+            .query(reserve, "{{instance}}, reserve")
             .runbook("the-disk-fills"),
         Panel::lines("Retention", "ops", "Entries of logs, and messages, deleted a second; passes come once an hour.")
             .query(format!("sum({})", rate("bimip_retention_entries_total", "")), "entries")
             .query(format!("sum({})", rate("bimip_retention_messages_total", "")), "messages"),
+        Panel::lines(
+            "Refused for the disk, and passes",
+            "short",
+            "New messages refused at the reserve, a second, and how the retention's passes of the last hour ended.",
+        )
+        .query(format!("sum({})", rate("bimip_disk_refused_messages_total", "")), "messages refused a second")
+        .query(passes, "passes, {{result}}")
+        .runbook("the-disk-fills"),
     ];
     make(
         "bimip-store-and-log",
