@@ -319,6 +319,7 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicI64;
     use std::time::Duration;
 
     use super::*;
@@ -512,6 +513,31 @@ mod tests {
         assert_eq!(status(&hub, &alice), AwarenessStatus::Online);
         drop(alone);
         assert_eq!((hub.connected(), status(&hub, &alice)), (0, AwarenessStatus::Offline), "no grace");
+    }
+
+    #[test]
+    fn an_early_connection_that_never_signs_in_was_not_seen() {
+        let time = Arc::new(AtomicI64::new(1_000));
+        let clock = time.clone();
+        let clock = move || Now { unix_ms: clock.load(Ordering::Relaxed), ..Now::system() };
+        let hub = Arc::new(Hub::with_clock(Timing::default(), Box::new(clock)));
+        let (alice, phone) = (eid("alice@x"), DeviceId::parse("phone").unwrap());
+        let last_seen = || {
+            hub.presence.run_due().for_each(drop);
+            let desk = hub.presence.watch(&alice, &DeviceId::parse("desk").unwrap(), Arc::default());
+            desk.ask(&alice, Now::system()).unwrap().last_seen
+        };
+        let live = hub.join(&phone, claims(&alice), Arc::default());
+        live.appear();
+        live.disappear(false);
+        drop(live);
+        time.store(2_000, Ordering::Relaxed);
+        drop(hub.join_early(&phone, claims(&alice), Arc::default()));
+        assert_eq!(last_seen(), 1_000);
+        let early = hub.join_early(&phone, claims(&alice), Arc::default());
+        early.appear();
+        drop(early);
+        assert_eq!(last_seen(), 2_000);
     }
 
     #[test]

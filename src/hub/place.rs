@@ -132,7 +132,7 @@ impl Drop for Membership {
             // It has signed in, or is about to, and then reports the loss itself.
             Some(heir) => presence.passed_on(&self.user, self.join, heir),
             // It may have been nobody, and nobody is waited for.
-            None if own.is_some_and(|own| own.is_early) => presence.left(&self.user, &self.device, self.join, false),
+            None if own.is_some_and(|own| own.is_early) => presence.lost_for_good(&self.user, self.join),
             None => presence.lost(&self.user, self.join),
         }
         if shard.get(&self.user).is_some_and(|user| user.members.is_empty()) {

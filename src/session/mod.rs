@@ -158,8 +158,8 @@ enum Phase {
     /// No SessionOpen yet.
     Waiting {
         until: Instant,
-        /// A sign-in rate, the address's or the user's, refused the SessionOpen, which may come again. Until then everything else counts as sent
-        /// behind the refused one, and is dropped on every lane (protocol.md §5).
+        /// A sign-in rate, the address's or the user's, refused the SessionOpen, which may come again. Until then everything else
+        /// counts as sent behind the refused one, and is dropped on every lane (protocol.md §5).
         put_off: bool,
         /// Lets a shutdown reach the session.
         _visit: Visit,

@@ -5,8 +5,8 @@
 //! So while a sender over its rate has to wait, its further messages are refused and told the rest of that wait. The same holds
 //! for messages that come soon behind one that the store had no place for, until that one is sent again. Soon means 250 ms or
 //! two round trips, whichever is longer, up to two seconds. These refusals are counted, but cost nothing of the rate and are
-//! no strike towards ABUSE; the frames' own rate still takes them. If a round trip takes more than two seconds, the last messages on the wire
-//! may still overtake the first.
+//! no strike towards ABUSE; the frames' own rate still takes them. If a round trip takes more than two seconds, the last
+//! messages on the wire may still overtake the first.
 
 use std::time::{Duration, Instant};
 

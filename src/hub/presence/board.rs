@@ -117,6 +117,11 @@ impl Presence {
         self.change(user, |board, now| board.user.lost(join, self.timing.offline_grace, now));
     }
 
+    /// The device's connection `join` is over, and it was never sure that the device itself was there: nobody waits for it.
+    pub fn lost_for_good(&self, user: &Eid, join: u64) {
+        self.change(user, |board, now| board.user.lost(join, Duration::ZERO, now));
+    }
+
     /// The device's connection `join` is gone, while its connection `heir` is there: the device counts through that one.
     pub fn passed_on(&self, user: &Eid, join: u64, heir: u64) {
         self.change(user, |board, _| board.user.passed_on(join, heir));
