@@ -9,6 +9,7 @@ mod check;
 mod layers;
 mod lb;
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -344,9 +345,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read or is not TOML, a key does not exist, or a value has the wrong type or cannot work.
     pub fn load(file: Option<&Path>, flags: impl Serialize) -> Result<Config, ConfigError> {
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
-        Config::load_from(file, environment, flags)
+        Config::load_from(file, std::env::vars_os(), flags)
     }
 
     /// The same with the environment as an argument.
@@ -355,7 +354,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn load_from(
         file: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
         flags: impl Serialize,
     ) -> Result<Config, ConfigError> {
         let mut config = layers::merge(file, environment, flags)?;

@@ -254,6 +254,10 @@ pub const STORE_FREED_PAUSE: Duration = Duration::from_millis(2);
 /// the other merges (docs/decisions/0001).
 pub const STORE_WORKERS: usize = 1;
 
+/// While the disk is at its reserve: pause between two memtables that are closed though they are nearly empty, so that the engine
+/// deletes what its merges have replaced. Each is a file of some kilobytes.
+pub const MEMTABLE_CLOSED_EARLY_EVERY: Duration = Duration::from_secs(30);
+
 /// Free bytes of the store's disk below which it takes no new messages. What goes on meanwhile (receipts, releases, revocations,
 /// the retention) writes little; most of this is for the engine: a merge of full memtables with the tables below them writes some
 /// 320 MiB before it frees them, and the journal takes up to twice [`STORE_JOURNAL_BYTES_MAX`].

@@ -43,7 +43,7 @@ async fn device(server: &TestServer, user: &str, name: &str) -> (Device, Events)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_over_the_rate_arrives_in_order() {
     const MESSAGES: usize = 200;
-    let rate = bimip::config::Rate { per_second: 400, burst: 100 };
+    let rate = bimip::config::Rate { per_second: 50, burst: 100 };
     let server = TestServer::with(|config| config.limits.messages = rate).await;
     let (bob, mut heard) = device(&server, BOB, "phone").await;
     let (alice, _events) = device(&server, ALICE, "phone").await;

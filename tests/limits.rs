@@ -176,10 +176,17 @@ async fn sign_ins_count_for_the_address() {
     let mut waiting = Vec::new();
     // Good and bad sign-ins count alike. All are sent at once, so that most are over the limit.
     for n in 0..6 {
-        waiting.push(server.session(BOB, &format!("device-{n}")).attempt().await);
+        let mut raw = server.connect().await;
+        raw.open(Lane::Control).await;
+        waiting.push((raw, server.session(BOB, &format!("device-{n}")).open));
     }
     let mut refused = None;
-    for (mut raw, request_id) in waiting {
+    let mut sent = Vec::new();
+    for (mut raw, open) in waiting {
+        let request_id = raw.send(Lane::Control, Payload::SessionOpen(open)).await;
+        sent.push((raw, request_id));
+    }
+    for (mut raw, request_id) in sent {
         let scheme = raw.recv(Lane::Control).await;
         if let Some(Payload::ErrorMessage(error)) = scheme.payload {
             assert_eq!((scheme.request_id, error.route.as_str()), (request_id, "session_open"));
@@ -205,8 +212,8 @@ async fn sign_ins_count_for_the_address() {
 #[tokio::test]
 async fn what_was_sent_behind_a_sign_in_that_has_to_wait_is_dropped() {
     let server = TestServer::with(|config| config.limits.sign_ins = burst_of(1)).await;
-    let mut alice = server.sign_in(ALICE, "phone").await;
     let mut bob = server.connect().await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
     (bob.eid, bob.device) = (BOB.to_owned(), "phone".to_owned());
     bob.open(Lane::Control).await;
     bob.open(Lane::Chat).await;
@@ -247,7 +254,8 @@ async fn connections_count_for_the_address_while_they_last() {
     }
     devices.pop().unwrap().leave();
     // Retry until the server has noticed the end.
-    while server.try_connect().await.is_err() {}
+    let noticed = async { while server.try_connect().await.is_err() {} };
+    common::within_bound("the server to notice the end", noticed).await;
 }
 
 /// Sends the payload again and again in spite of refusals, until the server closes with ABUSE.

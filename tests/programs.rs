@@ -393,6 +393,37 @@ fn a_chat_on_a_terminal_sends_what_is_typed_shows_what_comes_and_ends_at_ctrl_c(
 }
 
 #[test]
+fn a_chat_whose_window_is_closed_leaves() {
+    let place = Place::new();
+    let [mut window, programs] = terminal();
+    let mut chat =
+        program(&place.arguments(&["chat", "--as", "alice@localhost", "--to", "bob@localhost"]), &place.folder);
+    let side = || Stdio::from(programs.try_clone().unwrap());
+    let chat = chat.env("TERM", "xterm").stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+    let chat = Running { child: chat, lines: channel().1 };
+    drop(programs);
+    let (mut drawn, mut bytes) = (String::new(), [0; 4096]);
+    while !drawn.contains("bob@localhost") {
+        let read = window.read(&mut bytes).unwrap();
+        drawn += &String::from_utf8_lossy(&bytes[..read]);
+    }
+    drop(window);
+    // What the kernel sends to those whose terminal it is.
+    chat.signal(libc::SIGHUP);
+    // Nobody is left to be told why, but it was not ended by a signal, and the server knows that it has left.
+    let ended = chat.end();
+    assert!(ended.code().is_some(), "{ended}");
+    let connected = || {
+        let status = program(&["status", "--json", "--data-dir", "d"], &place.folder).output().unwrap();
+        serde_json::from_slice::<Value>(&status.stdout).unwrap()["connected"].as_u64().unwrap()
+    };
+    let began = Instant::now();
+    while connected() > 0 {
+        assert!(began.elapsed() < WITHIN / 2, "it has not left");
+    }
+}
+
+#[test]
 fn the_demo_succeeds_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(&["demo"], &folder).stdout(Stdio::piped()).spawn().unwrap();

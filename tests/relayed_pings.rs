@@ -7,7 +7,7 @@ mod common;
 use bimip::wire::proto::{BlockSubscriber, PingPong, SubscriberAddRequest, SubscriberAddResponse};
 use bimip::wire::{Identity, Lane, Payload};
 
-use common::{Got, Raw, TestServer, identity, now_ms};
+use common::{Got, Raw, TestServer, identity, now_ms, within_bound};
 
 const ALICE: &str = "alice@localhost";
 const BOB: &str = "bob@localhost";
@@ -95,10 +95,13 @@ async fn with_an_empty_resource_id_any_device_serves() {
     alice.leave();
     let mut desk = server.sign_in(ALICE, "desk").await;
     // The server may not have noticed yet that the phone is gone. Then it still pings the phone and gets no answer.
-    let mut request_id = ask(&mut bob, device(ALICE, "phone")).await;
-    while outcome(&mut bob, request_id, device(ALICE, "phone")).await.status != UNREACHABLE {
-        request_id = ask(&mut bob, device(ALICE, "phone")).await;
-    }
+    let noticed = async {
+        let mut request_id = ask(&mut bob, device(ALICE, "phone")).await;
+        while outcome(&mut bob, request_id, device(ALICE, "phone")).await.status != UNREACHABLE {
+            request_id = ask(&mut bob, device(ALICE, "phone")).await;
+        }
+    };
+    within_bound("the server to notice the end", noticed).await;
     let request_id = ask(&mut bob, identity(ALICE)).await;
     let ping = asked(&mut desk).await;
     answer(&mut desk, &ping).await;

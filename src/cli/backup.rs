@@ -52,6 +52,7 @@ impl Args {
             }
         };
         give_name(&partial, file)
+            .inspect_err(|_| _ = fs::remove_file(&partial))
             .with_context(|| format!("cannot rename {} to {}", partial.display(), file.display()))?;
         sync_folder(file)?;
         drop(writing);

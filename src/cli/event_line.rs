@@ -40,7 +40,13 @@ impl Line<'_> {
         if let Value::Object(fields) = &mut fields {
             object.append(fields);
         }
-        Value::Object(object).to_string()
+        // JSON itself escapes only the older control characters, and a terminal obeys the others, too.
+        let newer = |c: char| c.is_control() && !c.is_ascii_control() || c == '\u{7f}';
+        let text = Value::Object(object).to_string();
+        if !text.contains(newer) {
+            return text;
+        }
+        text.chars().map(|c| if newer(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect()
     }
 
     /// The event in words.
@@ -77,11 +83,11 @@ impl Line<'_> {
         let other = if message.author == Author::Receiver { format!("from {from}") } else { format!("to {to}") };
         let says = match &message.content {
             Content::Text(text) => format!("{text:?}"),
-            Content::Media(media) => media_words(media),
+            Content::Media(media) => media_words(media).escape_debug().to_string(),
         };
-        let took = self.at - message.server_received_at;
+        let took = self.at.saturating_sub(message.server_received_at);
         let took = match self.is_live(message) {
-            true => format!("{took} ms from the server, {} ms in all", self.at - message.created_at),
+            true => format!("{took} ms from the server, {} ms in all", self.at.saturating_sub(message.created_at)),
             false => format!("waited {:.1} s", took as f64 / 1e3),
         };
         format!("#{sequence} v{version} {other}: {says} ({took})")
@@ -103,8 +109,8 @@ impl Line<'_> {
             "server_received_at": message.server_received_at,
             // False if the message waited for this device before it connected.
             "live": self.is_live(message),
-            "delivery_ms": self.at - message.server_received_at,
-            "end_to_end_ms": self.at - message.created_at,
+            "delivery_ms": self.at.saturating_sub(message.server_received_at),
+            "end_to_end_ms": self.at.saturating_sub(message.created_at),
         });
         match &message.content {
             Content::Text(text) => fields["text"] = text.as_str().into(),
@@ -216,4 +222,55 @@ fn presence(presence: &AwarenessNotification) -> Value {
         "latitude": presence.latitude,
         "longitude": presence.longitude,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{AckStatus, ChatId, Eid, MediaType, MessageId, Version};
+
+    fn message(content: Content, created_at: i64) -> Event {
+        let (from, to) = (Eid::parse("mallory@x").unwrap(), Eid::parse("bob@x").unwrap());
+        Event::Message(Message {
+            sequence: Sequence::from(7),
+            chat_id: ChatId::between(&from, &to),
+            message_id: MessageId::from_bytes([7; 16]),
+            local_id: None,
+            version: Version::from(9),
+            author: Author::Receiver,
+            from,
+            from_device: None,
+            to,
+            content,
+            acknowledgment: AckStatus::Sent,
+            created_at,
+            server_received_at: 1_000,
+            received: std::time::Instant::now(),
+        })
+    }
+
+    #[test]
+    fn whatever_somebody_writes_is_one_line_without_control_characters() {
+        let evil = "x\n12:00 message #9 from boss@x: \"pay\"\r\u{1b}[2J\u{9b}2J\u{7f}";
+        let media = Media {
+            kind: MediaType::Image,
+            url: "https://x/cat".to_owned(),
+            caption: evil.to_owned(),
+            thumbnail_url: String::new(),
+            size_bytes: 1,
+        };
+        for content in [Content::Text(evil.to_owned()), Content::Media(media)] {
+            // A sender may also claim any time.
+            for created_at in [i64::MIN, i64::MAX] {
+                let event = message(content.clone(), created_at);
+                let line = Line { event: &event, at: 1_005, head: Sequence::ZERO };
+                let (words, json) = (line.words(), line.json());
+                assert!(!words.contains(char::is_control), "{words:?}");
+                assert!(!json.contains(char::is_control), "{json:?}");
+                let read: Value = serde_json::from_str(&json).unwrap();
+                assert!(read["text"] == evil || read["media"]["caption"] == evil, "{json}");
+                assert!(words.contains("boss@x") && json.contains("boss@x"), "{words} {json}");
+            }
+        }
+    }
 }

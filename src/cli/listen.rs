@@ -1,20 +1,20 @@
 //! `bimip listen`: prints one line for each event of a device.
 
-use std::future::pending;
+use std::future::{pending, ready};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::connect::{Account, Connection, seconds};
 use super::event_line::Line;
-use super::limits::WAIT_MAX;
+use super::limits::{PRINT_ENDS_WITHIN, WAIT_MAX};
 use super::printer::Printer;
 use super::receipts::Receipts;
+use super::signals::Ending;
 use super::{Failure, complain};
 use crate::client::{CloseReason, Device, Event, Events, Session, State};
 use crate::clock::Now;
@@ -54,7 +54,7 @@ impl Args {
         let account = self.connection.account("cli-listen")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let stop = Stop::new(self.duration)?;
+            let stop = Stop::new(self.duration, Ending::listen()?)?;
             let (device, events) = account.builder().auto_deliver(true).connect()?;
             let listener = Listener {
                 reader: self.read.then(|| Receipts::new(device.clone(), AckStatus::Read)),
@@ -124,6 +124,9 @@ impl Listener {
             }
             if self.left == Some(0) {
                 break End::Done;
+            }
+            if let Some(end) = stop.overdue().await {
+                break end;
             }
         };
         self.leave(end).await
@@ -198,19 +201,20 @@ pub(super) struct Stop {
     until: Option<Instant>,
     /// A signal has come.
     told: bool,
-    interrupt: Signal,
-    terminate: Signal,
+    /// When the end was first seen to be wanted.
+    since: Option<Instant>,
+    ending: Ending,
     /// Standard output if it can be watched for a closed reader; `None` for a file, which has no reader.
     out: Option<pipe::Sender>,
 }
 
 impl Stop {
-    pub(super) fn new(duration: Option<Duration>) -> Result<Stop, Failure> {
+    pub(super) fn new(duration: Option<Duration>, ending: Ending) -> Result<Stop, Failure> {
         Ok(Stop {
             until: duration.map(|duration| Instant::now() + duration),
             told: false,
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            since: None,
+            ending,
             out: io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked).ok(),
         })
     }
@@ -235,14 +239,21 @@ impl Stop {
         tokio::select! {
             () = time => End::Done,
             _ = unheard => End::Unheard,
-            _ = self.interrupt.recv() => {
-                self.told = true;
-                End::Done
-            }
-            _ = self.terminate.recv() => {
+            _ = self.ending.next() => {
                 self.told = true;
                 End::Done
             }
         }
+    }
+
+    /// The end, if it has been wanted for more than a moment: without a pause between events it would never come.
+    pub(super) async fn overdue(&mut self) -> Option<End> {
+        let end = tokio::select! {
+            biased;
+            end = self.wanted() => end,
+            () = ready(()) => return None,
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= PRINT_ENDS_WITHIN).then_some(end)
     }
 }

@@ -207,9 +207,9 @@ fn usage(error: &clap::Error) -> ExitCode {
     let hint = hint.unwrap_or_else(|| {
         // The innermost command that was named: its help has the options.
         let (mut command, mut named) = (Cli::command(), "bimip".to_owned());
-        for name in std::env::args().skip(1) {
+        for name in std::env::args_os().skip(1) {
             let Some(inner) = command.find_subcommand(&name) else { break };
-            named = format!("{named} {name}");
+            named = format!("{named} {}", inner.get_name());
             command = inner.clone();
         }
         format!("see {named} --help")

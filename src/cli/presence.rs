@@ -9,8 +9,9 @@ use super::connect::{Account, Connection, seconds};
 use super::event_line::{Line, clock};
 use super::limits::{ASK_WITHIN, WAIT_MAX};
 use super::listen::Stop;
-use super::once::refused;
+use super::once::{NOT_KNOWN, NOTHING_ASKED, refused, stoppable};
 use super::printer::Printer;
+use super::signals::Ending;
 use super::{Failure, say};
 use crate::client::{CloseReason, Device, Event, Events, Presence, RequestError, State};
 use crate::clock::Now;
@@ -60,7 +61,7 @@ impl Args {
             let lanes = [Lane::Control, Lane::Presence];
             let (device, events) = account.builder().lanes(&lanes).auto_sync(false).connect()?;
             let until = Instant::now() + ASK_WITHIN;
-            account.reach(&device, until).await?;
+            let mut ending = Ending::listen()?;
             let about = self.of.clone().unwrap_or_else(|| device.eid().clone());
             let asked = async {
                 if let Some(set) = self.set {
@@ -69,16 +70,21 @@ impl Args {
                 // On the same lane behind the change, so that the answer shows that the server has applied it.
                 device.presence_of(&about).await
             };
-            let told = async {
+            let answered = async {
                 if !self.watch || self.of.is_some() || self.set.is_some() {
                     let presence = timeout_at(until, asked).await.unwrap_or(Err(RequestError::TimedOut));
                     let presence = presence.map_err(|error| refused(&account, error))?;
                     say(&if self.json { as_json(&about, presence) } else { as_line(&about, presence) })?;
                 }
-                if self.watch {
-                    watch(&account, &device, events, Stop::new(self.duration)?, self.json).await?;
-                }
                 Ok(())
+            };
+            let told = async {
+                stoppable(account.reach(&device, until), &mut ending, NOTHING_ASKED).await?;
+                stoppable(answered, &mut ending, NOT_KNOWN).await?;
+                match self.watch {
+                    true => watch(&account, &device, events, Stop::new(self.duration, ending)?, self.json).await,
+                    false => Ok(()),
+                }
             };
             let told = told.await;
             // Also after a refusal: a session that is only dropped stays until it times out, and others see its user online.
@@ -96,7 +102,7 @@ async fn watch(
     json: bool,
 ) -> Result<(), Failure> {
     let (mut state, printer) = (device.state(), Printer::start()?);
-    loop {
+    while stop.overdue().await.is_none() {
         let event = tokio::select! {
             // Events that have come already are printed before watching ends.
             biased;
@@ -121,6 +127,7 @@ async fn watch(
             None => return Err(account.failure(&CloseReason::Local)),
         }
     }
+    Ok(())
 }
 
 impl Own {

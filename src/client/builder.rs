@@ -233,7 +233,7 @@ impl Builder {
     }
 
     /// Time without any packet from the server after which the connection is given up. Over QUIC, the shorter of this
-    /// and the server's own timeout applies. Over TCP, the device sends a ping after two thirds of it. Default: 60 s.
+    /// and the server's own timeout applies, counted from the first packet that had no answer, such as a keep-alive. Over TCP, the device sends a ping after two thirds of it. Default: 60 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
         self.idle_timeout = timeout;
         self
@@ -333,7 +333,7 @@ impl Builder {
             .lanes(self.lanes)
             .bind(self.bind)
             .silence(self.silence)
-            .idle_timeout(self.idle_timeout)
+            .idle_timeout(self.idle_timeout, self.keep_alive)
             .jitter(Jitter::new(seed(&seeds[8..])));
         runtime.spawn(task.run());
         Ok((Device::new(commands, state, eid, device, number(name), inbox), events))

@@ -495,10 +495,10 @@ impl Core {
         matches!(self.link, Link::Opening { .. }) || (matches!(self.link, Link::Open) && self.requests.owed())
     }
 
-    /// Whether everything was answered or, for presence, sent.
+    /// Whether everything was answered. Presence is not waited for without a session.
     pub(crate) fn is_settled(&self) -> bool {
         let asked = self.requests.is_empty() && self.receipts.is_empty();
-        asked && !(self.presence.is_due() && matches!(self.link, Link::Open))
+        asked && !(self.presence.is_unsettled() && matches!(self.link, Link::Open))
     }
 
     /// The device stops: all waiting calls fail with the reason.

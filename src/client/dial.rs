@@ -249,9 +249,9 @@ impl Dialer {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) == Some(address)
     }
 
-    /// The network has changed: what could be reached may be out of reach.
-    pub(crate) fn forget_reached(&self) {
-        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The network has changed: what could be reached may be out of reach. Returns the address that answered last.
+    pub(crate) fn forget_reached(&self) -> Option<SocketAddr> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn note_reached(&self, address: SocketAddr) {
@@ -452,7 +452,7 @@ pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
 }
 
 /// The address from which the system would send; finding it costs no packet.
-fn own_address(server: SocketAddr, bind: Option<SocketAddr>) -> Option<IpAddr> {
+pub(crate) fn own_address(server: SocketAddr, bind: Option<SocketAddr>) -> Option<IpAddr> {
     let socket =
         UdpSocket::bind(bind.map_or_else(|| unspecified(server), |bind| SocketAddr::new(bind.ip(), 0))).ok()?;
     socket.connect(server).ok()?;

@@ -67,10 +67,10 @@ impl Silence {
         self.watch.as_ref().is_some_and(|watch| in_doubt(watch) && watch.arrivals == arrivals)
     }
 
-    /// Since when nothing has arrived, if that was asked for in vain, so that the path itself is cut.
-    pub(crate) fn in_vain_since(&self, arrivals: u64) -> Option<Instant> {
-        let in_vain = |watch: &&Watch| watch.knocks >= KNOCKS_BEFORE_DOUBT && watch.arrivals == arrivals;
-        self.watch.as_ref().filter(in_vain).map(|watch| watch.since)
+    /// Whether the path was asked for life in vain, so that it is cut, if the connection is over.
+    pub(crate) fn was_in_vain(&self, arrivals: u64) -> bool {
+        let in_vain = |watch: &Watch| watch.knocks >= KNOCKS_BEFORE_DOUBT && watch.arrivals == arrivals;
+        self.watch.as_ref().is_some_and(in_vain)
     }
 
     /// When to call `look` again.
@@ -94,7 +94,11 @@ impl Silence {
             return Heard::Life;
         }
         if now >= watch.since + watch.bound {
-            return Heard::Dead;
+            if watch.knocks > 0 || watch.moved {
+                return Heard::Dead;
+            }
+            // The process did not run meanwhile. What has arrived may not have been read yet, so it asks first.
+            watch.since = now;
         }
         watch.knocks += 1;
         if watch.knocks == KNOCKS_BEFORE_MOVING && !watch.moved { Heard::Move } else { Heard::Knock }
@@ -225,6 +229,17 @@ mod tests {
         assert_eq!(moves.len(), 1);
         assert!(moves[0].0 < BOUND / 2);
         assert_eq!(steps.last(), Some(&(BOUND, Heard::Dead)));
+    }
+
+    #[test]
+    fn a_device_that_slept_asks_before_it_gives_up() {
+        let start = Instant::now();
+        let mut silence = Silence::new(BOUND);
+        silence.look(true, start, || 7);
+        let awake = start + 10 * BOUND;
+        assert_eq!(silence.look(true, awake, || 7), Heard::Knock);
+        assert_eq!(silence.next_look(), Some(awake + 2 * BOUND / KNOCKS_MAX));
+        assert_eq!(silence.look(true, awake + BOUND, || 7), Heard::Dead);
     }
 
     #[test]

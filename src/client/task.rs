@@ -64,12 +64,15 @@ pub(crate) struct Task {
     /// the newest session and replaces a later one.
     open_lost: Option<Instant>,
     accepted_at: Option<Instant>,
+    outlived: Outlived,
     /// The application was told that the device is connected, and not that this has ended.
     connected: bool,
     /// The device's own IP address towards the server, on the connection in use.
     network: Option<IpAddr>,
     silence: Silence,
     idle: Idle,
+    /// Whether this device sends keep-alives over QUIC. Then an idle timeout means that they had no answer.
+    keeps_alive: bool,
     renewing: Option<Work<Result<String, CloseReason>>>,
     frames: Vec<(Lane, Bytes)>,
     closing: Option<Closing>,
@@ -89,6 +92,19 @@ struct Dialing {
     early: mpsc::Receiver<Early>,
     /// The connection that accepts 0-RTT data, until the attempt is decided.
     link: Option<Box<dyn Link>>,
+}
+
+/// Whether a session has grown older than [`STABLE_AFTER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outlived {
+    NotYet,
+    /// With these counts of what had arrived and was sent. Whatever arrived later shows that the transport lasts in this network.
+    With {
+        arrivals: u64,
+        sent: u64,
+    },
+    /// The process did not run at that time, or the device was in another network, so nothing is known.
+    Asleep,
 }
 
 struct Closing {
@@ -139,10 +155,12 @@ impl Task {
             refused: None,
             open_lost: None,
             accepted_at: None,
+            outlived: Outlived::NotYet,
             connected: false,
             network: None,
             silence: Silence::new(SILENCE_MAX),
             idle: Idle::new(IDLE_TIMEOUT),
+            keeps_alive: false,
             renewing: None,
             frames: Vec::new(),
             closing: None,
@@ -161,8 +179,9 @@ impl Task {
         Task { silence: Silence::new(bound), ..self }
     }
 
-    pub(crate) fn idle_timeout(self, idle_timeout: Duration) -> Task {
-        Task { idle: Idle::new(idle_timeout), ..self }
+    pub(crate) fn idle_timeout(self, idle_timeout: Duration, keep_alive: Option<Duration>) -> Task {
+        let keeps_alive = keep_alive.is_some_and(|interval| interval < idle_timeout);
+        Task { idle: Idle::new(idle_timeout), keeps_alive, ..self }
     }
 
     pub(crate) fn jitter(self, jitter: Jitter) -> Task {
@@ -259,7 +278,7 @@ impl Task {
             Phase::Linked(link) => (self.silence.next_look(), link.quiet().map(|quiet| self.idle.next_look(quiet))),
             _ => (None, None),
         };
-        [retry, closing, renew, upgrade, look, idle, self.core.deadline(now)].into_iter().flatten().min()
+        [retry, closing, renew, upgrade, look, idle, self.old_at(), self.core.deadline(now)].into_iter().flatten().min()
     }
 
     /// Does everything that follows from what has happened since the last turn, without waiting.
@@ -268,6 +287,7 @@ impl Task {
         // the outbox and the session as they are then.
         if let Some(session) = self.core.take_accepted() {
             self.accepted_at = Some(now.instant);
+            self.outlived = Outlived::NotYet;
             self.connected = true;
             self.refusals = 0;
             self.refused = None;
@@ -289,6 +309,7 @@ impl Task {
         if let Err(reason) = self.core.tick(now.instant) {
             self.link_lost(reason);
         }
+        self.grow_old(now.instant);
         self.start_renewal(now.instant);
         self.start_upgrade(now.instant);
         self.write(now);

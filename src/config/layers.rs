@@ -1,5 +1,6 @@
 //! Reads the layers of the configuration and merges them, so that an error can name the layer that a value came from.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use figment::error::{Actual, Kind};
@@ -16,11 +17,12 @@ const FILE_VARIABLE: &str = "CONFIG";
 /// Separates the levels of a key in a variable's name.
 const LEVEL: &str = "__";
 const ENVIRONMENT: &str = "the environment";
+const COMMAND_LINE: &str = "the command line";
 
 /// Merges defaults, file, environment and flags in this order; for each key the last value wins.
 pub(super) fn merge(
     file: Option<&Path>,
-    environment: impl IntoIterator<Item = (String, String)>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
     flags: impl Serialize,
 ) -> Result<Config, ConfigError> {
     let defaults = dict(Config::default())?;
@@ -31,7 +33,7 @@ pub(super) fn merge(
     }
     figment
         .merge(Layer { origin: ENVIRONMENT.to_owned(), values: environment })
-        .merge(Layer { origin: "the command line".to_owned(), values: dict(flags)? })
+        .merge(Layer { origin: COMMAND_LINE.to_owned(), values: from_flags(flags)? })
         .extract()
         .map_err(explain)
 }
@@ -65,16 +67,30 @@ fn from_file(path: &Path) -> Result<Dict, ConfigError> {
     dict(table)
 }
 
+fn from_flags(flags: impl Serialize) -> Result<Dict, ConfigError> {
+    // Only a path can fail, and the error does not say which.
+    dict(flags).map_err(|_| ConfigError::Value {
+        key: "a path".to_owned(),
+        origin: COMMAND_LINE.to_owned(),
+        reason: "is not UTF-8".to_owned(),
+    })
+}
+
 /// A variable has no type of its own. It gets the type of the key's default, so that `BIMIP_CLIENT__DEVICE=1` is a text and not
 /// a number.
 fn from_environment(
-    environment: impl IntoIterator<Item = (String, String)>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
     defaults: &Value,
 ) -> Result<Dict, ConfigError> {
     let mut values = Dict::new();
     for (name, text) in environment {
-        let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if key == FILE_VARIABLE || text.is_empty() || is_service_link(key, &text) {
+        let Ok(name) = name.into_string() else { continue };
+        let Some(key) = name.strip_prefix(PREFIX).filter(|key| *key != FILE_VARIABLE) else { continue };
+        let Ok(text) = text.into_string() else {
+            let reason = "is not UTF-8".to_owned();
+            return Err(ConfigError::Value { key: name, origin: ENVIRONMENT.to_owned(), reason });
+        };
+        if text.is_empty() || is_service_link(key, &text) {
             continue;
         }
         let levels: Vec<String> = key.split(LEVEL).map(str::to_ascii_lowercase).collect();
@@ -201,14 +217,16 @@ fn explain(error: figment::Error) -> ConfigError {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
 
     use super::*;
     use crate::config::Congestion;
 
-    const NOTHING: [(String, String); 0] = [];
+    const NOTHING: [(OsString, OsString); 0] = [];
 
-    fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    fn variables(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -226,6 +244,25 @@ mod tests {
 
     fn no_flags() -> Flags {
         Flags::default()
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_refused_by_its_name_if_it_is_ours() {
+        #[derive(Serialize)]
+        struct Flags {
+            data_dir: PathBuf,
+        }
+        let broken = OsString::from_vec(b"/x/\xff".to_vec());
+        let load = |name: &str| Config::load_from(None, [(name.into(), broken.clone())], ());
+        let refused = load("BIMIP_DATA_DIR").unwrap_err().to_string();
+        assert_eq!(refused, "BIMIP_DATA_DIR in the environment: is not UTF-8");
+        // The file's own name may be anything.
+        for other in ["BIMIP_CONFIG", "PATH"] {
+            assert_eq!(load(other).unwrap(), Config::default());
+        }
+        let flags = Flags { data_dir: broken.clone().into() };
+        let refused = Config::load_from(None, NOTHING, flags).unwrap_err().to_string();
+        assert_eq!(refused, "a path in the command line: is not UTF-8");
     }
 
     #[test]

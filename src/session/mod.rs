@@ -236,7 +236,7 @@ impl Session {
         self.out.pop_front()
     }
 
-    /// Frees memory that only a busy session needs. Call it when there is nothing to do.
+    /// Frees memory that only a busy session needs, when there is nothing to do.
     pub fn rest(&mut self) {
         if self.out.is_empty() {
             self.out = VecDeque::new();
@@ -260,11 +260,11 @@ impl Session {
                 if self.calls >= SESSION_CALLS_MAX + SESSION_CALLS_RESERVED {
                     return wanted;
                 }
-                // One list at a time: its frames may fill the lane's queue many times over.
-                if open.listing.is_none() {
+                // One list at a time: it may fill the queue. Not early: a first flight may come late, and must undo nothing.
+                if open.listing.is_none() && !self.early {
                     wanted = wanted.with(Lane::Control);
                 }
-                if open.watching.as_ref().is_some_and(Watching::is_read) {
+                if open.watching.as_ref().is_some_and(Watching::is_read) && !self.early {
                     wanted = wanted.with(Lane::Presence);
                 }
                 // Without the chat lane nothing is answered, and they are refused instead.

@@ -290,6 +290,10 @@ fn scan(
         if lengths.iter().any(|length| *length > ARCHIVE_ROW_BYTES_MAX) {
             return Err(ArchiveError::Torn("a row too long"));
         }
+        // The engine takes no others, and would panic.
+        if !(1..=u32::from(u16::MAX)).contains(&lengths[0]) {
+            return Err(ArchiveError::Torn("a key of an impossible length"));
+        }
         let [key, value] = [from.bytes(lengths[0] as usize)?, from.bytes(lengths[1] as usize)?];
         batch.push((*space, Slice::from(key), Some(Slice::from(value))));
         rows += 1;

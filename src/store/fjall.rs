@@ -221,6 +221,11 @@ impl Kv for Fjall {
     fn disk(&self) -> Option<Disk> {
         Disk::of(&self.dir).ok()
     }
+
+    /// The engine deletes what a merge has replaced when it closes the next memtable, of whatever space; this is the smallest.
+    fn make_room(&self) {
+        self.rotation.close_early(SEALS);
+    }
 }
 
 /// A snapshot from between two commits: fjall's plain reads would show some rows of a commit that is being applied.
@@ -373,6 +378,34 @@ mod tests {
         let view = engine.view();
         for n in (0..rows).step_by(97).chain([rows - 1]) {
             assert_eq!(view.get(Space::Logs, &n.to_be_bytes()).unwrap().as_ref(), Some(&value), "row {n} of {rows}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_merge_has_replaced_is_deleted_when_room_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), 1024 * 1024).unwrap();
+        let logs = &engine.spaces[Space::Logs.index()];
+        let tables = || logs.path().join(TABLES_FOLDER).read_dir().unwrap().count();
+        let mut random = crate::random::Random::new(1);
+        let began = Instant::now();
+        // Until a merge is the last thing that the engine has done: it has replaced tables, and their files are still there. While it
+        // goes on there is one more, its own.
+        while tables() <= logs.tree.table_count() + 1 {
+            assert!(began.elapsed() < PATIENCE, "{} files of {} tables", tables(), logs.tree.table_count());
+            let noise: Vec<u8> = std::iter::repeat_with(|| random.number() as u8).take(64 * 1024).collect();
+            engine.commit(vec![(Space::Logs, Slice::from([7]), Some(Slice::from(noise)))]).unwrap();
+            logs.rotate_memtable_and_wait().unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // A view of before the merge may read the replaced tables, and the engine has one of the last commit.
+        engine.commit(vec![(Space::Floors, Slice::from([7]), Some(Slice::from([7])))]).unwrap();
+        engine.make_room();
+        let began = Instant::now();
+        while tables() > logs.tree.table_count() {
+            assert!(began.elapsed() < PATIENCE, "{} files of {} tables", tables(), logs.tree.table_count());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -123,4 +123,7 @@ pub(crate) trait Kv: Send + Sync + 'static {
 
     /// The file system that the commits go to; `None`: there is none, or the system does not tell.
     fn disk(&self) -> Option<Disk>;
+
+    /// Has files deleted, soon and in the background, that the engine no longer needs and would keep until more is written.
+    fn make_room(&self) {}
 }

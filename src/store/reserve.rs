@@ -36,11 +36,18 @@ impl Disk {
 #[derive(Default)]
 pub(crate) struct Reserve {
     touched: bool,
+    /// Too little is free for anything but commits.
+    bare: bool,
 }
 
 impl Reserve {
     pub(crate) fn is_touched(&self) -> bool {
         self.touched
+    }
+
+    /// Whether the engine should delete what it no longer needs, for which it writes a small file.
+    pub(crate) fn wants_room(&self) -> bool {
+        self.touched && !self.bare
     }
 
     /// Compares with the reserve, and logs when that has another result than before. `None`, the disk is not known, changes
@@ -55,7 +62,7 @@ impl Reserve {
             (true, false) => tracing::info!(free, reserve, "the disk has room again: new messages are taken"),
             _ => {}
         }
-        self.touched = touched;
+        (self.touched, self.bare) = (touched, free < reserve / 8);
     }
 }
 
@@ -90,6 +97,17 @@ mod tests {
         assert!(!touched(None) && !touched(Some(512)));
         assert!(touched(Some(511)) && touched(Some(575)) && touched(None));
         assert!(!touched(Some(576)) && !touched(Some(512)));
+    }
+
+    #[test]
+    fn room_is_made_below_the_reserve_while_a_file_can_be_written() {
+        let mut reserve = Reserve::default();
+        let mut wants_room = |free: u64| {
+            reserve.look(Some(Disk { free: free * MIB, size: 1 << 44 }));
+            reserve.wants_room()
+        };
+        assert!(!wants_room(512) && wants_room(511) && wants_room(64) && !wants_room(63) && wants_room(575));
+        assert!(!wants_room(576));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! A pass reads views beside the writer, and hands the writer lists of rows to delete. Each list is bounded, so that
 //! commits stay short. A listed row cannot be referred to again: trimmed entries stay trimmed, and messages that wait
 //! for their release are left out. An interrupted pass is started again. What cannot be read is passed over: one damaged row would
-//! otherwise let everything behind it grow without end.
+//! otherwise let everything behind it grow without end. Where the engine cannot read on at all, as in a damaged block, the pass goes
+//! on with the next kind of rows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -111,7 +112,15 @@ impl Pass {
         let (mut ops, mut looked_at) = (Vec::new(), 0);
         while looked_at < limits::TRIM_ROWS {
             let rest = Span { from, to: key::all().to };
-            let first = view.range(Space::Logs, &rest, Order::Ascending, 1)?;
+            let first = match view.range(Space::Logs, &rest, Order::Ascending, 1) {
+                Ok(first) => first,
+                // Nobody can tell where the next log begins. Messages and revocations can go all the same.
+                Err(error) => {
+                    self.pass_over(&error);
+                    self.stage = Stage::Messages;
+                    return Ok(ops);
+                }
+            };
             let Some((first, oldest)) = first.first() else {
                 self.stage = Stage::Messages;
                 return Ok(ops);
@@ -217,7 +226,14 @@ impl Pass {
     fn come_of_age(&mut self, view: &dyn View) -> Result<Vec<Op>, StoreError> {
         let to = MessageId::new(self.locals_from_ms, [0; 10]);
         let span = Span { from: self.swept.clone(), to: key::message(to) };
-        let rows = view.range(Space::Messages, &span, Order::Ascending, limits::TRIM_ROWS)?;
+        let rows = match view.range(Space::Messages, &span, Order::Ascending, limits::TRIM_ROWS) {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.pass_over(&error);
+                self.stage = Stage::Revocations(Key::new());
+                return Ok(Vec::new());
+            }
+        };
         match rows.last() {
             None => self.stage = Stage::Revocations(Key::new()),
             Some((last, _)) => self.swept = key::following(key::all(), last).from,
@@ -354,11 +370,48 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::kv::{Kv, Slice};
+    use crate::store::kv::{Kv, Row, Slice};
     use crate::store::testing::{Gate, Nobody, eid, take_places, text};
-    use crate::store::{Embedded, Memory, Options, Store, Trimmed};
+    use crate::store::{Embedded, Memory, Options, Revocation, RevocationTarget, Store, Trimmed};
 
     const ALL: Retention = Retention { older_than_ms: 100, entries_max_per_user: u64::MAX };
+
+    /// An engine with a damaged block in one space.
+    struct Damaged(Box<dyn View>, Space);
+
+    impl View for Damaged {
+        fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+            self.0.get(space, key)
+        }
+
+        fn range(&self, space: Space, span: &Span, order: Order, limit: usize) -> Result<Vec<Row>, StoreError> {
+            match space == self.1 {
+                true => Err(StoreError::Engine("checksum mismatch".to_owned())),
+                false => self.0.range(space, span, order, limit),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_block_keeps_no_other_kind_of_rows_from_being_deleted() {
+        const NOW: i64 = 100 * 24 * 3600 * 1000;
+        let memory = Memory::new();
+        let store = Embedded::open_memory(memory.clone(), Options::default(), Arc::new(Nobody)).unwrap();
+        store.accept(text("alice", "bob", 1), true).await.unwrap();
+        let target = RevocationTarget::User(eid("bob"));
+        store.revoke(Revocation { target, issued_until: 1, expires_at: 1 }, None).await.unwrap();
+        store.close().await;
+        for damaged in [Space::Logs, Space::Messages] {
+            let view = Damaged(memory.view(), damaged);
+            let (mut pass, mut ops) = (Pass::new(ALL, NOW, Key::new()), Vec::new());
+            while let Some(more) = pass.step(&view).unwrap() {
+                ops.extend(more);
+            }
+            assert_eq!(pass.unreadable(), 1);
+            assert!(ops.iter().any(|op| matches!(op, Op::DropRevocations { .. })), "{damaged:?}");
+            assert_eq!(ops.iter().any(|op| matches!(op, Op::TrimLog { .. })), damaged != Space::Logs);
+        }
+    }
 
     #[tokio::test]
     async fn a_log_that_cannot_be_read_keeps_no_other_from_being_trimmed() {

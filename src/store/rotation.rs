@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use ::fjall::{AbstractTree, Keyspace};
 
@@ -25,7 +26,7 @@ use super::background;
 use super::fjall::memtable_bytes;
 use super::kv::Space;
 use super::marker;
-use crate::limits::{MEMTABLE_FREED_WITHIN, MEMTABLES_CLOSED_MAX};
+use crate::limits::{MEMTABLE_CLOSED_EARLY_EVERY, MEMTABLE_FREED_WITHIN, MEMTABLES_CLOSED_MAX};
 
 /// A reference that keeps a memtable in memory.
 type Memtable = Arc<dyn Any + Send + Sync>;
@@ -38,6 +39,8 @@ pub(super) struct Rotation {
     closed: Option<SyncSender<Memtable>>,
     /// Spaces whose memtable is requested to be closed and is not yet: one request is enough.
     pending: Arc<[AtomicBool; Space::COUNT]>,
+    /// When a memtable was last closed early.
+    early: Mutex<Option<Instant>>,
     /// The active memtable of each space, as last seen.
     active: Mutex<[Option<Memtable>; Space::COUNT]>,
     threads: Vec<JoinHandle<()>>,
@@ -52,6 +55,7 @@ impl Rotation {
             full: Some(full),
             closed: Some(closed),
             pending: Arc::default(),
+            early: Mutex::default(),
             active: Mutex::default(),
             threads: Vec::new(),
         };
@@ -84,11 +88,8 @@ impl Rotation {
     /// one that it has replaced freed.
     pub(super) fn look(&self, space: Space, keyspace: &Keyspace) {
         let memtable = keyspace.tree.active_memtable();
-        let pending = &self.pending[space.index()];
-        let full = memtable.size() >= memtable_bytes(space);
-        if full && !pending.swap(true, Ordering::AcqRel) && !given(self.full.as_ref(), space) {
-            // The channel is full: the next commit asks again.
-            pending.store(false, Ordering::Release);
+        if memtable.size() >= memtable_bytes(space) {
+            self.request(space);
         }
         let memtable: Memtable = memtable;
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +99,23 @@ impl Rotation {
         {
             // If the channel is full, the engine frees the memtable.
             given(self.closed.as_ref(), closed);
+        }
+    }
+
+    /// Closes the memtable of a space though it is not full, unless that was done a moment ago.
+    pub(super) fn close_early(&self, space: Space) {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        if early.is_none_or(|last| last.elapsed() >= MEMTABLE_CLOSED_EARLY_EVERY) {
+            *early = Some(Instant::now());
+            self.request(space);
+        }
+    }
+
+    fn request(&self, space: Space) {
+        let pending = &self.pending[space.index()];
+        if !pending.swap(true, Ordering::AcqRel) && !given(self.full.as_ref(), space) {
+            // The channel is full: the next commit asks again.
+            pending.store(false, Ordering::Release);
         }
     }
 }

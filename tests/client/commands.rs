@@ -166,3 +166,48 @@ async fn who_listens_for_a_reader_that_has_stopped_to_read_still_ends_when_told_
     assert!(place.peer.state().seen().acknowledged.len() < TEXTS);
     drop(unread);
 }
+
+#[tokio::test]
+async fn who_listens_ends_when_told_to_though_events_come_without_a_pause() {
+    let place = Place::new();
+    for arguments in [&["listen", "--json"][..], &["listen", "--json", "--for", "1"]] {
+        let mut listen = place.start(arguments);
+        let mut lines = BufReader::new(listen.stdout.take().unwrap()).lines();
+        assert!(soon(lines.next_line()).await.unwrap().unwrap().contains("\"connected\""));
+        let ends = async {
+            let mut told = arguments.len() > 2;
+            loop {
+                place.peer.push("once more");
+                tokio::select! {
+                    ended = listen.wait() => break ended.unwrap(),
+                    line = lines.next_line() => drop(line),
+                }
+                if !std::mem::replace(&mut told, true) {
+                    terminate(&listen);
+                }
+            }
+        };
+        assert!(soon(ends).await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_interrupted_is_left_and_told() {
+    let place = Place::new();
+    let revoke = place.start(&["revoke", "--all"]);
+    soon(place.peer.until(|seen| seen.revocations == 1)).await;
+    terminate(&revoke);
+    let err = place.fails(revoke).await;
+    assert!(err.contains("stopped by SIGTERM: it is not known whether it was done"), "{err}");
+    place.is_left().await;
+
+    place.peer.state().change(|seen| seen.put_off = usize::MAX);
+    for arguments in [&["revoke", "--all"][..], &["presence", "--watch"]] {
+        let opens = place.peer.state().seen().opens.len();
+        let command = place.start(arguments);
+        soon(place.peer.until(|seen| seen.opens.len() > opens)).await;
+        terminate(&command);
+        let err = place.fails(command).await;
+        assert!(err.contains("stopped by SIGTERM: nothing was asked"), "{err}");
+    }
+}

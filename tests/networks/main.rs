@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bimip::client::limits::EVENTS_MAX;
+use bimip::client::limits::{EVENTS_MAX, STABLE_AFTER};
 use bimip::client::{
     Builder, Content, Device, Event, Events, Media, RequestError, Session, State, Transport, Transports,
 };
 use bimip::config::Rate;
-use bimip::wire::{AckStatus, DeviceId, Eid, Lane, MediaType};
+use bimip::wire::{AckStatus, AwarenessStatus, DeviceId, Eid, Lane, MediaType};
 use common::{Road, TestServer, within_bound};
 use tokio::net::UdpSocket;
 
@@ -144,6 +144,8 @@ async fn a_first_flight_that_comes_late_does_not_end_the_session_that_the_phone_
     let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     let only_quic = Transports::Only(Transport::Quic);
     let (alice, _alices, first) = connect(options(&server, ALICE, road.address).transports(only_quic)).await;
+    // She says so again with each session.
+    within_bound("the call", alice.set_presence(AwarenessStatus::Invisible, true, None)).await.unwrap();
     let before = road.recorded().len();
     // Nothing passes any more, but what the phone sends is recorded.
     road.drop_udp(true);
@@ -172,6 +174,7 @@ async fn a_first_flight_that_comes_late_does_not_end_the_session_that_the_phone_
 
     let (alice, mut alices, second) = connect(options(&server, ALICE, server.quic_address())).await;
     assert_ne!(first, second);
+    within_bound("the call", alice.set_presence(AwarenessStatus::Online, true, None)).await.unwrap();
     let opens = server.metric(OPENS).await;
     let attacker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     for datagram in &withheld {
@@ -181,6 +184,8 @@ async fn a_first_flight_that_comes_late_does_not_end_the_session_that_the_phone_
     assert!(server.metric(ACCEPTED).await >= 1.0);
     within_bound("the answer", bob.send_text(&eid(ALICE), "still there?")).await.unwrap();
     assert_eq!(text(&mut alices).await, "still there?");
+    let shown = within_bound("her presence", alice.presence_of(&eid(ALICE))).await.unwrap();
+    assert_eq!(shown.status, AwarenessStatus::Online, "what is newer stands");
     assert_eq!(*alice.state().borrow(), State::Connected(second));
 }
 
@@ -308,6 +313,48 @@ async fn where_quic_is_cut_behind_its_handshake_a_phone_comes_over_tcp() {
         within_bound("the answer", alice.send_text(&eid(BOB), "over TCP")).await.unwrap();
         within_bound("alice to leave", alice.close()).await;
     }
+}
+
+#[tokio::test]
+async fn a_phone_that_only_listens_where_quic_is_cut_comes_over_tcp() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.cut_behind_handshake(10);
+    let phone = options(&server, ALICE, road.address).keep_alive(Some(Duration::from_millis(500)));
+    let (alice, mut alices) = phone.idle_timeout(Duration::from_secs(2)).connect().unwrap();
+    session(&alice, "TCP", |session| session.transport == Transport::Tcp).await;
+    let (bob, _bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
+    within_bound("the answer", bob.send_text(&eid(ALICE), "to TCP")).await.unwrap();
+    assert_eq!(text(&mut alices).await, "to TCP");
+}
+
+#[tokio::test]
+async fn a_phone_that_speaks_late_where_quic_is_cut_comes_over_tcp() {
+    let server = TestServer::start().await;
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
+    let (alice, mut alices, first) = connect(phone).await;
+    assert_eq!(first.transport, Transport::Tcp);
+    road.cut_behind_handshake(10);
+    road.drop_udp(false);
+    session(&alice, "QUIC", |session| session.transport == Transport::Quic).await;
+    // QUIC was silent here before, so that one session that is cut is enough, if nothing was heard of it after its first
+    // seconds, whenever it was asked.
+    tokio::time::sleep(STABLE_AFTER + Duration::from_secs(1)).await;
+    within_bound("the answer", alice.send_text(&eid(BOB), "late")).await.unwrap();
+    let told = async {
+        loop {
+            if let Event::Connected(session) = alices.next().await.unwrap()
+                && session.transport == Transport::Quic
+            {
+                break alices.next().await.unwrap();
+            }
+        }
+    };
+    assert!(matches!(within_bound("the end of QUIC", told).await, Event::Disconnected(_)));
+    let again = session(&alice, "another session", |_| true).await;
+    assert_eq!(again.transport, Transport::Tcp);
 }
 
 #[tokio::test]
@@ -479,9 +526,12 @@ async fn a_return_to_quic_without_a_token_is_not_tried_without_a_pause() {
     let phone = options(&server, ALICE, road.address).token(source).retry_quic_after(Duration::from_millis(500));
     let (alice, _alices, first) = connect(phone).await;
     assert_eq!(first.transport, Transport::Tcp);
-    while asked.load(Ordering::Relaxed) < 2 {
-        tokio::task::yield_now().await;
-    }
+    let twice = async {
+        while asked.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within_bound("the token source to be asked again", twice).await;
     // The session over TCP is served meanwhile.
     for _ in 0..10 {
         within_bound("a pong", alice.ping()).await.unwrap();

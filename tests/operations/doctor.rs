@@ -53,7 +53,9 @@ async fn a_configuration_is_checked_before_a_server_starts_with_it() {
 
     let (code, out, err) = check(&["--dev"]).await;
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
-    assert!(out.lines().all(|line| line.starts_with("ok ")), "{out}");
+    // How much room this machine has is its own affair.
+    let disk = |line: &str| line.starts_with("WARN  disk ") || line.starts_with(' ');
+    assert!(out.lines().all(|line| line.starts_with("ok ") || disk(line)), "{out}");
     assert!(!data.exists(), "nothing is made");
 
     let (code, out, err) = check(&[]).await;

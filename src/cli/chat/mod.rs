@@ -16,7 +16,6 @@ use ratatui::crossterm::event::{
     self, DisableBracketedPaste, EnableBracketedPaste, Event as TerminalEvent, KeyEventKind,
 };
 use ratatui::crossterm::execute;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
@@ -27,6 +26,7 @@ use super::limits::{
     CHAT_CONSENT_AFTER, CHAT_EVENTS_PER_DRAW, CHAT_KEY_POLL, CHAT_PAGE, CHAT_PING_EVERY, CHAT_QUEUE_MAX,
 };
 use super::receipts::Receipts;
+use super::signals::Ending;
 use super::{Failure, Usage};
 use crate::client::{Content, Device, Event, Events, Message, RequestError};
 use crate::wire::proto::{AwarenessNotification, HistoryRequest, SubscriberAddRequest, SubscriberListRequest};
@@ -63,11 +63,14 @@ impl Args {
             over: false,
         };
         // `try_init` also restores the terminal after a panic.
-        let terminal = ratatui::try_init()?;
+        let mut terminal = ratatui::try_init()?;
         let _ = execute!(io::stdout(), EnableBracketedPaste);
-        let result = runtime.block_on(chat.run(terminal, events, answered, self.to));
+        let result = runtime.block_on(chat.run(&mut terminal, events, answered, self.to));
         let _ = execute!(io::stdout(), DisableBracketedPaste);
-        ratatui::restore();
+        if ratatui::try_restore().is_err() {
+            // The window was closed. Dropping the terminal would complain to it, and panic because that fails, too.
+            std::mem::forget(terminal);
+        }
         runtime.block_on(device.close());
         // The keyboard's thread ends after its current poll.
         Ok(result?)
@@ -86,7 +89,7 @@ struct Chat {
 impl Chat {
     async fn run(
         mut self,
-        mut terminal: DefaultTerminal,
+        terminal: &mut DefaultTerminal,
         mut events: Events,
         mut answered: mpsc::Receiver<Happening>,
         to: Option<Eid>,
@@ -95,7 +98,7 @@ impl Chat {
         let mut keys = keyboard();
         let mut state = self.device.state();
         state.mark_changed();
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut ending = Ending::listen()?;
         let mut pings = interval(CHAT_PING_EVERY);
         let mut ping: Option<JoinHandle<()>> = None;
         if let Some(to) = to {
@@ -133,7 +136,7 @@ impl Chat {
                         ping = Some(self.ping());
                     }
                 }
-                _ = terminate.recv() => break,
+                _ = ending.next() => break,
             }
         }
         Ok(())

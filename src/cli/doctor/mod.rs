@@ -22,7 +22,8 @@ use finding::{Finding, Report};
 #[derive(clap::Args)]
 #[command(
     after_help = "Run it as the user that the server runs as: root may write where that one may not.\nExits 1 if a check \
-                  says FAIL; WARN alone exits 0. Changes nothing, but for a file in the data directory that is gone again."
+                  says FAIL; WARN alone exits 0. Changes nothing, but for files in the data directory and the folder for \
+                  traces, or above them if they are missing, that are gone again."
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -85,6 +85,11 @@ impl OwnPresence {
         self.due != Due::Nothing
     }
 
+    /// Whether something is to be sent, or the server is not known to have what was sent.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.is_due() || self.waits_for.is_some()
+    }
+
     /// The frame that is due. A location that the server would have forgotten is left out.
     pub(super) fn take(&mut self, now: Now) -> Option<Bytes> {
         let due = std::mem::take(&mut self.due);

@@ -47,6 +47,12 @@ pub(crate) trait Link: Send {
     /// Since when nothing has arrived; `None` if the transport itself notices that the server is gone.
     fn quiet(&self) -> Option<Quiet>;
 
+    /// Counts what has been sent on this connection, of whatever kind, if the transport tells.
+    fn sent(&self) -> u64;
+
+    /// Whether the transport has given the connection up because nothing arrived for its idle timeout.
+    fn timed_out(&self) -> bool;
+
     /// Closes at once.
     fn close(&mut self, code: CloseCode, reason: &str);
 

@@ -159,6 +159,14 @@ impl Link for QuicLink {
         None
     }
 
+    fn sent(&self) -> u64 {
+        self.connection.stats().udp_tx.datagrams
+    }
+
+    fn timed_out(&self) -> bool {
+        self.connection.close_reason() == Some(ConnectionError::TimedOut)
+    }
+
     fn close(&mut self, code: CloseCode, reason: &str) {
         self.connection.close(VarInt::from_u32(code.code().unsigned_abs()), reason.as_bytes());
     }

@@ -240,6 +240,14 @@ impl Link for TcpLink {
         Some(Quiet { since: self.heard, held: self.held.is_some() })
     }
 
+    fn sent(&self) -> u64 {
+        0
+    }
+
+    fn timed_out(&self) -> bool {
+        false
+    }
+
     fn close(&mut self, _code: CloseCode, _reason: &str) {
         // TCP has no close code; the socket closes when the link is dropped.
         self.gone = Some(CloseReason::Local);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::upgrade::Upgrade;
-use super::{Dialing, Phase, Task};
+use super::{Dialing, Outlived, Phase, Task};
 use crate::client::core::Passage;
 use crate::client::device::State;
 use crate::client::dial::{Attempt, Carrier, Dialed, Early};
@@ -111,6 +111,10 @@ impl Task {
 
     pub(super) fn link_lost(&mut self, reason: CloseReason) {
         let reason = self.refined(reason);
+        if matches!(&self.phase, Phase::Linked(link) if link.timed_out()) {
+            // This socket itself may be on a dead path.
+            self.endpoint = None;
+        }
         let answered = self.core.has_no_session() || self.core.is_useless();
         if !answered {
             self.judge_quic(&reason);
@@ -125,23 +129,51 @@ impl Task {
 
     /// Learns from the end of a connection whether QUIC works in this network: its handshake alone says little.
     fn judge_quic(&mut self, reason: &CloseReason) {
+        let now = Instant::now();
+        self.grow_old(now);
         let (Phase::Linked(link), Some(network)) = (&self.phase, self.network) else { return };
         if link.transport() != Transport::Quic {
             return;
         }
-        let now = Instant::now();
-        let lived = |until: Instant| self.accepted_at.map(|at| until.saturating_duration_since(at));
-        match (reason, self.silence.in_vain_since(link.arrivals())) {
-            (CloseReason::Network(_), Some(heard)) => match lived(heard) {
-                None => self.dialer.networks().quic_was_silent(network, now),
-                Some(lived) if lived < STABLE_AFTER => self.dialer.networks().quic_was_cut(network, now),
-                Some(_) => self.dialer.networks().quic_worked(network),
-            },
-            // Nobody asked, or the server was heard and has trouble of its own: nothing is known of the network.
-            (CloseReason::Network(_), None) => {}
-            _ if self.accepted_at.is_some() => self.dialer.networks().quic_worked(network),
-            _ => {}
+        let mut networks = self.dialer.networks();
+        if !matches!(reason, CloseReason::Network(_)) {
+            if self.accepted_at.is_some() {
+                networks.quic_worked(network);
+            }
+            return;
         }
+        let arrivals = link.arrivals();
+        // Whoever only listens and owes nothing asks by QUIC's keep-alives alone, and not while its process is frozen.
+        let kept_alive = match self.outlived {
+            Outlived::With { sent, .. } => link.sent() > sent,
+            Outlived::NotYet | Outlived::Asleep => true,
+        };
+        if !(self.silence.was_in_vain(arrivals) || link.timed_out() && self.keeps_alive && kept_alive) {
+            // Nobody asked, or the server was heard and has trouble of its own: nothing is known of the network.
+            return;
+        }
+        match self.outlived {
+            _ if self.accepted_at.is_none() => networks.quic_was_silent(network, now),
+            Outlived::With { arrivals: before, .. } if arrivals > before => networks.quic_worked(network),
+            Outlived::With { .. } | Outlived::NotYet => networks.quic_was_cut(network, now),
+            Outlived::Asleep => {}
+        }
+    }
+
+    /// When the session is old enough to count as one that lasts, if that is still to come.
+    pub(super) fn old_at(&self) -> Option<Instant> {
+        let accepted_at = self.accepted_at.filter(|_| self.outlived == Outlived::NotYet)?;
+        matches!(self.phase, Phase::Linked(_)).then_some(accepted_at + STABLE_AFTER)
+    }
+
+    /// Notes what has arrived when the session is that old.
+    pub(super) fn grow_old(&mut self, now: Instant) {
+        let Phase::Linked(link) = &self.phase else { return };
+        let Some(at) = self.old_at().filter(|at| *at <= now) else { return };
+        self.outlived = match now < at + STABLE_AFTER {
+            true => Outlived::With { arrivals: link.arrivals(), sent: link.sent() },
+            false => Outlived::Asleep,
+        };
     }
 
     /// The error before the close says more than the close itself.

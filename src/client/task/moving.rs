@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
-use super::{Phase, Task, now};
+use super::{Outlived, Phase, Task, now};
 use crate::client::core::Now;
-use crate::client::dial::unspecified;
+use crate::client::dial::{own_address, unspecified};
 use crate::client::error::CloseReason;
 use crate::client::silence::Heard;
 use crate::client::transport::Transport;
@@ -49,13 +49,18 @@ impl Task {
             // The address it was bound to may no longer exist.
             self.bind = None;
         }
-        self.dialer.forget_reached();
+        let reached = self.dialer.forget_reached();
         match &self.phase {
             Phase::Linked(link)
                 if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
             {
                 let (rtt, arrivals) = (link.rtt(), link.arrivals());
                 let local = self.rebind_socket(to)?;
+                // Of another network the connection's first seconds say nothing.
+                let network = reached.and_then(|server| own_address(server, to));
+                if network != self.network {
+                    (self.network, self.outlived) = (network, Outlived::Asleep);
+                }
                 self.core.moved(now);
                 self.silence.moved(now.instant, rtt, arrivals);
                 Ok(local)

@@ -353,8 +353,11 @@ impl Ledger {
             return Ok(());
         }
         let result = self.kv.commit(batch);
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
+        match &result {
+            Err(error) => self.failed = Some(error.clone()),
+            // Now, because the engine's view of before the commit keeps what that view could read.
+            Ok(()) if self.books.reserve.wants_room() => self.kv.make_room(),
+            Ok(()) => {}
         }
         result
     }

@@ -83,10 +83,14 @@ pub(super) fn dashboard() -> Value {
     let refusing = r#"queue!="presence_kept""#;
     let full = ratio(&select("bimip_queue_depth", refusing), &select("bimip_queue_depth_max", refusing));
     let saturation = vec![
-        Panel::lines("How full", "percentunit", "What waits or is under way over its bound; refusals begin at 100 %.")
-            .query(format!("max by (queue) ({full})"), "{{queue}}")
-            .bad(0.8)
-            .runbook("a-bound-is-near"),
+        Panel::lines(
+            "How full",
+            "percentunit",
+            "What waits or is under way over its bound; at 100 % new ones are refused, or wait (reads).",
+        )
+        .query(format!("max by (queue) ({full})"), "{{queue}}")
+        .bad(0.8)
+        .runbook("a-bound-is-near"),
         Panel::lines("How busy", "percentunit", "Share of the time that the server's threads work.")
             .query(busy, "{{instance}}")
             .bad(0.9)
