@@ -44,6 +44,17 @@ impl Device {
     }
 }
 
+/// Datagrams that the namespace's UDP sockets had no room for.
+pub(super) fn refused(namespace: &Namespace) -> Result<u64, Error> {
+    let failed = |error| Error::system("read the sockets' counters", error);
+    let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?.map_err(failed)?;
+    // A line of names, then one of values.
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(str::split_whitespace);
+    let (names, values) = (lines.next().into_iter().flatten(), lines.next().into_iter().flatten());
+    let refused = names.zip(values).find(|(name, _)| *name == "RcvbufErrors");
+    refused.and_then(|(_, count)| count.parse().ok()).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+}
+
 /// Packets that the devices of a namespace dropped, because nobody read them in time or because of an error.
 pub(super) fn dropped(namespace: &Namespace) -> Result<u64, Error> {
     let failed = |error| Error::system("read the devices' counters", error);

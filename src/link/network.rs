@@ -130,13 +130,15 @@ impl Network {
         self.is_real_time
     }
 
-    /// Packets that the kernel dropped at the devices because the link's thread did not read them in time. Anything but
-    /// 0 invalidates a measurement.
+    /// Packets that the kernel dropped at the devices because the link's thread did not read them in time, and datagrams that it
+    /// dropped at UDP sockets because their programs did not, which TCP would have waited with. Anything but 0 invalidates a
+    /// measurement.
     ///
     /// # Errors
     /// [`Error::System`] if the kernel's counters cannot be read.
     pub fn missed(&self) -> Result<u64, Error> {
-        Ok(device::dropped(&self.phone)? + device::dropped(&self.server)?)
+        let missed = [&self.phone, &self.server].map(|side| Ok(device::dropped(side)? + device::refused(side)?));
+        missed.into_iter().sum()
     }
 }
 

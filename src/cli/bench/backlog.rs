@@ -3,20 +3,24 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use hdrhistogram::Histogram;
+use tokio::time::timeout;
 
 use super::bounds;
 use super::connection::{Device, Reader, Target, text};
 use super::process::SubjectFlags;
 use super::report::{histogram, percentiles, record};
 use crate::cli::{Failure, say};
-use crate::wire::{Eid, Payload};
+use crate::wire::proto::ErrorMessage;
+use crate::wire::{Eid, MessageScheme, Payload};
 
 /// Texts that the sender has in flight while the backlog is made.
 const IN_FLIGHT: usize = 256;
 /// How long others are measured alone first.
 const QUIET: Duration = Duration::from_secs(2);
+/// A text that has not arrived by then is lost.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(30);
 
 /// A device returns to a backlog: how fast it gets the messages, and what others notice
 #[derive(clap::Args)]
@@ -97,7 +101,7 @@ async fn send(sender: &mut Device, to: &Eid, count: usize, size: usize) -> anyho
         while let Some(scheme) = answer.take() {
             match scheme.payload {
                 Some(Payload::VersionUpdate(_)) => accepted += 1,
-                Some(Payload::ErrorMessage(error)) => bail!("refused: {} {}", error.code, error.message),
+                Some(Payload::ErrorMessage(error)) => return Err(refused(&error)),
                 _ => {}
             }
             answer = answers.ready()?;
@@ -157,11 +161,20 @@ async fn talk_until(
         n += 1;
         let frame = text(&one.eid, &other.eid, &format!("{run}-{n}"), "one at a time");
         let began = Instant::now();
-        one.chat.as_mut().context("the chat lane")?.0.send(frame).await?;
-        next_message(&mut other.chat.as_mut().context("the chat lane")?.1).await?;
+        let (writer, answers) = one.chat.as_mut().context("the chat lane")?;
+        writer.send(frame).await?;
+        let arriving = next_message(&mut other.chat.as_mut().context("the chat lane")?.1);
+        let arrived = timeout(ARRIVES_WITHIN, async {
+            tokio::select! {
+                biased;
+                arrived = arriving => arrived,
+                refused = refusal(answers) => Err(refused),
+            }
+        });
+        arrived.await.context("a text neither arrived nor was refused")??;
         record(&mut latencies, began.elapsed());
         // Read the answers for accepted messages, so that they do not pile up.
-        while one.chat.as_mut().context("the chat lane")?.1.ready()?.is_some() {}
+        while answers.ready()?.is_some() {}
         std::mem::swap(&mut one, &mut other);
     }
     Ok(((one, other), latencies))
@@ -170,4 +183,20 @@ async fn talk_until(
 async fn next_message(reader: &mut Reader) -> anyhow::Result<()> {
     while !matches!(reader.next().await?.payload, Some(Payload::ChatMessage(_))) {}
     Ok(())
+}
+
+/// Reads a lane until something is refused on it, and says why; or why it cannot be read any more.
+pub(super) async fn refusal(answers: &mut Reader) -> anyhow::Error {
+    loop {
+        match answers.next().await {
+            Ok(MessageScheme { payload: Some(Payload::ErrorMessage(error)), .. }) => return refused(&error),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+/// A measurement of what is refused would be none.
+pub(super) fn refused(error: &ErrorMessage) -> anyhow::Error {
+    anyhow!("refused: {} {}", error.code, error.message)
 }

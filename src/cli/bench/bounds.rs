@@ -1,6 +1,7 @@
-//! Bounds of the measurements' options, for which there is a figure, and memory and time to get it.
+//! Bounds that several measurements have, and those of their options, for which there is a figure, and memory and time to get it.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
 
@@ -12,6 +13,11 @@ const DEVICES_MAX: u64 = 1_000_000;
 const COUNT_MAX: u64 = 10_000_000;
 /// Bytes of a text: more than a server takes, which refuses it.
 const TEXT_BYTES_MAX: u64 = 2 * crate::wire::TEXT_BYTES_MAX as u64;
+
+/// How long receivers wait for second copies, once everything has arrived.
+pub(super) const SECOND_COPIES_WITHIN: Duration = Duration::from_millis(500);
+/// Texts that a sender writes before it reads answers, which have to wait in windows and buffers meanwhile.
+const AT_ONCE_MAX: u64 = 1_024;
 
 /// A number of devices, pairs or sessions.
 pub(super) fn devices() -> impl TypedValueParser<Value = usize> {
@@ -26,6 +32,11 @@ pub(super) fn two_or_more() -> impl TypedValueParser<Value = usize> {
 /// How many there are of something that is measured.
 pub(super) fn count() -> impl TypedValueParser<Value = usize> {
     from(1..=COUNT_MAX)
+}
+
+/// Texts that are written in one go.
+pub(super) fn at_once() -> impl TypedValueParser<Value = usize> {
+    from(1..=AT_ONCE_MAX)
 }
 
 /// How many there are of something that may be left out.

@@ -172,6 +172,7 @@ impl Args {
             let trimmed =
                 store.trim(Retention { older_than_ms: 0, entries_max_per_user }, Now::system().unix_ms).await?;
             *took = began.elapsed();
+            // Of both users; of each only whole rows go.
             ensure!(trimmed.entries >= part, "{} entries were trimmed", trimmed.entries);
         }
         store.close().await;

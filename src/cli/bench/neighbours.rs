@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hdrhistogram::Histogram;
 
-use super::backlog::talk;
+use super::backlog::{refusal, refused, talk};
 use super::bounds;
 use super::connection::{Device, Reader, Target, Writer, media, text};
 use super::process::SubjectFlags;
@@ -48,17 +48,15 @@ impl Args {
         let to = reads.eid.clone();
         let reading = tokio::spawn(read_all(reads));
         let writer = target.device(&format!("writer-{run}"), true).await?;
-        let (written, talked) = tokio::join!(flood(writer, &to, time), talk(pair, time));
-        let (mut writer, pair) = (written?, talked?);
+        let (mut writer, pair) = tokio::try_join!(flood(writer, &to, time), talk(pair, time))?;
         say(&format!("beside a device that reads      {}", percentiles(&pair.1)))?;
         reading.abort();
 
         let stuck = target.device(&format!("stuck-{run}"), true).await?;
         let to = stuck.eid.clone();
         let before = subject.usage();
-        let (written, talked) = tokio::join!(flood(writer, &to, time), talk(pair.0, time));
-        writer = written?;
-        let pair = talked?;
+        let (written, pair) = tokio::try_join!(flood(writer, &to, time), talk(pair.0, time))?;
+        writer = written;
         let after = subject.usage();
         say(&format!("beside one that does not        {}", percentiles(&pair.1)))?;
         if let Some((before, after)) = before.zip(after) {
@@ -72,17 +70,22 @@ impl Args {
         say(&format!("pings alone                     {}", percentiles(&alone)))?;
         // The media messages' VersionUpdates come on this device's chat lane; the server would stop reading if they
         // were not read.
-        let updates = tokio::spawn(read_lane(device.chat.take()));
-        let (mut lane, _answers) = device.open(Lane::Media).await?;
+        let mut updates = tokio::spawn(read_lane(device.chat.take()));
+        let (mut lane, mut answers) = device.open(Lane::Media).await?;
         let to = Eid::parse(&format!("album-{run}@localhost"))?;
         // First albums with pauses, as a phone sends them; then as fast as the server accepts them.
         let (mut device, mut pair) = (device, pair.0);
         for (name, pause) in [("albums", ALBUM_EVERY), ("flat out", Duration::ZERO)] {
             let from = device.eid.clone();
-            let sending = albums(&mut lane, &from, &to, pause, time);
-            let (sent, pinged, talked) = tokio::join!(sending, pings(device), talk(pair, time));
-            let (pinged, talked) = (pinged?, talked?);
-            say(&format!("media, {name}: {:.0} a second", sent? as f64 / self.seconds as f64))?;
+            let sending = async {
+                tokio::select! {
+                    sent = albums(&mut lane, &from, &to, pause, time) => sent,
+                    ended = &mut updates => ended?.map(|()| 0),
+                    refused = refusal(&mut answers) => Err(refused),
+                }
+            };
+            let (sent, pinged, talked) = tokio::try_join!(sending, pings(device), talk(pair, time))?;
+            say(&format!("media, {name}: {:.0} a second", sent as f64 / self.seconds as f64))?;
             say(&format!("  its sender's pings            {}", percentiles(&pinged.1)))?;
             say(&format!("  others' chat                  {}", percentiles(&talked.1)))?;
             (device, pair) = (pinged.0, talked.0);
@@ -119,7 +122,13 @@ async fn flood(mut writer: Device, to: &Eid, time: Duration) -> anyhow::Result<D
     while Instant::now() < until {
         n += 1;
         lane.send(text(&from, to, &format!("{run}-{n}"), &content)).await?;
-        answers.next().await?;
+        loop {
+            match answers.next().await?.payload {
+                Some(Payload::VersionUpdate(_)) => break,
+                Some(Payload::ErrorMessage(error)) => return Err(refused(&error)),
+                _ => {}
+            }
+        }
     }
     Ok(writer)
 }
@@ -130,9 +139,7 @@ async fn read_all(mut device: Device) -> anyhow::Result<()> {
 
 async fn read_lane(lane: Option<(Writer, Reader)>) -> anyhow::Result<()> {
     let (_open, mut frames) = lane.context("the lane")?;
-    loop {
-        frames.next().await?;
-    }
+    Err(refusal(&mut frames).await)
 }
 
 /// Pings ten times a second and records the round trips.

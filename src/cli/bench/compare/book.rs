@@ -23,8 +23,7 @@ pub(super) struct Book {
     /// When each message was due, even if it was sent later.
     said: [Vec<Instant>; 4],
     arrived: [Vec<(usize, Instant)>; 4],
-    /// When each ping was due, and how long its answer took from then; [`super::trial::UNANSWERED`] if the connection ended
-    /// before it.
+    /// When each ping was due, and how long its answer took from then; [`super::trial::UNANSWERED`] until then.
     pub(super) pings: Vec<(Instant, Duration)>,
     pub(super) presence_heard: usize,
     /// Sessions of the phone; `early` counts those that began with 0-RTT.

@@ -43,8 +43,13 @@ impl Spread {
     }
 
     fn json(self) -> Value {
-        json!({ "median": self.median, "low": self.low, "high": self.high })
+        json!({ "median": as_json(self.median), "low": as_json(self.low), "high": as_json(self.high) })
     }
+}
+
+/// JSON has no infinity, and `null` is what was not measured.
+fn as_json(figure: f64) -> Value {
+    if figure == f64::INFINITY { "infinite".into() } else { figure.into() }
 }
 
 fn number(figure: f64) -> String {
@@ -149,8 +154,8 @@ impl Cell {
                 of.insert(format!("{share_name}_ms"), self.spread(samples, share).map_or(Value::Null, Spread::json));
             }
             of.insert("late_percent".to_owned(), self.late(samples).map_or(Value::Null, Spread::json));
-            of.insert("p99.9_ms_of_all".to_owned(), json!(quantile(&pooled, RARE.1)));
-            of.insert("max_ms".to_owned(), json!(pooled.last()));
+            of.insert("p99.9_ms_of_all".to_owned(), json!(quantile(&pooled, RARE.1).map(as_json)));
+            of.insert("max_ms".to_owned(), json!(pooled.last().copied().map(as_json)));
             latencies.insert(name.to_owned(), of.into());
         }
         let spread = |spread: Option<Spread>| spread.map_or(Value::Null, Spread::json);

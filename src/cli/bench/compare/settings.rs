@@ -340,7 +340,10 @@ fn knock(length: Duration, seed: u64) -> anyhow::Result<Found> {
     let (packets, bytes) = counted(&before, &control.counters()?);
     let light = control.black_out(Path::Wifi, false)?;
     stage.server_side.block_on(heard(&mut peer_events, 1))?;
-    let found = Found { after: light.elapsed(), sessions: 0, packets, bytes, quiet: length };
+    let after = light.elapsed();
+    let told = std::iter::from_fn(|| events.try_next());
+    let sessions = told.filter(|event| matches!(event, Event::Connected(_))).count();
+    let found = Found { after, sessions, packets, bytes, quiet: length };
     stage.end(&phone);
     Ok(found)
 }

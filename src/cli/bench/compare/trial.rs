@@ -14,6 +14,7 @@ use super::scenario::{Event as Happening, Scenario};
 use super::traces::Tracing;
 use crate::auth::dev::DevFiles;
 use crate::auth::{Grant, Signer};
+use crate::cli::bench::bounds::SECOND_COPIES_WITHIN;
 use crate::client::{Admission, Builder, Content, Device, Event, Events, Media, Transport, Transports};
 use crate::clock::Now;
 use crate::config::{Config, LimitsConfig, QuicConfig, Rate};
@@ -75,9 +76,6 @@ impl Carrier {
 
 /// The round trip of a ping without an answer: longer than any other.
 pub(super) const UNANSWERED: Duration = Duration::MAX;
-/// How long a trial waits for second copies of messages.
-const SECOND_COPIES_WITHIN: Duration = Duration::from_millis(500);
-
 /// The result of one trial. Its times are seconds since the first event, or since the measurement began.
 #[derive(Debug)]
 pub(super) struct Outcome {
@@ -249,7 +247,7 @@ impl Stage {
         let recoveries = events.iter().map(|(since, works_at)| self.book().recovery(*since, *works_at));
         let recoveries = recoveries.collect::<Option<Vec<_>>>().context("the talk did not come back")?;
         let zero = events.first().map_or(self.began, |(_, works_at)| *works_at);
-        let outcome = self.outcome(recoveries, zero, ended, &wire);
+        let outcome = self.outcome(recoveries, zero, ended, &wire)?;
         if let Some(traces) = &self.traces {
             traces.keep_pings(&self.book().pings)?;
         }
@@ -313,7 +311,7 @@ impl Stage {
         let (ended, counted) = (Instant::now(), self.net.control().counters()?);
         sleep(SECOND_COPIES_WITHIN);
         let wire = counted - before;
-        let outcome = self.outcome(recoveries, self.began, ended, &wire);
+        let outcome = self.outcome(recoveries, self.began, ended, &wire)?;
         for phone in &phones {
             self.phone_side.block_on(phone.close());
         }
@@ -326,7 +324,7 @@ impl Stage {
         zero: Instant,
         ended: Instant,
         wire: &crate::link::Counters,
-    ) -> Outcome {
+    ) -> anyhow::Result<Outcome> {
         let book = self.book();
         let seconds = |at: Instant| {
             if at >= zero { (at - zero).as_secs_f64() } else { -(zero - at).as_secs_f64() }
@@ -335,7 +333,7 @@ impl Stage {
         let total = wire.total();
         let (up, down) = (wire.way(Way::Up), wire.way(Way::Down));
         let messages = book.arrivals(self.began, ended).max(1) as f64;
-        Outcome {
+        Ok(Outcome {
             pings: book.pings.iter().filter(|(due, _)| (self.began..ended).contains(due)).copied().map(timed).collect(),
             deliveries: book.deliveries(self.began, ended).into_iter().map(timed).collect(),
             recoveries,
@@ -346,8 +344,8 @@ impl Stage {
             packets_per_message: (up.offered + down.offered).packets as f64 / messages,
             bytes_per_message: (up.offered + down.offered).bytes as f64 / messages,
             lost_packets: total.lost.packets as f64 / (total.offered.packets.max(1)) as f64,
-            overrun: total.overrun.packets + self.net.missed().unwrap_or(0),
-        }
+            overrun: total.overrun.packets + self.net.missed()?,
+        })
     }
 
     pub(super) fn end(&mut self, phone: &Device) {
@@ -463,13 +461,15 @@ async fn presence(device: Device) {
 async fn pings(device: Device, book: Arc<Mutex<Book>>) {
     at_each(PING_EVERY, |due| {
         let (device, book) = (device.clone(), book.clone());
+        let number = {
+            let mut book = locked(&book);
+            book.pings.push((due, UNANSWERED));
+            book.pings.len() - 1
+        };
         // Pings do not wait for each other.
         tokio::spawn(async move {
-            let answer = device.ping().await;
-            let mut book = locked(&book);
-            match answer {
-                Ok(_) => book.pings.push((due, due.elapsed())),
-                Err(_) => book.pings.push((due, UNANSWERED)),
+            if device.ping().await.is_ok() {
+                locked(&book).pings[number].1 = due.elapsed();
             }
         });
         std::future::ready(())

@@ -67,7 +67,8 @@ pub(super) struct Inbox {
     copies: bool,
     /// Whether messages may be missing in between, because the server refused some.
     gaps: bool,
-    arrived: HashMap<Way, Vec<bool>>,
+    /// The versions with which messages have arrived; 0: not.
+    arrived: HashMap<Way, Vec<i64>>,
     chats: HashMap<usize, Versions>,
 }
 
@@ -108,8 +109,8 @@ impl Inbox {
         let next = arrived.len();
         ensure!(index >= next, "message {index} from {from} to {to} came again or late: {next} was due");
         ensure!(index == next || self.gaps, "message {index} from {from} to {to} came where {next} was due");
-        arrived.resize(index, false);
-        arrived.push(true);
+        arrived.resize(index, 0);
+        arrived.push(version);
         let chat = self.chats.entry(peer).or_default();
         let newest = chat.newest_arrived;
         ensure!(version > newest, "version {version} of the chat of {from} and {to} came after {newest}");
@@ -148,18 +149,34 @@ impl Inbox {
         for (way, fates) in board.fates().iter().filter(|(way, _)| self.is_for_it(**way)) {
             let arrived = self.arrived.get(way).map_or(&[][..], Vec::as_slice);
             let accepted = fates.iter().enumerate().filter(|(_, fate)| matches!(fate, Fate::Accepted(_)));
-            missing += accepted.filter(|(index, _)| arrived.get(*index) != Some(&true)).count();
+            missing += accepted.filter(|(index, _)| arrived.get(*index).is_none_or(|version| *version == 0)).count();
         }
         missing
     }
 
-    /// After the last message: checks that all accepted messages and all versions of each chat have arrived.
+    /// After the last message: checks that all accepted messages and all versions of each chat have arrived, with the versions that
+    /// their senders were told, and nothing that was refused.
     ///
     /// # Errors
-    /// If something is missing.
+    /// If something is missing, or is another than it should be.
     pub(super) fn close(&self, board: &Board) -> anyhow::Result<()> {
         let missing = self.missing(board);
         ensure!(missing == 0, "{missing} accepted messages never came to {}", self.user);
+        for ((from, to), fates) in board.fates().iter().filter(|(way, _)| self.is_for_it(**way)) {
+            let arrived = self.arrived.get(&(*from, *to)).map_or(&[][..], Vec::as_slice);
+            for (index, (fate, version)) in
+                fates.iter().zip(arrived).enumerate().filter(|(_, (_, version))| **version != 0)
+            {
+                match fate {
+                    Fate::Accepted(told) => ensure!(
+                        told == version,
+                        "message {index} from {from} to {to} was accepted as version {told} and came as {version}"
+                    ),
+                    Fate::Refused => bail!("message {index} from {from} to {to} was refused and came"),
+                    Fate::Waiting | Fate::Uncertain => {}
+                }
+            }
+        }
         // Where answers were lost, it is not known whether a refused message took a version.
         for (peer, chat) in self.chats.iter().filter(|_| !self.gaps) {
             if let Some(place) = chat.seen.iter().position(|seen| !seen) {
@@ -227,6 +244,16 @@ mod tests {
         inbox.accepted(0, 2).unwrap();
         inbox.close(&board).unwrap();
         assert!(inbox.accepted(0, 3).unwrap_err().to_string().contains("came twice"));
+    }
+
+    #[test]
+    fn a_version_that_is_another_for_its_sender_and_a_refused_message_that_comes_are_seen() {
+        let other = inbox(&[(0, 1), (1, 2)]).unwrap();
+        let told = other.close(&board(&[Fate::Accepted(2), Fate::Accepted(1)])).unwrap_err().to_string();
+        assert!(told.contains("was accepted as version 2 and came as 1"), "{told}");
+        let told = other.close(&board(&[Fate::Accepted(1), Fate::Refused])).unwrap_err().to_string();
+        assert!(told.contains("message 1 from 0 to 1 was refused and came"), "{told}");
+        other.close(&board(&[Fate::Accepted(1), Fate::Uncertain])).unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::fleet::{Course, device_name};
 use super::outbox::{Outbox, Stamp};
 use super::presence;
 use crate::cli::bench::alarm::Alarm;
+use crate::cli::bench::bounds::SECOND_COPIES_WITHIN;
 use crate::cli::bench::connection::{Device, Reader, SignIn, Writer, answer, answer_pings, receipt};
 use crate::cli::bench::report::record;
 use crate::random::Random;
@@ -52,6 +53,8 @@ struct Phone {
     inbox: Inbox,
     /// The last messages to arrive, once all senders are done.
     last_due: Option<Vec<(Way, Index)>>,
+    /// When to leave, once everything is done.
+    done_at: Option<Instant>,
     /// Receipts without an answer, by request id.
     receipts: BTreeMap<i64, Bytes>,
     receipts_sent: i64,
@@ -79,6 +82,7 @@ impl Phone {
             number,
             published: false,
             last_due: None,
+            done_at: None,
             receipts: BTreeMap::new(),
             receipts_sent: 0,
             handled: 0,
@@ -169,10 +173,11 @@ impl Phone {
                 self.last_due = Some(self.inbox.last_due(&course.board));
             }
             if self.last_due.as_ref().is_some_and(|last_due| self.inbox.has(last_due)) && self.receipts.is_empty() {
-                self.inbox.close(&course.board)?;
-                return Ok(Left::Done);
-            }
-            if now > self.give_up() {
+                if now >= *self.done_at.get_or_insert(now + SECOND_COPIES_WITHIN) {
+                    self.inbox.close(&course.board)?;
+                    return Ok(Left::Done);
+                }
+            } else if now > self.give_up() {
                 let missing = self.inbox.missing(&course.board);
                 bail!("{missing} messages and {} answers to receipts are missing", self.receipts.len());
             }
@@ -217,7 +222,10 @@ impl Phone {
         // A text that is overdue already waits for room in the queue.
         let due = due.filter(|due| *due > now);
         let end = if now < until { until } else { self.give_up() };
-        [due, self.next_cut, self.settled_by().filter(|at| *at > now)].into_iter().flatten().fold(end, Instant::min)
+        [due, self.next_cut, self.done_at, self.settled_by().filter(|at| *at > now)]
+            .into_iter()
+            .flatten()
+            .fold(end, Instant::min)
     }
 
     /// When a sender stops waiting for answers.

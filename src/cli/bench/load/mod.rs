@@ -57,7 +57,7 @@ pub(super) struct Args {
     /// Messages of a sender in flight, if there is no rate
     #[arg(long, default_value_t = 16, value_parser = bounds::count())]
     in_flight: usize,
-    /// Bytes of text
+    /// Bytes of text; a few more if its number does not fit
     #[arg(long, default_value_t = 150, value_parser = bounds::text_bytes())]
     size: usize,
     /// Recipients acknowledge each message, and it counts once its sender has the receipt

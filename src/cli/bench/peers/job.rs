@@ -164,8 +164,9 @@ async fn send(mut end: End, plan: Plan, pair: Arc<Pair>) -> anyhow::Result<End> 
         let now = Instant::now();
         let over = now >= until;
         let next = |index: usize, receipts: usize| match pair.due(index as u64) {
-            _ if over => None,
-            Some(at) => (at <= now).then_some(at),
+            // What was due is sent, however late.
+            Some(at) => (at <= now && at < until).then_some(at),
+            None if over => None,
             None => (index - receipts < plan.in_flight).then_some(now),
         };
         while let Some(at) = next(due.len(), receipts) {

@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 100, value_parser = bounds::devices())]
     pairs: usize,
     /// Texts of a pair in flight, if there is no rate
-    #[arg(long, default_value_t = 16, value_parser = bounds::count())]
+    #[arg(long, default_value_t = 16, value_parser = bounds::at_once())]
     in_flight: usize,
     /// Texts a second over all pairs; 0 for as fast as possible
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1000, 5000], value_parser = bounds::rate())]
