@@ -42,7 +42,8 @@ pub const SESSION_CALLS_RESERVED: usize = 16;
 /// Sends of one session without a VersionUpdate yet; at the bound chat and media are not read further. Also its messages that
 /// wait for the answer to their VersionUpdate; at the bound the oldest is released.
 pub const SESSION_UNRELEASED_MAX: usize = 256;
-/// Bytes queued on one lane at which its tail or presence pauses and its requests are not read. One frame may exceed it.
+/// Bytes queued on one lane at which its tail or presence pauses and its requests are not read. One frame may exceed it, and
+/// the pages of history that were asked for before.
 pub const LANE_QUEUE_BYTES: usize = 64 * 1024;
 /// Characters of a refused request's `message_id_local` that its error echoes: as many as a valid one may have.
 pub const LOCAL_ID_ECHO_MAX: usize = 64;
@@ -169,6 +170,8 @@ pub const FAN_OUT_CHUNK: usize = 256;
 
 /// Operations that wait for the store's writer. If the queue is full, a caller waits for a place, and then gets 503.
 pub const STORE_QUEUE_MAX: usize = 8 * 1024;
+/// Places of these for users of whom fewer than [`STORE_TURN_MAX`] operations wait, when all others are taken.
+pub const STORE_QUEUE_KEPT: usize = STORE_QUEUE_MAX / 8;
 /// Operations of one user that the writer takes before it is the next user's turn. A sender's operations under way mostly go
 /// into one commit then, which saves wake-ups: each commit with one of them wakes its session.
 pub const STORE_TURN_MAX: usize = 16;
@@ -258,7 +261,7 @@ pub const STORE_WORKERS: usize = 1;
 /// deletes what its merges have replaced. Each is a file of some kilobytes.
 pub const MEMTABLE_CLOSED_EARLY_EVERY: Duration = Duration::from_secs(30);
 
-/// Free bytes of the store's disk below which it takes no new messages. What goes on meanwhile (receipts, releases, revocations,
+/// Free bytes of the store's disk below which it takes no new messages or subscribers. What goes on meanwhile (receipts, releases, revocations,
 /// the retention) writes little; most of this is for the engine: a merge of full memtables with the tables below them writes some
 /// 320 MiB before it frees them, and the journal takes up to twice [`STORE_JOURNAL_BYTES_MAX`].
 pub const STORE_DISK_RESERVE_BYTES: u64 = 512 * 1024 * 1024;
@@ -275,6 +278,9 @@ pub const ARCHIVE_MEMORY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 pub const ARCHIVE_COMMIT_BYTES: u64 = 1024 * 1024;
 
 // --- Transport ------------------------------------------------------------------------------------------------------
+
+/// Empty frames of open lanes on a connection over TCP, which say nothing and so count for no rate. Nobody needs one.
+pub const TCP_EMPTY_FRAMES_MAX: u32 = 10_000;
 
 /// Bidirectional streams a client may have open: four lanes, and one more so that a lane opened twice is seen and
 /// answered instead of stalling. quinn allocates stream state up to this limit at once (quinn issue 2600).

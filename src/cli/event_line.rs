@@ -41,12 +41,7 @@ impl Line<'_> {
             object.append(fields);
         }
         // JSON itself escapes only the older control characters, and a terminal obeys the others, too.
-        let newer = |c: char| c.is_control() && !c.is_ascii_control() || c == '\u{7f}';
-        let text = Value::Object(object).to_string();
-        if !text.contains(newer) {
-            return text;
-        }
-        text.chars().map(|c| if newer(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect()
+        escaped(&Value::Object(object).to_string())
     }
 
     /// The event in words.
@@ -83,7 +78,7 @@ impl Line<'_> {
         let other = if message.author == Author::Receiver { format!("from {from}") } else { format!("to {to}") };
         let says = match &message.content {
             Content::Text(text) => format!("{text:?}"),
-            Content::Media(media) => media_words(media).escape_debug().to_string(),
+            Content::Media(media) => escaped(&media_words(media)),
         };
         let took = self.at.saturating_sub(message.server_received_at);
         let took = match self.is_live(message) {
@@ -130,6 +125,14 @@ impl Line<'_> {
     fn is_live(&self, message: &Message) -> bool {
         message.sequence > self.head
     }
+}
+
+/// The text with its control characters as JSON escapes them.
+fn escaped(text: &str) -> String {
+    if !text.contains(char::is_control) {
+        return text.to_owned();
+    }
+    text.chars().map(|c| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect()
 }
 
 /// For example `[image] caption address`.

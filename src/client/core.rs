@@ -349,7 +349,7 @@ impl Core {
             return;
         }
         if !self.events.is_empty() {
-            self.ahead += frame.len();
+            self.ahead += frame.len() + size_of::<Outgoing>();
         }
         let MessageScheme { payload, sequence, request_id, .. } = match open_envelope(frame) {
             Ok(scheme) => scheme,

@@ -20,7 +20,7 @@ use super::error::CloseReason;
 use super::limits::{
     ADDRESSES_MAX, ATTEMPTS_WITH_ALL_TICKETS, HANDSHAKE_MAX, HANDSHAKE_MIN, LOOKUP_WITHIN, RACE_DELAY,
 };
-use super::link::{TcpStream, close_reason};
+use super::link::{TcpStream, close_reason, unproved};
 use super::networks::Networks;
 use super::tickets::Tickets;
 use super::token::TokenSource;
@@ -249,9 +249,9 @@ impl Dialer {
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) == Some(address)
     }
 
-    /// The network has changed: what could be reached may be out of reach. Returns the address that answered last.
-    pub(crate) fn forget_reached(&self) -> Option<SocketAddr> {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// The network has changed: what could be reached may be out of reach.
+    pub(crate) fn forget_reached(&self) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn note_reached(&self, address: SocketAddr) {
@@ -301,7 +301,7 @@ impl Dialer {
         let (connection, accepted) = match connecting.into_0rtt() {
             Ok(early) => early,
             Err(connecting) => {
-                let connection = timeout(within, connecting).await.map_err(|_| silent())?.map_err(close_reason)?;
+                let connection = timeout(within, connecting).await.map_err(|_| silent())?.map_err(unproved)?;
                 return Ok(Carrier::Quic { endpoint, connection, early: false });
             }
         };
@@ -315,7 +315,8 @@ impl Dialer {
             Some(ConnectionError::LocallyClosed) => {
                 Err(CloseReason::Network("closed before the handshake was over".into()))
             }
-            Some(error) => Err(close_reason(error)),
+            Some(error) if early => Err(close_reason(error)),
+            Some(error) => Err(unproved(error)),
             None => Ok(Carrier::Quic { endpoint, connection, early }),
         }
     }

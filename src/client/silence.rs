@@ -94,11 +94,12 @@ impl Silence {
             return Heard::Life;
         }
         if now >= watch.since + watch.bound {
-            if watch.knocks > 0 || watch.moved {
+            let asleep = now >= watch.since + watch.bound + watch.bound / 2;
+            if !asleep && (watch.knocks > 0 || watch.moved) {
                 return Heard::Dead;
             }
             // The process did not run meanwhile. What has arrived may not have been read yet, so it asks first.
-            watch.since = now;
+            (watch.since, watch.knocks) = (now, 0);
         }
         watch.knocks += 1;
         if watch.knocks == KNOCKS_BEFORE_MOVING && !watch.moved { Heard::Move } else { Heard::Knock }
@@ -239,7 +240,13 @@ mod tests {
         let awake = start + 10 * BOUND;
         assert_eq!(silence.look(true, awake, || 7), Heard::Knock);
         assert_eq!(silence.next_look(), Some(awake + 2 * BOUND / KNOCKS_MAX));
-        assert_eq!(silence.look(true, awake + BOUND, || 7), Heard::Dead);
+        // Also in the midst of it, and after a move.
+        let again = awake + 10 * BOUND;
+        assert_eq!(silence.look(true, again, || 7), Heard::Knock);
+        assert_eq!(silence.look(true, again + BOUND, || 7), Heard::Dead);
+        silence.moved(again, None, 7);
+        assert_eq!(silence.look(false, again + BOUND, || 7), Heard::Knock);
+        assert_eq!(silence.look(false, again + BOUND + MOVED_SILENCE_MIN, || 7), Heard::Dead);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl From<&StoreError> for Fault {
             StoreError::ListFull => Fault::new(ErrorCode::Forbidden, "the list is full"),
             StoreError::ChatFull => Fault::new(ErrorCode::TooFast, "an earlier message has to come first"),
             StoreError::Overloaded => Fault::new(ErrorCode::Unavailable, "overloaded, try again"),
-            StoreError::DiskFull => Fault::new(ErrorCode::Unavailable, "no room for new messages, try again later"),
+            StoreError::DiskFull => Fault::new(ErrorCode::Unavailable, "no room on disk, try again later"),
             StoreError::Closed => Fault::new(ErrorCode::Unavailable, "the server is shutting down"),
             StoreError::Engine(_) => Fault::new(ErrorCode::Unavailable, "storage is unavailable"),
         }

@@ -161,7 +161,7 @@ impl Embedded {
             _ => {}
         }
         let place = loop {
-            match self.jobs.place(self.queue_wait).await {
+            match self.jobs.place(&None, self.queue_wait).await {
                 Err(StoreError::Overloaded) => tokio::time::sleep(limits::TRIM_PAUSE).await,
                 place => break place?,
             }
@@ -264,11 +264,12 @@ impl Store for Embedded {
     }
 
     fn submit(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
-        self.put(self.jobs.try_place(), write, promise)
+        self.put(self.jobs.try_place(&write.turn()), write, promise)
     }
 
     async fn submit_later(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
-        self.put(self.jobs.place(self.queue_wait).await, write, promise)
+        let place = self.jobs.place(&write.turn(), self.queue_wait).await;
+        self.put(place, write, promise)
     }
 
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {

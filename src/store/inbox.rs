@@ -28,15 +28,24 @@ pub enum Write {
 }
 
 impl Write {
+    /// The user in whose turn the write is applied.
+    pub(crate) fn turn(&self) -> Turn {
+        Some(match self {
+            Write::Accept(message, _) => message.sender.clone(),
+            Write::Release(sender, _) => sender.clone(),
+            Write::Acknowledge(acknowledgment) => acknowledgment.reader.clone(),
+        })
+    }
+
     /// The user in whose turn the write is applied, and the operation.
     pub(crate) fn into_op(self) -> (Turn, Op) {
-        match self {
-            Write::Accept(message, release) => (Some(message.sender.clone()), Op::Accept { message, release }),
-            Write::Release(sender, message) => (Some(sender), Op::Release(message)),
-            Write::Acknowledge(acknowledgment) => {
-                (Some(acknowledgment.reader.clone()), Op::Acknowledge(*acknowledgment))
-            }
-        }
+        let turn = self.turn();
+        let op = match self {
+            Write::Accept(message, release) => Op::Accept { message, release },
+            Write::Release(_, message) => Op::Release(message),
+            Write::Acknowledge(acknowledgment) => Op::Acknowledge(*acknowledgment),
+        };
+        (turn, op)
     }
 }
 

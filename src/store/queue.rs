@@ -38,6 +38,9 @@ struct Shared {
     state: Mutex<State>,
     /// Free places; closed with the queue.
     places: Semaphore,
+    /// Free places for users with few operations, while there are no others: some users with all their devices and sessions can take
+    /// all of those.
+    kept: Semaphore,
     filled: Condvar,
 }
 
@@ -46,6 +49,8 @@ struct State {
     closed: bool,
     /// The writer waits for a job, and nobody has woken it yet.
     asleep: bool,
+    /// The last place that became free was one of those that are kept.
+    to_kept: bool,
 }
 
 /// The result of waiting for a job.
@@ -59,8 +64,9 @@ pub(crate) enum Next {
 
 pub(crate) fn queue() -> (Queue, Waiting) {
     let shared = Arc::new(Shared {
-        state: Mutex::new(State { turns: Turns::new(), closed: false, asleep: false }),
-        places: Semaphore::new(limits::STORE_QUEUE_MAX),
+        state: Mutex::new(State { turns: Turns::new(), closed: false, asleep: false, to_kept: false }),
+        places: Semaphore::new(limits::STORE_QUEUE_MAX - limits::STORE_QUEUE_KEPT),
+        kept: Semaphore::new(limits::STORE_QUEUE_KEPT),
         filled: Condvar::new(),
     });
     (Queue { shared: shared.clone() }, Waiting { shared })
@@ -73,14 +79,14 @@ impl Queue {
     ///
     /// [`StoreError::Overloaded`] if no place became free within `wait`; [`StoreError::Closed`] if the queue is closed.
     pub(crate) async fn push(&self, turn: Turn, job: Job, wait: Duration) -> Result<(), StoreError> {
-        let place = self.place(wait).await?;
+        let place = self.place(&turn, wait).await?;
         self.put(place, turn, job)
     }
 
     /// Queues a job that may be lost. It is dropped if no place is free at once, or if [`limits::STORE_OFFERED_MAX`]
     /// operations of the user are queued: no caller waits for such a job, so nothing else bounds their number.
     pub(crate) fn offer(&self, turn: Turn, job: Job) {
-        let Ok(place) = self.try_place() else { return };
+        let Ok(place) = self.try_place(&turn) else { return };
         if self.shared.state().turns.waiting_for(&turn) < limits::STORE_OFFERED_MAX {
             // If the queue was closed meanwhile, the job is lost as well.
             let _ = self.put(place, turn, job);
@@ -92,9 +98,19 @@ impl Queue {
     /// # Errors
     ///
     /// [`StoreError::Overloaded`] if no place became free within `wait`; [`StoreError::Closed`] if the queue is closed.
-    pub(crate) async fn place(&self, wait: Duration) -> Result<SemaphorePermit<'_>, StoreError> {
-        match self.try_place() {
-            Err(StoreError::Overloaded) => match timeout(wait, self.shared.places.acquire()).await {
+    pub(crate) async fn place(&self, turn: &Turn, wait: Duration) -> Result<SemaphorePermit<'_>, StoreError> {
+        let Shared { places, kept, .. } = &*self.shared;
+        let free = async {
+            match self.has_few(turn) {
+                true => tokio::select! {
+                    place = kept.acquire() => place,
+                    place = places.acquire() => place,
+                },
+                false => places.acquire().await,
+            }
+        };
+        match self.try_place(turn) {
+            Err(StoreError::Overloaded) => match timeout(wait, free).await {
                 Ok(place) => place.map_err(|_| StoreError::Closed),
                 Err(_) => Err(StoreError::Overloaded),
             },
@@ -106,13 +122,22 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Overloaded`] if no place is free or other callers wait for one; [`StoreError::Closed`] if the
-    /// queue is closed.
-    pub(crate) fn try_place(&self) -> Result<SemaphorePermit<'_>, StoreError> {
-        self.shared.places.try_acquire().map_err(|error| match error {
+    /// [`StoreError::Overloaded`] if no place is free or other callers wait for one, and none is kept for this user;
+    /// [`StoreError::Closed`] if the queue is closed.
+    pub(crate) fn try_place(&self, turn: &Turn) -> Result<SemaphorePermit<'_>, StoreError> {
+        let place = match self.shared.places.try_acquire() {
+            Err(TryAcquireError::NoPermits) if self.has_few(turn) => self.shared.kept.try_acquire(),
+            place => place,
+        };
+        place.map_err(|error| match error {
             TryAcquireError::NoPermits => StoreError::Overloaded,
             TryAcquireError::Closed => StoreError::Closed,
         })
+    }
+
+    /// Whether places are kept for this user.
+    fn has_few(&self, turn: &Turn) -> bool {
+        self.shared.state().turns.waiting_for(turn) < limits::STORE_TURN_MAX
     }
 
     /// Queues a job in a reserved place.
@@ -174,7 +199,13 @@ impl Waiting {
 
     fn take(&self, state: &mut State) -> Option<Job> {
         let job = state.turns.pop()?;
-        self.shared.places.add_permits(1);
+        // By turns, so that neither who waits for one of all places nor who has few operations waits for ever.
+        state.to_kept = !state.to_kept && self.shared.kept.available_permits() < limits::STORE_QUEUE_KEPT;
+        if state.to_kept {
+            self.shared.kept.add_permits(1)
+        } else {
+            self.shared.places.add_permits(1)
+        }
         Some(job)
     }
 }
@@ -208,6 +239,7 @@ impl Shared {
 
     fn close(&self) {
         self.places.close();
+        self.kept.close();
         self.state().closed = true;
         self.filled.notify_one();
     }
@@ -298,7 +330,43 @@ mod tests {
     }
 
     fn put(queue: &Queue, turn: Turn, job: Job) -> Result<(), StoreError> {
-        queue.put(queue.try_place()?, turn, job)
+        queue.put(queue.try_place(&turn)?, turn, job)
+    }
+
+    /// Takes so many places, those that are kept last.
+    fn fill(queue: &Queue, places: usize) {
+        for place in 0..places {
+            put(queue, user(&format!("user-{}", place / limits::STORE_TURN_MAX)), check()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_few_operations_finds_a_place_when_busy_users_have_taken_all_that_they_get() {
+        let (queue, waiting) = queue();
+        for _ in 0..limits::STORE_QUEUE_MAX - limits::STORE_QUEUE_KEPT {
+            put(&queue, user("much"), check()).unwrap();
+        }
+        assert_eq!(put(&queue, user("much"), check()), Err(StoreError::Overloaded));
+        for _ in 0..limits::STORE_TURN_MAX {
+            put(&queue, user("little"), check()).unwrap();
+        }
+        assert_eq!(put(&queue, user("little"), check()), Err(StoreError::Overloaded), "now it has many, too");
+        queue.offer(user("other"), check());
+        assert_eq!(queue.len(), limits::STORE_QUEUE_MAX - limits::STORE_QUEUE_KEPT + limits::STORE_TURN_MAX + 1);
+        // Of two places that become free, one is for all.
+        waiting.shared.state().turns.begin();
+        for _ in 0..2 {
+            assert!(waiting.try_next().is_some());
+        }
+        put(&queue, user("much"), check()).unwrap();
+        assert_eq!(put(&queue, user("much"), check()), Err(StoreError::Overloaded));
+        // All of them are there again in the end.
+        while queue.len() > 0 {
+            waiting.shared.state().turns.begin();
+            while waiting.try_next().is_some() {}
+        }
+        fill(&queue, limits::STORE_QUEUE_MAX);
+        assert_eq!(put(&queue, user("other"), check()), Err(StoreError::Overloaded));
     }
 
     #[test]
@@ -355,9 +423,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_and_a_place_that_is_free_again_is_given() {
         let (queue, waiting) = queue();
-        for _ in 0..limits::STORE_QUEUE_MAX {
-            put(&queue, None, check()).unwrap();
-        }
+        fill(&queue, limits::STORE_QUEUE_MAX);
         assert_eq!(put(&queue, None, check()), Err(StoreError::Overloaded));
         assert_eq!(queue.push(None, check(), Duration::ZERO).await, Err(StoreError::Overloaded));
         let (pushed, ()) = tokio::join!(queue.push(None, check(), Duration::from_secs(60)), async {
@@ -382,9 +448,7 @@ mod tests {
         while waiting.try_next().is_some() {}
         queue.offer(user("much"), check());
         assert_eq!(queue.len(), 1);
-        for _ in 1..limits::STORE_QUEUE_MAX {
-            put(&queue, None, check()).unwrap();
-        }
+        fill(&queue, limits::STORE_QUEUE_MAX - 1);
         queue.offer(user("little"), check());
         assert_eq!(queue.len(), limits::STORE_QUEUE_MAX);
     }

@@ -78,11 +78,11 @@ impl LogObserver for Gate {
     }
 }
 
-/// Fills `places` places in the queue of a store whose writer is blocked, with cursor moves: for each user as many as
-/// the queue accepts.
+/// Fills `places` places in the queue of a store whose writer is blocked, with cursor moves: so few of each user that it gets
+/// those that are kept for such users, too.
 pub(crate) fn take_places(store: &Embedded, places: usize) {
     for place in 0..places {
-        let user = eid(&format!("user-{}", place / limits::STORE_OFFERED_MAX));
+        let user = eid(&format!("user-{}", place / limits::STORE_TURN_MAX));
         store.advance_cursor(&user, &device("phone"), Sequence::from(1));
     }
 }

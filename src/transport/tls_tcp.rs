@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::QuicConfig;
-use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, READ_CHUNK_BYTES, TCP_WRITE_BYTES};
+use crate::limits::{ACCEPT_RETRY, CLOSE_LINGER, READ_CHUNK_BYTES, TCP_EMPTY_FRAMES_MAX, TCP_WRITE_BYTES};
 use crate::observe::{CloseReason, TransportKind};
 use crate::session::{LaneSet, Link, LinkEvent, PathStats, Services, drive};
 use crate::store::Store;
@@ -150,6 +150,8 @@ pub struct TcpLink {
     /// The next frame, while its lane is not wanted; everything behind it waits too.
     held: Option<(Lane, Bytes)>,
     lanes: LaneSet,
+    /// Empty frames of lanes that were open.
+    empty: u32,
     queues: [VecDeque<Bytes>; 4],
     queued: [usize; 4],
     /// The frame with the close code. It is sent after everything else, even if control was not opened.
@@ -191,6 +193,7 @@ impl TcpLink {
             decoder: LaneFrameDecoder::new(frame_bytes_max),
             held: None,
             lanes: LaneSet::NONE,
+            empty: 0,
             queues: Default::default(),
             queued: [0; 4],
             last: None,
@@ -229,6 +232,11 @@ impl TcpLink {
             // An empty frame only opens a lane.
             if !frame.is_empty() {
                 self.held = Some((lane, frame));
+            } else if !opened {
+                self.empty += 1;
+                if self.empty > TCP_EMPTY_FRAMES_MAX {
+                    return Some(LinkEvent::Violation("too many empty frames"));
+                }
             }
             if opened {
                 return Some(LinkEvent::Opened(lane));

@@ -174,6 +174,8 @@ async fn who_listens_ends_when_told_to_though_events_come_without_a_pause() {
         let mut listen = place.start(arguments);
         let mut lines = BufReader::new(listen.stdout.take().unwrap()).lines();
         assert!(soon(lines.next_line()).await.unwrap().unwrap().contains("\"connected\""));
+        // What waits never runs out: for each line that is read there is one more.
+        (0..500).for_each(|_| place.peer.push("once"));
         let ends = async {
             let mut told = arguments.len() > 2;
             loop {

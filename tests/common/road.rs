@@ -38,7 +38,12 @@ struct Inner {
     /// For each device, the socket whose address the server sees.
     exits: HashMap<SocketAddr, Arc<UdpSocket>>,
     recorded: Vec<(SocketAddr, Vec<u8>)>,
+    answer: Option<Answer>,
+    answered: usize,
 }
+
+/// What somebody on the way says to a datagram, if anything.
+type Answer = Arc<dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync>;
 
 /// Which of the devices' datagrams go astray (see [`Road::lead_astray`]).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,6 +74,8 @@ impl Road {
             strays: Strays::Nothing,
             exits: HashMap::new(),
             recorded: Vec::new(),
+            answer: None,
+            answered: 0,
         };
         let state = Arc::new(State { entrance, inner: Mutex::new(inner) });
         let mut traffic = JoinSet::new();
@@ -110,6 +117,16 @@ impl Road {
         self.state.inner.lock().unwrap().strays = if astray { Strays::Next } else { Strays::Nothing };
     }
 
+    /// From now on nothing that devices send over UDP arrives, and somebody on the way answers it.
+    pub fn answer(&self, answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) {
+        self.state.inner.lock().unwrap().answer = Some(Arc::new(answer));
+    }
+
+    /// How often that was done.
+    pub fn answered(&self) -> usize {
+        self.state.inner.lock().unwrap().answered
+    }
+
     /// The datagrams that devices have sent so far, dropped ones included, each with the device's address.
     pub fn recorded(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         self.state.inner.lock().unwrap().recorded.clone()
@@ -128,6 +145,14 @@ impl State {
         let mut datagram = vec![0; DATAGRAM_MAX];
         loop {
             let Ok((length, device)) = self.entrance.recv_from(&mut datagram).await else { continue };
+            let answer = self.inner.lock().unwrap().answer.clone();
+            if let Some(answer) = answer {
+                if let Some(answer) = answer(&datagram[..length]) {
+                    let _ = self.entrance.send_to(&answer, device).await;
+                    self.inner.lock().unwrap().answered += 1;
+                }
+                continue;
+            }
             let (known, server, strays) = {
                 let mut inner = self.inner.lock().unwrap();
                 inner.recorded.push((device, datagram[..length].to_vec()));

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod forged;
 mod late;
 
 use std::collections::BTreeSet;
@@ -336,9 +337,9 @@ async fn a_phone_that_speaks_late_where_quic_is_cut_comes_over_tcp() {
     let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
     let (alice, mut alices, first) = connect(phone).await;
     assert_eq!(first.transport, Transport::Tcp);
-    road.cut_behind_handshake(10);
     road.drop_udp(false);
     session(&alice, "QUIC", |session| session.transport == Transport::Quic).await;
+    road.cut_behind_handshake(0);
     // QUIC was silent here before, so that one session that is cut is enough, if nothing was heard of it after its first
     // seconds, whenever it was asked.
     tokio::time::sleep(STABLE_AFTER + Duration::from_secs(1)).await;

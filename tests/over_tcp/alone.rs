@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bimip::limits::TCP_EMPTY_FRAMES_MAX;
 use bimip::wire::proto::{ErrorMessage, MediaPayloadRequest, PingPong, VersionUpdate};
 use bimip::wire::{ALPN, CloseCode, Lane, Payload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -101,6 +102,17 @@ async fn an_empty_frame_on_an_open_lane_says_nothing() {
     }
     alice.expect_nothing_more(Lane::Chat).await;
     alice.ping().await;
+}
+
+#[tokio::test]
+async fn so_many_empty_frames_are_one_too_many() {
+    let server = TestServer::start().await;
+    let mut alice = server.sign_in(ALICE, "phone").await;
+    let empty = |count: usize| [Lane::Control.byte(), 0].repeat(count);
+    tcp(&mut alice).write_bytes(&empty(TCP_EMPTY_FRAMES_MAX as usize)).await.unwrap();
+    alice.ping().await;
+    tcp(&mut alice).write_bytes(&empty(1)).await.unwrap();
+    alice.expect_close(CloseCode::ProtocolViolation).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 mod quic;
 mod tcp;
 
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::silence::Quiet;
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
-pub(crate) use quic::{QuicLink, close_reason};
+pub(crate) use quic::{QuicLink, close_reason, unproved};
 pub(crate) use tcp::{TcpLink, TcpStream};
 
 /// A connection whose lanes are opened when needed.
@@ -49,6 +50,9 @@ pub(crate) trait Link: Send {
 
     /// Counts what has been sent on this connection, of whatever kind, if the transport tells.
     fn sent(&self) -> u64;
+
+    /// The server's address, where the connection can move without it.
+    fn remote(&self) -> Option<SocketAddr>;
 
     /// Whether the transport has given the connection up because nothing arrived for its idle timeout.
     fn timed_out(&self) -> bool;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -163,6 +164,10 @@ impl Link for QuicLink {
         self.connection.stats().udp_tx.datagrams
     }
 
+    fn remote(&self) -> Option<SocketAddr> {
+        Some(self.connection.remote_address())
+    }
+
     fn timed_out(&self) -> bool {
         self.connection.close_reason() == Some(ConnectionError::TimedOut)
     }
@@ -296,10 +301,19 @@ pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
     }
 }
 
+/// Why a handshake failed. Until it is complete, everybody on the way can write a close in the server's name, and quinn also takes one
+/// with an application's code, which a server never sends then (RFC 9000, 10.2.3). Such a code says nothing.
+pub(crate) fn unproved(error: ConnectionError) -> CloseReason {
+    match error {
+        ConnectionError::ApplicationClosed(_) => CloseReason::Network("closed before the handshake was over".into()),
+        error => close_reason(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::net::Ipv4Addr;
     use std::sync::Arc;
 
     use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};

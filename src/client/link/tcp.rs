@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -242,6 +243,10 @@ impl Link for TcpLink {
 
     fn sent(&self) -> u64 {
         0
+    }
+
+    fn remote(&self) -> Option<SocketAddr> {
+        None
     }
 
     fn timed_out(&self) -> bool {

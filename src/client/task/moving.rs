@@ -1,7 +1,7 @@
 //! Moves a connection to another path, when the network has changed or the path in use is silent.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use super::{Outlived, Phase, Task, now};
 use crate::client::core::Now;
@@ -49,18 +49,14 @@ impl Task {
             // The address it was bound to may no longer exist.
             self.bind = None;
         }
-        let reached = self.dialer.forget_reached();
+        self.dialer.forget_reached();
         match &self.phase {
             Phase::Linked(link)
                 if link.transport() == Transport::Quic && !self.silence.is_in_doubt(link.arrivals()) =>
             {
-                let (rtt, arrivals) = (link.rtt(), link.arrivals());
+                let (rtt, arrivals, remote) = (link.rtt(), link.arrivals(), link.remote());
                 let local = self.rebind_socket(to)?;
-                // Of another network the connection's first seconds say nothing.
-                let network = reached.and_then(|server| own_address(server, to));
-                if network != self.network {
-                    (self.network, self.outlived) = (network, Outlived::Asleep);
-                }
+                self.enter(remote.and_then(|server| own_address(server, to)), arrivals);
                 self.core.moved(now);
                 self.silence.moved(now.instant, rtt, arrivals);
                 Ok(local)
@@ -80,6 +76,20 @@ impl Task {
                 Ok(None)
             }
         }
+    }
+
+    /// The connection is in this network from now on. Of the one before, it is known whether it lasted there; of the new one its
+    /// first seconds say nothing. `arrivals` is the count before the move.
+    fn enter(&mut self, network: Option<IpAddr>, arrivals: u64) {
+        if network == self.network {
+            return;
+        }
+        if let (Outlived::With { arrivals: before, .. }, Some(left)) = (self.outlived, self.network)
+            && arrivals > before
+        {
+            self.dialer.networks().quic_worked(left);
+        }
+        (self.network, self.outlived) = (network.or(self.network), Outlived::Asleep);
     }
 
     /// Moves the UDP socket, and with it the connection.

@@ -96,7 +96,7 @@ pub fn check(profile: &Profile, seed: u64, probes: usize) -> Result<Report, Erro
         line(&mut Rows { way: Some(way), rows: &mut rows }, conditions, train, &stream);
     }
     let missed = net.missed()? as f64;
-    Rows { way: None, rows: &mut rows }.exact("missed at the devices", "packets", 0.0, missed);
+    Rows { way: None, rows: &mut rows }.exact("missed at devices and sockets", "packets", 0.0, missed);
     rows.sort_by_key(|row| row.way.map_or(2, |way| u8::from(way == Way::Down)));
     Ok(Report { rows, probes, real_time: net.is_real_time() })
 }

@@ -4,7 +4,7 @@ use super::books::Books;
 use super::txn::Txn;
 use crate::limits;
 use crate::store::kv::{Key, Order, Space, View};
-use crate::store::record::{self, RevocationRecord, corrupt};
+use crate::store::record::{self, RevocationRecord};
 use crate::store::types::{Bearer, Change, Revocation, RevocationTarget};
 use crate::store::{StoreError, key};
 use crate::wire::{DeviceId, Eid};
@@ -35,7 +35,7 @@ impl Books {
                 for (name, value) in devices {
                     let old = record::decode::<RevocationRecord>(&name, &value)?;
                     if old.issued_until <= all.issued_until && old.expires_at <= all.expires_at {
-                        lapse(txn, &name, old)?;
+                        lapse(txn, &name, old);
                         left -= 1;
                     }
                 }
@@ -71,16 +71,16 @@ pub(super) fn refuse(txn: &Txn, user: &Eid, device: &DeviceId, bearer: Bearer) -
 pub(super) fn drop_expired(txn: &mut Txn, rows: &[Key], now_ms: i64) -> Result<(), StoreError> {
     for row in rows {
         if let Some(record) = record::read::<RevocationRecord>(txn, row)?.filter(|record| record.expires_at <= now_ms) {
-            lapse(txn, row, record)?;
+            lapse(txn, row, record);
         }
     }
     Ok(())
 }
 
-/// Deletes a revocation, and tells those who remember it.
-fn lapse(txn: &mut Txn, row: &[u8], record: RevocationRecord) -> Result<(), StoreError> {
+/// Deletes a revocation, and tells those who remember it. Nobody remembers one that names nothing.
+fn lapse(txn: &mut Txn, row: &[u8], record: RevocationRecord) {
     txn.delete(Space::Revocations, row);
-    let revocation = Revocation::try_from(record).map_err(|why| corrupt(Space::Revocations, row, why))?;
-    txn.changed(Change::Lapsed(revocation.target));
-    Ok(())
+    if let Ok(revocation) = Revocation::try_from(record) {
+        txn.changed(Change::Lapsed(revocation.target));
+    }
 }

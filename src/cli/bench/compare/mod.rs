@@ -118,7 +118,7 @@ impl Args {
             let outcome = trial::run(&job.scenario, job.carrier, job.seed, steady, traces.as_deref())
                 .with_context(|| name.clone())?;
             if outcome.overrun > 0 {
-                eprintln!("SPOILED: the link was too slow for {} packets in {name}", outcome.overrun);
+                eprintln!("SPOILED: the link or a socket was too slow for {} packets in {name}", outcome.overrun);
             }
             eprintln!("{}/{total}: {name}", done.fetch_add(1, Ordering::Relaxed) + 1);
             Ok(outcome)
@@ -130,7 +130,7 @@ impl Args {
         let conditions = format!(
             "{} seeds, {} s of talk where nothing happens, {} trials at once on {} cores; bimip {}{}; Linux {}. QUIC's congestion \
              control is quinn's CUBIC with a window of four packets at least. Median (lowest–highest) of the seeds. A ping \
-             without an answer took for ever. {spoiled} trials were spoiled, because the link was too slow for their packets. \
+             without an answer took for ever. {spoiled} trials were spoiled, because the link or a socket was too slow for their packets. \
              {checked}",
             self.seeds,
             self.seconds,
@@ -158,7 +158,7 @@ impl Args {
             return Err(Failure::new(reason, "report.json has the figures; that is a bug of ours"));
         }
         if spoiled > 0 {
-            let reason = anyhow!("{spoiled} trials were spoiled: the link was too slow for their packets");
+            let reason = anyhow!("{spoiled} trials were spoiled: the link or a socket was too slow for their packets");
             return Err(Failure::new(reason, "run fewer --at-once, and nothing else beside it"));
         }
         Ok(())

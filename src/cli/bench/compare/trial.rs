@@ -93,7 +93,7 @@ pub(super) struct Outcome {
     pub(super) bytes_per_message: f64,
     /// Share of the offered packets that the link lost.
     pub(super) lost_packets: f64,
-    /// Packets that the link itself was too slow for; anything but 0 invalidates the trial.
+    /// Packets that the link itself or a socket was too slow for; anything but 0 invalidates the trial.
     pub(super) overrun: u64,
 }
 

@@ -45,3 +45,16 @@ fn a_gap_in_the_log_is_the_last_thing_of_which_an_application_that_does_not_read
     }
     assert_eq!(bench.events().len(), EVENTS_HELD_MAX);
 }
+
+#[test]
+fn the_smallest_frames_take_no_more_memory_than_others_before_the_device_stops_reading_ahead() {
+    let mut bench = Bench::new().open(0);
+    bench.ask(ping_request(), false);
+    bench.out(CONTROL);
+    let mut frames = 0;
+    while bench.core.reading(Lane::Presence) {
+        bench.receive(Lane::Presence, Payload::AwarenessNotification(AwarenessNotification::default()), 0, 0);
+        frames += 1;
+        assert!(frames * size_of::<Event>() <= 2 * AHEAD_BYTES_MAX, "{frames} events");
+    }
+}

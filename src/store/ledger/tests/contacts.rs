@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::limits::{OWNERS_READ_MAX, STORE_PAGE_ROWS};
-use crate::store::record::OwnerRecord;
+use crate::store::record::{OwnerRecord, RevocationRecord};
 
 fn owners(house: &House, of: &str) -> Vec<String> {
     let owners = read::owners(&*house.memory.view(), &eid(of)).unwrap();
@@ -140,7 +140,18 @@ fn a_revocation_never_gets_weaker_and_goes_when_it_has_expired() {
         Revocation { target: user.clone(), issued_until: 10, expires_at: 100 },
     ];
     assert_eq!(read::revocations(&*house.memory.view()).unwrap(), expected);
-    let rows = [&token, &user].map(key::revocation).to_vec();
+    // A damaged one that names no user goes, too.
+    let broken = RevocationTarget::User(eid("broken"));
+    let record = RevocationRecord { expires_at: 1, ..RevocationRecord::default() };
+    house
+        .memory
+        .commit(vec![(
+            Space::Revocations,
+            Slice::new(&key::revocation(&broken)),
+            Some(prost::Message::encode_to_vec(&record).into()),
+        )])
+        .unwrap();
+    let rows = [&broken, &token, &user].map(key::revocation).to_vec();
     let dropped = house.run(vec![Op::DropRevocations { rows, expired_at: 50 }]);
     assert_eq!(dropped.changes, [Change::Lapsed(token)], "who remembers it is told");
     assert_eq!(read::revocations(&*house.memory.view()).unwrap(), expected[1..]);

@@ -187,6 +187,7 @@ fn a_disk_at_its_reserve_takes_no_new_message_and_everything_else() {
     house.one(Op::Release(kept.id)).unwrap();
     house.open("bob", "phone").unwrap();
     assert!(house.ack(ack("bob", up_to(1), AckStatus::Read, 1)).unwrap().changed);
+    assert_eq!(house.one(Op::PutContact(eid("bob"), Box::new(contact("carol")))).unwrap_err(), StoreError::DiskFull);
     let revocation = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 };
     house.one(Op::Revoke(revocation, Some(device("phone")))).unwrap();
     assert!(house.flag(block("bob", "alice", true)).unwrap());
