@@ -8,6 +8,7 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use bimip::client::limits::AHEAD_BYTES_MAX;
 use bimip::client::{
     Admission, CloseReason, Content, Device, Event, Events, FileOutbox, Media, Outbox, RequestError, Revoke, SendError,
     State, Transport, Transports,
@@ -93,7 +94,7 @@ fn admission(nickname: &str) -> Admission {
 }
 
 /// Texts of 16 KiB, the longest allowed: together more than a device reads ahead of its application.
-const UNREAD_TEXTS: usize = 2_000;
+const UNREAD_TEXTS: usize = AHEAD_BYTES_MAX / 16_384 + 200;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_that_reads_nothing_is_told_that_its_answer_lies_behind_and_gets_everything_once_it_reads() {

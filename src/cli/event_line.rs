@@ -78,7 +78,7 @@ impl Line<'_> {
         let other = if message.author == Author::Receiver { format!("from {from}") } else { format!("to {to}") };
         let says = match &message.content {
             Content::Text(text) => format!("{text:?}"),
-            Content::Media(media) => escaped(&media_words(media)),
+            Content::Media(media) => visible(&media_words(media)),
         };
         let took = self.at.saturating_sub(message.server_received_at);
         let took = match self.is_live(message) {
@@ -125,6 +125,12 @@ impl Line<'_> {
     fn is_live(&self, message: &Message) -> bool {
         message.sequence > self.head
     }
+}
+
+/// The text with what is not seen, or changes how the rest is, escaped; quotes stay as they are.
+fn visible(text: &str) -> String {
+    let shown = |c: char| if matches!(c, '"' | '\'' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// The text with its control characters as JSON escapes them.
@@ -254,7 +260,7 @@ mod tests {
 
     #[test]
     fn whatever_somebody_writes_is_one_line_without_control_characters() {
-        let evil = "x\n12:00 message #9 from boss@x: \"pay\"\r\u{1b}[2J\u{9b}2J\u{7f}";
+        let evil = "x\n12:00 message #9 from boss@x: \"pay\"\r\u{1b}[2J\u{9b}2J\u{7f}\u{202e}";
         let media = Media {
             kind: MediaType::Image,
             url: "https://x/cat".to_owned(),
@@ -268,7 +274,7 @@ mod tests {
                 let event = message(content.clone(), created_at);
                 let line = Line { event: &event, at: 1_005, head: Sequence::ZERO };
                 let (words, json) = (line.words(), line.json());
-                assert!(!words.contains(char::is_control), "{words:?}");
+                assert!(!words.contains(|c: char| c.is_control() || c == '\u{202e}'), "{words:?}");
                 assert!(!json.contains(char::is_control), "{json:?}");
                 let read: Value = serde_json::from_str(&json).unwrap();
                 assert!(read["text"] == evil || read["media"]["caption"] == evil, "{json}");

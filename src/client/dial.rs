@@ -20,7 +20,7 @@ use super::error::CloseReason;
 use super::limits::{
     ADDRESSES_MAX, ATTEMPTS_WITH_ALL_TICKETS, HANDSHAKE_MAX, HANDSHAKE_MIN, LOOKUP_WITHIN, RACE_DELAY,
 };
-use super::link::{TcpStream, close_reason, unproved};
+use super::link::{TcpStream, proved, unproved};
 use super::networks::Networks;
 use super::tickets::Tickets;
 use super::token::TokenSource;
@@ -315,8 +315,7 @@ impl Dialer {
             Some(ConnectionError::LocallyClosed) => {
                 Err(CloseReason::Network("closed before the handshake was over".into()))
             }
-            Some(error) if early => Err(close_reason(error)),
-            Some(error) => Err(unproved(error)),
+            Some(error) => Err(proved(&connection, error)),
             None => Ok(Carrier::Quic { endpoint, connection, early }),
         }
     }

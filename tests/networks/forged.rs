@@ -65,6 +65,8 @@ async fn nor_a_phone_that_comes_back_with_a_ticket() {
         let road = Road::to(server.quic_address()).await;
         let (alice, _alices) = options(&server, ALICE, road.address).connect().unwrap();
         session(&alice, "QUIC", |session| session.transport == Transport::Quic).await;
+        // Its answer comes behind the ticket.
+        within_bound("a pong", alice.ping()).await.unwrap();
         road.answer(move |datagram| close(code, datagram));
         let sending = tokio::spawn({
             let alice = alice.clone();

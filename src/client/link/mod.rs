@@ -16,7 +16,7 @@ use super::silence::Quiet;
 use super::transport::Transport;
 use crate::wire::{CloseCode, Lane};
 
-pub(crate) use quic::{QuicLink, close_reason, unproved};
+pub(crate) use quic::{QuicLink, proved, unproved};
 pub(crate) use tcp::{TcpLink, TcpStream};
 
 /// A connection whose lanes are opened when needed.

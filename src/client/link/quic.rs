@@ -75,7 +75,7 @@ impl QuicLink {
         if self.gone.is_none()
             && let Poll::Ready(error) = self.closed.as_mut().poll(cx)
         {
-            self.gone = Some(close_reason(error));
+            self.gone = Some(proved(&self.connection, error));
         }
         if self.gone.is_some() {
             return self.gone.clone();
@@ -137,6 +137,9 @@ impl Link for QuicLink {
         }
         if end.is_none() {
             end = self.poll_end(cx);
+        } else if let Some(error) = self.connection.close_reason() {
+            // A lane tells it first, and without knowing how far the handshake is.
+            end = Some(proved(&self.connection, error));
         }
         match end {
             // Frames that arrived before the end are handled first, as they may say why. The next call finds the end
@@ -283,7 +286,7 @@ fn read_error(error: ReadError) -> CloseReason {
 }
 
 /// Why a connection ended or was not made.
-pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
+fn close_reason(error: ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(close) => {
             let reason = String::from_utf8_lossy(&close.reason).into_owned();
@@ -301,8 +304,16 @@ pub(crate) fn close_reason(error: ConnectionError) -> CloseReason {
     }
 }
 
-/// Why a handshake failed. Until it is complete, everybody on the way can write a close in the server's name, and quinn also takes one
-/// with an application's code, which a server never sends then (RFC 9000, 10.2.3). Such a code says nothing.
+/// Why a connection ended, as far as it is proved. Until the server has confirmed the handshake, everybody on the way can write a
+/// close in its name, and quinn also takes one with an application's code there, which a server never sends (RFC 9000, 10.2.3).
+pub(crate) fn proved(connection: &Connection, error: ConnectionError) -> CloseReason {
+    match error {
+        ConnectionError::ApplicationClosed(_) if connection.stats().frame_rx.handshake_done == 0 => unproved(error),
+        error => close_reason(error),
+    }
+}
+
+/// Why a handshake failed: see [`proved`].
 pub(crate) fn unproved(error: ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(_) => CloseReason::Network("closed before the handshake was over".into()),

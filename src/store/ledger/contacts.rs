@@ -13,11 +13,11 @@ impl Books {
     /// Adds or changes a subscriber. A block stays as it is, and so does the time at which the user was first added.
     pub(super) fn put_contact(&mut self, txn: &mut Txn, owner: &Eid, contact: Contact) -> Result<bool, StoreError> {
         let old = self.contact(txn, owner, &contact.subscriber)?;
+        let there = old.as_ref().filter(|old| old.subscribed);
         // Thousands of a user's are as large as many messages.
-        if old.is_none() && self.reserve.is_touched() {
+        if there.is_none() && self.reserve.is_touched() {
             return Err(StoreError::DiskFull);
         }
-        let there = old.as_ref().filter(|old| old.subscribed);
         let new = ContactRecord {
             subscribed: true,
             nickname: contact.nickname,

@@ -191,6 +191,7 @@ fn a_disk_at_its_reserve_takes_no_new_message_and_everything_else() {
     let revocation = Revocation { target: RevocationTarget::User(eid("bob")), issued_until: 1, expires_at: 1 };
     house.one(Op::Revoke(revocation, Some(device("phone")))).unwrap();
     assert!(house.flag(block("bob", "alice", true)).unwrap());
+    assert_eq!(house.one(Op::PutContact(eid("bob"), Box::new(contact("alice")))).unwrap_err(), StoreError::DiskFull);
     assert!(house.flag(block("bob", "alice", false)).unwrap());
     house.one(Op::TrimLog { user: eid("bob"), from: Sequence::from(1), rows: vec![Sequence::from(1)] }).unwrap();
     disk(2 * limits::STORE_DISK_RESERVE_BYTES);
