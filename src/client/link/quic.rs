@@ -215,7 +215,10 @@ impl LaneIo {
 
     fn poll_write(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), CloseReason>> {
         if let Stream::Opening(opening) = &mut self.stream {
-            let (send, recv) = ready!(opening.as_mut().poll(cx)).map_err(close_reason)?;
+            let opened = ready!(opening.as_mut().poll(cx));
+            // Whatever it is, it must not be polled again.
+            self.stream = Stream::Closed;
+            let (send, recv) = opened.map_err(close_reason)?;
             // Fails only for a finished stream.
             let _ = send.set_priority(lane.priority());
             self.stream = Stream::Open { send, recv, ended: false };
@@ -360,6 +363,32 @@ mod tests {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.enable_early_data = true;
         quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_is_opened_when_all_is_over_does_not_keep_what_came_before_from_being_read() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let serving = quinn::Endpoint::server(server(&made), any).unwrap();
+        let mut dialing = quinn::Endpoint::client(any).unwrap();
+        dialing.set_default_client_config(client(&made));
+        let dialed = async { dialing.connect(serving.local_addr().unwrap(), "localhost").unwrap().await.unwrap() };
+        let accepted = async { serving.accept().await.unwrap().await.unwrap() };
+        let (connection, accepted) = tokio::join!(dialed, accepted);
+        let mut link = QuicLink::new(connection.clone(), &[Lane::Control]);
+        let mut frames = Vec::new();
+        assert!(poll_fn(|cx| Poll::Ready(link.poll(cx, &|_| true, &mut frames))).await.is_pending());
+        let (mut lane, _) = accepted.accept_bi().await.unwrap();
+        lane.write_all(&[1, 0]).await.unwrap();
+        lane.finish().unwrap();
+        lane.stopped().await.unwrap();
+        accepted.close(VarInt::from_u32(CloseCode::Draining.code().unsigned_abs()), b"");
+        connection.closed().await;
+        link.queue(Lane::Media, Bytes::from_static(&[1, 0]));
+        poll_fn(|cx| link.poll(cx, &|_| true, &mut frames)).await.unwrap();
+        assert_eq!(frames.drain(..).map(|(lane, _)| lane).collect::<Vec<_>>(), [Lane::Control]);
+        let end = poll_fn(|cx| link.poll(cx, &|_| true, &mut frames)).await;
+        assert!(matches!(end, Err(CloseReason::Server { code: CloseCode::Draining, .. })), "{end:?}");
     }
 
     #[tokio::test]
