@@ -233,7 +233,8 @@ impl Builder {
     }
 
     /// Time without any packet from the server after which the connection is given up. Over QUIC, the shorter of this
-    /// and the server's own timeout applies, counted from the first packet that had no answer, such as a keep-alive. Over TCP, the device sends a ping after two thirds of it. Default: 60 s.
+    /// and the server's own timeout applies, counted from the first packet that had no answer, such as a keep-alive. Over
+    /// TCP, the device sends a ping after two thirds of it. Default: 60 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
         self.idle_timeout = timeout;
         self

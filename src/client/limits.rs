@@ -72,10 +72,10 @@ pub const TCP_CHUNK_BYTES: usize = 16 * 1024;
 /// Events that wait for the application, plus events that it took but whose acknowledgments the device has not handled
 /// yet. At the bound the device reads only the control lane, and the rest stays at the server.
 pub const EVENTS_MAX: usize = 256;
-/// Bytes of memory for what is read beyond [`EVENTS_MAX`], counted as the bytes of each frame and of an event, while the server owes an answer, because the answer may lie behind
-/// messages that the application has not taken. Without this the device would wait for an answer that it does not
-/// read. The count is reset only when the application has taken every event, so the bound has to hold a whole backlog: some
-/// 100,000 short texts.
+/// Bytes that are read beyond [`EVENTS_MAX`] while the server owes an answer, because the answer may lie behind messages
+/// that the application has not taken. Without this the device would wait for an answer that it does not read. Each
+/// frame counts as its bytes and an event's, so this is about what it takes of memory. The count is reset only when the
+/// application has taken every event, so the bound has to hold a whole backlog: some 100,000 short texts.
 pub const AHEAD_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// If [`AHEAD_BYTES_MAX`] is reached and the application takes no event for this long, pending calls fail with an
 /// `Unread` error, and so do new ones until the application has taken all events. Calls that are answered on the

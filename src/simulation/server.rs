@@ -198,7 +198,7 @@ impl Server {
         let Some(call) = conn.unsubmitted.pop_front() else { return };
         conn.under_way += 1;
         let (op, tag) = match call {
-            Output::Write(asked, write) => (write.into_op().1, Tag::Write(asked)),
+            Output::Write(asked, write) => (write.into_op(), Tag::Write(asked)),
             Output::Call(Call::OpenDevice(user, device, bearer)) => {
                 (Op::OpenDevice(user, device, bearer), Tag::OpenDevice)
             }

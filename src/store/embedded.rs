@@ -175,6 +175,7 @@ impl Embedded {
     fn put(
         &self,
         place: Result<SemaphorePermit<'_>, StoreError>,
+        turn: Turn,
         write: Write,
         promise: Promise,
     ) -> Result<(), Unplaced> {
@@ -183,8 +184,7 @@ impl Embedded {
             // If the store is closed, or closes meanwhile, dropping the promise answers it.
             Err(_) => {}
             Ok(place) => {
-                let (turn, op) = write.into_op();
-                let _ = self.jobs.put(place, turn, Job { op, reply: ReplyTo::Inbox(promise) });
+                let _ = self.jobs.put(place, turn, Job { op: write.into_op(), reply: ReplyTo::Inbox(promise) });
             }
         }
         Ok(())
@@ -249,27 +249,28 @@ impl Embedded {
 #[async_trait::async_trait]
 impl Store for Embedded {
     async fn accept(&self, message: NewMessage, release: bool) -> Result<Accepted, StoreError> {
-        let (turn, op) = Write::Accept(Box::new(message), release).into_op();
-        self.write(turn, op).await?.accepted()
+        let write = Write::Accept(Box::new(message), release);
+        self.write(write.turn(), write.into_op()).await?.accepted()
     }
 
     async fn release(&self, sender: &Eid, message: MessageId) -> Result<(), StoreError> {
-        let (turn, op) = Write::Release(sender.clone(), message).into_op();
-        self.write(turn, op).await.map(drop)
+        let write = Write::Release(sender.clone(), message);
+        self.write(write.turn(), write.into_op()).await.map(drop)
     }
 
     async fn acknowledge(&self, acknowledgment: Acknowledgment) -> Result<Acknowledged, StoreError> {
-        let (turn, op) = Write::Acknowledge(Box::new(acknowledgment)).into_op();
-        self.write(turn, op).await?.acknowledged()
+        let write = Write::Acknowledge(Box::new(acknowledgment));
+        self.write(write.turn(), write.into_op()).await?.acknowledged()
     }
 
     fn submit(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
-        self.put(self.jobs.try_place(&write.turn()), write, promise)
+        let turn = write.turn();
+        self.put(self.jobs.try_place(&turn), turn, write, promise)
     }
 
     async fn submit_later(&self, write: Write, promise: Promise) -> Result<(), Unplaced> {
-        let place = self.jobs.place(&write.turn(), self.queue_wait).await;
-        self.put(place, write, promise)
+        let turn = write.turn();
+        self.put(self.jobs.place(&turn, self.queue_wait).await, turn, write, promise)
     }
 
     async fn history(&self, query: HistoryQuery) -> Result<Vec<HistoryMessage>, StoreError> {

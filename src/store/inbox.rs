@@ -37,15 +37,12 @@ impl Write {
         })
     }
 
-    /// The user in whose turn the write is applied, and the operation.
-    pub(crate) fn into_op(self) -> (Turn, Op) {
-        let turn = self.turn();
-        let op = match self {
+    pub(crate) fn into_op(self) -> Op {
+        match self {
             Write::Accept(message, release) => Op::Accept { message, release },
             Write::Release(_, message) => Op::Release(message),
             Write::Acknowledge(acknowledgment) => Op::Acknowledge(*acknowledgment),
-        };
-        (turn, op)
+        }
     }
 }
 

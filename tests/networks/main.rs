@@ -49,6 +49,15 @@ async fn connect(builder: Builder) -> (Device, Events, Session) {
     (device, events, session)
 }
 
+/// A road that drops UDP, and Alice's phone over TCP on it, which tries QUIC again each second at first.
+async fn where_udp_is_dropped(server: &TestServer) -> (Road, (Device, Events, Session)) {
+    let road = Road::to(server.quic_address()).await;
+    road.drop_udp(true);
+    let phone = connect(options(server, ALICE, road.address).retry_quic_after(Duration::from_secs(1))).await;
+    assert_eq!(phone.2.transport, Transport::Tcp);
+    (road, phone)
+}
+
 async fn state(device: &Device, what: &str, fits: impl Fn(&State) -> bool) -> State {
     let mut state = device.state();
     within_bound(what, state.wait_for(|state| fits(state))).await.unwrap().clone()
@@ -273,11 +282,7 @@ async fn a_move_to_where_nothing_comes_back_from_has_failed_and_costs_neither_se
 #[tokio::test]
 async fn where_udp_is_dropped_a_phone_comes_over_tcp_and_goes_back_to_quic() {
     let server = TestServer::start().await;
-    let road = Road::to(server.quic_address()).await;
-    road.drop_udp(true);
-    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
-    let (alice, mut alices, first) = connect(phone).await;
-    assert_eq!(first.transport, Transport::Tcp);
+    let (road, (alice, mut alices, first)) = where_udp_is_dropped(&server).await;
     let (bob, mut bobs, _) = connect(options(&server, BOB, server.quic_address())).await;
     within_bound("the answer", alice.send_text(&eid(BOB), "over TCP")).await.unwrap();
     assert_eq!(text(&mut bobs).await, "over TCP");
@@ -332,11 +337,7 @@ async fn a_phone_that_only_listens_where_quic_is_cut_comes_over_tcp() {
 #[tokio::test]
 async fn a_phone_that_speaks_late_where_quic_is_cut_comes_over_tcp() {
     let server = TestServer::start().await;
-    let road = Road::to(server.quic_address()).await;
-    road.drop_udp(true);
-    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
-    let (alice, mut alices, first) = connect(phone).await;
-    assert_eq!(first.transport, Transport::Tcp);
+    let (road, (alice, mut alices, _)) = where_udp_is_dropped(&server).await;
     road.drop_udp(false);
     session(&alice, "QUIC", |session| session.transport == Transport::Quic).await;
     road.cut_behind_handshake(0);
@@ -361,11 +362,7 @@ async fn a_phone_that_speaks_late_where_quic_is_cut_comes_over_tcp() {
 #[tokio::test]
 async fn a_return_to_quic_that_is_cut_is_told_and_ends_on_tcp() {
     let server = TestServer::start().await;
-    let road = Road::to(server.quic_address()).await;
-    road.drop_udp(true);
-    let phone = options(&server, ALICE, road.address).retry_quic_after(Duration::from_secs(1));
-    let (alice, mut alices, first) = connect(phone).await;
-    assert_eq!(first.transport, Transport::Tcp);
+    let (road, (alice, mut alices, _)) = where_udp_is_dropped(&server).await;
     road.lose_sign_ins(true);
     road.drop_udp(false);
     let told = async {
